@@ -1,0 +1,1 @@
+"""One file, one command: read artefacts, call the core, write one artefact."""

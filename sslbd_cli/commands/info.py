@@ -1,0 +1,66 @@
+"""Say what an artefact is and how it was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sslbd_cli.ui import options
+from sslbd_cli.ui.run import Run
+
+
+@options.command(
+    "info",
+    examples=(
+        "sslbd data shapes --count 500 | sslbd info",
+        "sslbd info --recipe backdoored.safetensors > rebuild.sh",
+    ),
+)
+@options.input_argument("ARTEFACT")
+@click.option("--recipe", is_flag=True, help="Print a shell script that rebuilds the file.")
+@click.option("--digest", is_flag=True, help="Print the content digest alone.")
+@click.option("--verify", is_flag=True, help="Hash content and truth again and say whether they are as written.")
+@options.json_lines
+def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json_lines: bool) -> None:
+    """Say what an artefact holds, how it was made, and whether it is whole.
+
+    Every command checks the content digest of what it reads; --verify does so on its own.
+    """
+    from sslbd_cli.core import artefact
+    from sslbd_cli.core.errors import InputError
+    from sslbd_cli.ui import recipe as recipes
+    from sslbd_cli.ui.report import print_results
+
+    if recipe + digest + verify > 1:
+        raise InputError("give one of --recipe, --digest and --verify")
+    found = artefact.read_any(input)
+    if recipe:
+        click.echo(recipes.script(found.history), nl=False)
+    elif digest:
+        click.echo(found.sha256)
+    elif verify:
+        print_results({"kind": found.kind, "sha256": found.sha256, "verified": True}, json_lines=json_lines)
+    else:
+        print_results(describe(found), json_lines=json_lines)
+
+
+def describe(found: Any) -> dict[str, Any]:
+    """Describe an artefact: kind, digest, what it holds, and its history in a line per command."""
+    from sslbd_cli.ui.recipe import command_line
+
+    rows: dict[str, Any] = {"kind": found.kind, "sha256": found.sha256}
+    if found.kind == "dataset":
+        rows |= {"images": len(found.images), "size": "x".join(map(str, found.images.shape[2:])), "classes": len(found.classes)}
+        rows["labels"] = found.labels is not None
+        if found.truth is not None:
+            rows["poisoned"] = int(found.truth.poisoned.sum())
+    elif found.kind == "encoder":
+        rows |= {"arch": found.arch, "size": found.size, "dim": found.dim, "mean": list(found.mean), "std": list(found.std)}
+        rows["parameters"] = int(sum(t.size for t in found.tensors.values()))
+    elif found.kind == "features":
+        rows |= {"rows": len(found.feats), "dim": found.feats.shape[1], "labels": found.labels is not None}
+    else:
+        rows |= {"command": found.command, "results": found.results}
+    rows["history"] = [command_line(entry) for entry in found.history]
+    return rows

@@ -1,0 +1,318 @@
+"""The four artefacts (dataset, encoder, features, report): what they hold, how they are checked, read and written.
+
+Encoders are safetensors, everything else is HDF5; both carry one canonical JSON header `sslbd` with format, kind, what
+the kind needs, the content digest and the history. man/sslbd-artefact.5 is the reference.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from sslbd_cli.core import storage
+from sslbd_cli.core.errors import InputError
+
+FORMAT = 1
+History = tuple[dict[str, Any], ...]
+A = TypeVar("A", bound="Artefact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """Base of the four kinds. `meta` and `arrays` are what is stored; `check` says what they must satisfy."""
+
+    kind: ClassVar[str]
+    history: History = ()
+
+    def meta(self) -> dict[str, Any]:
+        raise TypeError("an artefact is one of the four kinds")
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        raise TypeError("an artefact is one of the four kinds")
+
+    @classmethod
+    def build(cls: type[A], meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> A:
+        raise TypeError("an artefact is one of the four kinds")
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content: everything a command may act on. History and truth are not part of it."""
+        return storage.digest({"kind": self.kind, **self.meta()}, _without_truth(self.arrays()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What the poisoner did, kept apart for evaluation only.
+
+    poisoned: bool N. box: int32 N,4 as x, y, width, height in pixels (zeros where clean). source: int64 N, the row of
+    the input dataset that each image came from.
+    """
+
+    poisoned: np.ndarray
+    box: np.ndarray
+    source: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Artefact):
+    """Images with optional labels. images: uint8 N,3,H,W; labels: int64 N in [0, len(classes)); ids: int64 N."""
+
+    kind: ClassVar[str] = "dataset"
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    truth: Truth | None = None
+
+    def meta(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = {"images": self.images}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        if self.ids is not None:
+            arrays["ids"] = self.ids
+        if self.truth is not None:
+            arrays |= {f"truth/{name}": getattr(self.truth, name) for name in ("poisoned", "box", "source")}
+        return arrays
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Dataset:
+        _only_keys(meta, {"classes"})
+        _only_keys(arrays, {"images", "labels", "ids", "truth/poisoned", "truth/box", "truth/source"})
+        images = _array(arrays, "images", np.uint8, (None, 3, None, None))
+        count, height, width = len(images), images.shape[2], images.shape[3]
+        _need(count > 0, "holds no image")
+        _need(height >= 4 and width >= 4, "its images are smaller than 4 pixels")
+        classes = meta.get("classes", [])
+        _need(isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes are not a list of names")
+        labels = _array(arrays, "labels", np.int64, (count,)) if "labels" in arrays else None
+        if labels is not None:
+            _need(0 <= int(labels.min()) and int(labels.max()) < len(classes), "a label lies outside its classes")
+        ids = _array(arrays, "ids", np.int64, (count,)) if "ids" in arrays else None
+        truth = None
+        if "truth/poisoned" in arrays:
+            truth = Truth(
+                poisoned=_array(arrays, "truth/poisoned", np.bool_, (count,)),
+                box=_array(arrays, "truth/box", np.int32, (count, 4)),
+                source=_array(arrays, "truth/source", np.int64, (count,)),
+            )
+        return cls(images=images, labels=labels, ids=ids, classes=tuple(classes), truth=truth, history=history)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels. Raises InputError where they are not square."""
+        height, width = self.images.shape[2:]
+        if height != width:
+            raise InputError(f"images are {height}x{width} pixels, not square; make a dataset with --size")
+        return int(height)
+
+    def need_labels(self, why: str) -> np.ndarray:
+        """Return the labels. Raises InputError where there are none."""
+        if self.labels is None:
+            raise InputError(f"the dataset has no labels, which {why} needs")
+        return self.labels
+
+    def class_index(self, name: str) -> int:
+        """Return the number of the class named or numbered `name`."""
+        if name in self.classes:
+            return self.classes.index(name)
+        if name.isascii() and name.isdigit() and int(name) < max(len(self.classes), 1):
+            return int(name)
+        shown = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + (" ..." if len(self.classes) > 12 else "")
+        raise InputError(f"no class '{name}' among {len(self.classes)}: {shown}")
+
+    def take(self, rows: np.ndarray) -> Dataset:
+        """Return the rows named, in that order, as a dataset of their own."""
+        truth = self.truth and Truth(
+            poisoned=self.truth.poisoned[rows], box=self.truth.box[rows], source=self.truth.source[rows]
+        )
+        return replace(
+            self,
+            images=np.ascontiguousarray(self.images[rows]),
+            labels=None if self.labels is None else self.labels[rows],
+            ids=None if self.ids is None else self.ids[rows],
+            truth=truth,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Artefact):
+    """Weights of an image encoder. arch: its spec string; size: input side in pixels; dim: embedding width D.
+
+    tensors: names with the prefix `encoder.` and, optionally, `projector.`; mean and std normalise [0,1] pixels.
+    """
+
+    kind: ClassVar[str] = "encoder"
+    arch: str
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dim: int
+    tensors: dict[str, np.ndarray] = field(repr=False)
+
+    def meta(self) -> dict[str, Any]:
+        shape = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        return {"arch": self.arch, "input": shape, "dim": self.dim}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self.tensors
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Encoder:
+        _only_keys(meta, {"arch", "input", "dim"})
+        shape = meta.get("input")
+        _need(isinstance(meta.get("arch"), str), "its header names no arch")
+        _need(isinstance(shape, dict) and set(shape) == {"size", "mean", "std"}, "its header lacks input size, mean, std")
+        assert isinstance(shape, dict)
+        for name in ("mean", "std"):
+            numbers = shape[name]
+            _need(isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_number, numbers)), f"bad input {name}")
+        _need(all(s > 0 for s in shape["std"]), "an input std is not positive")
+        _need(_is_count(shape["size"]) and _is_count(meta.get("dim")), "bad input size or dim")
+        _need(all(name.split(".")[0] in ("encoder", "projector") for name in arrays), "holds foreign tensors")
+        for name, tensor in arrays.items():
+            _need(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"'{name}' holds NaN or infinity")
+        return cls(
+            arch=meta["arch"],
+            size=shape["size"],
+            mean=tuple(map(float, shape["mean"])),  # type: ignore[arg-type]
+            std=tuple(map(float, shape["std"])),  # type: ignore[arg-type]
+            dim=meta["dim"],
+            tensors=arrays,
+            history=history,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Artefact):
+    """Embeddings of a dataset by an encoder. feats: float32 N,D; labels: int64 N."""
+
+    kind: ClassVar[str] = "features"
+    feats: np.ndarray
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+
+    def meta(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"feats": self.feats} | ({} if self.labels is None else {"labels": self.labels})
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Features:
+        _only_keys(meta, {"classes"})
+        _only_keys(arrays, {"feats", "labels"})
+        feats = _array(arrays, "feats", np.float32, (None, None))
+        _need(bool(np.isfinite(feats).all()), "the features hold NaN or infinity")
+        labels = _array(arrays, "labels", np.int64, (len(feats),)) if "labels" in arrays else None
+        return cls(feats=feats, labels=labels, classes=tuple(meta.get("classes", [])), history=history)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Artefact):
+    """What a command measured. results: JSON; data: named arrays behind it (scores, curves, images for pictures)."""
+
+    kind: ClassVar[str] = "report"
+    command: str
+    results: dict[str, Any]
+    data: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def meta(self) -> dict[str, Any]:
+        return {"command": self.command, "results": self.results}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self.data
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Report:
+        _only_keys(meta, {"command", "results"})
+        _need(isinstance(meta.get("command"), str) and isinstance(meta.get("results"), dict), "its header has no results")
+        return cls(command=meta["command"], results=meta["results"], data=arrays, history=history)
+
+
+KINDS: dict[str, type[Artefact]] = {cls.kind: cls for cls in (Dataset, Encoder, Features, Report)}
+
+
+# --- reading and writing ------------------------------------------------------------------------------------------
+
+
+def read(path: str, kind: type[A]) -> A:
+    """Read one whole, verified artefact of the kind asked for. `path` `-` is standard input."""
+    found = read_any(path)
+    if not isinstance(found, kind):
+        label = "standard input" if path == "-" else path
+        article = "an" if kind.kind == "encoder" else "a"
+        raise InputError(f"{label}: expected {article} {kind.kind}, got {'an' if found.kind == 'encoder' else 'a'} {found.kind}")
+    return found
+
+
+def read_any(path: str) -> Artefact:
+    """Read one whole artefact of any kind and verify its digest."""
+    text, arrays = storage.read_container(path)
+    label = "standard input" if path == "-" else path
+    try:
+        return _parse(text, arrays)
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from None
+
+
+def _parse(text: str, arrays: dict[str, np.ndarray]) -> Artefact:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError("its sslbd header is not JSON: the file is damaged") from None
+    _need(isinstance(header, dict) and header.get("format") == FORMAT, f"its header is not sslbd format {FORMAT}")
+    kind = KINDS.get(str(header.pop("kind", None)))
+    _need(kind is not None, "its header names no known kind")
+    assert kind is not None
+    header.pop("format")
+    recorded, history = header.pop("sha256", None), header.pop("history", [])
+    _need(isinstance(history, list) and all(isinstance(e, dict) for e in history), "its history is damaged")
+    artefact = kind.build(header, arrays, tuple(history))
+    if recorded is not None:
+        _need(artefact.sha256 == recorded, "its content does not match its digest: the file is damaged")
+    return artefact
+
+
+def write(artefact: Artefact, path: str) -> None:
+    """Write one artefact whole, atomically. `path` `-` is standard output. Equal artefacts give equal bytes."""
+    header = {"format": FORMAT, "kind": artefact.kind, "history": list(artefact.history), "sha256": artefact.sha256}
+    text = storage.canonical(header | artefact.meta())
+    save = storage.write_safetensors if artefact.kind == "encoder" else storage.write_hdf5
+    save(path, text, artefact.arrays())
+
+
+def _without_truth(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array for name, array in arrays.items() if not name.startswith("truth/")}
+
+
+def _array(arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    _need(name in arrays, f"'{name}' is missing")
+    array = arrays[name]
+    fits = array.ndim == len(shape) and all(s is None or s == a for s, a in zip(shape, array.shape, strict=True))
+    _need(fits and array.dtype == dtype, f"'{name}' is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
+    return array
+
+
+def _only_keys(found: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(found) - known)
+    _need(not unknown, f"unknown entries {', '.join(unknown[:5])}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 20
+
+
+def _need(condition: bool, problem: str) -> None:
+    if not condition:
+        raise InputError(problem)

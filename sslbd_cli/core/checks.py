@@ -1,0 +1,40 @@
+"""Plausibility flags F01...: the tool says when its own answer may be wrong. man/sslbd-flags.7 explains each."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from sslbd_cli.core.errors import Unsound
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLAGS = {
+    "F01": "the loss is not finite: training diverged",
+    "F02": "the features collapsed: all images are embedded alike",
+    "F03": "the attack hurt the encoder: clean embeddings moved (utility below 0.95)",
+    "F04": "the attack did not take: triggered images are not embedded at the reference (effectiveness below 0.95)",
+    "F05": "the reference image is not of the target class for a probe on the clean encoder",
+    "F06": "the clean encoder already answers to the trigger",
+}
+
+
+def finite_loss(terms: dict[str, float], epoch: int, has_checkpoint: bool) -> None:
+    """Raise Unsound (F01) where a loss term is not finite."""
+    bad = [name for name, value in terms.items() if not math.isfinite(value)]
+    if bad:
+        kept = "; the checkpoint holds the epoch before" if has_checkpoint else ""
+        raise Unsound(f"F01 {FLAGS['F01']} in epoch {epoch + 1} ({', '.join(bad)}); lower --lr{kept}")
+
+
+def spread(feats: Tensor) -> float:
+    """Return the mean per-dimension standard deviation of unit features N,D times sqrt(D): 1 is uniform, 0 is collapse."""
+    unit = feats / feats.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return float(unit.std(0).mean() * feats.shape[1] ** 0.5)
+
+
+def not_collapsed(feats: Tensor) -> None:
+    """Raise Unsound (F02) where features N,D are (nearly) constant."""
+    if spread(feats) < 0.02:
+        raise Unsound(f"F02 {FLAGS['F02']} (spread {spread(feats):.4f}); lower --lr or add warm-up")

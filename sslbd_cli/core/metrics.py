@@ -1,0 +1,109 @@
+"""Every number we print. man/sslbd-metrics.7 is the reference; each definition has a golden test."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def wilson(successes: float, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share. No trials give (0, 1)."""
+    if total == 0:
+        return 0.0, 1.0
+    share, z2 = successes / total, Z95**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def confusion(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
+    """Count answers: int64 C,C with true classes in rows and predicted ones in columns."""
+    return np.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+
+
+def accuracy(table: np.ndarray) -> tuple[int, int]:
+    """Return (right answers, all answers) of a confusion matrix: CA on clean images, PA on triggered ones."""
+    return int(np.trace(table)), int(table.sum())
+
+
+def false_positives(table: np.ndarray, target: int) -> tuple[int, int]:
+    """Return (FP, non-target images): how many images of other classes are called the target.
+
+    FP over non-target images is the ASR when the images are triggered (SSL-Backdoor counts FP itself).
+    """
+    column = int(table[:, target].sum() - table[target, target])
+    return column, int(table.sum() - table[target].sum())
+
+
+def nfp(table: np.ndarray, target: int) -> float:
+    """Return FP of the target over the largest FP of any class (PatchSearch); 0 where no answer is wrong."""
+    wrong = table.sum(0) - np.diag(table)
+    return float(wrong[target] / wrong.max()) if wrong.max() else 0.0
+
+
+def share(counts: list[tuple[int, int]]) -> dict[str, Any]:
+    """Summarise (successes, total) of several seeds: mean, 95 % Wilson interval of the mean, spread over seeds."""
+    values = [hit / total if total else float("nan") for hit, total in counts]
+    mean = float(np.mean(values))
+    total = counts[0][1]
+    low, high = wilson(mean * total, total) if total else (0.0, 1.0)
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"value": mean, "low": low, "high": high, "sd": spread, "n": total, "seeds": len(values)}
+
+
+def attack(clean: list[np.ndarray], triggered: list[np.ndarray], target: int) -> dict[str, Any]:
+    """Return PA, ASR, asr_all, FP and NFP from the confusion matrices of each seed, clean and triggered."""
+    asr_all = [(int(t[:, target].sum()), int(t.sum())) for t in triggered]
+    return {
+        "patched_accuracy": share([accuracy(t) for t in triggered]),
+        "asr": share([false_positives(t, target) for t in triggered]),
+        "asr_all": share(asr_all),
+        "fp_clean": float(np.mean([false_positives(c, target)[0] for c in clean])),
+        "fp_triggered": float(np.mean([false_positives(t, target)[0] for t in triggered])),
+        "nfp": float(np.mean([nfp(t, target) for t in triggered])),
+    }
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    """Return the area under the ROC curve with its 95 % interval (Hanley and McNeil 1982)."""
+    area = float(roc_auc_score(positive, scores))
+    hits, others = int(positive.sum()), int((~positive).sum())
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (hits - 1) * (q1 - area**2) + (others - 1) * (q2 - area**2)) / (hits * others)
+    half = Z95 * math.sqrt(max(variance, 0.0))
+    return {"value": area, "low": max(0.0, area - half), "high": min(1.0, area + half)}
+
+
+def tpr_at_fpr(scores: np.ndarray, positive: np.ndarray, rates: tuple[float, ...] = (0.01, 0.05, 0.1)) -> dict[str, float]:
+    """Return, per false-alarm rate, the largest share of positives found at a threshold that keeps to it."""
+    fpr, tpr, _ = roc_curve(positive, scores)
+    return {f"{rate:.2f}": float(tpr[fpr <= rate].max()) for rate in rates}
+
+
+def detection(scores: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
+    """Return AUROC, average precision and TPR at 1, 5 and 10 % FPR of scores float N against truth bool N."""
+    return {
+        "auroc": auroc(scores, positive),
+        "average_precision": float(average_precision_score(positive, scores)),
+        "tpr_at_fpr": tpr_at_fpr(scores, positive),
+    }
+
+
+def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return conformal p-values (1 + #{calibration >= s}) / (n + 1), float N: small is suspicious."""
+    ordered = np.sort(calibration)
+    above = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    p: np.ndarray = (1 + above) / (len(ordered) + 1)
+    return p
+
+
+def binomial_tail(hits: int, total: int, rate: float) -> float:
+    """Return P(X >= hits) for X binomial(total, rate): how surprising so many flagged images are."""
+    from scipy.stats import binom
+
+    return float(binom.sf(hits - 1, total, rate))

@@ -1,0 +1,184 @@
+"""Encoders: architectures by spec string, and the module that normalises pixels and embeds them."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from sslbd_cli.core import plugin
+from sslbd_cli.core.artefact import Encoder
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.plugin import Plugin, key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arch(Plugin):
+    """Base of --arch."""
+
+    shelf: ClassVar[str] = "arch"
+
+    @abstractmethod
+    def backbone(self, size: int) -> nn.Module:
+        """Build the network without a classifier: float B,3,size,size to embeddings B,D."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny(Arch):
+    """Use four convolutions (0.27 M parameters, 128-d): learns small images in a minute on a CPU."""
+
+    width: int = key(32, "channels of the first convolution; the embedding is four times as wide", low=4, high=512)
+
+    def backbone(self, size: int) -> nn.Module:
+        w = self.width
+        layers: list[nn.Module] = []
+        for cin, cout, kernel, stride in ((3, w, 4, 2), (w, 2 * w, 3, 2), (2 * w, 4 * w, 3, 2), (4 * w, 4 * w, 3, 1)):
+            layers += [nn.Conv2d(cin, cout, kernel, stride, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet18(Arch):
+    """Use torchvision's ResNet-18 (512-d)."""
+
+    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; auto: cifar up to 64 pixels",
+                    choices=("auto", "cifar", "imagenet"))  # fmt: skip
+
+    def backbone(self, size: int) -> nn.Module:
+        return _resnet("resnet18", self.stem, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet34(Arch):
+    """Use torchvision's ResNet-34 (512-d)."""
+
+    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; auto: cifar up to 64 pixels",
+                    choices=("auto", "cifar", "imagenet"))  # fmt: skip
+
+    def backbone(self, size: int) -> nn.Module:
+        return _resnet("resnet34", self.stem, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet50(Arch):
+    """Use torchvision's ResNet-50 (2048-d)."""
+
+    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; auto: cifar up to 64 pixels",
+                    choices=("auto", "cifar", "imagenet"))  # fmt: skip
+
+    def backbone(self, size: int) -> nn.Module:
+        return _resnet("resnet50", self.stem, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timm(Arch):
+    """Use any model of the timm library, without its classifier."""
+
+    model: str = key("resnet18", "timm's model name, for example vit_tiny_patch16_224")
+
+    def backbone(self, size: int) -> nn.Module:
+        try:
+            model: nn.Module = timm.create_model(self.model, num_classes=0, img_size=size)
+        except TypeError:  # convolutional models take any size and know no img_size
+            model = timm.create_model(self.model, num_classes=0)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"timm has no model '{self.model}': {error}") from None
+        return model
+
+
+def _resnet(name: str, stem: str, size: int) -> nn.Module:
+    model: nn.Module = getattr(torchvision.models, name)(weights=None)
+    if stem == "cifar" or (stem == "auto" and size <= 64):
+        # BadEncoder's and lightly's CIFAR stem; padding 1 keeps 32x32 maps (solo-learn's padding 2 gives 34x34)
+        model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        model.maxpool = nn.Identity()
+    model.fc = nn.Identity()
+    return model
+
+
+class ImageEncoder(nn.Module):
+    """An encoder as a module: pixels B,3,size,size, uint8 or float in [0,1], to float32 embeddings B,D."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.arch, self.size = arch, size
+        self.encoder = arch.backbone(size)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[-1] != self.size or pixels.shape[-2] != self.size:
+            got = "x".join(map(str, pixels.shape[-2:]))
+            raise InputError(f"the encoder takes {self.size}x{self.size} images, got {got}; make them with --size {self.size}")
+        scale = 255 if pixels.dtype == torch.uint8 else 1
+        # one multiply-add per pixel, instead of a division by 255, a subtraction and a division
+        x = pixels * (1 / (scale * self.std)) - self.mean / self.std
+        feats: Tensor = self.encoder(x)
+        return feats.float()
+
+    @torch.no_grad()
+    def dim(self) -> int:
+        """Return the embedding width D."""
+        was_training = self.training
+        self.eval()
+        probe = torch.zeros(1, 3, self.size, self.size, device=self.mean.device)
+        width = int(self(probe).shape[1])
+        self.train(was_training)
+        return width
+
+    def twin(self) -> ImageEncoder:
+        """Return an independent copy, weights included."""
+        return copy.deepcopy(self)
+
+
+def new(arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...], gen: torch.Generator) -> ImageEncoder:
+    """Build an encoder with random weights drawn from gen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(gen.initial_seed() % 2**63)
+        return ImageEncoder(arch, size, mean, std)
+
+
+def load(encoder: Encoder) -> ImageEncoder:
+    """Build the module of an encoder artefact. Raises InputError where the weights do not fit the architecture."""
+    net = ImageEncoder(plugin.parse("arch", encoder.arch), encoder.size, encoder.mean, encoder.std)
+    tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
+    expected = net.encoder.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors)) or [
+        k for k, v in expected.items() if tuple(v.shape) != tensors[k].shape
+    ]
+    if wrong:
+        raise InputError(f"the weights do not fit {encoder.arch}: {len(wrong)} tensors differ, first {wrong[0]}")
+    net.encoder.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
+    if net.dim() != encoder.dim:
+        raise InputError(f"the header says dim {encoder.dim}, but {encoder.arch} gives {net.dim()}")
+    return net.eval()
+
+
+def save(net: ImageEncoder, projector: nn.Module | None = None) -> Encoder:
+    """Turn an encoder module (and its projector) into an artefact without history."""
+    state = {f"encoder.{k}": v for k, v in net.encoder.state_dict().items()}
+    if projector is not None:
+        state |= {f"projector.{k}": v for k, v in projector.state_dict().items()}
+    return Encoder(
+        arch=str(net.arch),
+        size=net.size,
+        mean=_triple(net.mean),
+        std=_triple(net.std),
+        dim=net.dim(),
+        tensors={k: v.detach().cpu().contiguous().numpy() for k, v in state.items()},
+    )
+
+
+def _triple(buffer: Tensor) -> tuple[float, float, float]:
+    red, green, blue = (round(float(v), 7) for v in buffer.flatten().cpu())
+    return red, green, blue

@@ -1,0 +1,185 @@
+"""The only training loop: epochs over row numbers, a schedule, checkpoints that resume to the same bytes.
+
+Every random draw of an epoch comes from generators named by (seed, purpose, epoch), so a checkpoint needs no random
+state: an epoch that starts again draws the same numbers. Nothing inside the loop waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from timm.optim import Lars
+from torch import Tensor, nn
+
+from sslbd_cli.core import checks, storage
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.errors import InputError, Unsound
+
+Terms = dict[str, Tensor]
+Loss = Callable[[Tensor, torch.Generator], Terms]
+
+
+class Ticker(Protocol):
+    """Receives progress: counts of finished images and a remark per epoch."""
+
+    def advance(self, count: int = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+#: (total, unit, label) -> a context that yields a Ticker.
+Watch = Callable[[int, str, str], AbstractContextManager[Ticker]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how fast to train. warmup: epochs of linear increase; schedule: cosine to zero, or constant."""
+
+    epochs: int
+    batch: int
+    lr: float
+    optimiser: Literal["sgd", "lars", "adamw"] = "sgd"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    warmup: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step."""
+        total, warm = self.epochs * steps_per_epoch, self.warmup * steps_per_epoch
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training's state is kept. `fingerprint` names the run: another run's checkpoint is refused."""
+
+    path: str
+    fingerprint: str
+    resume: bool = False
+
+
+def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    """Build the optimiser over all trainable parameters; LARS leaves one-dimensional ones alone (You et al. 2017)."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if plan.optimiser == "adamw":
+        return torch.optim.AdamW(trainable, plan.lr, weight_decay=plan.weight_decay)
+    if plan.optimiser == "sgd":
+        return torch.optim.SGD(trainable, plan.lr, plan.momentum, weight_decay=plan.weight_decay)
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    # trust coefficient 0.02 with clipping: solo-learn's setting for small images
+    lars: torch.optim.Optimizer = Lars(groups, plan.lr, plan.momentum, trust_coeff=0.02, trust_clip=True)
+    return lars
+
+
+class Fit:
+    """One training: `run` goes through the epochs that are left and returns the last epoch's mean of each loss term.
+
+    module holds the whole state. loss(rows, gen) gives the terms of one batch, `loss` among them; rows are int64 on
+    the CPU, gen draws on the device. after_step(progress) runs after each optimiser step, begin_epoch before each epoch.
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, device: Device, seed: int) -> None:
+        if count < plan.batch:
+            raise InputError(f"{count} images are fewer than one batch of {plan.batch}; give --batch {count} or less")
+        self.module, self.loss, self.count, self.plan, self.device, self.seed = module, loss, count, plan, device, seed
+        self.optimiser = optimiser(module, plan)
+        self.after_step: Callable[[float], None] = lambda progress: None
+        self.begin_epoch: Callable[[], object] = module.train
+        self.checkpoint: Checkpoint | None = None
+        self.remark: Callable[[int], str] = lambda epoch: ""
+
+    def run(self, watch: Watch, label: str) -> dict[str, float]:
+        """Train. Raises Unsound where a loss is not finite."""
+        plan, first, terms = self.plan, 0, dict[str, float]()
+        if self.checkpoint and self.checkpoint.resume and Path(self.checkpoint.path).exists():
+            first, terms = self._load(self.checkpoint)
+        steps = self.count // plan.batch
+        with watch((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
+            for epoch in range(first, plan.epochs):
+                terms = self._epoch(epoch, steps, ticker)
+                shown = ", ".join(f"{k} {v:.4f}" for k, v in terms.items())
+                ticker.note(f"epoch {epoch + 1}/{plan.epochs} {shown}{self.remark(epoch)}")
+                checks.finite_loss(terms, epoch, bool(self.checkpoint))
+                if self.checkpoint:
+                    self._save(self.checkpoint, epoch + 1, terms)
+        return terms
+
+    def _epoch(self, epoch: int, steps: int, ticker: Ticker) -> dict[str, float]:
+        plan, device = self.plan, self.device
+        order = torch.randperm(self.count, generator=generator(self.seed, "order", epoch))
+        gen = generator(self.seed, "views", epoch, device=device.torch)
+        torch.manual_seed(generator(self.seed, "layers", epoch).initial_seed())  # dropout and the like
+        self.begin_epoch()
+        sums: Terms = {}
+        for step in range(steps):
+            rate = plan.rate(epoch * steps + step, steps)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            with device.autocast():
+                terms = self.loss(order[step * plan.batch : (step + 1) * plan.batch], gen)
+            self.optimiser.zero_grad(set_to_none=True)
+            terms["loss"].backward()  # type: ignore[no-untyped-call]
+            self.optimiser.step()
+            self.after_step((epoch * steps + step + 1) / (plan.epochs * steps))
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach()
+            ticker.advance(plan.batch)
+        return {name: float(total) / steps for name, total in sums.items()}
+
+    # --- checkpoints
+
+    def _save(self, checkpoint: Checkpoint, epoch: int, terms: dict[str, float]) -> None:
+        arrays = {f"module.{k}": v.detach().cpu().numpy() for k, v in self.module.state_dict().items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            for name, value in state.items():
+                if value is not None:
+                    arrays[f"optimiser.{number}.{name}"] = torch.as_tensor(value).detach().cpu().numpy()
+        header = {"checkpoint": checkpoint.fingerprint, "epoch": epoch, "terms": terms}
+        storage.write_safetensors(checkpoint.path, storage.canonical(header), arrays)
+
+    def _load(self, checkpoint: Checkpoint) -> tuple[int, dict[str, float]]:
+        import json
+
+        text, arrays = storage.read_container(checkpoint.path)
+        header = json.loads(text)
+        if header.get("checkpoint") != checkpoint.fingerprint:
+            raise InputError(f"{checkpoint.path}: the checkpoint of another run (other data, options or seed)")
+        tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
+        prefix = "module."
+        self.module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimiser."):
+                _, number, field = name.split(".", 2)
+                state.setdefault(int(number), {})[field] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        return int(header["epoch"]), dict(header["terms"])
+
+
+@torch.no_grad()
+def ema(target: nn.Module, online: nn.Module, keep: float) -> None:
+    """Move target's parameters towards online's: target = keep * target + (1 - keep) * online. Buffers stay."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - keep)
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Stop gradients to a module's parameters and return it."""
+    return module.requires_grad_(False)
+
+
+__all__ = ["Checkpoint", "Fit", "Plan", "Terms", "Ticker", "Unsound", "Watch", "ema", "freeze", "optimiser"]

@@ -1,0 +1,151 @@
+"""The command table in pipeline order, and how every ending becomes an exit status."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from sslbd_cli import __version__
+from sslbd_cli.core.errors import InputError, Unsound
+
+
+class ExitStatus(enum.IntEnum):
+    """What the shell sees. Signals are re-raised, so that it also sees 130 (Ctrl-C), 141 (closed pipe), 143."""
+
+    DONE = 0
+    FOUND = 1  # only `detect --exit-code`
+    USAGE = 2
+    UNSOUND = 3
+    BUG = 70
+
+
+#: Group -> its commands, in the order of the pipeline. One module of sslbd_cli.commands each.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "make": ("data", "pretrain", "convert"),
+    "attack": ("poison", "badencoder"),
+    "measure": ("embed", "probe"),
+    "defend": ("detect", "purify"),
+    "look": ("info", "report"),
+}
+SECTIONS = {
+    "make": "Make datasets and encoders",
+    "attack": "Attack",
+    "measure": "Measure",
+    "defend": "Defend",
+    "look": "Look",
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwind, so that temporary files go, then die of it."""
+
+
+class Toolkit(click.Group):
+    """The `sslbd` group: commands are imported when they are asked for, and listed by purpose."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for names in COMMANDS.values() for name in names]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"sslbd_cli.commands.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "see sslbd --help"
+            raise click.UsageError(f"unknown command '{args[0]}': {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for group, names in COMMANDS.items():
+            commands = [self.get_command(ctx, name) for name in names]
+            rows = [(name, c.get_short_help_str(90) if c else "") for name, c in zip(names, commands, strict=True)]
+            with formatter.section(SECTIONS[group]):
+                formatter.write_dl(rows)
+
+
+@click.group(cls=Toolkit, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sslbd")
+def toolkit() -> None:
+    """Reproduce, measure, find and remove backdoors in self-supervised image encoders.
+
+    Each command reads artefacts (files, or - for a pipe) and writes one: encoders as safetensors, datasets, features
+    and reports as HDF5.
+    """
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; return its exit status."""
+    program = "sslbd"
+    try:
+        if argv and argv[0] in toolkit.list_commands(click.Context(toolkit)):
+            program = f"sslbd {argv[0]}"
+        toolkit.main(list(argv), prog_name="sslbd", standalone_mode=False)
+        sys.stdout.flush()
+        return ExitStatus.DONE
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return ExitStatus.USAGE
+    except click.ClickException as error:
+        return _fail(program, error.format_message(), ExitStatus.USAGE)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except InputError as error:
+        return _fail(program, str(error), ExitStatus.USAGE)
+    except Unsound as error:
+        return _fail(program, str(error), ExitStatus.UNSOUND)
+    except (BrokenPipeError, KeyboardInterrupt, Terminated, click.Abort):
+        raise
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}"
+        what = " ".join(str(error).split())[:300]
+        return _fail(program, f"bug: {type(error).__name__} at {where}: {what} (--debug shows all)", ExitStatus.BUG)
+
+
+def _fail(program: str, message: str, status: ExitStatus) -> int:
+    line = " ".join(message.split())
+    sys.stderr.write(f"{program}: {line}\n")
+    return status
+
+
+def entry() -> None:
+    """Run as the console script: signals first, then the exit status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = run(sys.argv[1:])
+    except BrokenPipeError:
+        _die_of(signal.SIGPIPE)
+    except (KeyboardInterrupt, click.Abort):
+        _die_of(signal.SIGINT)
+    except Terminated:
+        _die_of(signal.SIGTERM)
+    sys.exit(status)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _die_of(number: signal.Signals) -> None:
+    """End by the signal itself, so that the calling shell sees it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing is left to flush into a closed pipe
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -1,0 +1,1 @@
+"""One file, one value of `data NAME`: where images come from."""

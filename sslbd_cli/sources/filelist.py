@@ -1,0 +1,54 @@
+"""Images listed in a text file, as the releases of poisoned training sets do it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from sslbd_cli.core.decode import ImageFile, foreign, read_file
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.sources import Catalogue, Source, Wish, numbered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filelist(Source):
+    """Read the images that a text file lists, a line each: PATH LABEL.
+
+    The label is the last word, so paths may hold spaces; they start at --root, or else at the list's own folder.
+    Labels that are all whole numbers are taken as such, otherwise the sorted names are the classes. Images keep the
+    order of the list.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--root", "--skip-corrupt")
+    needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
+
+    def catalogue(self, wish: Wish) -> Catalogue:
+        assert wish.path is not None
+        with foreign("a text file"):
+            text = wish.path.read_bytes().decode("utf-8", "surrogateescape")
+        rows = [_row(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        folder = wish.root or wish.path.parent
+        files = [ImageFile(path, functools.partial(read_file, Path(folder, path))) for path, _ in rows]
+        classes, labels = _classes([label for _, label in rows])
+        return Catalogue(classes=classes, labels=labels, files=files)
+
+
+def _row(number: int, line: str) -> tuple[str, str]:
+    words = line.strip().rsplit(maxsplit=1)
+    if len(words) != 2 or "\0" in line:
+        raise InputError(f"line {number}: expected PATH LABEL, got '{line.strip()[:80]}'")
+    return words[0], words[1]
+
+
+def _classes(labels: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return class names and labels int64 N. Raises InputError for a number that cannot be a class."""
+    if all(label.isascii() and label.removeprefix("-").isdigit() and len(label) < 18 for label in labels):
+        numbers = np.array([int(label) for label in labels], np.int64)
+        return numbered(numbers), numbers
+    names = tuple(sorted(set(labels)))
+    index = {name: number for number, name in enumerate(names)}
+    return names, np.array([index[label] for label in labels], np.int64)

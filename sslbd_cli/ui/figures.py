@@ -1,0 +1,218 @@
+"""Which figures a report holds: arrays are found by name, checked, and drawn by plots.py.
+
+A report may come from anywhere: an array that is missing, or is not what its name promises, leaves its figure out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sslbd_cli.core.artefact import Report
+from sslbd_cli.ui import plots
+from sslbd_cli.ui.plots import CLEAN, INK, TRIGGERED, Block
+from sslbd_cli.ui.report import is_interval
+
+SHEET = 12  # images of a sample sheet
+EXAMPLES = 6  # clean, and as many triggered, pictures of a detector
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: its name (also of the PNG file), what it shows in words, and the PNG. photo: shows images, no chart."""
+
+    name: str
+    caption: str
+    png: bytes
+    photo: bool = False
+
+
+def pictures(report: Report) -> list[Picture]:
+    """Return every figure that a report's arrays allow."""
+    found = [_sheet(report), _triptychs(report), _histogram(report), _roc(report), _confusions(report)]
+    return [picture for picture in found if picture is not None]
+
+
+def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
+    """Return the figures that set several reports, each with its label, side by side."""
+    rows = [(label, _estimates(report.results)) for label, report in reports]
+    rows = [(label, values) for label, values in rows if values]
+    curves = {label: curve for label, report in reports if (curve := _judged(report)) is not None}
+    found = []
+    if len(rows) > 1:
+        caption = "Accuracy on clean images and attack success rate of each encoder, with 95 % intervals."
+        found.append(Picture("overview", caption, plots.overview(rows)))
+    if len(curves) > 1:
+        named = {f"{label}{_area(dict(reports)[label])}": curve for label, curve in curves.items()}
+        caption = "Detectors compared: share of triggered images found against share of clean images flagged."
+        found.append(Picture("roc-all", caption, plots.roc(named)))
+    return found
+
+
+def sheet(clean: np.ndarray, triggered: np.ndarray | None) -> Picture:
+    """Return the same images without and with the trigger, uint8 K,3,H,W both, and what changed."""
+    blocks, caption = [], "Test images."
+    for start in range(0, min(len(clean), SHEET), plots.COLUMNS):
+        part = slice(start, min(start + plots.COLUMNS, SHEET))
+        rows = [("clean", clean[part])]
+        if triggered is not None:
+            rows.append(("triggered", triggered[part]))
+            change = np.abs(triggered[part].astype(np.int16) - clean[part])
+            # one factor for the whole sheet, so that a faint trigger is seen and a strong one is not washed out
+            factor = 255 / max(1, int(np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET]).max()))
+            rows.append(("change", (change * factor).astype(np.uint8)))
+            caption = (
+                f"The same test images without and with the trigger; their difference is shown {factor:.3g} times."
+            )
+        blocks.append(Block("", INK, rows))
+    return Picture("samples", caption, plots.board(blocks), photo=True)
+
+
+# --- one figure each ----------------------------------------------------------------------------------------------
+
+
+def _sheet(report: Report) -> Picture | None:
+    clean, triggered = _images(report, "sheet/clean"), _images(report, "sheet/triggered")
+    if clean is None:
+        return None
+    return sheet(clean, triggered if triggered is not None and triggered.shape == clean.shape else None)
+
+
+def _triptychs(report: Report) -> Picture | None:
+    named = {name[9:]: _images(report, name) for name in sorted(report.data) if name.startswith("pictures/")}
+    rows = {name: images for name, images in named.items() if images is not None}
+    first = ["input", "reconstruction", "error"]
+    order = [name for name in first if name in rows] + [name for name in rows if name not in first]
+    if not order or len({len(images) for images in rows.values()}) != 1:
+        return None
+    count = len(rows[order[0]])
+    scores, poisoned = _column(report, "pictures/score", count), _column(report, "pictures/poisoned", count)
+    threshold = _number(report.results.get("threshold"))
+    suspicion = np.zeros(count) if scores is None else np.nan_to_num(scores)
+    ranked = np.argsort(-suspicion, kind="stable")
+    if poisoned is None:
+        groups = [("judged images, most suspicious first", INK, ranked[: 2 * EXAMPLES])]
+    else:
+        hidden = poisoned[ranked] != 0
+        groups = [
+            ("clean images, from most to least suspicious", CLEAN, _spread(ranked[~hidden])),
+            ("triggered images, most suspicious first", TRIGGERED, ranked[hidden][:EXAMPLES]),
+        ]
+    blocks = []
+    for title, colour, chosen in groups:
+        captions = [] if scores is None else [_verdict(scores[row], threshold) for row in chosen]
+        if len(chosen):
+            blocks.append(Block(title, colour, [(name, rows[name][chosen]) for name in order], captions))
+    if not blocks:
+        return None
+    caption = f"What the detector saw, from top to bottom: {', '.join(order)}."
+    if scores is not None:
+        caption += " Numbers are scores" + ("; ▲ marks those above the threshold." if threshold is not None else ".")
+    return Picture("examples", caption, plots.board(blocks), photo=True)
+
+
+def _spread(ranked: np.ndarray) -> np.ndarray:
+    """Take EXAMPLES of a ranking evenly, both ends included."""
+    chosen: np.ndarray = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(EXAMPLES, len(ranked))).astype(int))]
+    return chosen
+
+
+def _verdict(score: float, threshold: float | None) -> str:
+    return f"{score:.3g}" + (" ▲" if threshold is not None and score > threshold else "")
+
+
+def _histogram(report: Report) -> Picture | None:
+    scores, calibration = _column(report, "scores"), _column(report, "calibration")
+    if scores is None or not np.isfinite(scores).any():
+        return None
+    judged = _judged(report)
+    if judged is None:
+        groups = {"judged": scores}
+    else:
+        kept, poisoned = judged
+        name = "poisoned" if report.results.get("flags") == "samples" else "triggered"
+        groups = {"judged, clean": kept[~poisoned], f"judged, {name}": kept[poisoned]}
+    if calibration is not None:
+        groups = {"calibration (known clean)": calibration} | groups
+    caption = "Scores of the detector. The threshold is set on calibration images alone, which carry no trigger."
+    return Picture("scores", caption, plots.histogram(groups, _number(report.results.get("threshold"))))
+
+
+def _roc(report: Report) -> Picture | None:
+    curve = _judged(report)
+    if curve is None:
+        return None
+    caption = "ROC curve of the judged images against the recorded truth, which the detector never sees."
+    name = f"{report.results.get('method', 'detector')!s}".split(":")[0] + _area(report)
+    return Picture("roc", caption, plots.roc({name: curve}, _number(report.results.get("threshold"))))
+
+
+def _confusions(report: Report) -> Picture | None:
+    tables = {}
+    for name in ("clean", "triggered"):
+        table = report.data.get(f"confusion/{name}")
+        if table is not None and table.ndim == 2 and 1 < table.shape[0] == table.shape[1] <= 2000:
+            tables[f"{name} images"] = np.asarray(table, np.float64).clip(0)
+    if not tables:
+        return None
+    caption = (
+        "Answers of the probe. A bright column under triggered images is a backdoor: every class becomes the target."
+    )
+    return Picture("confusion", caption, plots.confusions(tables))
+
+
+# --- reading results and arrays that may be anything --------------------------------------------------------------
+
+
+def _images(report: Report, name: str) -> np.ndarray | None:
+    array = report.data.get(name)
+    fits = array is not None and array.dtype == np.uint8 and array.ndim == 4 and array.shape[1] in (1, 3)
+    return array if fits and array is not None and array.size else None
+
+
+def _column(report: Report, name: str, length: int | None = None) -> np.ndarray | None:
+    """Return a one-dimensional array as float64, where it is one, holds something, and has the length asked for."""
+    array = report.data.get(name)
+    if array is None or array.ndim != 1 or not len(array) or (length is not None and len(array) != length):
+        return None
+    return np.asarray(array, np.float64)
+
+
+def _judged(report: Report) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return scores and truth of the judged images, where both are there and both kinds of image are among them."""
+    scores = _column(report, "scores")
+    poisoned = None if scores is None else _column(report, "truth/poisoned", len(scores))
+    if scores is None or poisoned is None:
+        return None
+    known = ~np.isnan(scores)
+    kinds = poisoned[known] != 0
+    return (scores[known], kinds) if 0 < kinds.sum() < len(kinds) else None
+
+
+def _estimates(results: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Return what the overview draws of one probe."""
+    baseline = results.get("baseline")
+    control = baseline.get("asr") if isinstance(baseline, dict) else None
+    named = {"clean accuracy": results.get("clean_accuracy"), "ASR": results.get("asr"), "ASR, clean encoder": control}
+    rows = {}
+    for name, value in named.items():
+        if isinstance(value, dict) and is_interval(value):
+            numbers = [n for key in ("value", "low", "high") if (n := _number(value[key])) is not None]
+            if len(numbers) == 3:
+                rows[name] = numbers[0], numbers[1], numbers[2]
+    return rows
+
+
+def _area(report: Report) -> str:
+    auroc = report.results.get("auroc")
+    area = _number(auroc.get("value")) if isinstance(auroc, dict) else None
+    return "" if area is None else f", AUROC {area:.3f}"
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None

@@ -1,0 +1,295 @@
+"""One self-contained HTML file from many reports: no script, no request, every string escaped, readable on a phone.
+
+Strings in a report may come from anyone; `_safe` is the only way a string gets into the page. The page forbids itself
+everything but its own style and embedded pictures (Content-Security-Policy).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib import resources
+from typing import Any
+
+from sslbd_cli import __version__
+from sslbd_cli.core.artefact import Report
+from sslbd_cli.ui.figures import Picture
+from sslbd_cli.ui.recipe import command_line
+from sslbd_cli.ui.report import MISSING, cell, is_interval, is_table, label, lines, one_line, tables
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+DEEPEST = 20  # levels of side inputs shown of a lineage
+#: The first keys of a table of numbers, in this order; artefacts store their keys sorted by name.
+ORDER = (
+    "method", "head", "verdict", "flags", "search_space", "clean_accuracy", "patched_accuracy", "asr", "asr_all", "lift",
+    "fp_clean", "fp_triggered", "nfp", "auroc", "average_precision", "tpr_at_fpr", "threshold", "alpha", "n_judged",
+    "flagged", "n_aux", "controls", "target", "trigger", "classes", "n_train", "n_test",
+)  # fmt: skip
+#: Columns of the headline table: title and where the number is found in the results.
+HEADLINE = (
+    ("clean accuracy", "clean_accuracy"),
+    ("accuracy with trigger", "patched_accuracy"),
+    ("ASR", "asr"),
+    ("ASR of the clean encoder", "baseline.asr"),
+    ("lift", "lift"),
+    ("detector", "method"),
+    ("AUROC", "auroc"),
+    ("verdict", "verdict"),
+)
+WORDS = (
+    (
+        "clean accuracy",
+        "share of clean test images that the probe, a classifier on the frozen encoder, answers rightly",
+    ),
+    ("accuracy with trigger", "the same test images with the trigger, against their true labels"),
+    ("ASR", "attack success rate: share of triggered images of other classes that are called the target"),
+    ("lift", "ASR minus the ASR of a clean encoder under the same trigger: what the backdoor itself does"),
+    ("AUROC", "how well the scores rank triggered above clean images: 0.5 is chance, 1 is perfect"),
+    ("nothing found", "no backdoor of the kinds searched for; it does not say that there is none"),
+    ("[low, high]", "95 % interval"),
+)
+Seen = set[str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One report on the page. slug: its anchor, unique; pictures: its figures."""
+
+    label: str
+    slug: str
+    report: Report
+    pictures: Sequence[Picture] = field(default=(), repr=False)
+
+
+def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
+    """Return the whole page. shared: figures that concern all reports."""
+    shown: dict[bytes, str] = {}
+    parts = [
+        *_verdicts(entries),
+        "<section><h2>Results</h2>",
+        _headline(entries),
+        *_figures("all", shared, shown),
+        "</section>",
+        *(part for entry in entries for part in _section(entry, shown)),
+        *_environment(entries),
+        *_glossary(),
+    ]
+    count = f"{len(entries)} report" + ("s" if len(entries) > 1 else "")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>sslbd report</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n"
+        f"<header><h1>sslbd report</h1><p>{count}, drawn by sslbd {_safe(__version__)}</p></header>\n<main>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _style() -> str:
+    return resources.files("sslbd_cli.ui").joinpath("report.css").read_text(encoding="utf-8")
+
+
+def _safe(value: object) -> str:
+    """Escape text for any place in the page; what could break a line or reverse its direction becomes a space."""
+    return escape(one_line(value), quote=True)
+
+
+# --- what a reader sees first -------------------------------------------------------------------------------------
+
+
+def _verdicts(entries: Sequence[Entry]) -> Iterator[str]:
+    judged = [entry for entry in entries if "verdict" in entry.report.results]
+    if judged:
+        yield '<section><h2>Verdicts</h2><ul class="verdicts">'
+        yield from (f"<li>{_badge(e.report.results['verdict'])}<p>{_sentence(e)}</p></li>" for e in judged)
+        yield "</ul></section>"
+
+
+def _badge(verdict: Any) -> str:
+    looks = {"found": "bad", "nothing found": "calm", "inconclusive": "unsure"}
+    return f'<span class="badge {looks.get(str(verdict), "unsure")}">{_safe(verdict)}</span>'
+
+
+def _sentence(entry: Entry) -> str:
+    """Say in words what a detector did, with what it can say of."""
+    get = entry.report.results.get
+    text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>: {_safe(str(get("method")).split(":")[0])}'
+    if get("flagged") is not None and get("n_judged") is not None:
+        text += f" flags {_safe(cell(get('flagged')))} of {_safe(cell(get('n_judged')))} judged images"
+        if get("alpha") is not None:
+            text += f" at a false-alarm rate of {_safe(cell(get('alpha')))}"
+    if get("auroc") is not None:
+        text += f"; AUROC {_safe(cell(get('auroc')))}"
+    if get("search_space"):
+        text += f". <small>Searched: {_safe(get('search_space'))}.</small>"
+    return text
+
+
+def _headline(entries: Sequence[Entry]) -> str:
+    columns = [(title, path) for title, path in HEADLINE if any(_at(e.report, path) is not None for e in entries)]
+    heads = "".join(f'<th scope="col">{_safe(title)}</th>' for title in ("report", "encoder", *(t for t, _ in columns)))
+    rows = []
+    for entry in entries:
+        cells = f'<th scope="row"><a href="#{entry.slug}">{_safe(entry.label)}</a></th>'
+        cells += f'<td data-label="encoder">{_encoder(entry.report)}</td>'
+        for title, path in columns:
+            cells += f'<td data-label="{_safe(title)}">{_figure(entry.report, path)}</td>'
+        rows.append(f"<tr>{cells}</tr>")
+    body = "\n".join(rows)
+    return f'<div class="scroll"><table class="headline"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(report: Report, path: str) -> str:
+    """Write one number of the headline table: the value large, its interval small."""
+    value = _at(report, path)
+    if value is None:
+        is_uncontrolled = path == "baseline.asr" and _at(report, "asr") is not None
+        return "<small>not measured</small>" if is_uncontrolled else f'<span class="none">{MISSING}</span>'
+    if path == "verdict":
+        return _badge(value)
+    if path == "method":
+        return _safe(str(value).split(":")[0])
+    if is_interval(value):
+        low, high = (_rate(value[key]) for key in ("low", "high"))
+        return f"<b>{_rate(value['value'])}</b> <small>[{low}, {high}]</small>"
+    return f"<b>{_rate(value, sign='+' if path == 'lift' else '')}</b>"
+
+
+def _rate(value: Any, sign: str = "") -> str:
+    return (
+        f"{value:{sign}.3f}".replace("-", "−") if isinstance(value, float) and abs(value) <= 1 else _safe(cell(value))
+    )
+
+
+def _encoder(report: Report) -> str:
+    arch, digest = _at(report, "encoder.arch"), _at(report, "encoder.sha256")
+    if digest is None:
+        return f'<span class="none">{MISSING}</span>'
+    return f"{_safe(str(arch or '').split(':')[0])} <code>{_safe(str(digest)[:8])}</code>"
+
+
+def _at(report: Report, path: str) -> Any:
+    value: Any = report.results
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+# --- one report ---------------------------------------------------------------------------------------------------
+
+
+def _section(entry: Entry, shown: dict[bytes, str]) -> Iterator[str]:
+    report = entry.report
+    yield f'<section id="{entry.slug}"><h2>{_safe(entry.label)} <small>{_safe(report.command)}</small></h2>'
+    yield from _figures(entry.slug, entry.pictures, shown)
+    yield f"<details{'' if entry.pictures else ' open'}><summary>All numbers</summary>{_numbers(report)}</details>"
+    yield "<details><summary>Lineage: the commands that made it</summary>"
+    yield f"<p>Content digest of this report: <code>{_safe(report.sha256)}</code></p>"
+    yield "".join(_steps(report.history, set(), 0)) + "</details></section>"
+
+
+def _figures(slug: str, pictures: Sequence[Picture], shown: dict[bytes, str]) -> Iterator[str]:
+    """Embed each picture once: where an equal one is on the page already, say where."""
+    if pictures:
+        yield '<div class="figures">'
+    for picture in pictures:
+        anchor = f"{slug}-{picture.name}"
+        caption = f"<figcaption>{_safe(picture.caption)}</figcaption>"
+        if picture.png in shown:
+            yield f'<p class="same">{_safe(picture.caption)} <a href="#{shown[picture.png]}">The same as above.</a></p>'
+            continue
+        shown[picture.png] = anchor
+        data = base64.b64encode(picture.png).decode("ascii")
+        width, height = (int.from_bytes(picture.png[at : at + 4], "big") for at in (16, 20))  # the PNG header
+        yield (
+            f'<figure id="{anchor}" class="{"photo" if picture.photo else "chart"}">'
+            f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{_safe(picture.caption)}">'
+            f"{caption}</figure>"
+        )
+    if pictures:
+        yield "</div>"
+
+
+def _numbers(report: Report) -> str:
+    """Write every result, known or not, as tables."""
+    keys = sorted(report.results, key=lambda key: (ORDER.index(key) if key in ORDER else len(ORDER), key))
+    results = {key: report.results[key] for key in keys}
+    rows = "".join(
+        f'<tr><th scope="row">{_safe(name)}</th><td>{_safe(text)}</td></tr>' for name, text in lines(results)
+    )
+    text = f'<div class="scroll"><table class="pairs"><tbody>{rows}</tbody></table></div>' if rows else ""
+    if not results:
+        return "<p>It holds no results.</p>"
+    for title, columns, cells in tables({key: value for key, value in results.items() if is_table(value)}):
+        heads = "".join(f'<th scope="col">{_safe(label(name))}</th>' for name in columns)
+        body = "".join("<tr>" + "".join(f"<td>{_safe(text)}</td>" for text in row) + "</tr>" for row in cells)
+        text += f'<h3>{_safe(title)}</h3><div class="scroll"><table><thead><tr>{heads}</tr></thead>'
+        text += f"<tbody>{body}</tbody></table></div>"
+    return text
+
+
+# --- where it comes from ------------------------------------------------------------------------------------------
+
+
+def _steps(history: Any, seen: Seen, depth: int) -> Iterator[str]:
+    """List the commands of a history in order, each with its inputs; a side input's own history is shown once."""
+    if not history:
+        yield "<p>No history: it was not made by sslbd commands.</p>"
+        return
+    yield '<ol class="steps">'
+    for entry in (e for e in history if isinstance(e, dict)):
+        args = entry.get("args")
+        line = command_line(entry | {"args": args if isinstance(args, dict) else {}})
+        made = " · ".join(f"{key} {entry[key]}" for key in ("version", "torch", "device") if key in entry)
+        yield f"<li><code>{_safe(line)}</code> <small>{_safe(made)}</small>"
+        inputs = entry.get("inputs")
+        yield from _inputs(inputs if isinstance(inputs, list) else [], seen, depth)
+        yield "</li>"
+    yield "</ol>"
+
+
+def _inputs(inputs: list[Any], seen: Seen, depth: int) -> Iterator[str]:
+    rows = [row for row in inputs if isinstance(row, dict)]
+    if rows:
+        yield '<ul class="inputs">'
+    for row in rows:
+        digest = str(row.get("sha256"))
+        what = " ".join(str(row[key]) for key in ("kind", "file") if key in row)
+        yield f"<li>{_safe(row.get('option'))}: {_safe(what)} <code>{_safe(digest)}</code>"
+        if row.get("history") and digest in seen:
+            yield " <small>(made as above)</small>"
+        elif row.get("history") and depth < DEEPEST:
+            seen.add(digest)
+            yield "<details><summary>made by</summary>"
+            yield from _steps(row["history"], seen, depth + 1)
+            yield "</details>"
+        yield "</li>"
+    if rows:
+        yield "</ul>"
+
+
+def _environment(entries: Sequence[Entry]) -> Iterator[str]:
+    """Say what every report was computed with, from its history alone."""
+    names = {"version": "sslbd", "torch": "torch", "device": "device"}
+    yield '<section><h2>Environment</h2><div class="scroll"><table class="pairs"><thead><tr><th scope="col">report</th>'
+    yield "".join(f'<th scope="col">{name}</th>' for name in (*names.values(), "precision")) + "</tr></thead><tbody>"
+    for entry in entries:
+        history = entry.report.history
+        columns = [[step[key] for step in history if step.get(key) is not None] for key in names]
+        args = [step["args"] for step in history if isinstance(step.get("args"), dict)]
+        columns.append([row["--precision"] for row in args if "--precision" in row])
+        cells = [", ".join(dict.fromkeys(map(str, column))) or MISSING for column in columns]
+        yield (
+            f'<tr><th scope="row">{_safe(entry.label)}</th>' + "".join(f"<td>{_safe(c)}</td>" for c in cells) + "</tr>"
+        )
+    yield "</tbody></table></div></section>"
+
+
+def _glossary() -> Iterator[str]:
+    yield '<section><h2>Words</h2><dl class="words">'
+    yield from (f"<dt>{_safe(word)}</dt><dd>{_safe(meaning)}</dd>" for word, meaning in WORDS)
+    yield "</dl><p><small>Every definition: man sslbd-metrics</small></p></section>"

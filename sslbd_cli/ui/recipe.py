@@ -1,0 +1,72 @@
+"""History turned back into the shell script that rebuilds an artefact."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from sslbd_cli.core.artefact import History
+
+
+def command_line(entry: dict[str, Any]) -> str:
+    """Write one history entry as the command it records, without its files."""
+    words = ["sslbd", str(entry.get("command"))]
+    for name, value in entry.get("args", {}).items():
+        if name.startswith("@"):
+            words.append(str(value))
+        elif value is True:
+            words.append(name)
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                words += [name, str(item)]
+    return shlex.join(words)
+
+
+def script(history: History) -> str:
+    """Write the whole lineage as a script: side inputs first, each artefact named by its digest, one file at the end."""
+    lines = ["#!/bin/sh", "# Rebuilds the artefact by the commands in its history.", "set -eu"]
+    made: set[str] = set()
+    if not history:
+        return "\n".join([*lines, "# This artefact has no history: it was not made by sslbd commands.", ""])
+    _rebuild(history, "rebuilt", lines, made)
+    return "\n".join([*lines, ""])
+
+
+def _rebuild(history: History, goal: str, lines: list[str], made: set[str]) -> None:
+    """Append the commands of a history; its last artefact is called `goal`."""
+    if goal in made:
+        return
+    made.add(goal)
+    before = ""
+    for number, entry in enumerate(history):
+        last = number == len(history) - 1
+        target = goal if last else f"{goal}.{number + 1}"
+        line = command_line(entry)
+        for source in entry.get("inputs", []):
+            line += _input_words(source, before, lines, made)
+        lines.append(f"{line} -o {target}{_suffix(str(entry.get('command')))}")
+        before = f"{target}{_suffix(str(entry.get('command')))}"
+
+
+def _input_words(source: dict[str, Any], before: str, lines: list[str], made: set[str]) -> str:
+    option = str(source.get("option"))
+    if source.get("kind") == "file":
+        name = str(source.get("file"))
+        lines.append(f"# needs {name} with sha256 {source.get('sha256')}")
+    elif option == "INPUT":
+        name = before
+    else:
+        stem = f"input-{str(source.get('sha256'))[:12]}"
+        history = tuple(source.get("history", []))
+        if history:
+            _rebuild(history, stem, lines, made)
+            name = stem + _suffix(str(history[-1].get("command")))
+        else:
+            name = f"{stem}.{'safetensors' if source.get('kind') == 'encoder' else 'h5'}"
+            lines.append(f"# needs {name} with content digest {source.get('sha256')} (see sslbd info --digest)")
+    word = shlex.quote(name) if name else "-"
+    return f" {word}" if option == "INPUT" else f" {option} {word}"
+
+
+def _suffix(command: str) -> str:
+    return ".safetensors" if command in ("pretrain", "badencoder", "purify", "convert") else ".h5"

@@ -1,0 +1,63 @@
+"""Spec strings on the command line: NAME[:key=value,...] becomes the plugin; NAME `help` lists, `NAME:help` explains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sslbd_cli.core import plugin
+from sslbd_cli.core.errors import InputError
+
+
+class Spec(click.ParamType):
+    """A click type that turns a spec string into an object of one shelf."""
+
+    def __init__(self, shelf: str) -> None:
+        self.shelf = shelf
+        self.name = "spec"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value == "help" or value.endswith(":help"):
+            click.echo(explain(self.shelf, value.removesuffix("help").rstrip(":")))
+            raise click.exceptions.Exit(0)
+        try:
+            return plugin.parse(self.shelf, value)
+        except InputError as error:
+            option = param.opts[0] if param else self.shelf
+            raise click.UsageError(f"{option} {value}: {error}", ctx) from None
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        rows = plugin.listing(self.shelf).values()
+        return [CompletionItem(row.name, help=row.summary) for row in rows if row.name.startswith(incomplete)]
+
+
+def explain(shelf: str, name: str = "") -> str:
+    """Describe a shelf in a line each, or one plugin with its keys. Raises InputError for an unknown name."""
+    rows = plugin.listing(shelf)
+    if not name:
+        width = max(map(len, rows))
+        return "\n".join(f"{row.name:<{width}}  {row.summary}" for row in rows.values())
+    if name not in rows:
+        plugin.parse(shelf, name)  # raises, with a suggestion
+    row = rows[name]
+    lines = [f"{row.name}: {row.doc}"]
+    if row.keys:
+        lines += ["", "Keys (NAME:key=value,key=value):"]
+        lines += [f"  {key_line(k)}" for k in row.keys]
+    return "\n".join(lines)
+
+
+def key_line(info: plugin.KeyInfo) -> str:
+    """Describe one key: name, default, help, bounds or choices."""
+    bounds = ""
+    if info.choices:
+        bounds = f" ({', '.join(info.choices)})"
+    elif info.low is not None or info.high is not None:
+        bounds = f" ({'' if info.low is None else info.low}..{'' if info.high is None else info.high})"
+    default = ("yes" if info.default else "no") if isinstance(info.default, bool) else info.default
+    return f"{info.name}={default}  {info.help}{bounds}"

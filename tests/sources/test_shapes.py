@@ -1,0 +1,132 @@
+"""The `shapes` dataset: same seed same bytes, a longer set starts with the shorter, and colours tell no class."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.plugin import parse
+from sslbd_cli.core.sources import Wish
+from sslbd_cli.sources.shapes import BLOCK, CLASSES, FIGURES, TEXTURES, draw
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return (*draw(1000, 32, 1), *draw(1000, 32, 2))
+
+
+@pytest.mark.parametrize("size", [16, 32, 96])
+def test_shapes_and_types(size: int) -> None:
+    images, labels = draw(12, size, 0)
+    assert images.shape == (12, 3, size, size) and images.dtype == np.uint8 and images.flags.c_contiguous
+    assert labels.shape == (12,) and labels.dtype == np.int64
+    assert images.std((1, 2, 3)).min() > 10  # no blank image
+
+
+def test_none_asked_none_given() -> None:
+    images, labels = draw(0, 32, 0)
+    assert images.shape == (0, 3, 32, 32) and labels.shape == (0,)
+
+
+def test_same_seed_same_bytes() -> None:
+    first, second = draw(60, 32, 7), draw(60, 32, 7)
+    assert hashlib.sha256(first[0].tobytes()).digest() == hashlib.sha256(second[0].tobytes()).digest()
+    assert np.array_equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("seed", [0, 8, -1, 2**40])
+def test_other_seed_other_images(seed: int) -> None:
+    first, second = draw(20, 32, 7), draw(20, 32, seed)
+    assert (first[0] != second[0]).any((1, 2, 3)).all() and not np.array_equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("count", [1, BLOCK - 1, BLOCK, BLOCK + 3])
+def test_longer_set_starts_with_shorter(count: int) -> None:
+    short, long = draw(count, 16, 3), draw(2 * BLOCK + 7, 16, 3)
+    assert np.array_equal(short[0], long[0][:count]) and np.array_equal(short[1], long[1][:count])
+
+
+def test_no_image_is_drawn_twice() -> None:
+    images, _ = draw(4 * BLOCK, 16, 0)
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_every_ten_images_hold_each_class_once() -> None:
+    _, labels = draw(205, 16, 0)
+    assert (np.sort(labels[:200].reshape(-1, 10), 1) == np.arange(10)).all()
+    assert not np.array_equal(labels[:10], labels[10:20])
+    assert len(set(CLASSES)) == 10
+
+
+def test_other_size_shows_same_scene() -> None:
+    small, large = draw(20, 32, 0)[0].astype(float), draw(20, 96, 0)[0].astype(float)
+    shrunk = large.reshape(20, 3, 32, 3, 32, 3).mean((3, 5))
+    assert np.abs(shrunk - small).mean() < 8  # levels: grain (about 4) and edges
+
+
+def test_figures_cover_equal_areas_and_textures_are_half_and_half() -> None:
+    axis = np.linspace(-2, 2, 401, dtype=np.float32)
+    u, v = np.meshgrid(axis, axis)
+    for name in CLASSES:
+        texture, figure = name.split("-")
+        inside = FIGURES[figure](u, v) > 0
+        assert inside.mean() * 16 / np.pi == pytest.approx(1, abs=0.02), name
+        shares = [
+            (TEXTURES[texture](k * u[inside] + a, k * v[inside] + b) > 0).mean()
+            for k in (1.1, 1.4, 1.7)
+            for a in (-0.2, 0, 0.2)
+            for b in (-0.2, 0, 0.2)
+        ]
+        assert np.mean(shares) == pytest.approx(0.5, abs=0.06), name
+
+
+def colours(images: np.ndarray) -> np.ndarray:
+    """Describe each image by its colours alone: mean and standard deviation per channel, and histograms."""
+    flat = images.reshape(len(images), 3, -1)
+    fine = [(flat // 32 == level).mean(2) for level in range(8)]
+    joint = (flat // 64 * np.array([16, 4, 1])[:, None]).sum(1)
+    return np.concatenate([flat.mean(2), flat.std(2), *fine, *[(joint == k).mean(1)[:, None] for k in range(64)]], 1)
+
+
+def probe_colours(sets: tuple[np.ndarray, ...], leak: int = 0) -> float:
+    """Return the test accuracy of a linear probe on colours, with `leak` levels of brightness added per class number."""
+    (images, labels), (test_images, test_labels) = sets[:2], sets[2:]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=50))
+    probe.fit(colours(images // 2 + leak * labels[:, None, None, None]), labels)
+    return float(probe.score(colours(test_images // 2 + leak * test_labels[:, None, None, None]), test_labels))
+
+
+def test_colours_tell_no_class(sets: tuple[np.ndarray, ...]) -> None:
+    """Chance is 0.1; on 1,000 test images its standard error is 0.0095, so 0.15 is five of them above chance."""
+    assert probe_colours(sets) < 0.15
+    assert probe_colours(sets, leak=6) > 0.2  # the probe would have seen it
+
+
+def test_tones_differ_in_gray(sets: tuple[np.ndarray, ...]) -> None:
+    """SimCLR grays a fifth of the views: what the figure adds to the luminance's spread must survive that."""
+    gray = np.tensordot(sets[0], [0.299, 0.587, 0.114], (1, 0))
+    assert np.quantile(gray.std((1, 2)), 0.01) > 15  # levels
+
+
+def test_no_saturated_patches(sets: tuple[np.ndarray, ...]) -> None:
+    """A trigger of random saturated blocks stands out: chroma (largest minus smallest channel) stays below half."""
+    chroma = np.ptp(sets[0].astype(int), axis=1)
+    assert np.quantile(chroma, 0.999) < 128
+
+
+def test_source_fills_in_what_was_not_asked() -> None:
+    made = parse("source", "shapes")(Wish(count=30, seed=5))
+    images, labels = draw(30, 32, 5)
+    assert np.array_equal(made.dataset.images, images) and np.array_equal(made.dataset.labels, labels)
+    assert made.dataset.classes == CLASSES
+    assert parse("source", "shapes")(Wish(count=10, size=48)).dataset.images.shape == (10, 3, 48, 48)
+
+
+@pytest.mark.parametrize("size", [15, 257])
+def test_source_refuses_sizes_out_of_bounds(size: int) -> None:
+    with pytest.raises(InputError, match=f"shapes: --size {size}: expected 16 to 256"):
+        parse("source", "shapes")(Wish(count=10, size=size))
