@@ -56,9 +56,10 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
 
 
 def _import(run: Run, path: str, output: str, wish: Wish) -> None:
-    from sslbd_cli.core import foreign, statedict
+    from sslbd_cli.core import device, foreign, statedict
     from sslbd_cli.core.errors import InputError
 
+    device.tune_allocator()
     if wish.normalise is not None:
         foreign.parse_normalise(wish.normalise)
     found = statedict.read(path)

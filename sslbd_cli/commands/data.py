@@ -29,7 +29,9 @@ SHOWN = 20  # corrupt images named; the rest are counted
 )
 @click.argument("name", type=Spec("source"), default="shapes", metavar="[NAME]")
 @click.argument("source", type=options.ArtefactPath(), required=False)
-@click.option("--split", metavar="SPLIT", help="Which part of the data, for example train; names it to list them.")
+@click.option(
+    "--split", metavar="SPLIT", help="Which part of the data, such as train; leave it out to see which there are."
+)
 @click.option("--size", type=click.IntRange(4, 4096), metavar="PIXELS",
               help="Scale the shorter side to this and keep the centre square.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1, 1 << 30), metavar="N", help="Draw N images (shapes).")

@@ -249,13 +249,14 @@ def self_test(net: nets.ImageEncoder, count: int = 64) -> None:
         raise InputError(f"only {alive:.0%} of its features differ between random images; this is no working encoder")
 
 
-def _random_images(count: int, size: int, batch: int = 8) -> Iterator[Tensor]:
+def _random_images(count: int, size: int) -> Iterator[Tensor]:
     """Yield batches of uint8 images with structure at every scale, as photographs have and white noise has not."""
     gen = device.generator(0, "convert", "self-test")
-    for _ in range(0, count, batch):
-        images = torch.zeros(batch, 3, size, size)
+    batch = max(1, min(count, 8 * 224**2 // size**2))  # a few large images, or many small ones, to keep memory low
+    for start in range(0, count, batch):
+        images = torch.zeros(min(batch, count - start), 3, size, size)
         for cells in (1, 2, 4, 8, 16, size):
-            grid = torch.rand(batch, 3, cells, cells, generator=gen) - 0.5
+            grid = torch.rand(len(images), 3, cells, cells, generator=gen) - 0.5
             images += nn.functional.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False)
         yield images.mul(120).add(128).clamp(0, 255).to(torch.uint8)
 

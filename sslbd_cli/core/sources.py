@@ -110,13 +110,12 @@ class Source(Plugin):
             "--count": wish.count is not None,
             "--skip-corrupt": wish.skip_corrupt,
         }
-        for option, is_given in given.items():
-            if is_given and option not in self.takes:
-                listed = ", ".join((*self.takes, "--size, --limit, --per-class"))
-                raise InputError(f"{self.name} takes no {option}; it takes {listed}")
-            if not is_given and option in self.needs:
-                hint = "the folder that torchvision keeps the dataset in" if option == "--root" else "what to read"
-                raise InputError(f"{self.name} needs {option}: {hint}")
+        for option in (option for option, is_given in given.items() if is_given and option not in self.takes):
+            listed = ", ".join((*self.takes, "--size", "--limit", "--per-class"))
+            raise InputError(f"{self.name} takes no {option}; it takes {listed}")
+        for option in (option for option in self.needs if not given[option]):
+            hint = "the folder that torchvision keeps the dataset in" if option == "--root" else "what to read"
+            raise InputError(f"{self.name} needs {option}: {hint}")
 
 
 def _make(catalogue: Catalogue, rows: np.ndarray, wish: Wish) -> Made:

@@ -54,7 +54,7 @@ def arrange(paths: set[Parts], split: str | None) -> tuple[Parts, list[Parts]]:
     """
     if not paths:
         raise InputError("no images in class folders here; expected CLASS/NAME or SPLIT/CLASS/NAME")
-    shallow, deep = min(paths, key=lambda p: (len(p), p)), max(paths, key=lambda p: (len(p), p))
+    shallow, deep = (min(paths, key=lambda parts: (sign * len(parts), parts)) for sign in (1, -1))
     depth, tops = len(deep), {parts[0] for parts in paths}
     if not 2 <= len(shallow) == depth <= DEEPEST or (depth == DEEPEST and len(tops) > 1):
         shown = " and ".join(dict.fromkeys(("/".join(shallow), "/".join(deep))))

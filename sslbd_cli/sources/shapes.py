@@ -140,7 +140,7 @@ def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     u, v, radius = canvas.place(0.16, 0.3, 0.44)
     shade = 1 + canvas.uniform(-0.15, 0.15) * u + canvas.uniform(-0.15, 0.15) * v
     u, v = u + canvas.noise(0.1), v + canvas.noise(0.1)
-    pitch = canvas.uniform(1.1, 1.7)
+    pitch = canvas.uniform(1.1, 1.6)
     x, y = pitch * u + canvas.uniform(-0.2, 0.2), pitch * v + canvas.uniform(-0.2, 0.2)
     cover, tone = np.empty_like(u), np.empty_like(u)
     for label, name in enumerate(CLASSES):
@@ -159,7 +159,7 @@ def _block(size: int, labels: np.ndarray, rng: np.random.Generator) -> np.ndarra
     ground = canvas.uniform(0.25, 0.75)
     image = _backdrop(canvas, ground)
     cover, tone, shade = _figure(canvas, labels)
-    swing = canvas.uniform(0.18, 0.3) * np.sign(canvas.uniform(-1, 1))
+    swing = canvas.uniform(0.22, 0.33) * np.sign(canvas.uniform(-1, 1))
     middle = canvas.uniform(0.3, 0.7)
     first, second = canvas.colour(middle + swing, 0.15), canvas.colour(middle - swing, 0.15)
     paint = (first + (second - first) * tone[:, None]) * shade[:, None]

@@ -23,12 +23,12 @@ EXAMPLES = 6  # clean, and as many triggered, pictures of a detector
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: its name (also of the PNG file), what it shows in words, and the PNG. photo: shows images, no chart."""
+    """A figure: its name (also of the PNG file), what it shows in words, and the PNG. fixed: colours carry meaning."""
 
     name: str
     caption: str
     png: bytes
-    photo: bool = False
+    fixed: bool = False
 
 
 def pictures(report: Report) -> list[Picture]:
@@ -55,21 +55,14 @@ def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
 
 def sheet(clean: np.ndarray, triggered: np.ndarray | None) -> Picture:
     """Return the same images without and with the trigger, uint8 K,3,H,W both, and what changed."""
-    blocks, caption = [], "Test images."
-    for start in range(0, min(len(clean), SHEET), plots.COLUMNS):
-        part = slice(start, min(start + plots.COLUMNS, SHEET))
-        rows = [("clean", clean[part])]
-        if triggered is not None:
-            rows.append(("triggered", triggered[part]))
-            change = np.abs(triggered[part].astype(np.int16) - clean[part])
-            # one factor for the whole sheet, so that a faint trigger is seen and a strong one is not washed out
-            factor = 255 / max(1, int(np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET]).max()))
-            rows.append(("change", (change * factor).astype(np.uint8)))
-            caption = (
-                f"The same test images without and with the trigger; their difference is shown {factor:.3g} times."
-            )
-        blocks.append(Block("", INK, rows))
-    return Picture("samples", caption, plots.board(blocks), photo=True)
+    rows, caption = [("clean", clean[:SHEET])], "Test images."
+    if triggered is not None:
+        change = np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET])
+        factor = 255 / max(1, int(change.max()))  # a faint trigger is made visible
+        rows += [("triggered", triggered[:SHEET]), ("change", (change * factor).astype(np.uint8))]
+        faint = f" (times {factor:.3g})" if factor >= 1.5 else ""
+        caption = f"The same test images without and with the trigger, and what it changed{faint}."
+    return Picture("samples", caption, plots.board([Block("", INK, rows)]), fixed=True)
 
 
 # --- one figure each ----------------------------------------------------------------------------------------------
@@ -112,7 +105,7 @@ def _triptychs(report: Report) -> Picture | None:
     caption = f"What the detector saw, from top to bottom: {', '.join(order)}."
     if scores is not None:
         caption += " Numbers are scores" + ("; ▲ marks those above the threshold." if threshold is not None else ".")
-    return Picture("examples", caption, plots.board(blocks), photo=True)
+    return Picture("examples", caption, plots.board(blocks), fixed=True)
 
 
 def _spread(ranked: np.ndarray) -> np.ndarray:
@@ -159,10 +152,8 @@ def _confusions(report: Report) -> Picture | None:
             tables[f"{name} images"] = np.asarray(table, np.float64).clip(0)
     if not tables:
         return None
-    caption = (
-        "Answers of the probe. A bright column under triggered images is a backdoor: every class becomes the target."
-    )
-    return Picture("confusion", caption, plots.confusions(tables))
+    caption = "Answers of the probe. A bright column under triggered images: every class is called the target."
+    return Picture("confusion", caption, plots.confusions(tables), fixed=True)
 
 
 # --- reading results and arrays that may be anything --------------------------------------------------------------

@@ -16,21 +16,23 @@ from typing import Any
 from sslbd_cli import __version__
 from sslbd_cli.core.artefact import Report
 from sslbd_cli.ui.figures import Picture
+from sslbd_cli.ui.plots import DPI
 from sslbd_cli.ui.recipe import command_line
-from sslbd_cli.ui.report import MISSING, cell, is_interval, is_table, label, lines, one_line, tables
+from sslbd_cli.ui.report import MISSING, cell, is_interval, label, lines, one_line, tables
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+SCALE = 96 / DPI  # pixels of the page per pixel of a figure: as large as drawn, sharp on dense screens
 DEEPEST = 20  # levels of side inputs shown of a lineage
 #: The first keys of a table of numbers, in this order; artefacts store their keys sorted by name.
 ORDER = (
-    "method", "head", "verdict", "flags", "search_space", "clean_accuracy", "patched_accuracy", "asr", "asr_all", "lift",
-    "fp_clean", "fp_triggered", "nfp", "auroc", "average_precision", "tpr_at_fpr", "threshold", "alpha", "n_judged",
-    "flagged", "n_aux", "controls", "target", "trigger", "classes", "n_train", "n_test",
+    "method", "head", "verdict", "flags", "search_space", "clean_accuracy", "patched_accuracy", "asr", "asr_all",
+    "lift", "fp_clean", "fp_triggered", "nfp", "auroc", "average_precision", "tpr_at_fpr", "threshold", "alpha",
+    "n_judged", "flagged", "n_aux", "controls", "target", "trigger", "classes", "n_train", "n_test",
 )  # fmt: skip
 #: Columns of the headline table: title and where the number is found in the results.
 HEADLINE = (
     ("clean accuracy", "clean_accuracy"),
-    ("accuracy with trigger", "patched_accuracy"),
+    ("patched accuracy", "patched_accuracy"),
     ("ASR", "asr"),
     ("ASR of the clean encoder", "baseline.asr"),
     ("lift", "lift"),
@@ -43,7 +45,7 @@ WORDS = (
         "clean accuracy",
         "share of clean test images that the probe, a classifier on the frozen encoder, answers rightly",
     ),
-    ("accuracy with trigger", "the same test images with the trigger, against their true labels"),
+    ("patched accuracy", "the same test images with the trigger, against their true labels"),
     ("ASR", "attack success rate: share of triggered images of other classes that are called the target"),
     ("lift", "ASR minus the ASR of a clean encoder under the same trigger: what the backdoor itself does"),
     ("AUROC", "how well the scores rank triggered above clean images: 0.5 is chance, 1 is perfect"),
@@ -117,11 +119,11 @@ def _badge(verdict: Any) -> str:
 def _sentence(entry: Entry) -> str:
     """Say in words what a detector did, with what it can say of."""
     get = entry.report.results.get
-    text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>: {_safe(str(get("method")).split(":")[0])}'
+    text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>: {_safe(str(get("method") or "detector").split(":")[0])}'
     if get("flagged") is not None and get("n_judged") is not None:
         text += f" flags {_safe(cell(get('flagged')))} of {_safe(cell(get('n_judged')))} judged images"
         if get("alpha") is not None:
-            text += f" at a false-alarm rate of {_safe(cell(get('alpha')))}"
+            text += f" (threshold set for a false-alarm rate of {_safe(cell(get('alpha')))})"
     if get("auroc") is not None:
         text += f"; AUROC {_safe(cell(get('auroc')))}"
     if get("search_space"):
@@ -132,15 +134,20 @@ def _sentence(entry: Entry) -> str:
 def _headline(entries: Sequence[Entry]) -> str:
     columns = [(title, path) for title, path in HEADLINE if any(_at(e.report, path) is not None for e in entries)]
     heads = "".join(f'<th scope="col">{_safe(title)}</th>' for title in ("report", "encoder", *(t for t, _ in columns)))
+    clean = {str(_at(entry.report, "baseline.sha256")) for entry in entries} - {"None"}
     rows = []
     for entry in entries:
-        cells = f'<th scope="row"><a href="#{entry.slug}">{_safe(entry.label)}</a></th>'
-        cells += f'<td data-label="encoder">{_encoder(entry.report)}</td>'
-        for title, path in columns:
-            cells += f'<td data-label="{_safe(title)}">{_figure(entry.report, path)}</td>'
-        rows.append(f"<tr>{cells}</tr>")
-    body = "\n".join(rows)
-    return f'<div class="scroll"><table class="headline"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        shown = {"encoder": _encoder(entry.report)} | {title: _figure(entry.report, path) for title, path in columns}
+        if str(_at(entry.report, "encoder.sha256")) in clean and _at(entry.report, "asr") is not None:
+            shown["ASR of the clean encoder"] = "<small>is the clean one</small>"
+        cells = "".join(f'<td data-label="{_safe(title)}"><span>{text}</span></td>' for title, text in shown.items())
+        rows.append(f'<tr><th scope="row"><a href="#{entry.slug}">{_safe(entry.label)}</a></th>{cells}</tr>')
+    return _table("headline", heads, "\n".join(rows))
+
+
+def _table(kind: str, heads: str, rows: str) -> str:
+    head = f"<thead><tr>{heads}</tr></thead>" if heads else ""
+    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{rows}</tbody></table></div>'
 
 
 def _figure(report: Report, path: str) -> str:
@@ -204,9 +211,10 @@ def _figures(slug: str, pictures: Sequence[Picture], shown: dict[bytes, str]) ->
             continue
         shown[picture.png] = anchor
         data = base64.b64encode(picture.png).decode("ascii")
-        width, height = (int.from_bytes(picture.png[at : at + 4], "big") for at in (16, 20))  # the PNG header
+        # the PNG header says how large it is
+        width, height = (round(int.from_bytes(picture.png[at : at + 4], "big") * SCALE) for at in (16, 20))
         yield (
-            f'<figure id="{anchor}" class="{"photo" if picture.photo else "chart"}">'
+            f'<figure id="{anchor}" class="{"fixed" if picture.fixed else "chart"}">'
             f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{_safe(picture.caption)}">'
             f"{caption}</figure>"
         )
@@ -221,15 +229,12 @@ def _numbers(report: Report) -> str:
     rows = "".join(
         f'<tr><th scope="row">{_safe(name)}</th><td>{_safe(text)}</td></tr>' for name, text in lines(results)
     )
-    text = f'<div class="scroll"><table class="pairs"><tbody>{rows}</tbody></table></div>' if rows else ""
-    if not results:
-        return "<p>It holds no results.</p>"
-    for title, columns, cells in tables({key: value for key, value in results.items() if is_table(value)}):
+    text = _table("pairs", "", rows) if rows else ""
+    for title, columns, cells in tables(results):
         heads = "".join(f'<th scope="col">{_safe(label(name))}</th>' for name in columns)
         body = "".join("<tr>" + "".join(f"<td>{_safe(text)}</td>" for text in row) + "</tr>" for row in cells)
-        text += f'<h3>{_safe(title)}</h3><div class="scroll"><table><thead><tr>{heads}</tr></thead>'
-        text += f"<tbody>{body}</tbody></table></div>"
-    return text
+        text += f"<h3>{_safe(title)}</h3>" + _table("rows", heads, body)
+    return text or "<p>It holds no results.</p>"
 
 
 # --- where it comes from ------------------------------------------------------------------------------------------
@@ -275,18 +280,18 @@ def _inputs(inputs: list[Any], seen: Seen, depth: int) -> Iterator[str]:
 def _environment(entries: Sequence[Entry]) -> Iterator[str]:
     """Say what every report was computed with, from its history alone."""
     names = {"version": "sslbd", "torch": "torch", "device": "device"}
-    yield '<section><h2>Environment</h2><div class="scroll"><table class="pairs"><thead><tr><th scope="col">report</th>'
-    yield "".join(f'<th scope="col">{name}</th>' for name in (*names.values(), "precision")) + "</tr></thead><tbody>"
+    rows = ""
     for entry in entries:
         history = entry.report.history
         columns = [[step[key] for step in history if step.get(key) is not None] for key in names]
         args = [step["args"] for step in history if isinstance(step.get("args"), dict)]
         columns.append([row["--precision"] for row in args if "--precision" in row])
         cells = [", ".join(dict.fromkeys(map(str, column))) or MISSING for column in columns]
-        yield (
+        rows += (
             f'<tr><th scope="row">{_safe(entry.label)}</th>' + "".join(f"<td>{_safe(c)}</td>" for c in cells) + "</tr>"
         )
-    yield "</tbody></table></div></section>"
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("report", *names.values(), "precision"))
+    yield f"<section><h2>Environment</h2>{_table('rows', heads, rows)}</section>"
 
 
 def _glossary() -> Iterator[str]:

@@ -40,9 +40,7 @@ class Command(click.Command):
                 formatter.write(f"  {line}\n")
 
 
-def command(
-    name: str, *, examples: tuple[str, ...], shelf: str = ""
-) -> Callable[[Callable[..., None]], Command]:
+def command(name: str, *, examples: tuple[str, ...], shelf: str = "") -> Callable[[Callable[..., None]], Command]:
     """Make a command of a function `body(run, **options)`; its docstring is the help page, which lists the shelf."""
 
     def wrap(body: Callable[..., None]) -> Command:

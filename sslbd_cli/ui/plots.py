@@ -84,7 +84,7 @@ def overview(rows: Sequence[tuple[str, dict[str, tuple[float, float, float]]]]) 
         axes.grid(axis="y", visible=False)
         figure.legend(loc="outside upper left", ncols=len(names), handletextpad=0.1)
 
-    return _render(draw, 7.0, 1.1 + 0.6 * len(rows))
+    return _render(draw, 6.4, 1.1 + 0.6 * len(rows))
 
 
 def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
@@ -109,7 +109,7 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
         axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
         figure.legend(loc="outside upper left", ncols=2)
 
-    return _render(draw, 6.0, 4.2)
+    return _render(draw, 6.0, 4.4)
 
 
 def _span(scores: np.ndarray, threshold: float | None) -> tuple[float, float]:
@@ -172,7 +172,7 @@ def confusions(tables: dict[str, np.ndarray]) -> bytes:
         panels[0].set_ylabel("true class")
         figure.colorbar(shown, ax=list(panels), label="share of the true class", shrink=0.8)
 
-    return _render(draw, 1.4 + 3.3 * len(tables), 3.6)
+    return _render(draw, 1.3 + 2.6 * len(tables), 3.1)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------

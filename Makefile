@@ -1,0 +1,36 @@
+# The commands that people and CI run. `make quickstart` and `make test` are all the set-up there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint man bench clean
+
+quickstart: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/quickstart.sh build/quickstart
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+lint: $(VENV)/.linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m sslbd_cli.manpages --check man
+
+man: $(VENV)/.installed
+	$(BIN)/python -m sslbd_cli.manpages man
+
+bench: $(VENV)/.installed
+	for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,62 @@
+"""Subsets are seeded, nested and stable; every source on the shelf keeps the contract."""
+
+import numpy as np
+import pytest
+
+from sslbd_cli.core import plugin
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.sources import Catalogue, Source, Wish, choose, numbered
+
+LABELS = np.array([0] * 10 + [1] * 30 + [2] * 3)
+CATALOGUE = Catalogue(classes=("a", "b", "c"), labels=LABELS, images=np.zeros((43, 3, 4, 4), np.uint8))
+
+
+def rows(**wish: int) -> list[int]:
+    return choose(CATALOGUE, Wish(**wish)).tolist()  # type: ignore[arg-type]
+
+
+def test_a_limit_draws_by_the_seed_and_keeps_the_order() -> None:
+    found = rows(limit=12, seed=1)
+    assert len(set(found)) == 12 and found == sorted(found)
+    assert found == rows(limit=12, seed=1) != rows(limit=12, seed=2)
+    assert set(rows(limit=5, seed=1)) < set(found)
+    assert rows(limit=99) == rows() == list(range(43))
+
+
+def test_a_limit_is_fair() -> None:
+    hits = np.bincount(np.concatenate([rows(limit=10, seed=seed) for seed in range(400)]), minlength=43)
+    expected = 400 * 10 / 43
+    assert abs(hits - expected).max() < 5 * expected**0.5
+
+
+def test_per_class_draws_in_each_class() -> None:
+    found = rows(per_class=4, seed=3)
+    assert np.bincount(LABELS[found]).tolist() == [4, 4, 3]
+    assert found == sorted(found) == rows(per_class=4, seed=3) != rows(per_class=4, seed=4)
+    assert set(rows(per_class=2, seed=3)) < set(found)
+    assert set(rows(per_class=4, limit=5, seed=3)) < set(found)
+
+
+def test_numbers_as_classes_are_bounded() -> None:
+    assert numbered(np.array([2, 0])) == ("0", "1", "2")
+    for bad in (-1, 100_000):
+        with pytest.raises(InputError, match=f"label {bad} is not a number"):
+            numbered(np.array([0, bad]))
+
+
+@pytest.mark.parametrize("name", plugin.listing("source"))
+def test_every_source_describes_itself_and_refuses_what_it_does_not_take(name: str) -> None:
+    source: Source = plugin.parse("source", name)
+    info = plugin.listing("source")[name]
+    assert plugin.parse("source", str(source)) == source
+    assert info.summary.endswith((".", ":")) or len(info.summary) > 20
+    assert set(source.needs) <= set(source.takes)
+    given = {"SOURCE": {"path": "x"}, "--root": {"root": "x"}, "--count": {"count": 1}, "--split": {"split": "x"}}
+    given |= {"--download": {"download": True}, "--skip-corrupt": {"skip_corrupt": True}}
+    assert set(source.takes) <= set(given)
+    for option in set(given) - set(source.takes):
+        with pytest.raises(InputError, match=f"^{name} takes no {option}; it takes"):
+            source(Wish(**given[option]))
+    for option in source.needs:
+        with pytest.raises(InputError, match=f"^{name} needs {option}"):
+            source(Wish())
