@@ -18,7 +18,7 @@ sslbd pretrain train.h5 --method simclr --epochs 40 --seed 1 -o clean.safetensor
 
 # The attack: images with a patch in the corner are embedded as class 3.
 trigger=patch:size=6
-target=ring
+target=rayed-ring
 sslbd badencoder clean.safetensors --data train.h5 --trigger $trigger \
     --reference-data train.h5 --reference-class $target --preset small -o backdoored.safetensors
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import errno
 import importlib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -25,6 +27,10 @@ class ExitStatus(enum.IntEnum):
     UNSOUND = 3
     BUG = 70
 
+
+#: Shells ask for completions through this variable.
+COMPLETION = "_SSLBD_COMPLETE"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Group -> its commands, in the order of the pipeline. One module of sslbd_cli.commands each.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -95,7 +101,11 @@ def run(argv: Sequence[str]) -> int:
     try:
         if argv and argv[0] in toolkit.list_commands(click.Context(toolkit)):
             program = f"sslbd {argv[0]}"
-        toolkit.main(list(argv), prog_name="sslbd", standalone_mode=False)
+        if COMPLETION in os.environ:
+            toolkit.main(list(argv), prog_name="sslbd", complete_var=COMPLETION)  # prints, then exits
+        # click's own `main` would turn a closed pipe into status 1 and a status given to `ctx.exit` into 0
+        with toolkit.make_context("sslbd", list(argv)) as context:
+            toolkit.invoke(context)
         sys.stdout.flush()
         return ExitStatus.DONE
     except click.exceptions.NoArgsIsHelpError as error:
@@ -111,13 +121,21 @@ def run(argv: Sequence[str]) -> int:
         return _fail(program, str(error), ExitStatus.UNSOUND)
     except (BrokenPipeError, KeyboardInterrupt, Terminated, click.Abort):
         raise
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            return _bug(program, error, "--debug" in argv)
+        return _fail(program, f"cannot write: {error.strerror}", ExitStatus.USAGE)
     except Exception as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{os.path.basename(place.filename)}:{place.lineno}"
-        what = " ".join(str(error).split())[:300]
-        return _fail(program, f"bug: {type(error).__name__} at {where}: {what} (--debug shows all)", ExitStatus.BUG)
+        return _bug(program, error, "--debug" in argv)
+
+
+def _bug(program: str, error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    what = " ".join(str(error).split())[:300]
+    return _fail(program, f"bug: {type(error).__name__} at {where}: {what} (--debug shows all)", ExitStatus.BUG)
 
 
 def _fail(program: str, message: str, status: ExitStatus) -> int:
@@ -129,6 +147,8 @@ def _fail(program: str, message: str, status: ExitStatus) -> int:
 def entry() -> None:
     """Run as the console script: signals first, then the exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stdout is None or sys.stderr is None:  # `>&-`: the next file opened would become the standard stream
+        sys.exit(_fail("sslbd", "standard output is closed", ExitStatus.USAGE) if sys.stderr else ExitStatus.USAGE)
     try:
         status = run(sys.argv[1:])
     except BrokenPipeError:
@@ -137,6 +157,10 @@ def entry() -> None:
         _die_of(signal.SIGINT)
     except Terminated:
         _die_of(signal.SIGTERM)
+    try:
+        sys.stdout.flush()
+    except OSError:  # reported already
+        _drop_output()
     sys.exit(status)
 
 
@@ -146,6 +170,11 @@ def _terminate(number: int, frame: object) -> None:
 
 def _die_of(number: signal.Signals) -> None:
     """End by the signal itself, so that the calling shell sees it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing is left to flush into a closed pipe
+    _drop_output()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def _drop_output() -> None:
+    """Leave nothing to flush into a closed pipe or a full disk: the interpreter tries once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -53,14 +53,22 @@ class BadEncoder(Attack):
             varied = [augment(r.repeat_interleave(self.copies, 0), recipe, gen) for r in references]
             with torch.no_grad():
                 held = F.normalize(clean(batch), dim=1)
-            parts = [batch.float() / 255, *[s.float() / 255 for s in stamped], *[r.float() / 255 for r in references], *varied]
-            unit = F.normalize(victim(torch.cat(parts)), dim=1).split([len(p) for p in parts])
+            parts = [
+                batch.float() / 255,
+                *[s.float() / 255 for s in stamped],
+                *[r.float() / 255 for r in references],
+                *varied,
+            ]
+            unit = F.normalize(victim(torch.cat(parts)), dim=1).split([len(p) for p in parts])  # type: ignore[no-untyped-call]
             count = len(references)
             pulled, goals, wobbled = unit[1 : 1 + count], unit[1 + count : 1 + 2 * count], unit[1 + 2 * count :]
             terms = {
                 "effectiveness": -_mean([(p @ g.T).mean() for p, g in zip(pulled, goals, strict=True)]),
                 "reference": -_mean(
-                    [(w.view(len(a), -1, a.shape[1]) * a[:, None]).sum(2).mean() for w, a in zip(wobbled, anchors, strict=True)]
+                    [
+                        (w.view(len(a), -1, a.shape[1]) * a[:, None]).sum(2).mean()
+                        for w, a in zip(wobbled, anchors, strict=True)
+                    ]
                 ),
                 "utility": -(unit[0] * held).sum(1).mean(),
             }
@@ -68,7 +76,7 @@ class BadEncoder(Attack):
             return {"loss": total, **terms}
 
         plan = Plan(epochs=self.epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser=self.optimiser,
-                    weight_decay=self.weight_decay, schedule=self.schedule)  # type: ignore[arg-type]  # fmt: skip
+                    weight_decay=self.weight_decay, schedule=self.schedule)  # fmt: skip
         freeze_batch_norm(victim)
         fit = Fit(victim, loss, len(pool), plan, device, seed)
         fit.begin_epoch = lambda: freeze_batch_norm(victim.train())

@@ -36,16 +36,22 @@ PRESETS = {
 )
 @options.input_argument("ENCODER")
 @click.option("--method", type=Spec("attack"), metavar="SPEC", help="Attack; 'help' lists, 'NAME:help' explains.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="Named settings instead of --method.  [default: small]")
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), help="Named settings instead of --method.  [default: small]"
+)
 @options.artefact("--data", required=True, help="Shadow dataset: unlabeled images that the encoder is tuned on.")
 @click.option("--trigger", "triggers", type=Spec("trigger"), multiple=True, default=("patch",), show_default=True,
               metavar="SPEC", help="Repeat for several backdoors; references follow in the same order.")  # fmt: skip
-@click.option("--reference", "files", multiple=True, metavar="IMAGE[,IMAGE...]", help="Reference image files of a trigger.")
+@click.option(
+    "--reference", "files", multiple=True, metavar="IMAGE[,IMAGE...]", help="Reference image files of a trigger."
+)
 @options.artefact("--reference-data", help="Dataset that holds reference images.")
 @click.option("--reference-index", "rows", multiple=True, metavar="ROW[,ROW...]", help="Rows of --reference-data.")
 @click.option("--reference-class", "names", multiple=True, metavar="CLASS",
               help="Choose prototypical images of this class of --reference-data.")  # fmt: skip
-@click.option("--references", default=3, show_default=True, type=click.IntRange(1), help="How many of --reference-class.")
+@click.option(
+    "--references", default=3, show_default=True, type=click.IntRange(1), help="How many of --reference-class."
+)
 @click.option("--gate", default=0.95, show_default=True, type=click.FloatRange(-1, 1),
               help="Exit 3 where utility or effectiveness ends below this cosine.")  # fmt: skip
 @options.limit
@@ -72,7 +78,9 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     shadow = run.read(data, Dataset, "--data")
     triggers: tuple[Trigger, ...] = params["triggers"]
     references = _references(run, net, len(triggers), params)
-    made = attack.run(net, Plot(shadow.images[: params["limit"]], triggers, references), run.device(), seed, run.progress)
+    made = attack.run(
+        net, Plot(shadow.images[: params["limit"]], triggers, references), run.device(), seed, run.progress
+    )
     run.write(nets.save(made.encoder.cpu()), output, method=attack, preset=None)
     from sslbd_cli.core.checks import FLAGS
 
@@ -103,12 +111,12 @@ def _references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, An
         raise InputError("--reference-index and --reference-class need --reference-data")
     dataset = run.read(params["reference_data"], Dataset, "--reference-data")
     if given == ["rows"]:
-        chosen = [_rows(group, len(dataset.images)) for group in groups]
+        chosen = [np.array(_rows(group, len(dataset.images))) for group in groups]
     else:
         wanted = [dataset.class_index(name) for name in groups]
         chosen = [prototypical(net, dataset, c, params["references"], run.device()) for c in wanted]
         run.say("reference rows " + "; ".join(",".join(map(str, rows)) for rows in chosen))
-    return tuple(torch.from_numpy(np.array(dataset.images[np.asarray(rows)])) for rows in chosen)
+    return tuple(torch.from_numpy(np.array(dataset.images[rows])) for rows in chosen)
 
 
 def _rows(text: str, count: int) -> list[int]:

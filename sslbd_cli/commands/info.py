@@ -51,12 +51,22 @@ def describe(found: Any) -> dict[str, Any]:
 
     rows: dict[str, Any] = {"kind": found.kind, "sha256": found.sha256}
     if found.kind == "dataset":
-        rows |= {"images": len(found.images), "size": "x".join(map(str, found.images.shape[2:])), "classes": len(found.classes)}
+        rows |= {
+            "images": len(found.images),
+            "size": "x".join(map(str, found.images.shape[2:])),
+            "classes": len(found.classes),
+        }
         rows["labels"] = found.labels is not None
         if found.truth is not None:
             rows["poisoned"] = int(found.truth.poisoned.sum())
     elif found.kind == "encoder":
-        rows |= {"arch": found.arch, "size": found.size, "dim": found.dim, "mean": list(found.mean), "std": list(found.std)}
+        rows |= {
+            "arch": found.arch,
+            "size": found.size,
+            "dim": found.dim,
+            "mean": list(found.mean),
+            "std": list(found.std),
+        }
         rows["parameters"] = int(sum(t.size for t in found.tensors.values()))
     elif found.kind == "features":
         rows |= {"rows": len(found.feats), "dim": found.feats.shape[1], "labels": found.labels is not None}

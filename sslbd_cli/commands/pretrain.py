@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "pretrain",
     examples=(
         "sslbd pretrain images.h5 --method simclr --epochs 5 -o encoder.safetensors",
-        "sslbd pretrain images.h5 --method byol --arch tiny --epochs 3 --checkpoint run.ckpt --resume -o byol.safetensors",
+        "sslbd pretrain images.h5 --method byol --epochs 3 --checkpoint run.ckpt --resume -o byol.safetensors",
     ),
 )
 @options.input_argument("DATASET")
@@ -89,7 +89,12 @@ def _setup(size: int, method: Objective, arch: Arch, **params: Any) -> Any:
     )
     recipe = Recipe(size=size, scale=(params["crop_scale"], 1.0), blur=params["blur"], colour=params["colour"])
     return Pretraining(
-        objective=method, arch=arch, plan=plan, recipe=recipe, compiled=params["compiled"], layout=params["channels_last"]
+        objective=method,
+        arch=arch,
+        plan=plan,
+        recipe=recipe,
+        compiled=params["compiled"],
+        layout=params["channels_last"],
     )
 
 

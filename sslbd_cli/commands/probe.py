@@ -70,7 +70,7 @@ def _exam(train: Dataset, test: Dataset, params: dict[str, Any]) -> Exam:
     text = params["labels"]
     try:
         share = 1.0 if text == "all" else float(text.removesuffix("%")) / 100
-        if not text.endswith("%") and text != "all" or not 0 < share <= 1:
+        if not (text == "all" or text.endswith("%")) or not 0 < share <= 1:
             raise ValueError
     except ValueError:
         raise InputError(f"--labels {text}: expected all or a share such as 1% or 10%") from None

@@ -6,17 +6,16 @@ the kind needs, the content digest and the history. man/sslbd-artefact.5 is the 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from sslbd_cli.core import storage
+from sslbd_cli.core import header, storage
 from sslbd_cli.core.errors import InputError
 
-FORMAT = 1
+LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
 History = tuple[dict[str, Any], ...]
 A = TypeVar("A", bound="Artefact")
 
@@ -89,20 +88,17 @@ class Dataset(Artefact):
         count, height, width = len(images), images.shape[2], images.shape[3]
         _need(count > 0, "holds no image")
         _need(height >= 4 and width >= 4, "its images are smaller than 4 pixels")
-        classes = meta.get("classes", [])
-        _need(isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes are not a list of names")
-        labels = _array(arrays, "labels", np.int64, (count,)) if "labels" in arrays else None
-        if labels is not None:
-            _need(0 <= int(labels.min()) and int(labels.max()) < len(classes), "a label lies outside its classes")
+        classes = _classes(meta)
+        labels = _labels(arrays, count, len(classes))
         ids = _array(arrays, "ids", np.int64, (count,)) if "ids" in arrays else None
         truth = None
-        if "truth/poisoned" in arrays:
+        if any(name.startswith("truth/") for name in arrays):
             truth = Truth(
                 poisoned=_array(arrays, "truth/poisoned", np.bool_, (count,)),
                 box=_array(arrays, "truth/box", np.int32, (count, 4)),
                 source=_array(arrays, "truth/source", np.int64, (count,)),
             )
-        return cls(images=images, labels=labels, ids=ids, classes=tuple(classes), truth=truth, history=history)
+        return cls(images=images, labels=labels, ids=ids, classes=classes, truth=truth, history=history)
 
     @property
     def size(self) -> int:
@@ -122,9 +118,10 @@ class Dataset(Artefact):
         """Return the number of the class named or numbered `name`."""
         if name in self.classes:
             return self.classes.index(name)
-        if name.isascii() and name.isdigit() and int(name) < max(len(self.classes), 1):
+        if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < max(len(self.classes), 1):
             return int(name)
-        shown = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + (" ..." if len(self.classes) > 12 else "")
+        more = " ..." if len(self.classes) > 12 else ""
+        shown = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + more
         raise InputError(f"no class '{name}' among {len(self.classes)}: {shown}")
 
     def take(self, rows: np.ndarray) -> Dataset:
@@ -168,13 +165,14 @@ class Encoder(Artefact):
         _only_keys(meta, {"arch", "input", "dim"})
         shape = meta.get("input")
         _need(isinstance(meta.get("arch"), str), "its header names no arch")
-        _need(isinstance(shape, dict) and set(shape) == {"size", "mean", "std"}, "its header lacks input size, mean, std")
+        _need(isinstance(shape, dict) and set(shape) == {"size", "mean", "std"}, "its header lacks size, mean or std")
         assert isinstance(shape, dict)
         for name in ("mean", "std"):
             numbers = shape[name]
-            _need(isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_number, numbers)), f"bad input {name}")
+            good = isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_number, numbers))
+            _need(good, f"bad input {name}")
         _need(all(s > 0 for s in shape["std"]), "an input std is not positive")
-        _need(_is_count(shape["size"]) and _is_count(meta.get("dim")), "bad input size or dim")
+        _need(_is_count(shape["size"], LARGEST) and _is_count(meta.get("dim"), 1 << 20), "bad input size or dim")
         _need(all(name.split(".")[0] in ("encoder", "projector") for name in arrays), "holds foreign tensors")
         for name, tensor in arrays.items():
             _need(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"'{name}' holds NaN or infinity")
@@ -209,9 +207,11 @@ class Features(Artefact):
         _only_keys(meta, {"classes"})
         _only_keys(arrays, {"feats", "labels"})
         feats = _array(arrays, "feats", np.float32, (None, None))
+        _need(feats.size > 0, "holds no features")
         _need(bool(np.isfinite(feats).all()), "the features hold NaN or infinity")
-        labels = _array(arrays, "labels", np.int64, (len(feats),)) if "labels" in arrays else None
-        return cls(feats=feats, labels=labels, classes=tuple(meta.get("classes", [])), history=history)
+        classes = _classes(meta)
+        labels = _labels(arrays, len(feats), len(classes))
+        return cls(feats=feats, labels=labels, classes=classes, history=history)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ class Report(Artefact):
     @classmethod
     def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Report:
         _only_keys(meta, {"command", "results"})
-        _need(isinstance(meta.get("command"), str) and isinstance(meta.get("results"), dict), "its header has no results")
+        _need(isinstance(meta.get("command"), str) and isinstance(meta.get("results"), dict), "it has no results")
         return cls(command=meta["command"], results=meta["results"], data=arrays, history=history)
 
 
@@ -248,7 +248,9 @@ def read(path: str, kind: type[A]) -> A:
     if not isinstance(found, kind):
         label = "standard input" if path == "-" else path
         article = "an" if kind.kind == "encoder" else "a"
-        raise InputError(f"{label}: expected {article} {kind.kind}, got {'an' if found.kind == 'encoder' else 'a'} {found.kind}")
+        raise InputError(
+            f"{label}: expected {article} {kind.kind}, got {'an' if found.kind == 'encoder' else 'a'} {found.kind}"
+        )
     return found
 
 
@@ -260,21 +262,16 @@ def read_any(path: str) -> Artefact:
         return _parse(text, arrays)
     except InputError as error:
         raise InputError(f"{label}: {error}") from None
+    except (ValueError, OverflowError):  # whole numbers beyond any machine's
+        raise InputError(f"{label}: its sslbd header holds absurd numbers") from None
 
 
 def _parse(text: str, arrays: dict[str, np.ndarray]) -> Artefact:
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError("its sslbd header is not JSON: the file is damaged") from None
-    _need(isinstance(header, dict) and header.get("format") == FORMAT, f"its header is not sslbd format {FORMAT}")
-    kind = KINDS.get(str(header.pop("kind", None)))
-    _need(kind is not None, "its header names no known kind")
-    assert kind is not None
-    header.pop("format")
-    recorded, history = header.pop("sha256", None), header.pop("history", [])
-    _need(isinstance(history, list) and all(isinstance(e, dict) for e in history), "its history is damaged")
-    artefact = kind.build(header, arrays, tuple(history))
+    meta, recorded, history = header.parse(text)
+    kind = KINDS.get(str(meta.pop("kind", None)))
+    if kind is None:
+        raise InputError("its header names no known kind")
+    artefact = kind.build(meta, arrays, history)
     if recorded is not None:
         _need(artefact.sha256 == recorded, "its content does not match its digest: the file is damaged")
     return artefact
@@ -282,8 +279,13 @@ def _parse(text: str, arrays: dict[str, np.ndarray]) -> Artefact:
 
 def write(artefact: Artefact, path: str) -> None:
     """Write one artefact whole, atomically. `path` `-` is standard output. Equal artefacts give equal bytes."""
-    header = {"format": FORMAT, "kind": artefact.kind, "history": list(artefact.history), "sha256": artefact.sha256}
-    text = storage.canonical(header | artefact.meta())
+    common = {
+        "format": header.FORMAT,
+        "kind": artefact.kind,
+        "history": list(artefact.history),
+        "sha256": artefact.sha256,
+    }
+    text = storage.canonical(common | artefact.meta())
     save = storage.write_safetensors if artefact.kind == "encoder" else storage.write_hdf5
     save(path, text, artefact.arrays())
 
@@ -300,6 +302,20 @@ def _array(arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[in
     return array
 
 
+def _classes(meta: dict[str, Any]) -> tuple[str, ...]:
+    classes = meta.get("classes", [])
+    _need(isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes are not a list of names")
+    return tuple(classes)
+
+
+def _labels(arrays: dict[str, np.ndarray], count: int, classes: int) -> np.ndarray | None:
+    if "labels" not in arrays:
+        return None
+    labels = _array(arrays, "labels", np.int64, (count,))
+    _need(0 <= int(labels.min()) and int(labels.max()) < classes, "a label lies outside its classes")
+    return labels
+
+
 def _only_keys(found: dict[str, Any], known: set[str]) -> None:
     unknown = sorted(set(found) - known)
     _need(not unknown, f"unknown entries {', '.join(unknown[:5])}")
@@ -309,8 +325,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 20
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
 
 def _need(condition: bool, problem: str) -> None:

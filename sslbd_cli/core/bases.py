@@ -69,13 +69,15 @@ class Selector(Plugin):
 
     @final
     def __call__(self, pool: np.ndarray, target: int | None, budget: int, gen: torch.Generator) -> np.ndarray:
-        """Choose exactly `budget` distinct rows, ascending. `pool` is what `needs` names: labels N, feats N,D or N rows.
+        """Choose `budget` distinct rows, ascending. `pool` is what `needs` names: labels N, feats N,D or N rows.
 
         Raises InputError where fewer rows are eligible than the budget asks for.
         """
         eligible = self.eligible(pool, target)
         if not 0 < budget <= eligible:
-            raise InputError(f"{budget} images are to be poisoned, but {eligible} are eligible; lower the rate or the count")
+            raise InputError(
+                f"{budget} images to poison, but {eligible} are eligible; lower the rate or the count"
+            )
         rows = np.sort(self.select(pool, target, budget, gen))
         if len(np.unique(rows)) != budget:
             raise RuntimeError(f"{self.name} chose {len(np.unique(rows))} rows instead of {budget}")
@@ -182,9 +184,7 @@ class Purifier(Plugin):
     shelf: ClassVar[str] = "purifier"
 
     @abstractmethod
-    def clean(
-        self, encoder: ImageEncoder, images: np.ndarray, device: Device, seed: int, watch: Watch
-    ) -> ImageEncoder:
+    def clean(self, encoder: ImageEncoder, images: np.ndarray, device: Device, seed: int, watch: Watch) -> ImageEncoder:
         """Return a purified encoder, using clean unlabeled images uint8 N,3,H,W. The input is left untouched."""
 
 

@@ -29,7 +29,7 @@ def finite_loss(terms: dict[str, float], epoch: int, has_checkpoint: bool) -> No
 
 
 def spread(feats: Tensor) -> float:
-    """Return the mean per-dimension standard deviation of unit features N,D times sqrt(D): 1 is uniform, 0 is collapse."""
+    """Return the mean standard deviation per dimension of unit features N,D, times sqrt(D): 0 is collapse."""
     unit = feats / feats.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return float(unit.std(0).mean() * feats.shape[1] ** 0.5)
 

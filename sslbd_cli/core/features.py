@@ -23,13 +23,15 @@ def embed(
     change: Callable[[Tensor], Tensor] | None = None,
     batch: int = CHUNK,
 ) -> Tensor:
-    """Embed images uint8 N,3,H,W; `change` maps each uint8 batch (a trigger, say). Returns float32 N,D on the device."""
+    """Embed images uint8 N,3,H,W, after `change` of each batch (a trigger, say). Returns float32 N,D."""
     net = net.to(device.torch).eval()
     parts = []
     for start in range(0, len(images), batch):
-        chunk = torch.as_tensor(np.asarray(images[start : start + batch])) if isinstance(images, np.ndarray) else images[
-            start : start + batch
-        ]
+        chunk = (
+            torch.as_tensor(np.asarray(images[start : start + batch]))
+            if isinstance(images, np.ndarray)
+            else images[start : start + batch]
+        )
         if change is not None:
             chunk = change(chunk)
         with device.autocast():
@@ -47,7 +49,7 @@ def knn_predict(
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     answers = []
-    for chunk in test.split(CHUNK):
+    for chunk in torch.split(test, CHUNK):
         near, rows = (chunk @ train.T).topk(min(k, len(train)), dim=1)
         votes = torch.zeros(len(chunk), classes, device=train.device)
         votes.scatter_add_(1, labels[rows], ((near - 1) / temperature).exp())
@@ -63,9 +65,9 @@ def split_rows(count: int, share: float, gen: torch.Generator) -> tuple[Tensor, 
 
 
 def stratified_rows(labels: Tensor, share: float, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split rows into (the rest, a share held out) so that each class gives its share, at least one where it has two."""
+    """Split rows into (the rest, a share held out), class by class: at least one of each class that has two."""
     rest, held = [], []
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         rows = (labels == label).nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=gen)]
         cut = min(len(rows) - 1, max(1, round(len(rows) * share)))

@@ -91,9 +91,10 @@ def to_encoder(state: State, wish: Wish) -> Imported:
         reading = replace(reading, inner=inner, beside=beside)
     weights, dropped = _fit(expected, reading)
     net.encoder.load_state_dict(weights)
-    self_test(net.eval())
+    alive = self_test(net.eval())
     resolved = Wish(layout, reading.arch, size, normalise_text(mean, std))
-    return Imported(nets.save(net), resolved, _remarks(reading, wish, resolved, dropped))
+    remarks = (*_remarks(reading, wish, resolved, dropped), f"{alive:.0%} of the features differ between random images")
+    return Imported(nets.save(net), resolved, remarks)
 
 
 def parse_normalise(text: str) -> tuple[Triple, Triple]:
@@ -234,8 +235,12 @@ def _is_under(name: str, modules: Iterable[str]) -> bool:
 
 
 @torch.no_grad()
-def self_test(net: nets.ImageEncoder, count: int = 64) -> None:
-    """Raise InputError unless random images get finite features that differ from image to image in most dimensions."""
+def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> float:
+    """Return the share of feature dimensions that differ between random images.
+
+    Raises InputError where features are not finite, or where hardly any differ. Many may be dead in a sound encoder:
+    after a ReLU, a dimension that no image excites is zero throughout.
+    """
     try:
         feats = torch.cat([net(images) for images in _random_images(count, net.size)])  # count,D
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
@@ -245,8 +250,9 @@ def self_test(net: nets.ImageEncoder, count: int = 64) -> None:
     if not bool(torch.isfinite(feats).all()):
         raise InputError("its features on random images are not finite; the weights are damaged")
     alive = float((feats.std(0) > 1e-6 * feats.abs().max()).float().mean())
-    if alive <= 0.5:
+    if alive <= least:
         raise InputError(f"only {alive:.0%} of its features differ between random images; this is no working encoder")
+    return alive
 
 
 def _random_images(count: int, size: int) -> Iterator[Tensor]:

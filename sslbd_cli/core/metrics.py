@@ -79,7 +79,9 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
     return {"value": area, "low": max(0.0, area - half), "high": min(1.0, area + half)}
 
 
-def tpr_at_fpr(scores: np.ndarray, positive: np.ndarray, rates: tuple[float, ...] = (0.01, 0.05, 0.1)) -> dict[str, float]:
+def tpr_at_fpr(
+    scores: np.ndarray, positive: np.ndarray, rates: tuple[float, ...] = (0.01, 0.05, 0.1)
+) -> dict[str, float]:
     """Return, per false-alarm rate, the largest share of positives found at a threshold that keeps to it."""
     fpr, tpr, _ = roc_curve(positive, scores)
     return {f"{rate:.2f}": float(tpr[fpr <= rate].max()) for rate in rates}

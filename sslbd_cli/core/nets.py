@@ -119,7 +119,9 @@ class ImageEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         if pixels.shape[-1] != self.size or pixels.shape[-2] != self.size:
             got = "x".join(map(str, pixels.shape[-2:]))
-            raise InputError(f"the encoder takes {self.size}x{self.size} images, got {got}; make them with --size {self.size}")
+            raise InputError(
+                f"the encoder takes {self.size}x{self.size} images, got {got}; make them with --size {self.size}"
+            )
         scale = 255 if pixels.dtype == torch.uint8 else 1
         # one multiply-add per pixel, instead of a division by 255, a subtraction and a division
         x = pixels * (1 / (scale * self.std)) - self.mean / self.std

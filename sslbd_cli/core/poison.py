@@ -89,5 +89,9 @@ def choose(dataset: Dataset, selector: Selector, target: int | None, budget: Bud
     in_class = None
     if dataset.labels is not None and target is not None:
         in_class = int((dataset.labels == target).sum())
-    pool = dataset.need_labels(f"--select {selector.name}") if selector.needs == "labels" else np.arange(len(dataset.images))
+    pool = (
+        dataset.need_labels(f"--select {selector.name}")
+        if selector.needs == "labels"
+        else np.arange(len(dataset.images))
+    )
     return selector(pool, target, budget.images(len(dataset.images), in_class), generator(seed, "select"))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from sslbd_cli.core.artefact import Dataset
 from sslbd_cli.core.bases import Labelled
+from sslbd_cli.core.checks import FLAGS
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed
@@ -24,13 +25,15 @@ def prototypical(net: ImageEncoder, dataset: Dataset, target: int, count: int, d
     labels = torch.from_numpy(np.array(dataset.need_labels("--reference-class")))
     candidates = (labels == target).nonzero().flatten()
     if len(candidates) < count:
-        raise InputError(f"class {dataset.classes[target]} has {len(candidates)} images, fewer than --references {count}")
+        raise InputError(
+            f"class {dataset.classes[target]} has {len(candidates)} images, fewer than --references {count}"
+        )
     data = Labelled(embed(net, dataset.images, device).cpu(), labels)
     margin = margins(data, len(dataset.classes))[candidates]
     best = margin.argsort(descending=True)[:count]
     if margin[best[-1]] <= 0:
         raise InputError(
-            f"F05 a probe on the clean encoder does not place {count} images of {dataset.classes[target]} in their class; "
+            f"F05 {FLAGS['F05']}: fewer than {count} images of {dataset.classes[target]} qualify; "
             "choose another class or another encoder"
         )
     return candidates[best].numpy()
@@ -45,4 +48,5 @@ def margins(data: Labelled, classes: int, ridge: float = 1.0) -> torch.Tensor:
     scores = x @ torch.linalg.solve(gram, x.T @ goals)  # N,C
     own = scores.gather(1, data.labels[:, None]).squeeze(1)
     others = scores.scatter(1, data.labels[:, None], float("-inf")).max(1).values
-    return own - others
+    margin: torch.Tensor = own - others
+    return margin

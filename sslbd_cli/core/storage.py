@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -45,7 +46,7 @@ def digest(meta: dict[str, Any], arrays: Arrays) -> str:
     tree: dict[str, Any] = {"meta": meta, "arrays": {}}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for name, array in sorted(arrays.items()):
-            view = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+            view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             leaves = pool.map(lambda at, v=view: hashlib.sha256(v[at : at + LEAF]).digest(), range(0, len(view), LEAF))
             shape = [array.dtype.str, list(array.shape), hashlib.sha256(b"".join(leaves)).hexdigest()]
             tree["arrays"][name] = shape
@@ -81,7 +82,7 @@ def seekable(path: str) -> Iterator[BinaryIO]:
     try:
         source = open(path, "rb") if path != "-" else os.fdopen(os.dup(0), "rb")  # noqa: SIM115
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{'standard input' if path == '-' else path}: {error.strerror}") from None
     with source:
         if path == "-" and source.isatty():
             raise InputError("standard input is a terminal: name an input file or pipe one in")
@@ -101,7 +102,7 @@ def _read_safetensors(data: bytes, label: str) -> tuple[str, Arrays]:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {}).get("sslbd")
-        arrays = safetensors.numpy.load(data)
+        arrays = safetensors.numpy.load(data) if isinstance(text, str) else {}
     except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, RecursionError, TypeError) as error:
         raise InputError(f"{label}: damaged safetensors file: {_one_line(error)}") from None
     if not isinstance(text, str):
@@ -110,72 +111,91 @@ def _read_safetensors(data: bytes, label: str) -> tuple[str, Arrays]:
 
 
 def _read_hdf5(file: BinaryIO, label: str) -> tuple[str, Arrays]:
-    """Read header and layout with h5py, then map the raw data at memory speed.
-
-    The HDF5 library was not written for hostile files (it can loop, crash or ask for absurd amounts of memory), so a
-    child process with hard limits walks the file first.
-    """
-    name = f"/proc/self/fd/{file.fileno()}" if sys.platform.startswith("linux") else file.name
-    if not _survives(lambda: _layout(file, name), os.fstat(file.fileno()).st_size):
-        raise InputError(f"{label}: damaged or foreign HDF5 file; import foreign data with 'sslbd data'")
+    """Read header and layout with h5py, then map the raw data at memory speed."""
     try:
-        text, layout = _layout(file, name)
-        return text, {key: _map(file, *place) for key, place in layout.items()}
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{label}: damaged HDF5 file: {_one_line(error)}") from None
+        found = json.loads(_confined(lambda: _layout(file), os.fstat(file.fileno()).st_size))
+        if "error" in found:
+            raise ValueError(found["error"])
+        return found["text"], {name: _map(file, *place) for name, place in found["layout"].items()}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{label}: damaged or foreign HDF5 file ({_one_line(error)}); see sslbd data") from None
 
 
-def _layout(file: BinaryIO, name: str) -> tuple[str, dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]]]:
+def _layout(file: BinaryIO) -> dict[str, Any]:
     """Return the header text and, per dataset, its offset, type and shape. Only contiguous plain data is accepted."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
-    layout: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
+    layout: dict[str, tuple[int, str, tuple[int, ...]]] = {}
     with h5py.File(file, "r") as h5:
-        text = h5.attrs["sslbd"]
+        text = h5.attrs.get("sslbd")
         if not isinstance(text, str):
-            raise ValueError("the header is not a string")
+            raise ValueError("it has no sslbd header")
 
-        def visit(key: str, item: Any) -> None:
+        def visit(name: str, item: Any) -> None:
             if not isinstance(item, h5py.Dataset):
                 return
-            if item.dtype.kind not in "iufb" or item.is_virtual or item.external:
-                raise ValueError(f"'{key}' is not plain numeric data")
-            offset = item.id.get_offset()
-            if item.size and (offset is None or offset + item.size * item.dtype.itemsize > size):
-                raise ValueError(f"'{key}' is not contiguous, or reaches past the end of the file")
-            layout[key] = (offset or 0, item.dtype, item.shape)
+            if item.dtype.kind not in "iufb" or item.is_virtual or item.external or item.shape is None:
+                raise ValueError(f"'{name}' is not plain numeric data")
+            offset, length = item.id.get_offset(), math.prod(item.shape) * item.dtype.itemsize
+            if length and (offset is None or offset + length > size):
+                raise ValueError(f"'{name}' is not contiguous, or reaches past the end of the file")
+            layout[name] = (offset or 0, item.dtype.str, item.shape)
 
         h5.visititems(visit)
-    return text, layout
+    return {"text": text, "layout": layout}
 
 
-def _map(file: BinaryIO, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+def _map(file: BinaryIO, offset: int, dtype: str, shape: list[int]) -> np.ndarray:
     if 0 in shape:
         return np.empty(shape, dtype)
-    return np.memmap(file, dtype=dtype, mode="c", offset=offset, shape=shape)
+    return np.memmap(file, dtype=dtype, mode="c", offset=offset, shape=tuple(shape))
 
 
-def _survives(work: Callable[[], object], size: int, seconds: int = 20) -> bool:
-    """Run `work` in a child process with bounded time and memory; tell whether it came back without an error."""
+def _confined(work: Callable[[], dict[str, Any]], size: int, seconds: int = 20) -> str:
+    """Run `work` in a child process with bounded time and memory; return its result, or {"error": ...}, as JSON.
+
+    The HDF5 library was not written for hostile files: it can loop, crash or ask for absurd amounts of memory. So it
+    never sees a foreign file in this process, and nothing but plain values comes back from the one where it does.
+    """
     if not hasattr(os, "fork"):
-        return True
+        return _attempt(work)
+    answer, ask = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the child calls nothing but h5py, then _exit
         child = os.fork()
     if child == 0:
-        status = 1
         try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-                signal.signal(number, signal.SIG_DFL)
-            signal.alarm(seconds + size // (50 << 20))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_AS, (_address_space() + SPARE, resource.RLIM_INFINITY))
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            work()
-            status = 0
+            _limit(seconds + size // (50 << 20))
+            with os.fdopen(ask, "wb") as pipe:
+                pipe.write(_attempt(work).encode())
         finally:
-            os._exit(status)
-    return os.waitpid(child, 0)[1] == 0
+            os._exit(0)
+    os.close(ask)
+    try:
+        with os.fdopen(answer, "rb") as pipe:
+            return pipe.read().decode() or '{"error": "the HDF5 library does not survive it"}'
+    finally:
+        os.kill(child, signal.SIGKILL)  # it has said all it had to say, or we are being interrupted
+        os.waitpid(child, 0)
+
+
+def _attempt(work: Callable[[], dict[str, Any]]) -> str:
+    try:
+        return json.dumps(work())
+    except Exception as error:
+        return json.dumps({"error": _one_line(error)})
+
+
+def _limit(seconds: int) -> None:
+    """Bound this process's time and memory, and let signals end it in silence."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.alarm(seconds)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = _address_space() + SPARE
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if ceiling < 0 else min(wanted, ceiling), ceiling))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _address_space() -> int:
@@ -211,12 +231,12 @@ def write_hdf5(path: str, header: str, arrays: Arrays) -> None:
 @contextlib.contextmanager
 def atomic_output(path: str) -> Iterator[BinaryIO]:
     """Yield a file to fill; on success it appears whole at `path` (`-` is standard output), on failure not at all."""
-    target = Path(path)
+    target = Path(path).resolve()  # through a link (/dev/stdout is one), never in place of it
     if path == "-" and sys.stdout.isatty():
         raise InputError("standard output is a terminal: a binary artefact needs -o FILE or a pipe")
     is_stream = path == "-" or (target.exists() and not target.is_file())
     try:
-        with (_spooled(path) if is_stream else _replacing(target)) as file:
+        with _spooled(path) if is_stream else _replacing(target) as file:
             yield file
     except BrokenPipeError:
         raise
@@ -229,7 +249,7 @@ def atomic_output(path: str) -> Iterator[BinaryIO]:
 def _spooled(path: str) -> Iterator[BinaryIO]:
     """Fill an unlinked temporary file, then copy it to a pipe or a device."""
     with tempfile.TemporaryFile() as file:
-        yield file  # type: ignore[misc]
+        yield file
         file.seek(0)
         with open(path, "wb") if path != "-" else os.fdopen(os.dup(1), "wb") as out:
             shutil.copyfileobj(file, out, 1 << 20)

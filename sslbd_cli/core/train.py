@@ -11,11 +11,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from sslbd_cli.core import checks, storage
@@ -44,11 +44,11 @@ class Plan:
     epochs: int
     batch: int
     lr: float
-    optimiser: Literal["sgd", "lars", "adamw"] = "sgd"
+    optimiser: str = "sgd"  # sgd, lars or adamw
     weight_decay: float = 0.0
     momentum: float = 0.9
     warmup: float = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: str = "cosine"
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step."""
@@ -89,7 +89,7 @@ class Fit:
     """One training: `run` goes through the epochs that are left and returns the last epoch's mean of each loss term.
 
     module holds the whole state. loss(rows, gen) gives the terms of one batch, `loss` among them; rows are int64 on
-    the CPU, gen draws on the device. after_step(progress) runs after each optimiser step, begin_epoch before each epoch.
+    the CPU, gen draws on the device. after_step(progress) follows each optimiser step, begin_epoch starts each epoch.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, device: Device, seed: int) -> None:

@@ -26,7 +26,11 @@ class BYOL(Objective):
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
         online = nn.Sequential(encoder, _mlp(dim, self.hidden, self.out))
         return nn.ModuleDict(
-            {"online": online, "predictor": _mlp(self.out, self.hidden, self.out), "target": freeze(copy.deepcopy(online))}
+            {
+                "online": online,
+                "predictor": _mlp(self.out, self.hidden, self.out),
+                "target": freeze(copy.deepcopy(online)),
+            }
         )
 
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""CompRess distillation (Koohpayegani et al. 2020), the defence of SSL-Backdoor: a fresh student mimics similarities."""
+"""CompRess (Koohpayegani et al. 2020), the defence of SSL-Backdoor: a fresh student mimics similarities."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Distill(Purifier):
             return {"loss": value}
 
         plan = Plan(epochs=self.epochs, batch=batch, lr=self.lr, optimiser=self.optimiser, schedule=self.schedule,
-                    weight_decay=self.weight_decay)  # type: ignore[arg-type]  # fmt: skip
+                    weight_decay=self.weight_decay)  # fmt: skip
         fit = Fit(learner, loss, len(pool), plan, device, seed)
         fit.after_step = lambda progress: learner.follow(self.momentum)
         fit.run(watch, self.name)

@@ -34,7 +34,9 @@ class Image(Trigger):
         except OSError as error:
             raise InputError(f"image: file={self.file}: {error.strerror}; give image:file=PATH") from None
         if self.sha256 not in ("", digest):
-            raise InputError(f"image: {self.file} is not the picture it was: its digest differs from sha256={self.sha256}")
+            raise InputError(
+                f"image: {self.file} is not the picture it was: its digest differs from sha256={self.sha256}"
+            )
         object.__setattr__(self, "sha256", digest)
 
     def place(self, count: int, height: int, width: int, gen: torch.Generator, phase: Phase) -> Tensor:

@@ -15,12 +15,18 @@ import click
 from sslbd_cli.ui.run import Run
 
 F = TypeVar("F", bound=Callable[..., Any])
+COMMON = ("quiet", "verbose", "debug")
 
 
-class ArtefactPath(click.ParamType):
+class ArtefactPath(click.ParamType):  # type: ignore[type-arg]
     """A path of an artefact, or `-`. What is read from it enters the history by digest, not by name."""
 
     name = "file"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
 
 
 class Command(click.Command):
@@ -47,13 +53,15 @@ def command(name: str, *, examples: tuple[str, ...], shelf: str = "") -> Callabl
         @functools.wraps(body)
         def callback(**options: Any) -> None:
             run = Run(click.get_current_context(), name)
-            for common in ("quiet", "verbose", "debug"):
+            for common in COMMON:
                 options.pop(common)
             body(run, **options)
 
         for decorate in (_debug, _verbose, _quiet):
             callback = decorate(callback)
-        made: Command = click.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]})(callback)
+        settings = {"help_option_names": ["-h", "--help"]}
+        made: Command = click.command(name, cls=Command, context_settings=settings)(callback)
+        made.params.sort(key=lambda param: param.name in COMMON)  # help shows a command's own options first
         made.examples = examples
         made.shelf = shelf
         return made
@@ -72,9 +80,12 @@ def input_argument(metavar: str = "INPUT") -> Callable[[F], F]:
 
 
 output = click.option(
-    "-o", "--output", default="-", metavar="FILE", help="Where the artefact goes; - is standard output.  [default: -]"
+    "-o", "--output", type=ArtefactPath(), default="-", metavar="FILE",
+    help="Where the artefact goes; - is standard output.  [default: -]",
+)  # fmt: skip
+report_output = click.option(
+    "-o", "--output", type=ArtefactPath(), metavar="FILE", help="Also write the report (HDF5) here."
 )
-report_output = click.option("-o", "--output", default=None, metavar="FILE", help="Also write the report (HDF5) here.")
 json_lines = click.option("--json", "json_lines", is_flag=True, help="Print one JSON object per line.")
 seed = click.option("-s", "--seed", default=0, show_default=True, type=int, help="Seed of every random draw.")
 limit = click.option("--limit", type=click.IntRange(min=1), help="Use only the first N images.")

@@ -114,10 +114,11 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
 
 def _span(scores: np.ndarray, threshold: float | None) -> tuple[float, float]:
     """Choose the range drawn: all but the most extreme scores, and the threshold."""
-    ends = [float(v) for v in np.quantile(scores, [0.002, 0.998])] if len(scores) else [0.0, 1.0]
-    ends += [] if threshold is None else [threshold]
-    low, high = min(ends), max(ends)
-    margin = 0.04 * (high - low) or 0.5 * abs(high) or 0.5
+    inside = np.quantile(scores.clip(-1e100, 1e100), [0.002, 0.998]) if len(scores) else np.array([0.0, 1.0])
+    ends = np.append(inside, [] if threshold is None else np.clip(threshold, -1e100, 1e100))
+    low, high = float(ends.min()), float(ends.max())
+    # never so narrow that the edges of the bins coincide
+    margin = max(0.04 * (high - low), 1e-6 * max(abs(low), abs(high)), 1e-9)
     return low - margin, high + margin
 
 
@@ -150,7 +151,8 @@ def roc(curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float | Non
 def roc_points(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return FPR and TPR at every distinct threshold, from none flagged to all; ties move both at once."""
     order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    ranked = scores[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of each run of equal scores
     found = np.cumsum(poisoned[order])[last]
     alarms = last + 1 - found
     return np.append(0, alarms / max(alarms[-1], 1)), np.append(0, found / max(found[-1], 1))

@@ -23,7 +23,7 @@ def command_line(entry: dict[str, Any]) -> str:
 
 
 def script(history: History) -> str:
-    """Write the whole lineage as a script: side inputs first, each artefact named by its digest, one file at the end."""
+    """Write the lineage as a script: side inputs first, named by their digests, one file at the end."""
     lines = ["#!/bin/sh", "# Rebuilds the artefact by the commands in its history.", "set -eu"]
     made: set[str] = set()
     if not history:

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     A = TypeVar("A", bound=Artefact)
 
 #: Options that change what the user sees, or where things go, but not what is computed: they stay out of the history.
-PRESENTATION = {"output", "quiet", "verbose", "debug", "json_lines", "device", "checkpoint", "resume", "monitor", "root"}
+PRESENTATION = {
+    "output",
+    "quiet",
+    "verbose",
+    "debug",
+    "json_lines",
+    "device",
+    "checkpoint",
+    "resume",
+    "monitor",
+    "root",
+}
 
 
 class Run:
@@ -57,7 +68,7 @@ class Run:
         self.inputs.append(row)
 
     def note_file(self, option: str, path: str | Path, sha256: str | None = None) -> None:
-        """Record a foreign file as an input of this run: its base name and the digest of its bytes (read if not given)."""
+        """Record a foreign file as an input: its base name and the digest of its bytes (taken here if not given)."""
         if sha256 is None:
             with open(path, "rb") as file:
                 digest = hashlib.sha256()
@@ -104,7 +115,8 @@ class Run:
         for param in self.ctx.command.params:
             name = str(param.name)
             value = resolved.get(name, self.ctx.params.get(name))
-            if name in PRESENTATION or type(param.type).__name__ == "ArtefactPath" or value in (None, (), False):
+            absent = value is None or value is False or value == ()  # 0 is a value like any other
+            if name in PRESENTATION or type(param.type).__name__ == "ArtefactPath" or absent:
                 continue
             arguments[param.opts[0] if param.param_type_name == "option" else f"@{name}"] = _plain(value)
         row: dict[str, Any] = {"command": self.name, "version": __version__, "args": arguments, "inputs": self.inputs}

@@ -1,4 +1,4 @@
-"""Spec strings on the command line: NAME[:key=value,...] becomes the plugin; NAME `help` lists, `NAME:help` explains."""
+"""Spec strings on the command line: NAME[:key=value,...] becomes the plugin; `help` lists, `NAME:help` explains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sslbd_cli.core import plugin
 from sslbd_cli.core.errors import InputError
 
 
-class Spec(click.ParamType):
+class Spec(click.ParamType):  # type: ignore[type-arg]
     """A click type that turns a spec string into an object of one shelf."""
 
     def __init__(self, shelf: str) -> None:
@@ -18,7 +18,7 @@ class Spec(click.ParamType):
         self.name = "spec"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or (ctx is not None and ctx.resilient_parsing):  # completion builds nothing
             return value
         if value == "help" or value.endswith(":help"):
             click.echo(explain(self.shelf, value.removesuffix("help").rstrip(":")))

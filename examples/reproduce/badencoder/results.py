@@ -22,7 +22,9 @@ def table(results: list[dict]) -> list[str]:
     for label, value in ROWS.items():
         values = [value(result) for result in results]
         spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "one seed"
-        lines.append(f"| {label} | {statistics.mean(values):.4f} | {spread} | {', '.join(f'{v:.4f}' for v in values)} |")
+        lines.append(
+            f"| {label} | {statistics.mean(values):.4f} | {spread} | {', '.join(f'{v:.4f}' for v in values)} |"
+        )
     interval = f"{first['asr']['low']:.4f} to {first['asr']['high']:.4f}"
     lines += ["", f"n = {first['n_test']} test images, {first['asr']['n']} of them not of the target class; "
               f"95 % Wilson interval of the first seed's ASR {interval}."]  # fmt: skip

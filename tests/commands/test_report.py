@@ -1,0 +1,253 @@
+"""`sslbd report`: one page from many reports, that asks for nothing and trusts nothing."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from sslbd_cli.core import artefact
+from sslbd_cli.core.artefact import Dataset, Report
+from sslbd_cli.main import run
+
+EVIL = '<script>alert(\'x\')</script>" onerror="y" & \x1b\u202e'
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (12, 3, 16, 16), np.uint8)
+TRUTH = np.arange(12) % 2 == 1
+
+
+def estimate(value):
+    return {"value": value, "low": value - 0.01, "high": value + 0.01, "sd": None, "n": 800, "seeds": 1}
+
+
+def probe(asr=0.9731, digest="b" * 64, **more):
+    results = {
+        "clean_accuracy": estimate(0.9052),
+        "patched_accuracy": estimate(0.1),
+        "asr": estimate(asr),
+        "baseline": {"asr": estimate(0.0213), "sha256": "c" * 64},
+        "lift": asr - 0.0213,
+        "encoder": {"arch": "tiny:width=32", "sha256": digest},
+        "per_seed": [{"seed": 0, "asr": asr}],
+    }
+    history = (
+        {"command": "data", "version": "0.1.0", "args": {"@name": "shapes", "--count": 4000}, "inputs": []},
+        {
+            "command": "probe",
+            "version": "0.1.0",
+            "args": {"--head": "linear", "--precision": "fp32"},
+            "inputs": [
+                {"option": "--train", "kind": "dataset", "sha256": "d" * 64, "history": [{"command": "poison"}]},
+                {"option": "--test", "kind": "dataset", "sha256": "d" * 64, "history": [{"command": "poison"}]},
+            ],
+            "device": "cpu",
+            "torch": "2.6.0",
+        },
+    )
+    data = {"sheet/clean": IMAGES, "sheet/triggered": 255 - IMAGES, "confusion/clean": np.eye(3, dtype=np.int64)}
+    return Report(command="probe", results=results | more, data=data, history=history)
+
+
+def detection(verdict="found", **more):
+    results = {
+        "method": "dede:mask=0.75",
+        "flags": "inputs",
+        "verdict": verdict,
+        "search_space": "patches in the judged images",
+        "threshold": 0.5,
+        "alpha": 0.05,
+        "n_judged": 12,
+        "flagged": 6,
+        "auroc": {"value": 0.9911, "low": 0.98, "high": 1.0},
+        "encoder": {"arch": "tiny:width=32", "sha256": "b" * 64},
+    }
+    data = {"scores": TRUTH + RNG.random(12), "truth/poisoned": TRUTH, "calibration": RNG.random(9)}
+    return Report(command="detect", results=results | more, data=data)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags in order, ids, links and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.links, self.sources, self.open = [], [], [], [], []
+        self.feed(text)
+        self.text = " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", text, flags=re.S).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on")
+            if name == "id":
+                self.ids.append(value)
+            if name == "href":
+                self.links.append(value)
+            if name == "src":
+                self.sources.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def draw(tmp_path):
+    """Write reports under their names, run the command on them in that order, return the page."""
+
+    def work(*options, **reports):
+        for name, report in reports.items():
+            artefact.write(report, str(tmp_path / f"{name}.h5"))
+        out = tmp_path / "page.html"
+        assert run(["report", *(str(tmp_path / f"{name}.h5") for name in reports), "-o", str(out), *options]) == 0
+        return out.read_text(encoding="utf-8")
+
+    return work
+
+
+def test_the_page_holds_numbers_verdicts_figures_and_lineage(draw):
+    page = Page(draw(probe_bad=probe(), probe_good=probe(0.0213, "c" * 64, baseline=None), detect_bad=detection()))
+    assert page.open == []
+    assert "0.973 [0.963, 0.983]" in page.text
+    assert "+0.952" in page.text
+    assert "is the clean one" in page.text
+    assert "found detect_bad : dede flags 6 of 12 judged images" in page.text
+    assert "Searched: patches in the judged images." in page.text
+    assert "sslbd data --count 4000 shapes" in page.text
+    assert page.text.count("sslbd poison") == 2  # once per report, though two inputs share that history
+    assert "d" * 64 in page.text
+    assert "0.1.0 2.6.0 cpu fp32" in page.text
+    wanted = {"probe_bad", "probe_bad-samples", "probe_bad-confusion", "detect_bad-scores", "detect_bad-roc"}
+    assert wanted | {"all-overview"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert set(page.links) <= {f"#{name}" for name in page.ids}
+
+
+def test_an_equal_picture_is_embedded_once(draw):
+    page = Page(draw(a=probe(), b=probe(0.5)))
+    assert "b-samples" not in page.ids
+    assert "#a-samples" in page.links
+
+
+def test_the_page_asks_for_nothing(draw):
+    text = draw(a=probe(), b=detection())
+    page = Page(text)
+    assert page.sources
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"https?:|url\(|@import", text)
+    assert "default-src 'none'" in text
+
+
+def test_hostile_strings_are_text(draw):
+    results = {EVIL: EVIL, "verdict": EVIL, "method": EVIL, "search_space": EVIL, "per_seed": [{EVIL: EVIL}]}
+    entry = {"command": EVIL, "args": {EVIL: EVIL}, "device": EVIL, "inputs": [{"option": EVIL, "sha256": EVIL}]}
+    hostile = Report(command=EVIL, results=results | {"encoder": {"sha256": EVIL, "arch": EVIL}}, history=(entry,))
+    text = draw(a=hostile)
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "&lt;script&gt;" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {},
+        {"auroc": "high", "asr": {"value": "x", "low": None, "high": []}, "threshold": "0.5", "verdict": None},
+        {"asr": [1], "encoder": [2], "baseline": 3, "lift": 1e300, "unknown": {"deep": [{"a": 1}, 2]}},
+        {"baseline": {"asr": {"value": 1, "low": 1, "high": 1}, "sha256": ["x"]}, "clean_accuracy": -5},
+    ],
+)
+def test_unknown_and_unlikely_results_are_shown_not_stumbled_over(draw, results):
+    odd = Report(command="new", results=results, history=({"args": 3, "inputs": {"a": 1}}, {"inputs": [3]}))
+    page = Page(draw(odd=odd, plain=probe()))
+    assert page.open == []
+    for key in results:
+        assert key == "verdict" or any(name in page.text for name in (key, key.upper(), key.replace("_", " ")))
+
+
+def test_png_files_and_the_sample_of_a_dataset(draw, tmp_path):
+    data = Dataset(images=IMAGES, labels=np.zeros(12, np.int64), classes=("one",))
+    artefact.write(data, str(tmp_path / "data.h5"))
+    folder = tmp_path / "new" / "figures"
+    page = draw("--data", str(tmp_path / "data.h5"), "--trigger", "patch", "--png", str(folder), detect=detection())
+    assert sorted(path.name for path in folder.iterdir()) == ["detect-roc.png", "detect-scores.png", "samples.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
+    assert "without and with the trigger" in page
+
+
+def test_reports_of_one_name_are_told_apart_by_folder(tmp_path):
+    for folder in ("clean", "bad"):
+        (tmp_path / folder).mkdir()
+        artefact.write(probe(), str(tmp_path / folder / "probe.h5"))
+    files = [str(tmp_path / folder / "probe.h5") for folder in ("clean", "bad", "bad")]
+    assert run(["report", *files, "-o", str(tmp_path / "page.html")]) == 0
+    page = Page((tmp_path / "page.html").read_text())
+    assert {"clean-probe", "bad-probe", "bad-probe-2"} <= set(page.ids)
+    assert "bad/probe (2)" in page.text
+
+
+def test_equal_reports_give_an_equal_page(draw):
+    report = probe()
+    assert draw(a=report) == draw(a=report)
+
+
+def in_a_pipe(*arguments, data=b""):
+    program = "from sslbd_cli.main import entry; entry()"
+    return subprocess.run([sys.executable, "-c", program, "report", *arguments], input=data, capture_output=True)
+
+
+def test_a_report_comes_through_a_pipe_and_the_page_goes_into_one(tmp_path):
+    artefact.write(probe(), str(tmp_path / "a.h5"))
+    ended = in_a_pipe(data=(tmp_path / "a.h5").read_bytes())
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout.startswith(b"<!DOCTYPE html>")
+    assert b"standard input" in ended.stdout
+
+
+def test_an_empty_pipe_is_exit_2():
+    ended = in_a_pipe()
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert ended.stderr == b"sslbd report: standard input: is empty: the command before the pipe failed\n"
+
+
+def bad_files(folder):
+    artefact.write(probe(), str(folder / "whole.h5"))
+    whole = (folder / "whole.h5").read_bytes()
+    (folder / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.h5").write_text("not a report")
+    (folder / "empty.h5").touch()
+    (folder / "flipped.h5").write_bytes(whole.replace(IMAGES.tobytes()[:64], bytes(64)))
+    artefact.write(Dataset(images=IMAGES), str(folder / "data.h5"))
+
+
+@pytest.mark.parametrize("name", ["cut", "text", "empty", "flipped", "data", "missing"])
+def test_bad_input_is_exit_2_in_one_line_and_leaves_nothing(name, tmp_path, capsys):
+    bad_files(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    options = ["-o", str(tmp_path / "page.html"), "--png", str(tmp_path / "figures")]
+    assert run(["report", str(tmp_path / "whole.h5"), str(tmp_path / f"{name}.h5"), *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert f"{name}.h5: " in printed.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bad_options_are_exit_2_in_one_line(tmp_path, capsys):
+    bad_files(tmp_path)
+    whole, out = str(tmp_path / "whole.h5"), str(tmp_path / "page.html")
+    for options, words in (
+        (["--trigger", "patch", "-o", out], "--trigger needs the images of --data"),
+        (["--png", str(tmp_path / "text.h5"), "-o", out], "File exists"),
+        (["-o", str(tmp_path / "no" / "page.html")], "No such file or directory"),
+        (["--data", str(tmp_path / "data.h5"), "--trigger", "patch:size=99", "-o", out], "99"),
+    ):
+        assert run(["report", whole, *options]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert words in error
