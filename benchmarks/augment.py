@@ -1,10 +1,11 @@
-"""Measure views per second of one SimCLR view at 32 px: ours beside the libraries people run. `python benchmarks/augment.py`
+"""Measure views per second of a SimCLR view at 32 px, ours and other libraries': `python benchmarks/augment.py`.
 
 Claim: exact and fast views are many times faster than per-image pipelines, and the crop is torchvision's to the last
 bits. HEADER_RESULT
 """
 
 import importlib
+import itertools
 import os
 import platform
 import statistics
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -74,7 +76,7 @@ def kornia(images: Tensor, compiled: bool) -> Run:
     return lambda: run(images.float() / 255)
 
 
-def sslbd(images: Tensor, colour: str, compiled: bool) -> Run:
+def sslbd(images: Tensor, colour: Literal["exact", "fast"], compiled: bool) -> Run:
     recipe, gen = ours.Recipe(size=SIZE, colour=colour), torch.Generator().manual_seed(0)
     if compiled:
         views = ours.compiled(recipe)
@@ -118,28 +120,33 @@ def build(images: Tensor) -> dict[str, tuple[int, Run]]:
     return ready
 
 
-def measure(ready: dict[str, tuple[int, Run]]) -> dict[str, list[float]]:
-    """Return views/s per round. Every round runs everybody, so drift of the machine falls on all alike."""
-    rates: dict[str, list[float]] = {name: [] for name in ready}
+def measure(ready: dict[str, tuple[int, Run]]) -> dict[str, list[tuple[float, float]]]:
+    """Return views per second and per CPU second of each round.
+
+    Every round runs everybody, so drift of the machine falls on all alike. CPU seconds count all threads: they compare
+    us with one worker process core for core, and with OMP_NUM_THREADS=1 they hardly notice other work on the machine.
+    """
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ready}
     for _ in range(ROUNDS):
         for name, (count, run) in ready.items():
-            made, start = 0, time.perf_counter()
+            made, start, cpu = 0, time.perf_counter(), time.process_time()
             while made < count or time.perf_counter() - start < 0.25:
                 run()
                 made += count
-            rates[name].append(made / (time.perf_counter() - start))
+            rates[name].append((made / (time.perf_counter() - start), made / (time.process_time() - cpu)))
     return rates
 
 
 def resize_error() -> float:
     """Return the largest difference of crop + resize from torchvision's antialiased one, in grey levels of 255."""
     worst = 0.0
-    for size, mode in ((32, "bilinear"), (32, "bicubic"), (96, "bilinear"), (96, "bicubic")):
-        images, recipe = pictures(64, size), ours.Recipe(size=SIZE, interpolation=mode)
+    recipes = ours.Recipe(size=SIZE), ours.Recipe(size=SIZE, interpolation="bicubic")
+    for size, recipe in itertools.product((32, 96), recipes):
+        images = pictures(64, size)
         u = ours._columns(ours._draw(images, torch.Generator().manual_seed(0)))
         boxes = ours._boxes(u, size, size, recipe)
         weights = ours._crop_weights(boxes, u["flip"] < 0, (size, size), recipe)
-        views, how = ours._separable(images, *weights), InterpolationMode(mode)
+        views, how = ours._separable(images, *weights), InterpolationMode(recipe.interpolation)
         for image, view, box in zip(images / 255, views, torch.cat(boxes, 1).int().tolist(), strict=True):
             want = F.resized_crop(image, *box, [SIZE, SIZE], how, antialias=True)
             worst = max(worst, 255 * float((view - want).abs().max()))
@@ -158,16 +165,25 @@ def cpu_name() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def table(rates: dict[str, list[float]]) -> dict[str, float]:
+def table(rates: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
     """Print the medians and return each contender's median over the rounds of its ratio to PIL in that round."""
     base = rates["PIL per image, 1 process"]
-    print(f"\n{'':28s} {'views/s':>10s} {'lowest':>9s} {'highest':>9s} {'x PIL':>7s} {'range':>13s}")
+    print(
+        f"\n{'':28s} {'views/s':>9s} {'lowest':>9s} {'highest':>9s} {'x PIL':>7s} {'range':>13s}  x PIL per CPU second"
+    )
     ratios = {}
     for name, values in rates.items():
-        each = [value / pil_rate for value, pil_rate in zip(values, base, strict=True)]
+        walls, (each, core) = (
+            [wall for wall, _ in values],
+            (
+                [value[clock] / pil_value[clock] for value, pil_value in zip(values, base, strict=True)]
+                for clock in (0, 1)
+            ),
+        )
         ratios[name] = statistics.median(each)
-        numbers = f"{statistics.median(values):10,.0f} {min(values):9,.0f} {max(values):9,.0f} {ratios[name]:7.1f}"
-        print(f"{name:28s} {numbers} {min(each):6.1f}-{max(each):.1f}")
+        numbers = f"{statistics.median(walls):9,.0f} {min(walls):9,.0f} {max(walls):9,.0f} {ratios[name]:7.1f}"
+        spread = f"{min(each):.1f}-{max(each):.1f}"
+        print(f"{name:28s} {numbers} {spread:>13s} {statistics.median(core):7.1f} ({min(core):.1f}-{max(core):.1f})")
     return ratios
 
 

@@ -39,7 +39,8 @@ class Recipe:
     ColorJitter's strengths; `scale` is the crop's share of the area, `ratio` its width / height; `sigma` is in pixels.
     `colour=exact` is ColorJitter (random order, clamped after each step, hue in HSV); `colour=fast` is one affine map
     per sample (fixed order, one clamp, hue as a YIQ rotation): another augmentation, 4.5/255 away on average where
-    the jitter itself moves pixels by 28/255 (2,000 CIFAR-10 images, same draws).
+    the jitter moves pixels by 28/255 (2,000 CIFAR-10 images, same draws). It also blurs before the colour, inside the
+    resize for free; that is the same as torchvision's blur after it wherever the colour does not clamp.
     """
 
     size: int = 32

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,9 +29,6 @@ NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-#: What self-supervised training keeps beside its encoder.
-BESIDE = ("encoder_k", "queue", "queue_ptr", "projector", "projection_head", "predictor", "classifier", "prototypes",
-          "momentum_encoder", "momentum_backbone", "momentum_projector")  # fmt: skip
 #: Residual blocks (bottlenecks or not, their number per layer) -> architecture.
 DEPTHS = {(False, (2, 2, 2, 2)): "resnet18", (False, (3, 4, 6, 3)): "resnet34", (True, (3, 4, 6, 3)): "resnet50"}
 #: BadEncoder wraps a ResNet without maxpool and fc into one Sequential; activation and pooling have no weights.
@@ -214,8 +211,8 @@ def _fit(expected: State, reading: _Reading) -> tuple[State, list[str]]:
     """
     given = reading.inner
     missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
-    surplus = [(name, _is_under(name, reading.heads)) for name in given if name not in expected]
-    surplus += [(name, _is_under(statedict.unwrapped(name), BESIDE)) for name in reading.beside]
+    surplus = [(name, statedict.is_under(name, reading.heads)) for name in given if name not in expected]
+    surplus += [(name, statedict.is_under(statedict.unwrapped(name), statedict.BESIDE)) for name in reading.beside]
     unknown = [name for name, is_known in surplus if not is_known]
     wrong = [
         f"{name} {statedict.shape(given[name])} instead of {statedict.shape(like)}"
@@ -228,10 +225,6 @@ def _fit(expected: State, reading: _Reading) -> tuple[State, list[str]]:
         raise InputError(f"its tensors do not fit {reading.arch}: {'; '.join(problems)}")
     weights = expected | {name: statedict.cast(name, given[name], expected[name]) for name in expected if name in given}
     return weights, [name for name, _ in surplus]
-
-
-def _is_under(name: str, modules: Iterable[str]) -> bool:
-    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 @torch.no_grad()

@@ -30,6 +30,9 @@ State = dict[str, Tensor]
 #: Entries of a training checkpoint that hold the weights, and modules that wrap an encoder.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 WRAPPERS = {"module", "_orig_mod", "model", "encoder_q", "base_encoder", "backbone", "encoder", "visual"}
+#: What self-supervised training keeps beside its encoder.
+BESIDE = ("encoder_k", "queue", "queue_ptr", "projector", "projection_head", "predictor", "classifier", "prototypes",
+          "momentum_encoder", "momentum_backbone", "momentum_projector")  # fmt: skip
 PICKLE_SUFFIXES = {".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar"}
 
 
@@ -174,6 +177,11 @@ def unwrapped(name: str) -> str:
     return ".".join(parts)
 
 
+def is_under(name: str, modules: Iterable[str]) -> bool:
+    """Tell whether a name is one of the modules or lies in one."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
 def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """Return a plain tensor as the encoder's type (half precisions are up-cast), finite and with memory of its own."""
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -210,7 +218,7 @@ def shape(tensor: Tensor) -> str:
 def write(tensors: dict[str, np.ndarray], path: str) -> None:
     """Write safetensors without metadata, whole or not at all; `-` is standard output. Equal tensors, equal bytes."""
     with storage.atomic_output(path) as file:
-        file.write(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
+        file.write(safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()}))
 
 
 def refuse_pickle(path: str) -> None:

@@ -6,6 +6,7 @@ Nothing here knows what the arrays mean; artefact.py does.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import json
 import math
@@ -190,6 +191,7 @@ def _limit(seconds: int) -> None:
     """Bound this process's time and memory, and let signals end it in silence."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
+    faulthandler.disable()
     signal.alarm(seconds)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]

@@ -55,13 +55,13 @@ def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
 
 def sheet(clean: np.ndarray, triggered: np.ndarray | None) -> Picture:
     """Return the same images without and with the trigger, uint8 K,3,H,W both, and what changed."""
-    rows, caption = [("clean", clean[:SHEET])], "Test images."
+    rows, caption = [("clean", clean[:SHEET])], "Sample images."
     if triggered is not None:
         change = np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET])
         factor = 255 / max(1, int(change.max()))  # a faint trigger is made visible
         rows += [("triggered", triggered[:SHEET]), ("change", (change * factor).astype(np.uint8))]
         faint = f" (times {factor:.3g})" if factor >= 1.5 else ""
-        caption = f"The same test images without and with the trigger, and what it changed{faint}."
+        caption = f"The same images without and with the trigger, and what it changed{faint}."
     return Picture("samples", caption, plots.board([Block("", INK, rows)]), fixed=True)
 
 

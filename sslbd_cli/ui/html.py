@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from sslbd_cli import __version__
-from sslbd_cli.core.artefact import Report
+from sslbd_cli.core.artefact import History, Report
 from sslbd_cli.ui.figures import Picture
 from sslbd_cli.ui.plots import DPI
 from sslbd_cli.ui.recipe import command_line
@@ -22,7 +22,6 @@ from sslbd_cli.ui.report import MISSING, cell, is_interval, label, lines, one_li
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 SCALE = 96 / DPI  # pixels of the page per pixel of a figure: as large as drawn, sharp on dense screens
-DEEPEST = 20  # levels of side inputs shown of a lineage
 #: The first keys of a table of numbers, in this order; artefacts store their keys sorted by name.
 ORDER = (
     "method", "head", "verdict", "flags", "search_space", "clean_accuracy", "patched_accuracy", "asr", "asr_all",
@@ -52,7 +51,6 @@ WORDS = (
     ("nothing found", "no backdoor of the kinds searched for; it does not say that there is none"),
     ("[low, high]", "95 % interval"),
 )
-Seen = set[str]
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def _section(entry: Entry, shown: dict[bytes, str]) -> Iterator[str]:
     yield f"<details{'' if entry.pictures else ' open'}><summary>All numbers</summary>{_numbers(report)}</details>"
     yield "<details><summary>Lineage: the commands that made it</summary>"
     yield f"<p>Content digest of this report: <code>{_safe(report.sha256)}</code></p>"
-    yield "".join(_steps(report.history, set(), 0)) + "</details></section>"
+    yield "".join(_steps(report.history, set())) + "</details></section>"
 
 
 def _figures(slug: str, pictures: Sequence[Picture], shown: dict[bytes, str]) -> Iterator[str]:
@@ -240,41 +238,30 @@ def _numbers(report: Report) -> str:
 # --- where it comes from ------------------------------------------------------------------------------------------
 
 
-def _steps(history: Any, seen: Seen, depth: int) -> Iterator[str]:
+def _steps(history: History, seen: set[str]) -> Iterator[str]:
     """List the commands of a history in order, each with its inputs; a side input's own history is shown once."""
     if not history:
         yield "<p>No history: it was not made by sslbd commands.</p>"
         return
     yield '<ol class="steps">'
-    for entry in (e for e in history if isinstance(e, dict)):
-        args = entry.get("args")
-        line = command_line(entry | {"args": args if isinstance(args, dict) else {}})
+    for entry in history:
         made = " · ".join(f"{key} {entry[key]}" for key in ("version", "torch", "device") if key in entry)
-        yield f"<li><code>{_safe(line)}</code> <small>{_safe(made)}</small>"
-        inputs = entry.get("inputs")
-        yield from _inputs(inputs if isinstance(inputs, list) else [], seen, depth)
+        yield f"<li><code>{_safe(command_line(entry))}</code> <small>{_safe(made)}</small>"
+        if entry["inputs"]:
+            yield '<ul class="inputs">' + "".join(_input(row, seen) for row in entry["inputs"]) + "</ul>"
         yield "</li>"
     yield "</ol>"
 
 
-def _inputs(inputs: list[Any], seen: Seen, depth: int) -> Iterator[str]:
-    rows = [row for row in inputs if isinstance(row, dict)]
-    if rows:
-        yield '<ul class="inputs">'
-    for row in rows:
-        digest = str(row.get("sha256"))
-        what = " ".join(str(row[key]) for key in ("kind", "file") if key in row)
-        yield f"<li>{_safe(row.get('option'))}: {_safe(what)} <code>{_safe(digest)}</code>"
-        if row.get("history") and digest in seen:
-            yield " <small>(made as above)</small>"
-        elif row.get("history") and depth < DEEPEST:
-            seen.add(digest)
-            yield "<details><summary>made by</summary>"
-            yield from _steps(row["history"], seen, depth + 1)
-            yield "</details>"
-        yield "</li>"
-    if rows:
-        yield "</ul>"
+def _input(row: dict[str, Any], seen: set[str]) -> str:
+    what = " ".join(str(row[key]) for key in ("kind", "file") if key in row)
+    text = f"{_safe(row['option'])}: {_safe(what)} <code>{_safe(row['sha256'])}</code>"
+    if row.get("history") and row["sha256"] in seen:
+        text += " <small>(made as above)</small>"
+    elif row.get("history"):
+        seen.add(row["sha256"])
+        text += f"<details><summary>made by</summary>{''.join(_steps(row['history'], seen))}</details>"
+    return f"<li>{text}</li>"
 
 
 def _environment(entries: Sequence[Entry]) -> Iterator[str]:
@@ -283,13 +270,11 @@ def _environment(entries: Sequence[Entry]) -> Iterator[str]:
     rows = ""
     for entry in entries:
         history = entry.report.history
-        columns = [[step[key] for step in history if step.get(key) is not None] for key in names]
-        args = [step["args"] for step in history if isinstance(step.get("args"), dict)]
-        columns.append([row["--precision"] for row in args if "--precision" in row])
+        columns = [[step[key] for step in history if key in step] for key in names]
+        columns.append([step["args"]["--precision"] for step in history if "--precision" in step["args"]])
         cells = [", ".join(dict.fromkeys(map(str, column))) or MISSING for column in columns]
-        rows += (
-            f'<tr><th scope="row">{_safe(entry.label)}</th>' + "".join(f"<td>{_safe(c)}</td>" for c in cells) + "</tr>"
-        )
+        row = "".join(f"<td>{_safe(text)}</td>" for text in cells)
+        rows += f'<tr><th scope="row">{_safe(entry.label)}</th>{row}</tr>'
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("report", *names.values(), "precision"))
     yield f"<section><h2>Environment</h2>{_table('rows', heads, rows)}</section>"
 

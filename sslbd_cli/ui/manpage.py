@@ -73,7 +73,7 @@ def marked(text: str) -> str:
         parts += [escape(text[at : match.start()]), bold(match[1] or match[2] or match[3])]
         at = match.end()
     line = "".join([*parts, escape(text[at:])])
-    return re.sub(r"(?<!et al)(?<=[.?!]) +(?=[A-Z\\])", "\n", line)
+    return re.sub(r"(?<!et al\.)(?<=[.?!]) +(?=[A-Z\\])", "\n", line)
 
 
 def prose(text: str) -> str:

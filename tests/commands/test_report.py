@@ -15,6 +15,7 @@ from sslbd_cli.main import run
 EVIL = '<script>alert(\'x\')</script>" onerror="y" & \x1b\u202e'
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 3, 16, 16), np.uint8)
+POISON = {"command": "poison", "args": {}, "inputs": []}
 TRUTH = np.arange(12) % 2 == 1
 
 
@@ -39,8 +40,8 @@ def probe(asr=0.9731, digest="b" * 64, **more):
             "version": "0.1.0",
             "args": {"--head": "linear", "--precision": "fp32"},
             "inputs": [
-                {"option": "--train", "kind": "dataset", "sha256": "d" * 64, "history": [{"command": "poison"}]},
-                {"option": "--test", "kind": "dataset", "sha256": "d" * 64, "history": [{"command": "poison"}]},
+                {"option": "--train", "kind": "dataset", "sha256": "d" * 64, "history": [POISON]},
+                {"option": "--test", "kind": "dataset", "sha256": "d" * 64, "history": [POISON]},
             ],
             "device": "cpu",
             "torch": "2.6.0",
@@ -143,7 +144,8 @@ def test_the_page_asks_for_nothing(draw):
 
 def test_hostile_strings_are_text(draw):
     results = {EVIL: EVIL, "verdict": EVIL, "method": EVIL, "search_space": EVIL, "per_seed": [{EVIL: EVIL}]}
-    entry = {"command": EVIL, "args": {EVIL: EVIL}, "device": EVIL, "inputs": [{"option": EVIL, "sha256": EVIL}]}
+    source = {"option": EVIL, "kind": EVIL, "file": EVIL, "sha256": EVIL}
+    entry = {"command": EVIL, "args": {EVIL: EVIL}, "device": EVIL, "inputs": [source]}
     hostile = Report(command=EVIL, results=results | {"encoder": {"sha256": EVIL, "arch": EVIL}}, history=(entry,))
     text = draw(a=hostile)
     page = Page(text)
@@ -163,7 +165,7 @@ def test_hostile_strings_are_text(draw):
     ],
 )
 def test_unknown_and_unlikely_results_are_shown_not_stumbled_over(draw, results):
-    odd = Report(command="new", results=results, history=({"args": 3, "inputs": {"a": 1}}, {"inputs": [3]}))
+    odd = Report(command="new", results=results)
     page = Page(draw(odd=odd, plain=probe()))
     assert page.open == []
     for key in results:

@@ -1,0 +1,87 @@
+"""What all tests share: micro artefacts made in memory, one way to run a command, --runslow, --regold, GPU tests."""
+
+import os
+import random
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = str(min(2, os.cpu_count() or 1))  # before torch, and for the processes that tests start
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from micro import make_dataset, make_encoder
+from sslbd_cli import main
+from sslbd_cli.core.artefact import Dataset, Encoder
+from sslbd_cli.core.device import Device
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=50)
+hypothesis.settings.load_profile("steady")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="also run tests that take minutes")
+    parser.addoption("--regold", action="store_true", help="write the golden files anew instead of comparing with them")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--runslow"):
+            item.add_marker(pytest.mark.skip(reason="minutes of work: --runslow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return make_dataset()
+
+
+@pytest.fixture
+def fresh() -> Dataset:
+    return make_dataset(count=30, seed=1)
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return make_encoder()
+
+
+@pytest.fixture
+def cpu() -> Device:
+    return Device(torch.device("cpu"), "fp32")
+
+
+@pytest.fixture
+def sslbd(capfd):
+    """Run a command line in this process; return its exit status, standard output and standard error."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = main.run([str(word) for word in argv])
+        out, err = capfd.readouterr()
+        return int(status), out, err
+
+    return run
+
+
+@pytest.fixture
+def golden(request):
+    """Compare a text with tests/golden/NAME; with --regold, write it there."""
+
+    def compare(name: str, text: str) -> None:
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--regold"):
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare
