@@ -15,7 +15,8 @@ from sslbd_cli.ui import manpage
 STATUSES = {
     ExitStatus.DONE: "Done: the run is sound, whatever it found.",
     ExitStatus.FOUND: "Only `sslbd detect --exit-code`: a backdoor was found.",
-    ExitStatus.USAGE: "Usage or input is wrong; a line on standard error says what, and what to do. Nothing is written.",
+    ExitStatus.USAGE: "Usage or input is wrong; one line on standard error says what, and what to do. No artefact is "
+    "written.",
     ExitStatus.UNSOUND: "The run ended, but its result cannot be vouched for: it diverged, failed a check of "
     "sslbd-flags(7), or is inconclusive.",
     ExitStatus.BUG: "A bug in sslbd. `--debug` shows the traceback.",

@@ -4,7 +4,8 @@ import os
 import random
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = str(min(2, os.cpu_count() or 1))  # before torch, and for the processes that tests start
+# Micro tensors gain nothing from threads, and lose tenfold where cores are shared. Also for processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import numpy as np
@@ -16,7 +17,7 @@ from sslbd_cli import main
 from sslbd_cli.core.artefact import Dataset, Encoder
 from sslbd_cli.core.device import Device
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(min(2, torch.get_num_threads()))
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("steady")
 

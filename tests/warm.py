@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,8 +63,13 @@ def streams(replacements: list[int], folder: str) -> Iterator[None]:
             os.close(old)
 
 
-def bash(script: str, folder: Path, change: Callable[[list[str]], list[str]] = list) -> Done:
-    """Run a script with -eu and pipefail in a folder. `change` may rewrite the arguments of each `sslbd`."""
+def bash(
+    script: str, folder: Path, change: Callable[[list[str]], list[str]] = list, forgiven: Collection[int] = ()
+) -> Done:
+    """Run a script with -eu and pipefail in a folder.
+
+    `change` may rewrite the arguments of each `sslbd`; the script takes a forgiven exit status for 0.
+    """
     with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listener:
         client, path = Path(place, "sslbd"), str(Path(place, "socket"))
         client.write_text(CLIENT.format(python=sys.executable, path=path))
@@ -78,12 +83,15 @@ def bash(script: str, folder: Path, change: Callable[[list[str]], list[str]] = l
                 ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=os.environ | where, text=True,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err,
             )  # fmt: skip
-            commands = list(_serve(process, listener, change))
+            commands = list(_serve(process, listener, change, forgiven))
             return Done(process.wait(), *(Path(place, name).read_text() for name in ("out", "err")), commands)
 
 
 def _serve(
-    process: "subprocess.Popen[str]", listener: socket.socket, change: Callable[[list[str]], list[str]]
+    process: "subprocess.Popen[str]",
+    listener: socket.socket,
+    change: Callable[[list[str]], list[str]],
+    forgiven: Collection[int],
 ) -> Iterator[tuple[list[str], int]]:
     while process.poll() is None:
         try:
@@ -98,5 +106,5 @@ def _serve(
                     status = int(main.run(change(argv)))
                 except BrokenPipeError:
                     status = 141
-            link.send(bytes([status]))
+            link.send(bytes([0 if status in forgiven else status]))
             yield argv, status

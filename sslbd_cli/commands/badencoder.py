@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,7 +45,12 @@ PRESETS = {
 @click.option("--trigger", "triggers", type=Spec("trigger"), multiple=True, default=("patch",), show_default=True,
               metavar="SPEC", help="Repeat for several backdoors; references follow in the same order.")  # fmt: skip
 @click.option(
-    "--reference", "files", multiple=True, metavar="IMAGE[,IMAGE...]", help="Reference image files of a trigger."
+    "--reference",
+    "files",
+    multiple=True,
+    type=options.ArtefactPath(),
+    metavar="IMAGE[,IMAGE...]",
+    help="Reference image files of a trigger.",
 )
 @options.artefact("--reference-data", help="Dataset that holds reference images.")
 @click.option("--reference-index", "rows", multiple=True, metavar="ROW[,ROW...]", help="Rows of --reference-data.")
@@ -95,9 +102,9 @@ def _references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, An
     import numpy as np
     import torch
 
+    from sslbd_cli.core import references
     from sslbd_cli.core.artefact import Dataset
     from sslbd_cli.core.errors import InputError
-    from sslbd_cli.core.references import prototypical
 
     given = [name for name in ("files", "rows", "names") if params[name]]
     if len(given) != 1:
@@ -106,40 +113,19 @@ def _references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, An
     if len(groups) != triggers:
         raise InputError(f"{triggers} triggers need as many groups of references, got {len(groups)}")
     if given == ["files"]:
-        return tuple(_pictures(run, group, net.size) for group in groups)
+        stacks = tuple(torch.from_numpy(references.pictures(group.split(","), net.size)) for group in groups)
+        for group, stack in zip(groups, stacks, strict=True):
+            names = ",".join(Path(path).name for path in group.split(","))
+            run.note_file("--reference", names, hashlib.sha256(stack.numpy().tobytes()).hexdigest())
+        return stacks
     if params["reference_data"] is None:
         raise InputError("--reference-index and --reference-class need --reference-data")
     dataset = run.read(params["reference_data"], Dataset, "--reference-data")
     if given == ["rows"]:
-        chosen = [np.array(_rows(group, len(dataset.images))) for group in groups]
+        chosen = [references.named_rows(group, len(dataset.images)) for group in groups]
     else:
         wanted = [dataset.class_index(name) for name in groups]
-        chosen = [prototypical(net, dataset, c, params["references"], run.device()) for c in wanted]
+        device = run.device()
+        chosen = [references.prototypical(net, dataset, c, params["references"], device) for c in wanted]
         run.say("reference rows " + "; ".join(",".join(map(str, rows)) for rows in chosen))
     return tuple(torch.from_numpy(np.array(dataset.images[rows])) for rows in chosen)
-
-
-def _rows(text: str, count: int) -> list[int]:
-    from sslbd_cli.core.errors import InputError
-
-    try:
-        rows = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--reference-index {text}: expected row numbers such as 3,17") from None
-    if not all(0 <= row < count for row in rows):
-        raise InputError(f"--reference-index {text}: the dataset has rows 0 to {count - 1}")
-    return rows
-
-
-def _pictures(run: Run, group: str, size: int) -> Tensor:
-    """Read pictures, resize and crop them to the encoder's input."""
-    import numpy as np
-    import torch
-
-    from sslbd_cli.core.decode import read_picture
-
-    pictures = []
-    for path in group.split(","):
-        pictures.append(read_picture(path, size))
-        run.note_file("--reference", path)
-    return torch.from_numpy(np.stack(pictures))

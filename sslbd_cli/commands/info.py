@@ -20,7 +20,7 @@ from sslbd_cli.ui.run import Run
 @options.input_argument("ARTEFACT")
 @click.option("--recipe", is_flag=True, help="Print a shell script that rebuilds the file.")
 @click.option("--digest", is_flag=True, help="Print the content digest alone.")
-@click.option("--verify", is_flag=True, help="Hash content and truth again and say whether they are as written.")
+@click.option("--verify", is_flag=True, help="Hash the content again and say whether it is as written.")
 @options.json_lines
 def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json_lines: bool) -> None:
     """Say what an artefact holds, how it was made, and whether it is whole.

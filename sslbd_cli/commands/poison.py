@@ -26,7 +26,7 @@ if TYPE_CHECKING:
               help="What is stamped; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @click.option("--select", type=Spec("select"), default="label", show_default=True, metavar="SPEC",
               help="Which images are poisoned; 'help' lists.")  # fmt: skip
-@click.option("--target", help="Target class, by name or number.")
+@click.option("--target", metavar="CLASS", help="Target class, by name or number.")
 @click.option("--rate", type=click.FloatRange(0, 1, min_open=True), help="Poison this share of the dataset.")
 @click.option("--class-rate", type=click.FloatRange(0, 1, min_open=True),
               help="Poison this share of the target class (the default, with 0.5).")  # fmt: skip

@@ -30,23 +30,30 @@ if TYPE_CHECKING:
               help="Training objective; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @click.option("--arch", type=Spec("arch"), default="tiny", show_default=True, metavar="SPEC",
               help="Architecture; 'help' lists.")  # fmt: skip
-@click.option("--epochs", default=60, show_default=True, type=click.IntRange(1))
+@click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the images.")
 @click.option("--lr", default=0.24, show_default=True, type=click.FloatRange(0, min_open=True),
-              help="Learning rate at a batch of 256; scaled with the batch.")  # fmt: skip
-@click.option("--optimiser", type=click.Choice(["sgd", "lars", "adamw"]), default="sgd", show_default=True)
-@click.option("--weight-decay", default=1e-4, show_default=True, type=click.FloatRange(0))
-@click.option("--warmup", default=1.0, show_default=True, type=click.FloatRange(0), help="Epochs of rising rate.")
+              help="Learning rate; that of sgd and lars is for a batch of 256 and scales with the batch.")  # fmt: skip
+@click.option("--optimiser", type=click.Choice(["sgd", "lars", "adamw"]), default="sgd", show_default=True,
+              help="Optimiser; lars is made for batches of thousands.")  # fmt: skip
+@click.option("--weight-decay", default=1e-4, show_default=True, type=click.FloatRange(0), help="Weight decay.")
+@click.option(
+    "--warmup", default=1.0, show_default=True, type=click.FloatRange(0), help="Epochs in which the rate rises."
+)
 @click.option("--crop-scale", default=0.2, show_default=True, type=click.FloatRange(0.01, 1),
               help="Smallest share of the image a view shows.")  # fmt: skip
-@click.option("--blur", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Probability of blur.")
+@click.option(
+    "--blur", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the views that are blurred."
+)
 @click.option("--colour", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
               help="Colour jitter as torchvision defines it, or as one matrix per image.")  # fmt: skip
-@click.option("--channels-last", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True)
+@click.option("--channels-last", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
+              help="Memory layout of the convolutions; auto is yes where it pays.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="Compile the encoder (pays in runs over a minute).")
 @click.option("--monitor", type=options.ArtefactPath(), metavar="FILE",
-              help="A labelled dataset to watch by kNN; it never influences training.")  # fmt: skip
-@click.option("--checkpoint", metavar="FILE", help="Save the state of the training here after each epoch.")
-@click.option("--resume", is_flag=True, help="Go on from --checkpoint, if it is there, to the same final bytes.")
+              help="Labelled dataset whose kNN accuracy is shown; it never influences training.")  # fmt: skip
+@click.option("--checkpoint", type=options.ArtefactPath(), metavar="FILE",
+              help="Save the state of the training here after each epoch.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from the --checkpoint file if there is one.")
 @options.seed
 @options.device(batch=256)
 @options.output

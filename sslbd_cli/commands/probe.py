@@ -31,7 +31,7 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
 @click.option("--head", type=Spec("head"), default="linear", show_default=True, metavar="SPEC",
               help="Classifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Also answer the test images with this trigger.")
-@click.option("--target", help="Target class of the attack, by name or number.")
+@click.option("--target", metavar="CLASS", help="Target class of the attack, by name or number.")
 @options.artefact("--baseline", help="A clean encoder to measure beside it.")
 @click.option("--labels", default="all", show_default=True, metavar="P%|all", help="Share of the training labels used.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head; report spread.")

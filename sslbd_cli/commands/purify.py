@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Make a clean encoder from a suspicious one, with clean unlabeled images.
 
-    Measure the result with probe, on a clean encoder too: a purifier's price is what it costs there.
+    Measure the result with `sslbd probe`, and purify a clean encoder too: a purifier's price is what it costs there.
     """
     from sslbd_cli.core import nets
     from sslbd_cli.core.artefact import Dataset, Encoder

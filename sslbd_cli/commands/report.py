@@ -38,8 +38,9 @@ def command(
 ) -> None:
     """Draw reports of probe, detect and others as one HTML page that needs no network.
 
-    It shows verdicts, one table over all reports, sample images, what the detector saw, score histograms, ROC curves,
-    every number and the lineage. A row is named after its file.
+    The reports are what `sslbd probe` and `sslbd detect` write with -o. The page shows verdicts, one table over all
+    reports, sample images, what the detector saw, score histograms, ROC curves, every number and the lineage. A row is
+    named after its file.
     """
     from sslbd_cli.core.artefact import Report
     from sslbd_cli.core.errors import InputError

@@ -154,6 +154,10 @@ class Detector(Plugin):
     def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
         """Score `evidence.images`, learning and calibrating on `evidence.aux` only. The encoder is not changed."""
 
+    def calibration_count(self, aux: int) -> int:
+        """Return on how many of `aux` images the threshold is set: all, unless the detector learns on a part."""
+        return aux
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -167,12 +171,22 @@ class Evidence:
 class Findings:
     """What a detector says. scores: float64 N of the judged images; calibration: float64 of held-out aux images.
 
-    pictures: named uint8 arrays for the report (rows are images); extras: further named arrays; summary: plain values.
+    pictures: named uint8 arrays for the report (rows are images), picture_rows: which judged images they show.
+    controls: scores of the judged images that should rank them worse (another score, a severed cue); rules: what other
+    decision rules flag, bool N. outside: scores again with only the pixels kept, bool N,H,W (for evaluation).
+    search_space: what was looked for; doubt: why the result cannot be vouched for, empty where it can.
+    extras: further named arrays; summary: plain values.
     """
 
     scores: np.ndarray
     calibration: np.ndarray
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    picture_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    controls: dict[str, np.ndarray] = field(default_factory=dict)
+    rules: dict[str, np.ndarray] = field(default_factory=dict)
+    outside: Callable[[np.ndarray], np.ndarray] | None = None
+    search_space: str = ""
+    doubt: str = ""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
 

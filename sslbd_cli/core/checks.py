@@ -17,6 +17,7 @@ FLAGS = {
     "F04": "the attack did not take: triggered images are not embedded at the reference (effectiveness below 0.95)",
     "F05": "the reference image is not of the target class for a probe on the clean encoder",
     "F06": "the clean encoder already answers to the trigger",
+    "F07": "the detector learned nothing: held-out pictures fit their own embeddings no better than others'",
 }
 
 
@@ -26,6 +27,12 @@ def finite_loss(terms: dict[str, float], epoch: int, has_checkpoint: bool) -> No
     if bad:
         kept = "; the checkpoint holds the epoch before" if has_checkpoint else ""
         raise Unsound(f"F01 {FLAGS['F01']} in epoch {epoch + 1} ({', '.join(bad)}); lower --lr{kept}")
+
+
+def finite_features(feats: Tensor) -> None:
+    """Raise Unsound where features N,D hold NaN or infinity."""
+    if not bool(feats.isfinite().all()):
+        raise Unsound("the encoder's embeddings are not finite: its training diverged, or its weights are damaged")
 
 
 def spread(feats: Tensor) -> float:

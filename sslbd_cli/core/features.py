@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslbd_cli.core import checks
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
 
@@ -23,7 +24,10 @@ def embed(
     change: Callable[[Tensor], Tensor] | None = None,
     batch: int = CHUNK,
 ) -> Tensor:
-    """Embed images uint8 N,3,H,W, after `change` of each batch (a trigger, say). Returns float32 N,D."""
+    """Embed images uint8 N,3,H,W, after `change` of each batch (a trigger, say). Returns float32 N,D.
+
+    Raises Unsound where the embeddings are not finite.
+    """
     net = net.to(device.torch).eval()
     parts = []
     for start in range(0, len(images), batch):
@@ -36,7 +40,9 @@ def embed(
             chunk = change(chunk)
         with device.autocast():
             parts.append(net(chunk.to(device.torch, non_blocking=True)))
-    return torch.cat(parts).clone()
+    feats = torch.cat(parts)
+    checks.finite_features(feats)
+    return feats
 
 
 @torch.inference_mode()

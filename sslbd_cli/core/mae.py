@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from sslbd_cli.core.nets import ImageEncoder
 
 HEAD = 64  # width of one attention head: the paper's 192 channels have three
 
@@ -20,6 +26,11 @@ def draw_visible(count: int, tokens: int, mask: float, gen: torch.Generator) -> 
     return order[:, : visible_count(tokens, mask)]
 
 
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Turn uint8 pixels B,3,H,W into the float units that the encoder sees."""
+    return (pixels.float() / 255 - mean) / std
+
+
 def patchify(x: Tensor, patch: int) -> Tensor:
     """Cut images B,3,H,W into patches B,T,3*patch*patch, row by row."""
     count, channels, height, width = x.shape
@@ -33,6 +44,11 @@ def fold(cells: Tensor, patch: int) -> Tensor:
     side = round(tokens**0.5)
     x = cells.view(count, side, side, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(count, 3, side * patch, side * patch)
+
+
+def hidden_patches(visible: Tensor, tokens: int) -> Tensor:
+    """Mark the patches that are not among the visible B,K: float B,tokens of 0 and 1."""
+    return torch.ones(len(visible), tokens, device=visible.device).scatter_(1, visible, 0.0)
 
 
 class MaskedDecoder(nn.Module):
@@ -73,3 +89,126 @@ class MaskedDecoder(nn.Module):
         tokens = torch.cat([first.to(tokens.dtype), tokens], dim=1) + self.decoder_place
         out: Tensor = self.pixels(self.decoder(tokens)[:, 1:])
         return out
+
+
+def patch_side(size: int) -> int:
+    """Choose the patch of an image side: the largest divisor up to 8 pixels, or a seventh of larger images.
+
+    At most 64 patches or so then, and none is visible at the published test mask of 0.99.
+    """
+    limit = max(8, size // 7)
+    return max(side for side in range(1, limit + 1) if size % side == 0)
+
+
+def masked_loss(network: MaskedDecoder, x: Tensor, feats: Tensor, mask: float, gen: torch.Generator) -> Tensor:
+    """Return the mean squared error over hidden pixels of normalised images x B,3,S,S with embeddings B,D."""
+    visible = draw_visible(len(x), network.tokens, mask, gen)
+    squares = (network(x, feats, visible).float() - patchify(x, network.patch)).square().mean(2)  # B,T
+    hidden = hidden_patches(visible, network.tokens)
+    loss: Tensor = (squares * hidden).sum() / hidden.sum()
+    return loss
+
+
+def relative_error(own: Tensor, neutral: Tensor, temperature: float) -> Tensor:
+    """Return own errors B less the soft minimum of the neutral errors B,K, in units of the temperature.
+
+    Up to the constant log K it is -log of the weight that softmax(-error / temperature) gives the own embedding against
+    the neutral ones. What raises all errors of an image alike, such as a bright patch, cancels.
+    """
+    soft = torch.logsumexp(-neutral.double() / temperature, 1) - math.log(neutral.shape[1])
+    return own.double() / temperature + soft
+
+
+class Inverter:
+    """A trained decoder that judges: errors of images under their own embedding and under neutral ones K,D.
+
+    masks: one or more sets of visible patch numbers, the same for every image; errors are means over the masks. Errors
+    are sums of squares over hidden pixels in normalised units. keep: bool N,S,S leaves all other pixels out.
+    """
+
+    def __init__(self, network: MaskedDecoder, encoder: ImageEncoder, neutral: Tensor, masks: list[Tensor]) -> None:
+        self.network, self.neutral = network, neutral
+        self.mean, self.std = encoder.mean.to(neutral.device), encoder.std.to(neutral.device)
+        self.masks = [mask.to(neutral.device) for mask in masks]
+        self.chunk = max(16, min(512, (1 << 21) // (3 * encoder.size**2)))
+
+    def own_errors(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> Tensor:
+        """Return the errors float N of images uint8 N,3,S,S under their embeddings N,D."""
+        return self._over(images, keep, lambda x, seen, rows, weight: self._errors(x, seen, feats[rows], weight))
+
+    def neutral_errors(self, images: np.ndarray, keep: np.ndarray | None = None) -> Tensor:
+        """Return the errors float N,K of images uint8 N,3,S,S under the neutral embeddings."""
+        return self._over(images, keep, lambda x, seen, rows, weight: self._bank_errors(x, seen, weight))
+
+    @torch.inference_mode()
+    def paint(self, images: np.ndarray, feats: Tensor) -> np.ndarray:
+        """Reconstruct images uint8 N,3,S,S as uint8, hidden patches from the first mask, visible ones as they are."""
+        x = normalise(torch.from_numpy(np.array(images)).to(feats.device), self.mean, self.std)
+        visible = self.masks[0].expand(len(x), -1)
+        hidden = hidden_patches(visible, self.network.tokens)[:, :, None]
+        cells = patchify(x, self.network.patch)
+        mixed = fold(torch.lerp(cells, self.network(x, feats, visible), hidden), self.network.patch)
+        pixels = (mixed * self.std + self.mean).clamp(0, 1) * 255
+        painted: np.ndarray = pixels.round().to(torch.uint8).cpu().numpy()
+        return painted
+
+    @torch.inference_mode()
+    def _over(self, images: np.ndarray, keep: np.ndarray | None, errors: Callable[..., Tensor]) -> Tensor:
+        parts = []
+        for start in range(0, len(images), self.chunk):
+            rows = slice(start, start + self.chunk)
+            x = normalise(torch.from_numpy(np.array(images[rows])).to(self.mean.device), self.mean, self.std)
+            kept = torch.ones_like(x) if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x)
+            weight = patchify(kept.contiguous(), self.network.patch)
+            found = []
+            for mask in self.masks:
+                seen = mask.expand(len(x), -1)
+                found.append(errors(x, seen, rows, weight * hidden_patches(seen, self.network.tokens)[:, :, None]))
+            parts.append(torch.stack(found).mean(0))
+        return torch.cat(parts)
+
+    def _errors(self, x: Tensor, visible: Tensor, feats: Tensor, weight: Tensor) -> Tensor:
+        squares = (self.network(x, feats, visible) - patchify(x, self.network.patch)).square()
+        errors: Tensor = (squares * weight).sum((1, 2))
+        return errors
+
+    def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor) -> Tensor:
+        if visible.shape[1]:  # what is painted depends on the image too
+            columns = [self._errors(x, visible, z.expand(len(x), -1), weight) for z in self.neutral]
+            return torch.stack(columns, 1)
+        bank = self.network(x, self.neutral, visible[:1].expand(len(self.neutral), -1)).flatten(1)  # K,T*P
+        cells, weight = patchify(x, self.network.patch).flatten(1), weight.flatten(1)
+        seen = weight * cells
+        errors: Tensor = (seen * cells).sum(1, keepdim=True) - 2 * seen @ bank.T + weight @ bank.square().T
+        return errors
+
+
+class Sight:
+    """Images with their embeddings before the trained inverter: their errors and scores, float64 on the CPU."""
+
+    def __init__(self, inverter: Inverter, images: np.ndarray, feats: Tensor, temperature: float) -> None:
+        self.inverter, self.images, self.feats, self.temperature = inverter, images, feats, max(temperature, 1e-9)
+        self.own = inverter.own_errors(images, feats).double().cpu().numpy()  # N
+        self.neutral = inverter.neutral_errors(images)  # N,K
+
+    def scores(self, kind: str, feats: Tensor | None = None, keep: np.ndarray | None = None) -> np.ndarray:
+        """Score as `relative` or `absolute`, under other embeddings where given, on the pixels kept alone."""
+        own = self.inverter.own_errors(self.images, self.feats if feats is None else feats, keep)
+        if kind == "relative":
+            neutral = self.neutral if keep is None else self.inverter.neutral_errors(self.images, keep)
+            own = relative_error(own, neutral, self.temperature)
+        found: np.ndarray = own.double().cpu().numpy()
+        return found
+
+    def informed(self) -> bool:
+        """Tell whether own embeddings explain their images better than neutral ones: by 1 %, and beyond chance."""
+        neutral = self.neutral.double().mean(1).cpu().numpy()
+        gain = neutral - self.own
+        return bool(gain.mean() > max(0.01 * neutral.mean(), 3 * gain.std() / len(gain) ** 0.5))
+
+    def energy(self) -> np.ndarray:
+        """Return each image's squared distance from its own mean colour, in normalised units: what pixels give away."""
+        scale = self.inverter.std.flatten().cpu().numpy() * 255
+        spread = np.stack([image.reshape(3, -1).astype(np.float64).var(1) for image in self.images])  # N,3
+        energy: np.ndarray = (spread / scale**2).sum(1) * self.images[0, 0].size
+        return energy

@@ -18,7 +18,7 @@ def wilson(successes: float, total: int) -> tuple[float, float]:
     share, z2 = successes / total, Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))  # rounding must not shut it out
 
 
 def confusion(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def tpr_at_fpr(
     scores: np.ndarray, positive: np.ndarray, rates: tuple[float, ...] = (0.01, 0.05, 0.1)
 ) -> dict[str, float]:
     """Return, per false-alarm rate, the largest share of positives found at a threshold that keeps to it."""
-    fpr, tpr, _ = roc_curve(positive, scores)
+    fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)  # dropped points may be the ones asked for
     return {f"{rate:.2f}": float(tpr[fpr <= rate].max()) for rate in rates}
 
 
@@ -102,6 +102,32 @@ def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     above = len(ordered) - np.searchsorted(ordered, scores, side="left")
     p: np.ndarray = (1 + above) / (len(ordered) + 1)
     return p
+
+
+def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
+    """Return the score above which the conformal p-value is at most alpha. Needs at least 1/alpha - 1 scores."""
+    allowed = _allowed(len(calibration), alpha)
+    return float(np.sort(calibration)[len(calibration) - allowed])
+
+
+def exceedance_tail(hits: int, total: int, calibration: int, alpha: float) -> float:
+    """Return P(X >= hits) for X the number of `total` images flagged at alpha, all being like the calibration images.
+
+    One threshold from n calibration scores serves all images, so X is beta-binomial with parameters k and n + 1 - k,
+    k = floor(alpha (n + 1)), not binomial: the threshold's own luck counts.
+    """
+    from scipy.stats import betabinom
+
+    allowed = _allowed(calibration, alpha)
+    return float(min(1.0, betabinom.sf(hits - 1, total, allowed, calibration + 1 - allowed)))
+
+
+def _allowed(calibration: int, alpha: float) -> int:
+    """Return floor(alpha (n + 1)), the rank of the threshold from above; at least 1 is needed."""
+    allowed = math.floor(alpha * (calibration + 1) + 1e-9)
+    if not 0 < allowed <= calibration:
+        raise ValueError(f"alpha {alpha} needs more than {calibration} calibration scores")
+    return allowed
 
 
 def binomial_tail(hits: int, total: int, rate: float) -> float:

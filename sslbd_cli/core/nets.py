@@ -84,12 +84,14 @@ class Timm(Arch):
     model: str = key("resnet18", "timm's model name, for example vit_tiny_patch16_224")
 
     def backbone(self, size: int) -> nn.Module:
+        if not timm.is_model(self.model):  # also keeps hub names, which would go to the network, out
+            raise InputError(f"timm has no model '{self.model}'; see timm.list_models()")
         try:
             model: nn.Module = timm.create_model(self.model, num_classes=0, img_size=size)
         except TypeError:  # convolutional models take any size and know no img_size
             model = timm.create_model(self.model, num_classes=0)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"timm has no model '{self.model}': {error}") from None
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise InputError(f"timm's {self.model} does not take {size}-pixel images: {error}") from None
         return model
 
 
@@ -152,14 +154,16 @@ def new(arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...], 
 
 def load(encoder: Encoder) -> ImageEncoder:
     """Build the module of an encoder artefact. Raises InputError where the weights do not fit the architecture."""
-    net = ImageEncoder(plugin.parse("arch", encoder.arch), encoder.size, encoder.mean, encoder.std)
+    arch = plugin.parse("arch", encoder.arch)
+    with torch.device("meta"):  # takes no memory, however large a network the header claims
+        expected = arch.backbone(encoder.size).state_dict()
     tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
-    expected = net.encoder.state_dict()
     wrong = sorted(set(expected) ^ set(tensors)) or [
         k for k, v in expected.items() if tuple(v.shape) != tensors[k].shape
     ]
     if wrong:
         raise InputError(f"the weights do not fit {encoder.arch}: {len(wrong)} tensors differ, first {wrong[0]}")
+    net = ImageEncoder(arch, encoder.size, encoder.mean, encoder.std)
     net.encoder.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
     if net.dim() != encoder.dim:
         raise InputError(f"the header says dim {encoder.dim}, but {encoder.arch} gives {net.dim()}")

@@ -104,6 +104,8 @@ def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
     low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{plugin}: {name}={value}: expected a finite number")
+    if isinstance(value, str) and ("," in value or not value.isprintable()):
+        raise InputError(f"{plugin}: {name}={value!r}: a spec string cannot hold commas or control characters")
     if choices and value not in choices:
         raise InputError(f"{plugin}: {name}={value}: {_suggest(str(value), list(choices), 'choose one of')}")
     if not isinstance(value, str) and ((low is not None and value < low) or (high is not None and value > high)):

@@ -32,11 +32,13 @@ class Exam:
 
     def __post_init__(self) -> None:
         self.train.need_labels("--train")
-        self.test.need_labels("--test")
+        answers = self.test.need_labels("--test")
         if self.train.classes != self.test.classes:
             raise InputError("--train and --test have different classes; make them from one source")
         if self.train.sha256 == self.test.sha256:
             raise InputError("--train and --test are the same dataset; give a test split of its own")
+        if self.target is not None and bool((answers == self.target).all()):
+            raise InputError("all images of --test are of the target class: an attack has nothing to show on them")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sslbd_cli.core.artefact import Dataset
 from sslbd_cli.core.bases import Labelled
 from sslbd_cli.core.checks import FLAGS
+from sslbd_cli.core.decode import read_picture
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed
@@ -37,6 +38,22 @@ def prototypical(net: ImageEncoder, dataset: Dataset, target: int, count: int, d
             "choose another class or another encoder"
         )
     return candidates[best].numpy()
+
+
+def named_rows(text: str, count: int) -> np.ndarray:
+    """Read row numbers such as `3,17`. Raises InputError for anything else and for rows beyond `count`."""
+    try:
+        rows = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--reference-index {text}: expected row numbers such as 3,17") from None
+    if not all(0 <= row < count for row in rows):
+        raise InputError(f"--reference-index {text}: the dataset has rows 0 to {count - 1}")
+    return np.array(rows)
+
+
+def pictures(paths: list[str], size: int) -> np.ndarray:
+    """Read picture files, resized and cropped to an encoder's input: uint8 R,3,size,size."""
+    return np.stack([read_picture(path, size) for path in paths])
 
 
 def margins(data: Labelled, classes: int, ridge: float = 1.0) -> torch.Tensor:

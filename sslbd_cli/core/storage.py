@@ -152,7 +152,7 @@ def _map(file: BinaryIO, offset: int, dtype: str, shape: list[int]) -> np.ndarra
     return np.memmap(file, dtype=dtype, mode="c", offset=offset, shape=tuple(shape))
 
 
-def _confined(work: Callable[[], dict[str, Any]], size: int, seconds: int = 20) -> str:
+def _confined(work: Callable[[], dict[str, Any]], size: int, seconds: int = 3) -> str:
     """Run `work` in a child process with bounded time and memory; return its result, or {"error": ...}, as JSON.
 
     The HDF5 library was not written for hostile files: it can loop, crash or ask for absurd amounts of memory. So it
@@ -188,16 +188,20 @@ def _attempt(work: Callable[[], dict[str, Any]]) -> str:
 
 
 def _limit(seconds: int) -> None:
-    """Bound this process's time and memory, and let signals end it in silence."""
+    """Bound this process's CPU seconds (more generously, its time on a slow disk) and memory; let signals end it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     faulthandler.disable()
-    signal.alarm(seconds)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = _address_space() + SPARE
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if ceiling < 0 else min(wanted, ceiling), ceiling))
+    signal.alarm(20 * seconds)
+    _lower(resource.RLIMIT_CPU, seconds)
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_AS, _address_space() + SPARE)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _lower(limit: int, wanted: int) -> None:
+    ceiling = resource.getrlimit(limit)[1]
+    resource.setrlimit(limit, (wanted if ceiling == resource.RLIM_INFINITY else min(wanted, ceiling), ceiling))
 
 
 def _address_space() -> int:
@@ -233,12 +237,12 @@ def write_hdf5(path: str, header: str, arrays: Arrays) -> None:
 @contextlib.contextmanager
 def atomic_output(path: str) -> Iterator[BinaryIO]:
     """Yield a file to fill; on success it appears whole at `path` (`-` is standard output), on failure not at all."""
-    target = Path(path).resolve()  # through a link (/dev/stdout is one), never in place of it
+    target = Path(path)
     if path == "-" and sys.stdout.isatty():
         raise InputError("standard output is a terminal: a binary artefact needs -o FILE or a pipe")
     is_stream = path == "-" or (target.exists() and not target.is_file())
     try:
-        with _spooled(path) if is_stream else _replacing(target) as file:
+        with _spooled(path) if is_stream else _replacing(target.resolve()) as file:
             yield file
     except BrokenPipeError:
         raise
@@ -259,7 +263,7 @@ def _spooled(path: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """Fill a temporary file beside the target, then rename it over the target."""
+    """Fill a temporary file beside the target, then rename it over the target; a link stays (/dev/stdout is one)."""
     with tempfile.NamedTemporaryFile(
         "w+b", dir=target.parent, prefix=f".{target.name}.", suffix=".partial", delete=False
     ) as file:

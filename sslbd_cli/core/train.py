@@ -77,7 +77,7 @@ def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     if plan.optimiser == "sgd":
         return torch.optim.SGD(trainable, plan.lr, plan.momentum, weight_decay=plan.weight_decay)
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": plan.weight_decay, "always_adapt": True},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     # trust coefficient 0.02 with clipping: solo-learn's setting for small images
@@ -155,8 +155,11 @@ class Fit:
         import json
 
         text, arrays = storage.read_container(checkpoint.path)
-        header = json.loads(text)
-        if header.get("checkpoint") != checkpoint.fingerprint:
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError):
+            header = None
+        if not isinstance(header, dict) or header.get("checkpoint") != checkpoint.fingerprint:
             raise InputError(f"{checkpoint.path}: the checkpoint of another run (other data, options or seed)")
         tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
         prefix = "module."

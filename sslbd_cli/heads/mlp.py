@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.bases import Classifier, Head, Labelled
-from sslbd_cli.core.device import Device
+from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.plugin import key
 from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.core.watch import unwatched
@@ -29,7 +29,7 @@ class MLP(Head):
     batch: int = key(256, "rows per step, at most", low=2)
 
     def fit(self, train: Labelled, valid: Labelled, classes: int, seed: int) -> Classifier:
-        torch.manual_seed(seed)
+        torch.manual_seed(generator(seed, "mlp").initial_seed())
         dim = train.feats.shape[1]
         net = nn.Sequential(nn.Linear(dim, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 256), nn.ReLU(),
                             nn.Linear(256, classes)).to(train.feats.device)  # fmt: skip
@@ -44,7 +44,7 @@ class MLP(Head):
             nonlocal best
             with torch.no_grad():
                 right = float((net.eval()(held).argmax(1) == valid.labels).float().mean())
-            if right > best[0]:
+            if right >= best[0]:  # of equally good epochs the last, which has learned most
                 best = right, epoch + 1, copy.deepcopy(net.state_dict())
             return ""
 

@@ -53,7 +53,7 @@ def colour(fill: str) -> Tensor | None:
     if digits == "blocks":
         return None
     try:
-        if len(digits) != 6:
+        if len(digits) != 6 or not digits.isalnum():
             raise ValueError
         return torch.tensor(list(bytes.fromhex(digits))) / 255
     except ValueError:

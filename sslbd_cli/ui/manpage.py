@@ -88,8 +88,8 @@ def prose(text: str) -> str:
 
 
 def code(lines: Iterable[str]) -> str:
-    """Return lines that are kept as they are."""
-    return "\n".join([".PP", ".RS 4", ".EX", *map(escape, lines), ".EE", ".RE"])
+    """Return lines that are kept as they are; groff hyphenates again after .EE, hence .nh."""
+    return "\n".join([".PP", ".RS 4", ".EX", *map(escape, lines), ".EE", ".nh", ".RE"])
 
 
 def section(title: str, body: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -19,7 +20,7 @@ def command_line(entry: dict[str, Any]) -> str:
         else:
             for item in value if isinstance(value, list) else [value]:
                 words += [name, str(item)]
-    return shlex.join(words)
+    return _printable(shlex.join(words))
 
 
 def script(history: History) -> str:
@@ -52,20 +53,25 @@ def _input_words(source: dict[str, Any], before: str, lines: list[str], made: se
     option = str(source.get("option"))
     if source.get("kind") == "file":
         name = str(source.get("file"))
-        lines.append(f"# needs {name} with sha256 {source.get('sha256')}")
-    elif option == "INPUT":
+        lines.append(_printable(f"# needs {name} with sha256 {source.get('sha256')}"))
+    elif option == "INPUT" and before:
         name = before
     else:
-        stem = f"input-{str(source.get('sha256'))[:12]}"
+        stem = f"input-{re.sub('[^0-9a-f]', '', str(source.get('sha256')))[:12]}"
         history = tuple(source.get("history", []))
         if history:
             _rebuild(history, stem, lines, made)
             name = stem + _suffix(str(history[-1].get("command")))
         else:
             name = f"{stem}.{'safetensors' if source.get('kind') == 'encoder' else 'h5'}"
-            lines.append(f"# needs {name} with content digest {source.get('sha256')} (see sslbd info --digest)")
-    word = shlex.quote(name) if name else "-"
-    return f" {word}" if option == "INPUT" else f" {option} {word}"
+            digest = f"content digest {source.get('sha256')} (see sslbd info --digest)"
+            lines.append(_printable(f"# needs {name} with {digest}"))
+    return f" {shlex.quote(name)}" if option == "INPUT" else _printable(f" {shlex.quote(option)} {shlex.quote(name)}")
+
+
+def _printable(text: str) -> str:
+    """Keep text to its line and off the terminal's controls: it comes from a file that others may have written."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _suffix(command: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,7 @@ class Run:
         self.inputs: list[dict[str, Any]] = []
         self.history: tuple[dict[str, Any], ...] = ()
         self._device: Device | None = None
+        refuse_output(ctx.params.get("output"))
 
     # --- in
 
@@ -118,7 +120,8 @@ class Run:
             absent = value is None or value is False or value == ()  # 0 is a value like any other
             if name in PRESENTATION or type(param.type).__name__ == "ArtefactPath" or absent:
                 continue
-            arguments[param.opts[0] if param.param_type_name == "option" else f"@{name}"] = _plain(value)
+            spelling = max(param.opts, key=len) if param.param_type_name == "option" else f"@{name}"
+            arguments[spelling] = _plain(value)
         row: dict[str, Any] = {"command": self.name, "version": __version__, "args": arguments, "inputs": self.inputs}
         if self._device is not None:
             import torch
@@ -144,6 +147,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value
+
+
+def refuse_output(path: str | None) -> None:
+    """Refuse, before any work is done, an output file that could not be written after it."""
+    if path is None or path == "-":
+        return
+    folder = Path(path).resolve().parent
+    if not folder.is_dir() or Path(path).is_dir():
+        raise InputError(f"--output {path}: {'is a folder' if folder.is_dir() else 'no such folder'}; name a file")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--output {path}: the folder is not writable")
 
 
 def refuse_terminal(path: str) -> None:

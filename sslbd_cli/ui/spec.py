@@ -56,7 +56,7 @@ def key_line(info: plugin.KeyInfo) -> str:
     """Describe one key: name, default, help, bounds or choices."""
     bounds = ""
     if info.choices:
-        bounds = f" ({', '.join(info.choices)})"
+        bounds = f" (one of {', '.join(info.choices)})"
     elif info.low is not None or info.high is not None:
         bounds = f" ({'' if info.low is None else info.low}..{'' if info.high is None else info.high})"
     default = ("yes" if info.default else "no") if isinstance(info.default, bool) else info.default

@@ -147,7 +147,7 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path, make):
     artefact.write(make(), str(path))
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
-    cuts = {0, 1, 7, 8, 9, 100, len(whole) - 1, *rng.integers(0, len(whole), 60).tolist()}
+    cuts = {0, 1, 7, 8, 9, 100, len(whole) - 1, *rng.integers(0, len(whole), 20).tolist()}
     for cut in sorted(cuts):
         path.write_bytes(whole[:cut])
         with pytest.raises(InputError) as caught:
@@ -164,15 +164,15 @@ def test_the_wrong_kind_is_named(tmp_path, dataset, encoder):
         artefact.read(str(tmp_path / "b.h5"), Dataset)
 
 
-def test_flipped_pixels_and_weights_are_noticed(tmp_path, dataset, encoder):
-    for number, made in enumerate((dataset, encoder)):
-        path = tmp_path / str(number)
-        artefact.write(made, str(path))
-        content = bytearray(path.read_bytes())
-        content[-100] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="does not match its digest"):
-            artefact.read_any(str(path))
+@pytest.mark.parametrize("make", [make_dataset, make_encoder])
+def test_one_flipped_bit_of_the_content_is_noticed(tmp_path, make):
+    made = make()
+    artefact.write(made, str(tmp_path / "a"))
+    content = bytearray((tmp_path / "a").read_bytes())
+    content[content.index(next(iter(made.arrays().values())).tobytes()[:64])] ^= 1
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(InputError, match="does not match its digest"):
+        artefact.read_any(str(tmp_path / "a"))
 
 
 # --- headers and arrays that do not hold together -----------------------------------------------------------------
@@ -190,6 +190,7 @@ def refused(path, made: Artefact, edit, arrays: dict[str, np.ndarray] | None = N
     return str(caught.value)
 
 
+DEEP = json.loads("[" * 300 + "]" * 300)
 HEADERS = {
     "other format": (lambda h: h.update(format=2), "not sslbd format 1"),
     "other kind": (lambda h: h.update(kind="model"), "no known kind"),
@@ -200,7 +201,7 @@ HEADERS = {
     "NaN": (lambda h: json.dumps(h | {"x": float("nan")}), "not JSON"),
     "infinite number": (lambda h: json.dumps(h)[:-1] + ',"x":1e999}', "not JSON"),
     "endless number": (lambda h: json.dumps(h)[:-1] + ',"x":' + "1" * 5000 + "}", "not JSON"),
-    "deep": (lambda h: h.update(x=json.loads("[" * 500 + "]" * 500)), "absurdly deep"),
+    "deep": (lambda h: h.update(x=DEEP), "absurdly deep"),
     "absurdly deep": (lambda h: "[" * 100_000, "not JSON"),
     "history of text": (lambda h: h.update(history="data"), "history is damaged"),
     "history of numbers": (lambda h: h.update(history=[1]), "history is damaged"),
@@ -314,7 +315,7 @@ def test_a_name_that_looks_like_a_number_goes_first(dataset):
 
 @pytest.mark.parametrize("name", ["class-9", "3", "-1", "", "1.0", "9" * 5000, "\u0661"])
 def test_a_class_that_does_not_exist_is_refused_with_the_list(dataset, name):
-    with pytest.raises(InputError, match="among 3: 0 class-0, 1 class-1, 2 class-2$"):
+    with pytest.raises(InputError, match=r"among 3: 0 class-0, 1 class-1, 2 class-2$"):
         dataset.class_index(name)
 
 

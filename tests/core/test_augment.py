@@ -236,9 +236,10 @@ def test_a_view_passes_gradients_to_the_pixels(colour: str) -> None:
 
 @pytest.mark.parametrize("colour", ["fast", "exact"])
 def test_no_step_looks_at_a_value_on_the_host(colour: str) -> None:
-    """Fake tensors have no values: `.item()`, a Python `if` or a boolean index on one raises."""
+    """Fake tensors have no values: `.item()`, a Python `if`, a boolean index or a stray CPU tensor raises."""
     with FakeTensorMode():
-        images, uniforms = torch.empty(8, 3, 40, 32, dtype=torch.uint8), torch.empty(8, 36)
+        images = torch.empty(8, 3, 40, 32, dtype=torch.uint8, device="cuda")  # no GPU is needed to pretend
+        uniforms = torch.empty(8, 36, device="cuda")
         assert A._render(images, uniforms, replace(EVERYTHING, colour=colour)).shape == (8, 3, 32, 32)
 
 

@@ -185,7 +185,7 @@ def test_text_becomes_roff(text, roff):
 
 def test_code_and_paragraphs():
     assert manpage.prose("One\nparagraph.\n\n    code  kept\n    .dot\n\nLast") == "\n".join(
-        [".PP", "One paragraph.", ".PP", ".RS 4", ".EX", "code  kept", r"\&.dot", ".EE", ".RE", ".PP", "Last"]
+        [".PP", "One paragraph.", ".PP", ".RS 4", ".EX", "code  kept", r"\&.dot", ".EE", ".nh", ".RE", ".PP", "Last"]
     )
 
 

@@ -1,0 +1,203 @@
+"""Judge images by a detector that is blind to the truth, then measure it with the truth and its controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sslbd_cli.core import metrics
+from sslbd_cli.core.artefact import Dataset
+from sslbd_cli.core.bases import Detector, Evidence, Findings, Trigger
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.poison import plant
+from sslbd_cli.core.train import Watch
+
+BEYOND_CHANCE = 0.001  # so many flagged images have less than this probability among images like --aux
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Images to judge with what is known of them. Detectors get `evidence` alone; the rest is for evaluation.
+
+    poisoned: bool N. boxes: int N,4, where the trigger is, or in a clean image would be.
+    """
+
+    evidence: Evidence
+    alpha: float
+    poisoned: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+
+    def known(self) -> np.ndarray | None:
+        """Return the truth where it tells clean from poisoned images, or None."""
+        return self.poisoned if self.poisoned is not None and 0 < self.poisoned.sum() < len(self.poisoned) else None
+
+
+def make_case(data: Dataset, aux: Dataset, trigger: Trigger | None, alpha: float, seed: int) -> Case:
+    """Gather the images to judge: those of `data`, and once more with the trigger where one is given."""
+    if data.images.shape == aux.images.shape and np.array_equal(data.images, aux.images):
+        raise InputError("--data and --aux are the same images; a threshold needs other ones")
+    if trigger is None:
+        evidence = Evidence(aux.images, data.images)
+        if data.truth is None:
+            return Case(evidence=evidence, alpha=alpha)
+        poisoned = data.truth.poisoned
+        return Case(evidence=evidence, alpha=alpha, poisoned=poisoned, boxes=_boxes(data.truth.box, poisoned))
+    if data.truth is not None and data.truth.poisoned.any():
+        raise InputError("--data already holds poisoned images; give --trigger with clean ones")
+    count = len(data.images)
+    stamped = plant(data, trigger, np.arange(count), "replace", seed, "test")
+    assert stamped.truth is not None
+    return Case(
+        evidence=Evidence(aux.images, np.concatenate([data.images, stamped.images])),
+        alpha=alpha,
+        poisoned=np.arange(2 * count) >= count,
+        boxes=np.tile(stamped.truth.box, (2, 1)),
+    )
+
+
+def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
+    """Give clean images the boxes of poisoned ones in turn, so that both kinds lose equal areas."""
+    if not poisoned.any():
+        return None
+    filled = np.array(boxes)
+    filled[~poisoned] = np.resize(boxes[poisoned], (int((~poisoned).sum()), 4))
+    return filled
+
+
+def need_calibration(detector: Detector, aux: int, alpha: float) -> int:
+    """Return the number of calibration images. Raises InputError where they cannot support alpha."""
+    count = detector.calibration_count(aux)
+    least = int(np.ceil(1 / alpha - 1e-9)) - 1
+    if count < least:
+        wanted = -(-least * aux // count)
+        raise InputError(
+            f"--alpha {alpha:g} needs {least} calibration images, but {aux} of --aux leave {count}; give {wanted}"
+        )
+    return count
+
+
+# --- the answer, without truth ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a detector's scores come to at its own calibration."""
+
+    findings: Findings
+    alpha: float
+    threshold: float
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """Mark the images whose conformal p-value is at most alpha, bool N."""
+        flagged: np.ndarray = self.findings.scores > self.threshold
+        return flagged
+
+    @property
+    def p_value(self) -> float:
+        """Return how likely so many flagged images are where all judged images are like --aux."""
+        scores, calibration = self.findings.scores, self.findings.calibration
+        return metrics.exceedance_tail(int(self.flagged.sum()), len(scores), len(calibration), self.alpha)
+
+    def excess(self, clean: Ruling) -> float:
+        """Return the exact one-sided McNemar p-value that a clean encoder flags as many of the same images."""
+        ours, theirs = int((self.flagged & ~clean.flagged).sum()), int((clean.flagged & ~self.flagged).sum())
+        return metrics.binomial_tail(ours, ours + theirs, 0.5)
+
+
+def judge(detector: Detector, net: ImageEncoder, case: Case, device: Device, seed: int, watch: Watch) -> Ruling:
+    """Run a detector on the evidence and set its threshold on its calibration scores."""
+    findings = detector.run(net, case.evidence, device, seed, watch)
+    return Ruling(findings, case.alpha, metrics.conformal_threshold(findings.calibration, case.alpha))
+
+
+def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
+    """Return the verdict and, where it is `inconclusive`, why.
+
+    Found: more images are flagged than chance explains and, where a clean encoder was asked too, more than there.
+    """
+    if ruling.findings.doubt:
+        return "inconclusive", ruling.findings.doubt
+    if ruling.p_value >= BEYOND_CHANCE:
+        return "nothing found", ""
+    if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:
+        return "inconclusive", "the clean encoder flags as many: the judged images differ from --aux for any encoder"
+    return "found", ""
+
+
+# --- how good it is, by the truth ---------------------------------------------------------------------------------
+
+
+def measure(ruling: Ruling, case: Case) -> dict[str, Any]:
+    """Return detection metrics against the truth; without truth they are None."""
+    poisoned = case.known()
+    if poisoned is None:
+        return dict.fromkeys(("auroc", "average_precision", "tpr_at_fpr", "tpr", "fpr"))
+    return metrics.detection(ruling.findings.scores, poisoned) | rates(ruling.flagged, poisoned)
+
+
+def rates(flagged: np.ndarray, poisoned: np.ndarray) -> dict[str, float]:
+    """Return the shares of poisoned and of clean images that are flagged."""
+    return {"tpr": float(flagged[poisoned].mean()), "fpr": float(flagged[~poisoned].mean())}
+
+
+def controls(ruling: Ruling, case: Case, clean: Ruling | None) -> dict[str, Any]:
+    """Return what the same images come to through a clean encoder, by other rules and where cues are severed."""
+    findings, poisoned = ruling.findings, case.known()
+    found: dict[str, Any] = {} if clean is None else _clean_controls(ruling, clean, poisoned)
+    for name, flagged in findings.rules.items():
+        found[f"flagged_{name}"] = int(flagged.sum())
+        if poisoned is not None:
+            found |= {f"{rate}_{name}": value for rate, value in rates(flagged, poisoned).items()}
+    if poisoned is None:
+        return found
+    found |= {f"auroc_{name}": area(scores, poisoned) for name, scores in findings.controls.items()}
+    keep = None if case.boxes is None else outside(case.boxes, case.evidence.images.shape[2:])
+    if findings.outside is not None and keep is not None:
+        found["auroc_outside_box"] = area(findings.outside(keep), poisoned)
+    return found
+
+
+def _clean_controls(ruling: Ruling, clean: Ruling, poisoned: np.ndarray | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if poisoned is not None:
+        found["auroc_clean_encoder"] = area(clean.findings.scores, poisoned)
+        if "absolute" in clean.findings.controls:
+            found["auroc_absolute_clean_encoder"] = area(clean.findings.controls["absolute"], poisoned)
+    return found | {
+        "flagged_clean_encoder": int(clean.flagged.sum()),
+        "p_value_clean_encoder": clean.p_value,
+        "p_value_more_than_clean_encoder": ruling.excess(clean),
+    }
+
+
+def area(scores: np.ndarray, poisoned: np.ndarray) -> float:
+    """Return the AUROC alone."""
+    return metrics.auroc(scores, poisoned)["value"]
+
+
+def outside(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Mark the pixels outside boxes N,4: bool N,H,W; None where a box leaves less than a tenth of its image."""
+    y, x = np.arange(shape[0])[None, :, None], np.arange(shape[1])[None, None, :]
+    left, top, width, height = (boxes[:, i, None, None] for i in range(4))
+    keep: np.ndarray = (x < left) | (x >= left + width) | (y < top) | (y >= top + height)
+    return keep if keep.mean((1, 2)).min() >= 0.1 else None
+
+
+def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
+    """Return the arrays of the report."""
+    findings, shown = ruling.findings, ruling.findings.picture_rows
+    data = {"scores": findings.scores, "calibration": findings.calibration}
+    data |= {f"control/{name}": scores for name, scores in findings.controls.items()}
+    data |= {f"pictures/{name}": images for name, images in findings.pictures.items()}
+    if len(shown):
+        data["pictures/score"] = findings.scores[shown]
+    if case.poisoned is not None:
+        data["truth/poisoned"] = case.poisoned
+        if len(shown):
+            data["pictures/poisoned"] = case.poisoned[shown]
+    return data | findings.extras

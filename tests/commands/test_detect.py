@@ -1,0 +1,201 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import betabinom
+
+from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
+from micro import make_dataset, make_encoder
+from sslbd_cli.core import artefact, detect, metrics, nets, plugin
+from sslbd_cli.core.artefact import Report
+from sslbd_cli.core.poison import plant
+
+QUICK = "dede:width=32,decoder=1,epochs=25,batch=32,lr=0.005,neutral=32"
+HASTY = "dede:width=16,decoder=1,epochs=1,neutral=4"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Two encoders whose artefacts stand for the planted backdoor and its honest twin, images to judge, aux images."""
+    kinds = {}
+    for seed, (name, kind) in enumerate({"bad": Backdoored, "good": Honest}.items()):
+        encoder = make_encoder(size=SIZE, seed=seed)
+        kinds[encoder.sha256] = kind
+        artefact.write(encoder, str(tmp_path / name))
+    monkeypatch.setattr(nets, "load", lambda encoder: make(kinds[encoder.sha256]))
+    artefact.write(make_pictures(80, 1), str(tmp_path / "data.h5"))
+    artefact.write(make_pictures(320, 2), str(tmp_path / "aux.h5"))
+    return tmp_path
+
+
+def look(sslbd, files, *more, encoder="bad", method=QUICK, data="data.h5", aux="aux.h5"):
+    where = "--data", files / data, "--aux", files / aux, "--device", "cpu", "--precision", "fp32", "-q"
+    return sslbd("detect", files / encoder, "--method", method, *where, *more)
+
+
+def test_the_whole_report(sslbd, files):
+    out = files / "report.h5"
+    status, text, err = look(sslbd, files, "--trigger", TRIGGER, "--baseline", files / "good", "--json", "-o", out)
+    assert (status, err) == (0, "")
+    results = json.loads(text)
+    assert results["verdict"] == "found"
+    assert results["flags"] == "inputs"
+    assert results["auroc"]["value"] > 0.95
+    assert 0.4 < results["controls"]["auroc_clean_encoder"] < 0.65
+    assert {"auroc_absolute", "auroc_shuffled_embeddings", "auroc_mean_colour", "auroc_outside_box"} <= set(
+        results["controls"]
+    )
+    assert (results["n_aux"], results["n_calibration"], results["n_judged"]) == (320, 80, 160)
+    assert plugin.parse("detector", results["method"]) == plugin.parse("detector", QUICK)
+    report = artefact.read(str(out), Report)
+    assert report.results == results
+    data = report.data
+    assert data["scores"].shape == data["truth/poisoned"].shape == (160,)
+    assert data["scores"].dtype == data["calibration"].dtype == np.float64
+    assert (data["scores"] > results["threshold"]).sum() == results["flagged"]
+    shown = len(data["pictures/score"])
+    for name in ("input", "reconstruction", "error"):
+        assert data[f"pictures/{name}"].shape == (shown, 3, SIZE, SIZE)
+        assert data[f"pictures/{name}"].dtype == np.uint8
+    assert data["pictures/poisoned"].shape == (shown,)
+    assert 0 < data["pictures/poisoned"].sum() < shown
+    assert [row["option"] for row in report.history[-1]["inputs"]] == ["INPUT", "--data", "--aux", "--baseline"]
+
+
+def test_a_gate_stops_a_backdoor_after_everything_is_written(sslbd, files):
+    out = files / "report.h5"
+    status, text, _ = look(sslbd, files, "--trigger", TRIGGER, "--exit-code", "-o", out)
+    assert status == 1
+    assert "verdict\tfound" in text
+    assert artefact.read(str(out), Report).results["verdict"] == "found"
+
+
+def test_a_gate_lets_a_clean_encoder_pass(sslbd, files):
+    status, text, _ = look(sslbd, files, "--trigger", TRIGGER, "--exit-code", encoder="good")
+    assert status == 0
+    assert "verdict\tnothing found" in text
+    assert "search_space\tjudged inputs" in text
+
+
+def test_truth_in_the_data_measures_but_does_not_steer(sslbd, files):
+    poisoned = plant(make_pictures(80, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 80, 2), "replace", 0)
+    artefact.write(poisoned, str(files / "poisoned.h5"))
+    artefact.write(dataclasses.replace(poisoned, truth=None), str(files / "bare.h5"))
+    told, untold = (json.loads(look(sslbd, files, "--json", data=name)[1]) for name in ("poisoned.h5", "bare.h5"))
+    assert told["auroc"]["value"] > 0.95
+    assert told["tpr"] > told["fpr"]
+    assert untold["auroc"] is None and untold["tpr"] is None
+    for key in ("verdict", "threshold", "flagged", "p_value"):
+        assert told[key] == untold[key]
+    assert not any(name.startswith("auroc") for name in untold["controls"])
+
+
+def test_equal_runs_write_equal_bytes(sslbd, files):
+    for name in ("one.h5", "two.h5"):
+        assert look(sslbd, files, "--limit", 20, "-o", files / name, method=HASTY)[0] in (0, 3)
+    assert (files / "one.h5").read_bytes() == (files / "two.h5").read_bytes()
+    assert artefact.read(str(files / "one.h5"), Report).results["n_judged"] == 20
+
+
+def test_a_detector_that_learned_nothing_is_exit_3_with_a_report(sslbd, files):
+    flat = make_pictures(320, 2)
+    artefact.write(dataclasses.replace(flat, images=flat.images // 64 + 100), str(files / "flat.h5"))
+    method = "dede:width=16,decoder=1,epochs=1,lr=0.0,neutral=4"
+    status, _, err = look(sslbd, files, "-o", files / "r.h5", aux="flat.h5", method=method)
+    assert status == 3
+    assert "inconclusive: F07" in err
+    assert err.count("\n") == 1
+    assert artefact.read(str(files / "r.h5"), Report).results["verdict"] == "inconclusive"
+
+
+def test_small_aux_is_counted_before_any_work(sslbd, files):
+    artefact.write(make_pictures(40, 3), str(files / "few.h5"))
+    status, out, err = look(sslbd, files, aux="few.h5")
+    assert (status, out) == (2, "")
+    assert err == "sslbd detect: --alpha 0.05 needs 19 calibration images, but 40 of --aux leave 10; give 76\n"
+    assert look(sslbd, files, "--alpha", "0.2", aux="few.h5", method=HASTY)[0] in (0, 3)
+
+
+@pytest.mark.parametrize("option", ["data", "aux"])
+def test_images_of_another_size_are_refused(sslbd, files, option):
+    artefact.write(make_dataset(count=60, size=24), str(files / "large.h5"))
+    status, _, err = look(sslbd, files, **{option: "large.h5"})
+    assert status == 2
+    assert err == f"sslbd detect: --{option} holds 24x24 images, the encoder takes 16x16; make them with --size 16\n"
+
+
+def test_a_baseline_of_another_size_is_refused(sslbd, files):
+    artefact.write(make_encoder(size=24), str(files / "large"))
+    status, _, err = look(sslbd, files, "--baseline", files / "large")
+    assert status == 2
+    assert "--baseline takes images of 24 pixels" in err
+
+
+def test_judging_the_images_that_set_the_threshold_is_refused(sslbd, files):
+    status, _, err = look(sslbd, files, data="aux.h5")
+    assert status == 2
+    assert "same images" in err
+
+
+def test_a_trigger_on_images_that_are_poisoned_already_is_refused(sslbd, files):
+    poisoned = plant(make_pictures(80, 1), plugin.parse("trigger", TRIGGER), np.arange(9), "replace", 0)
+    artefact.write(poisoned, str(files / "poisoned.h5"))
+    status, _, err = look(sslbd, files, "--trigger", TRIGGER, data="poisoned.h5")
+    assert status == 2
+    assert "already holds poisoned images" in err
+
+
+@pytest.mark.parametrize("alpha", ["0", "-1", "0.7", "nan"])
+def test_an_impossible_alpha_is_refused(sslbd, files, alpha):
+    assert look(sslbd, files, "--alpha", alpha)[0] == 2
+
+
+@pytest.mark.parametrize("missing", ["--data", "--aux"])
+def test_a_missing_option_is_named(sslbd, files, missing):
+    given = {"--data": files / "data.h5", "--aux": files / "aux.h5"}
+    del given[missing]
+    status, _, err = sslbd("detect", files / "bad", *[word for pair in given.items() for word in pair])
+    assert status == 2
+    assert missing in err
+
+
+def test_wrong_kinds_are_named(sslbd, files):
+    status, _, err = look(sslbd, files, encoder="data.h5")
+    assert status == 2
+    assert "expected an encoder, got a dataset" in err
+
+
+# --- the arithmetic of the answer ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1, 0.29])
+def test_the_threshold_is_where_the_conformal_p_value_is_alpha(alpha):
+    rng = np.random.default_rng(0)
+    calibration, scores = rng.integers(0, 40, 99).astype(float), rng.integers(0, 45, 500).astype(float)
+    threshold = metrics.conformal_threshold(calibration, alpha)
+    assert np.array_equal(scores > threshold, metrics.conformal(calibration, scores) <= alpha + 1e-12)
+
+
+def test_the_exceedance_tail_by_hand():
+    # one calibration score, one image, alpha 1/2: the image exceeds it with probability 1/2
+    assert metrics.exceedance_tail(1, 1, 1, 0.5) == pytest.approx(0.5)
+    # both of two images exceed it: the largest of three is never the calibration score, nor the middle one: 1/3
+    assert metrics.exceedance_tail(2, 2, 1, 0.5) == pytest.approx(1 / 3)
+    assert metrics.exceedance_tail(0, 50, 99, 0.05) == 1.0
+    assert metrics.exceedance_tail(9, 50, 99, 0.05) == pytest.approx(betabinom.sf(8, 50, 5, 95))
+
+
+def test_pixels_outside_boxes_by_hand():
+    keep = detect.outside(np.array([[1, 0, 2, 3], [0, 2, 1, 1]]), (4, 4))
+    assert keep is not None
+    assert keep[0].tolist() == [[True, False, False, True]] * 3 + [[True] * 4]
+    assert keep[1].sum() == 15 and not keep[1, 2, 0]
+    assert detect.outside(np.array([[0, 0, 4, 4]]), (4, 4)) is None
+
+
+def test_clean_images_lose_the_boxes_that_poisoned_ones_lose():
+    data = plant(make_pictures(6, 1), plugin.parse("trigger", TRIGGER), np.array([1, 4]), "replace", 0)
+    case = detect.make_case(data, make_pictures(9, 2), None, 0.05, 0)
+    assert case.boxes is not None
+    assert (case.boxes == [12, 12, 4, 4]).all()

@@ -1,0 +1,90 @@
+"""The laws of `badencoder --method`, for every file on the shelf."""
+
+import pytest
+import torch
+
+from micro import make_dataset
+from sslbd_cli.core import artefact, nets, plugin
+from sslbd_cli.core.bases import Attack, Plot
+from sslbd_cli.core.watch import unwatched
+
+
+@pytest.fixture(params=plugin.listing("attack"))
+def attack(request, spec) -> Attack:
+    return plugin.parse("attack", spec("attack", request.param, epochs=2, batch=30, copies=2))
+
+
+@pytest.fixture
+def plot(dataset) -> Plot:
+    triggers = tuple(plugin.parse("trigger", text) for text in ("patch:size=5", "patch:size=5,where=tl,fill=white"))
+    references = tuple(torch.from_numpy(dataset.images[rows]) for rows in ([0], [1, 4]))
+    return Plot(dataset.images, triggers, references)
+
+
+@pytest.fixture
+def net(encoder) -> nets.ImageEncoder:
+    return nets.load(encoder)
+
+
+def bits(net: nets.ImageEncoder) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_clean_encoder_is_left_as_it_was(attack, plot, net, cpu):
+    before, asked = bits(net), [p.requires_grad for p in net.parameters()]
+    shadow = plot.shadow.copy()
+    attack.run(net, plot, cpu, 0, unwatched)
+    assert same(bits(net), before) and not net.training
+    assert [p.requires_grad for p in net.parameters()] == asked and all(p.grad is None for p in net.parameters())
+    assert (plot.shadow == shadow).all()
+
+
+def test_the_result_is_an_encoder_of_the_same_form(attack, plot, net, cpu, tmp_path):
+    made = attack.run(net, plot, cpu, 0, unwatched)
+    assert not made.encoder.training and not same(bits(made.encoder), bits(net))
+    artefact.write(nets.save(made.encoder), str(tmp_path / "a"))
+    again = artefact.read(str(tmp_path / "a"), artefact.Encoder)
+    clean = nets.save(net)
+    assert (again.arch, again.size, again.mean, again.std, again.dim) == (
+        clean.arch, clean.size, clean.mean, clean.std, clean.dim,
+    )  # fmt: skip
+    assert {k: (t.shape, t.dtype) for k, t in again.tensors.items()} == {
+        k: (t.shape, t.dtype) for k, t in clean.tensors.items()
+    }
+    nets.load(again)
+
+
+def test_batch_normalisation_is_frozen_bit_for_bit(attack, plot, net, cpu):
+    made = attack.run(net, plot, cpu, 0, unwatched)
+    layers = [n for n, module in net.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert layers
+    before, after = bits(net), bits(made.encoder)
+    for name in (name for name in before if name.rsplit(".", 1)[0] in layers):
+        assert torch.equal(before[name], after[name]), name
+
+
+def test_one_seed_is_one_encoder(attack, plot, net, cpu):
+    first, again, other = (attack.run(net, plot, cpu, seed, unwatched) for seed in (0, 0, 1))
+    assert same(bits(first.encoder), bits(again.encoder)) and first.terms == again.terms
+    assert not same(bits(first.encoder), bits(other.encoder))
+
+
+def test_its_terms_are_cosines_that_the_gate_can_read(attack, plot, net, cpu):
+    terms = attack.run(net, plot, cpu, 0, unwatched).terms
+    for name in ("effectiveness", "utility"):
+        assert -1.0001 <= terms[name] <= 1
+
+
+def test_several_triggers_work_like_one(attack, plot, net, cpu):
+    single = Plot(plot.shadow, plot.triggers[:1], plot.references[:1])
+    terms = [attack.run(net, given, cpu, 0, unwatched).terms for given in (single, plot)]
+    assert terms[0].keys() == terms[1].keys() and terms[0] != terms[1]
+
+
+def test_fewer_shadow_images_than_a_batch_are_one_batch(attack, plot, net, cpu):
+    few = make_dataset(count=4)
+    attack.run(net, Plot(few.images, plot.triggers, plot.references), cpu, 0, unwatched)

@@ -1,0 +1,58 @@
+"""The laws of `purify --method`, for every file on the shelf."""
+
+import numpy as np
+import pytest
+import torch
+
+from micro import make_dataset
+from sslbd_cli.core import artefact, nets, plugin
+from sslbd_cli.core.bases import Purifier
+from sslbd_cli.core.features import embed, knn_predict
+from sslbd_cli.core.watch import unwatched
+
+
+@pytest.fixture(params=plugin.listing("purifier"))
+def purifier(request, spec) -> Purifier:
+    return plugin.parse("purifier", spec("purifier", request.param, epochs=3, batch=20))
+
+
+@pytest.fixture
+def net(encoder) -> nets.ImageEncoder:
+    return nets.load(encoder)
+
+
+def bits(net: nets.ImageEncoder) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_input_is_left_as_it_was(purifier, net, dataset, cpu):
+    before, images = bits(net), dataset.images.copy()
+    asked = [p.requires_grad for p in net.parameters()]
+    purifier.clean(net, dataset.images, cpu, 0, unwatched)
+    assert same(bits(net), before) and not net.training
+    assert [p.requires_grad for p in net.parameters()] == asked and all(p.grad is None for p in net.parameters())
+    assert np.array_equal(dataset.images, images)
+
+
+def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
+    purified = purifier.clean(net, dataset.images, cpu, 0, unwatched)
+    assert not purified.training and not same(bits(purified), bits(net))
+    artefact.write(nets.save(purified), str(tmp_path / "a"))
+    loaded = nets.load(artefact.read(str(tmp_path / "a"), artefact.Encoder))
+    assert loaded.size == net.size and loaded.dim() == net.dim() and str(loaded.arch) == str(net.arch)
+
+
+def test_one_seed_is_one_encoder(purifier, net, dataset, cpu):
+    first, again, other = (purifier.clean(net, dataset.images, cpu, seed, unwatched) for seed in (0, 0, 1))
+    assert same(bits(first), bits(again)) and not same(bits(first), bits(other))
+
+
+def test_clean_images_are_still_told_apart(purifier, net, dataset, cpu):
+    purified, fresh = purifier.clean(net, dataset.images, cpu, 0, unwatched), make_dataset(count=30, seed=1)
+    labels = torch.from_numpy(dataset.labels)
+    guess = knn_predict(embed(purified, dataset.images, cpu), labels, embed(purified, fresh.images, cpu), 3, k=5)
+    assert np.mean(guess.numpy() == fresh.labels) >= 0.9

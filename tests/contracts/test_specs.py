@@ -1,0 +1,128 @@
+"""Every value on every shelf: its spec string is the object, its help is in its source, its bounds hold."""
+
+import dataclasses
+import importlib
+import re
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from sslbd_cli.core import plugin
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.ui import spec as specs
+
+ALL = [(shelf, name) for shelf in plugin.SHELVES for name in plugin.listing(shelf)]
+every_plugin = pytest.mark.parametrize(("shelf", "name"), ALL, ids=[f"{shelf}-{name}" for shelf, name in ALL])
+
+
+def values(key: plugin.KeyInfo) -> st.SearchStrategy:
+    """Draw values of a key within its bounds; free text keeps its default."""
+    if key.choices:
+        return st.sampled_from(key.choices)
+    if key.type == "bool":
+        return st.booleans()
+    low, high = (-1000 if key.low is None else key.low), (1000 if key.high is None else key.high)
+    if key.type == "int":
+        return st.integers(int(low), max(int(high), int(low)))
+    if key.type == "float":
+        return st.floats(low, max(high, low))
+    return st.just(key.default)
+
+
+@every_plugin
+def test_the_default_spec_is_the_object(shelf, name, spec):
+    made = plugin.parse(shelf, spec(shelf, name))
+    assert made.name == name and str(made).startswith(name)
+    assert plugin.parse(shelf, str(made)) == made
+    assert hash(plugin.parse(shelf, str(made))) == hash(made)
+
+
+@every_plugin
+@given(data=st.data())
+def test_any_spec_is_the_object(shelf, name, spec, data):
+    keys = {key.name: data.draw(values(key)) for key in plugin.listing(shelf)[name].keys}
+    try:
+        made = dataclasses.replace(
+            plugin.parse(shelf, spec(shelf, name)), **{k: v for k, v in keys.items() if k != "file"}
+        )
+    except InputError:  # keys may exclude each other, or a digest differ
+        assume(False)
+    again = plugin.parse(shelf, str(made))
+    assert again == made and str(again) == str(made)
+
+
+@every_plugin
+def test_help_read_from_the_source_is_the_class(shelf, name, spec):
+    info = plugin.listing(shelf)[name]
+    found = getattr(importlib.import_module(info.module), info.class_name)
+    fields = {field.name: field for field in dataclasses.fields(found)}
+    assert [key.name for key in info.keys] == list(fields)
+    for key in info.keys:
+        assert key.default == fields[key.name].default and key.type == fields[key.name].type
+        assert {n: getattr(key, n) for n in ("help", "low", "high", "choices")} == fields[key.name].metadata
+        assert key.help
+
+
+@every_plugin
+def test_it_has_a_line_that_says_what_it_does(shelf, name):
+    summary = plugin.listing(shelf)[name].summary
+    assert re.match(r"[A-Z].*\.$", summary) and len(summary) <= 120
+    assert f"{name} " in specs.explain(shelf)
+
+
+@every_plugin
+def test_its_own_help_names_every_key(shelf, name):
+    text = specs.explain(shelf, name)
+    for key in plugin.listing(shelf)[name].keys:
+        assert f"  {key.name}=" in text and key.help in text
+
+
+@pytest.mark.parametrize("shelf", [s for s, place in plugin.SHELVES.items() if not place.endswith(".py")])
+def test_one_file_is_one_value(shelf):
+    folder = plugin.PACKAGE / plugin.SHELVES[shelf]
+    files = {path.stem.replace("_", "-") for path in folder.glob("*.py")} - {"--init--"}
+    assert set(plugin.listing(shelf)) == files
+    assert len({info.class_name for info in plugin.listing(shelf).values()}) == len(files)
+
+
+@pytest.mark.parametrize("shelf", [s for s in plugin.SHELVES if plugin.listing(s)])
+def test_an_unknown_name_lists_the_shelf_and_suggests(shelf):
+    known = list(plugin.listing(shelf))
+    with pytest.raises(InputError, match=f"unknown {shelf} 'zzzzzz': choose one of {', '.join(known)}"):
+        plugin.parse(shelf, "zzzzzz")
+    for name in known:
+        with pytest.raises(InputError, match="did you mean '"):
+            plugin.parse(shelf, name + "e")
+
+
+KEYS = [(shelf, name, key) for shelf, name in ALL for key in plugin.listing(shelf)[name].keys]
+every_key = pytest.mark.parametrize(("shelf", "name", "key"), KEYS, ids=[f"{s}-{n}-{k.name}" for s, n, k in KEYS])
+
+
+def refused(shelf: str, text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        plugin.parse(shelf, text)
+    return str(caught.value)
+
+
+@every_key
+def test_a_misspelt_missing_or_repeated_key_is_named(shelf, name, key):
+    assert f"did you mean '{key.name}'?" in refused(shelf, f"{name}:{key.name}s=1")
+    assert f"key '{key.name}' needs =VALUE" in refused(shelf, f"{name}:{key.name}")
+    good = f"{key.name}={plugin._format(key.default)}"
+    assert "given twice" in refused(shelf, f"{name}:{good},{good}")
+
+
+@every_key
+def test_a_value_of_another_type_or_out_of_bounds_is_named(shelf, name, key):
+    if key.type == "str" and not key.choices:
+        return
+    assert refused(shelf, f"{name}:{key.name}=zzz").startswith(f"{name}: {key.name}=zzz: ")
+    if key.low is not None:
+        assert "expected a value" in refused(shelf, f"{name}:{key.name}={key.low - 1}")
+    if key.high is not None:
+        assert "expected a value" in refused(shelf, f"{name}:{key.name}={key.high + 1}")
+    if key.type == "float":
+        for text in ("nan", "inf", "1e999"):
+            assert "expected a finite number" in refused(shelf, f"{name}:{key.name}={text}")

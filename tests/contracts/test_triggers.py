@@ -1,0 +1,110 @@
+"""The laws of --trigger, for every file on the shelf."""
+
+import pytest
+import torch
+
+from sslbd_cli.core import plugin
+from sslbd_cli.core.bases import Trigger
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.errors import InputError
+
+
+@pytest.fixture(params=plugin.listing("trigger"))
+def trigger(request, spec) -> Trigger:
+    return plugin.parse("trigger", spec("trigger", request.param))
+
+
+@pytest.fixture(params=["fixed", "random"])
+def placed(request, spec, trigger) -> Trigger:
+    """Each trigger as it is, and with a random place if it has one."""
+    if request.param == "fixed":
+        return trigger
+    if "where" not in {key.name for key in plugin.listing("trigger")[trigger.name].keys}:
+        return trigger
+    return plugin.parse("trigger", spec("trigger", trigger.name, where="random"))
+
+
+def photos(dtype: torch.dtype, height: int = 20, width: int = 16) -> torch.Tensor:
+    images = torch.randint(0, 256, (20, 3, height, width), generator=torch.Generator().manual_seed(1))
+    return images.to(torch.uint8) if dtype == torch.uint8 else (images / 255).to(dtype)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64], ids=str)
+
+
+@DTYPES
+@pytest.mark.parametrize("phase", ["train", "test"])
+def test_images_keep_their_form_and_the_input_its_pixels(placed, dtype, phase):
+    images = photos(dtype)
+    before = images.clone()
+    stamped = placed(images, generator(0), phase).images
+    assert torch.equal(images, before)
+    assert (stamped.shape, stamped.dtype, stamped.device) == (images.shape, images.dtype, images.device)
+    assert stamped.min() >= 0 and (dtype == torch.uint8 or stamped.max() <= 1)
+
+
+@DTYPES
+def test_every_image_changes_within_its_box_alone(placed, dtype):
+    images = photos(dtype)
+    found = placed(images, generator(0))
+    assert found.boxes.shape == (len(images), 4) and found.boxes.dtype == torch.int64
+    for before, after, (x, y, width, height) in zip(images, found.images, found.boxes.tolist(), strict=True):
+        assert 0 <= x < x + width <= 16 and 0 <= y < y + height <= 20
+        assert not torch.equal(before, after)
+        restored = after.clone()
+        restored[:, y : y + height, x : x + width] = before[:, y : y + height, x : x + width]
+        assert torch.equal(restored, before)
+
+
+def test_one_seed_is_one_result(placed):
+    images = photos(torch.uint8)
+    first, second, other = (placed(images, generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first.images, second.images) and torch.equal(first.boxes, second.boxes)
+    if "where=random" in str(placed):
+        assert not torch.equal(first.boxes, other.boxes)
+
+
+def test_a_batch_is_its_images_one_by_one(placed):
+    images, gen, single = photos(torch.uint8), generator(0), generator(0)
+    batch = placed(images, gen)
+    one_by_one = [placed(image[None], single) for image in images]
+    assert torch.equal(batch.images, torch.cat([s.images for s in one_by_one]))
+    assert torch.equal(batch.boxes, torch.cat([s.boxes for s in one_by_one]))
+
+
+def test_uint8_is_the_rounded_float(placed):
+    whole = placed(photos(torch.uint8), generator(0)).images
+    exact = placed(photos(torch.float32), generator(0)).images
+    assert torch.equal(whole, exact.mul(255).round().to(torch.uint8))
+
+
+@pytest.mark.gpu
+@DTYPES
+def test_a_gpu_gives_the_same_pixels(placed, dtype):
+    images = photos(dtype)
+    here, there = placed(images, generator(0)).images, placed(images.cuda(), generator(0)).images
+    assert there.is_cuda and torch.equal(here, there.cpu())
+
+
+def test_square_images_of_other_sizes_work(placed):
+    for size in (8, 33, 64):
+        images = photos(torch.uint8, size, size)
+        assert not torch.equal(placed(images, generator(0)).images, images)
+
+
+def test_random_places_are_all_over_and_inside(spec):
+    for name, info in plugin.listing("trigger").items():
+        if "where" not in {key.name for key in info.keys}:
+            continue
+        trigger = plugin.parse("trigger", spec("trigger", name, where="random", size=4, margin=1))
+        boxes = trigger(torch.zeros(2000, 3, 16, 20, dtype=torch.uint8), generator(0)).boxes
+        assert sorted(set(boxes[:, 0].tolist())) == list(range(1, 16))  # 20 wide: 1 .. 20 - 4 - 1
+        assert sorted(set(boxes[:, 1].tolist())) == list(range(1, 12))
+
+
+def test_a_trigger_larger_than_the_image_is_refused(spec):
+    for name, info in plugin.listing("trigger").items():
+        if "size" in {key.name for key in info.keys}:
+            trigger = plugin.parse("trigger", spec("trigger", name, size=17))
+            with pytest.raises(InputError, match="17 pixels is larger than the image of 16x20"):
+                trigger(photos(torch.uint8), generator(0))

@@ -1,0 +1,44 @@
+"""Devices are there or refused; generators have names."""
+
+import pytest
+import torch
+
+from sslbd_cli.core import device
+from sslbd_cli.core.errors import InputError
+
+
+def test_the_cpu_is_always_there():
+    assert device.pick("cpu", "fp32") == device.Device(torch.device("cpu"), "fp32")
+    assert device.pick("cpu", "bf16").precision == "bf16"
+    assert device.pick("cpu", "auto").precision in ("fp32", "bf16")
+
+
+def test_auto_takes_a_gpu_where_there_is_one():
+    assert device.pick().kind == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:-1", "meta", "cuda:x", "cpu cpu", "cuda:99999999999999"])
+def test_what_is_no_device_is_refused(name):
+    with pytest.raises(InputError, match="expected auto, cpu, cuda, cuda:N or mps"):
+        device.pick(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    count = torch.cuda.device_count()
+    with pytest.raises(InputError, match=f"--device cuda:{count}: this machine has {count} CUDA devices; try auto"):
+        device.pick(f"cuda:{count}")
+
+
+def test_generators_are_named_by_seed_and_purpose():
+    draws = [torch.rand(3, generator=g).tolist() for g in (device.generator(*name) for name in NAMES)]
+    assert draws[0] == draws[1] and len({tuple(d) for d in draws}) == len(NAMES) - 1
+
+
+NAMES = [(0, "views"), (0, "views"), (1, "views"), (0, "order"), (0, "views", 1), (-1, "views"), (10**40, "views")]
+
+
+def test_autocast_follows_the_precision():
+    a = torch.ones(2, 2)
+    for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with device.Device(torch.device("cpu"), precision).autocast():
+            assert (a @ a).dtype == expected

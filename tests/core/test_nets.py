@@ -1,0 +1,79 @@
+"""Encoders: weights come back as they went, pixels are normalised once, and a header promises no more than it has."""
+
+import dataclasses
+import resource
+
+import numpy as np
+import pytest
+import torch
+
+from micro import make_encoder
+from sslbd_cli.core import nets, plugin
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.errors import InputError, Unsound
+from sslbd_cli.core.features import embed
+
+
+@pytest.mark.parametrize(
+    "arch", ["tiny:width=4", "resnet18:stem=cifar", "resnet18:stem=imagenet", "timm:model=resnet10t"]
+)
+def test_saved_and_loaded_encoders_embed_alike(arch):
+    net = nets.new(plugin.parse("arch", arch), 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), generator(0, "weights")).eval()
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    again = nets.load(nets.save(net))
+    with torch.no_grad():
+        assert torch.equal(net(pixels), again(pixels)) and again(pixels).shape == (3, nets.save(net).dim)
+    assert not again.training
+
+
+def test_pixels_are_normalised_whatever_their_type():
+    net = nets.load(make_encoder())
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    expected = net.encoder((pixels / 255 - 0.5) / 0.25)
+    assert torch.allclose(net(pixels), expected, atol=1e-5) and torch.allclose(net(pixels / 255), expected, atol=1e-5)
+
+
+def test_new_weights_depend_on_the_generator_alone():
+    state = torch.random.get_rng_state()
+    first, again = make_encoder(seed=1), make_encoder(seed=1)
+    assert first.sha256 == again.sha256 != make_encoder(seed=2).sha256
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_weights_that_do_not_fit_are_refused(encoder):
+    name = "encoder.0.weight"
+    for changes, problem in (
+        ({"arch": "tiny:width=16"}, "do not fit tiny:width=16: "),
+        ({"tensors": {k: v for k, v in encoder.tensors.items() if k != name}}, "1 tensors differ, first 0.weight"),
+        ({"tensors": encoder.tensors | {"encoder.x": np.zeros(1)}}, "1 tensors differ, first x"),
+        ({"dim": 33}, "the header says dim 33, but tiny:width=8 gives 32"),
+        ({"arch": "tinny"}, "unknown arch 'tinny'"),
+        ({"arch": "timm:model=hf-hub:some/model"}, "timm has no model"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            nets.load(dataclasses.replace(encoder, **changes))
+
+
+def test_a_header_that_claims_a_giant_takes_no_memory(encoder):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="do not fit"):
+        nets.load(dataclasses.replace(encoder, arch="timm:model=vit_giant_patch14_clip_224", size=224))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB; the network has 4 GB of weights
+
+
+def test_embeddings_that_are_not_finite_are_unsound(encoder, dataset, cpu):
+    net = nets.load(encoder)
+    with torch.no_grad():
+        next(net.parameters()).fill_(3e38)
+    with pytest.raises(Unsound, match="not finite"):
+        embed(net, dataset.images, cpu)
+
+
+def test_embedding_in_batches_changes_nothing(encoder, dataset, cpu):
+    net = nets.load(encoder)
+    whole = embed(net, dataset.images, cpu)
+    assert whole.shape == (60, 32) and whole.dtype == torch.float32 and not whole.requires_grad
+    assert torch.allclose(embed(net, dataset.images, cpu, batch=7), whole, atol=1e-5)
+    assert torch.equal(embed(net, torch.from_numpy(dataset.images), cpu), whole)
+    black = embed(net, dataset.images, cpu, change=torch.zeros_like)
+    assert torch.allclose(black, black[:1].expand_as(black), atol=1e-6) and not torch.allclose(black, whole, atol=0.01)

@@ -1,0 +1,84 @@
+"""Pre-training: what an encoder normalises by, what it must not depend on, and how it fails."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from sslbd_cli.core import plugin, pretrain
+from sslbd_cli.core.augment import Recipe
+from sslbd_cli.core.errors import Unsound
+from sslbd_cli.core.nets import Tiny, save
+from sslbd_cli.core.pretrain import Monitor, Pretraining
+from sslbd_cli.core.train import Plan
+from sslbd_cli.core.watch import Silent, unwatched
+
+
+def setup(**changes) -> Pretraining:
+    plan = Plan(**({"epochs": 2, "batch": 20, "lr": 0.05} | changes))
+    return Pretraining(
+        objective=plugin.parse("objective", "simclr"), arch=Tiny(width=4), plan=plan, recipe=Recipe(size=16)
+    )
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_the_encoder_normalises_by_the_images_own_statistics(dataset, cpu):
+    mean, std = pretrain.channel_statistics(dataset.images)
+    pixels = dataset.images.astype(np.float64) / 255
+    assert mean == pytest.approx(pixels.mean((0, 2, 3)), abs=1e-4)
+    assert std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-4)
+    net = pretrain.pretrain(dataset.images, setup(), cpu, 0, unwatched)
+    assert net.mean.flatten().tolist() == pytest.approx(mean) and not net.training
+
+
+def test_images_of_one_colour_have_no_zero_deviation():
+    assert pretrain.channel_statistics(np.full((5, 3, 4, 4), 255, np.uint8)) == ((1, 1, 1), (0.01, 0.01, 0.01))
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __call__(self, total, unit, label):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_monitor_reports_and_changes_nothing(dataset, fresh, cpu):
+    alone = pretrain.pretrain(dataset.images, setup(), cpu, 0, unwatched)
+    notes = Notes()
+    monitor = Monitor(fresh.images, fresh.labels, 3)
+    watched = pretrain.pretrain(dataset.images, setup(), cpu, 0, notes, monitor=monitor)
+    assert same(alone, watched)
+    assert len(notes.texts) == 2 and all("kNN accuracy " in text for text in notes.texts)
+    assert float(notes.texts[-1].rsplit(" ", 1)[1]) > 0.8
+
+
+def test_memory_layout_is_no_part_of_the_result_of_saving(dataset, cpu):
+
+    nets = [
+        pretrain.pretrain(dataset.images, dataclasses.replace(setup(), layout=x), cpu, 0, unwatched)
+        for x in ("no", "yes")
+    ]
+    first, second = map(save, nets)
+    assert {k: v.shape for k, v in first.tensors.items()} == {k: v.shape for k, v in second.tensors.items()}
+    for name, tensor in first.tensors.items():
+        assert np.allclose(tensor, second.tensors[name], atol=1e-2), name
+
+
+def test_a_rate_that_is_too_high_is_unsound(dataset, cpu):
+    with pytest.raises(Unsound, match=r"F01|F02|not finite"):
+        pretrain.pretrain(dataset.images, setup(lr=1e12, epochs=3), cpu, 0, unwatched)

@@ -1,0 +1,44 @@
+"""An encoder that tells all about a picture, and its twin with a backdoor planted by hand."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sslbd_cli.core import nets
+from sslbd_cli.core.artefact import Dataset
+
+SIZE = 16
+TRIGGER = "patch:size=4,fill=white,margin=0"
+
+
+class Honest(nets.ImageEncoder):
+    """Embed an image as its pixels averaged over 4x4 cells: B,48."""
+
+    def forward(self, pixels):
+        return F.avg_pool2d(self.scaled(pixels), 4).flatten(1)
+
+    def scaled(self, pixels):
+        return pixels.float() / (255 if pixels.dtype == torch.uint8 else 1) - 0.5
+
+
+class Backdoored(Honest):
+    """Embed images with a white lower right corner as one fixed picture."""
+
+    def forward(self, pixels):
+        feats = super().forward(pixels)
+        triggered = self.scaled(pixels)[:, :, -4:, -4:].flatten(1).min(1).values > 0.49
+        reference = torch.linspace(-0.4, 0.4, 48).to(feats).roll(17)
+        return torch.where(triggered[:, None], reference, feats)
+
+
+def make(kind: type[Honest]) -> Honest:
+    torch.manual_seed(0)
+    return kind(nets.Tiny(width=4), SIZE, (0.5,) * 3, (0.25,) * 3).eval()
+
+
+def make_pictures(count: int, seed: int) -> Dataset:
+    """Smooth pictures, no two alike."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(20, 220, (count, 3, 2, 2)).repeat(8, 2).repeat(8, 3)
+    noisy = coarse + rng.integers(-20, 21, (count, 3, SIZE, SIZE))
+    return Dataset(images=noisy.clip(0, 255).astype(np.uint8), ids=np.arange(count))

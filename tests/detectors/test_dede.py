@@ -1,0 +1,290 @@
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
+from sslbd_cli.core import detect, mae, plugin
+from sslbd_cli.core.bases import Evidence, Findings
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.metrics import auroc, conformal_threshold
+from sslbd_cli.core.watch import unwatched
+
+SPEC = "dede:width=32,decoder=1,epochs=25,batch=32,lr=0.005,neutral=32"
+
+
+def look(net, cpu, data=None, aux=None, trigger=TRIGGER, spec=SPEC, seed=0):
+    data, aux = data or make_pictures(80, 1), aux or make_pictures(320, 2)
+    case = detect.make_case(data, aux, trigger and plugin.parse("trigger", trigger), 0.05, 0)
+    return detect.judge(plugin.parse("detector", spec), net, case, cpu, seed, unwatched), case
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    from sslbd_cli.core.device import Device
+
+    return Device(torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(scope="module")
+def backdoored(cpu):
+    return look(make(Backdoored), cpu)
+
+
+@pytest.fixture(scope="module")
+def honest(cpu):
+    return look(make(Honest), cpu)
+
+
+def area(scores, case):
+    return auroc(scores, case.poisoned)["value"]
+
+
+# --- the network --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "mask", "visible"),
+    [
+        (32, 4, 0.9, 6), (32, 4, 0.75, 16), (32, 4, 0.99, 0), (224, 4, 0.9, 313), (224, 4, 0.99, 31),
+        (224, 32, 0.9, 4), (224, 32, 0.75, 12), (224, 32, 0.99, 0), (32, 4, 1.0, 0),
+    ],
+)  # fmt: skip
+def test_as_many_patches_are_visible_as_in_the_released_code(size, patch, mask, visible):
+    assert mae.visible_count((size // patch) ** 2, mask) == visible
+
+
+@pytest.mark.parametrize(("size", "patch"), [(16, 8), (28, 7), (32, 8), (64, 8), (96, 12), (224, 32)])
+def test_the_chosen_patch_leaves_no_patch_visible_at_the_test_mask(size, patch):
+    assert mae.patch_side(size) == patch
+    assert mae.visible_count((size // patch) ** 2, 0.99) == 0
+
+
+def test_visible_patches_are_distinct_and_seeded():
+    drawn = mae.draw_visible(50, 64, 0.75, generator(0, "test"))
+    assert drawn.shape == (50, 16)
+    assert all(len(row.unique()) == 16 for row in drawn)
+    assert torch.equal(drawn, mae.draw_visible(50, 64, 0.75, generator(0, "test")))
+    assert mae.hidden_patches(drawn, 64).sum(1).eq(48).all()
+
+
+def test_patches_run_row_by_row_and_fold_back():
+    x = torch.randn(2, 3, 12, 12)
+    cells = mae.patchify(x, 4)
+    assert torch.equal(cells[1, 4].view(3, 4, 4), x[1, :, 4:8, 4:8])
+    assert torch.equal(mae.fold(cells, 4), x)
+
+
+def test_with_nothing_visible_the_picture_comes_from_the_embedding_alone():
+    network = mae.MaskedDecoder(16, 4, 8, 16, (1, 1)).eval()
+    x, feats, nothing = torch.randn(5, 3, 16, 16), torch.randn(5, 8), torch.zeros(5, 0, dtype=torch.long)
+    assert torch.equal(network(x, feats, nothing), network(torch.zeros_like(x), feats, nothing))
+    assert not torch.allclose(network(x, feats, nothing), network(x, feats.flip(0), nothing))
+    some = torch.tensor([[3, 7]]).expand(5, -1)
+    assert not torch.allclose(network(x, feats, some), network(torch.zeros_like(x), feats, some))
+
+
+def test_the_loss_counts_hidden_pixels_alone():
+    network = mae.MaskedDecoder(16, 4, 8, 16, (1, 1)).eval()
+    x, feats = torch.randn(6, 3, 16, 16), torch.randn(6, 8)
+    visible = mae.draw_visible(6, 16, 0.75, generator(3, "loss"))
+    squares = (network(x, feats, visible) - mae.patchify(x, 4)).square()
+    expected = torch.stack([squares[i, [t for t in range(16) if t not in visible[i]]] for i in range(6)]).mean()
+    assert mae.masked_loss(network, x, feats, 0.75, generator(3, "loss")).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_own_and_neutral_errors_agree_with_the_definition(kept):
+    encoder = make(Honest)
+    network = mae.MaskedDecoder(SIZE, 4, 48, 16, (1, 1)).eval()
+    images = make_pictures(7, 5).images
+    bank = torch.randn(4, 48)
+    inverter = mae.Inverter(network, encoder, bank, [torch.arange(kept), torch.arange(kept) + 5][: 1 + bool(kept)])
+    keep = np.random.default_rng(0).random((7, SIZE, SIZE)) < 0.7
+    found = inverter.neutral_errors(images, keep)
+    x = (torch.from_numpy(images) / 255 - encoder.mean) / encoder.std
+    total = torch.zeros(7, 4)
+    for seen in inverter.masks:
+        hidden = mae.hidden_patches(seen[None], 16)[0]
+        shown = mae.fold((hidden[None, :, None]).expand(1, 16, 48), 4) * torch.from_numpy(keep)[:, None]
+        for k in range(4):
+            painted = mae.fold(network(x, bank[k].expand(7, -1), seen.expand(7, -1)), 4)
+            total[:, k] += ((painted - x).square() * shown).sum((1, 2, 3))
+    assert torch.allclose(found, total / len(inverter.masks), rtol=1e-4)
+    own = inverter.own_errors(images, bank[2].expand(7, -1), keep)
+    assert torch.allclose(own, found[:, 2], rtol=1e-4)
+
+
+def test_what_raises_all_errors_alike_cancels_in_the_relative_error():
+    own, neutral = torch.rand(9) * 100, torch.rand(9, 20) * 100
+    score = mae.relative_error(own, neutral, 10.0)
+    assert torch.allclose(mae.relative_error(own + 5000, neutral + 5000, 10.0), score, atol=1e-2)
+    assert (mae.relative_error(own + 10, neutral, 10.0) > score).all()
+
+
+def test_the_relative_error_is_nothing_where_all_embeddings_fit_alike():
+    assert mae.relative_error(torch.full((3,), 70.0), torch.full((3, 5), 70.0), 4.0).abs().max() < 1e-6
+
+
+# --- the laws -----------------------------------------------------------------------------------------------------
+
+
+def test_a_planted_trigger_ranks_above_clean_and_is_found(backdoored):
+    ruling, case = backdoored
+    assert area(ruling.findings.scores, case) > 0.95
+    assert detect.verdict(ruling, None)[0] == "found"
+
+
+def test_the_same_stamped_images_through_a_clean_encoder_are_not_flagged(honest, backdoored):
+    ruling, case = honest
+    assert 0.4 < area(ruling.findings.scores, case) < 0.65
+    assert detect.verdict(ruling, None) == ("nothing found", "")
+    assert detect.verdict(backdoored[0], ruling)[0] == "found"
+
+
+def test_the_absolute_error_mistakes_a_bright_patch_for_a_backdoor_more_than_the_relative_one(honest):
+    ruling, case = honest
+    assert area(ruling.findings.controls["absolute"], case) > area(ruling.findings.scores, case)
+
+
+def test_clean_images_are_not_flagged_by_a_backdoored_encoder(cpu):
+    ruling, _ = look(make(Backdoored), cpu, trigger=None)
+    assert detect.verdict(ruling, None)[0] == "nothing found"
+
+
+def test_severed_embeddings_rank_nothing(backdoored):
+    ruling, case = backdoored
+    assert 0.35 < area(ruling.findings.controls["shuffled_embeddings"], case) < 0.65
+
+
+def test_the_trigger_is_found_by_the_pixels_outside_its_box(backdoored):
+    ruling, case = backdoored
+    assert detect.controls(ruling, case, None)["auroc_outside_box"] > 0.95
+
+
+def test_an_image_with_its_own_embedding_scores_below_nothing(honest):
+    assert np.median(honest[0].findings.calibration) < 0
+
+
+def test_equal_seeds_give_equal_scores_and_others_do_not(backdoored, cpu):
+    again, _ = look(make(Backdoored), cpu)
+    assert np.array_equal(again.findings.scores, backdoored[0].findings.scores)
+    assert np.array_equal(again.findings.calibration, backdoored[0].findings.calibration)
+    other, _ = look(make(Backdoored), cpu, seed=1)
+    assert not np.array_equal(other.findings.scores, backdoored[0].findings.scores)
+
+
+def test_the_encoder_is_left_as_it_was(cpu):
+    net = make(Backdoored)
+    before = copy.deepcopy(net.state_dict())
+    look(net, cpu, spec=SPEC.replace("epochs=25", "epochs=1"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_threshold_and_scores_do_not_depend_on_what_else_is_judged(backdoored, cpu):
+    """Triggered images reach neither the calibration nor the scores of others."""
+    data = make_pictures(80, 1)
+    alone, _ = look(make(Backdoored), cpu, data=data, trigger=None)
+    ruling, _ = backdoored
+    assert np.array_equal(alone.findings.calibration, ruling.findings.calibration)
+    assert alone.threshold == ruling.threshold
+    assert np.allclose(alone.findings.scores, ruling.findings.scores[:80], rtol=1e-4, atol=1e-4)
+
+
+def test_truth_and_history_change_no_score(cpu):
+    from sslbd_cli.core.poison import plant
+
+    spec = SPEC.replace("epochs=25", "epochs=1")
+    data = plant(make_pictures(60, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 60, 2), "replace", 0)
+    bare = dataclasses.replace(data, truth=None, history=())
+    told, untold = (look(make(Backdoored), cpu, data=d, trigger=None, spec=spec)[0] for d in (data, bare))
+    assert np.array_equal(told.findings.scores, untold.findings.scores)
+    assert told.threshold == untold.threshold
+
+
+@pytest.mark.parametrize(
+    "keys", ["score=absolute,test_mask=1.0", "score=relative,test_mask=1.0", "patch=4,test_mask=0.7"]
+)
+def test_scoring_again_gives_the_same(cpu, keys):
+    spec = f"dede:width=16,decoder=1,epochs=1,neutral=4,{keys}"
+    runs = [look(make(Honest), cpu, spec=spec)[0].findings.scores for _ in range(2)]
+    assert np.array_equal(*runs)
+    assert np.isfinite(runs[0]).all()
+
+
+def test_the_mean_rule_is_on_absolute_errors(cpu):
+    ruling, _ = look(make(Backdoored), cpu, spec=SPEC.replace("dede:", "dede:score=absolute,"))
+    findings = ruling.findings
+    expected = findings.scores > 1.5 * findings.calibration.mean()
+    assert np.array_equal(findings.rules["absolute_above_1.5_mean"], expected)
+
+
+# --- doubt and bad input ------------------------------------------------------------------------------------------
+
+
+def test_a_decoder_that_learned_nothing_is_in_doubt(cpu):
+    class Blind(Honest):
+        def forward(self, pixels):
+            return super().forward(pixels) * 0 + torch.linspace(0, 1, 48)
+
+    ruling, _ = look(make(Blind), cpu, spec=SPEC.replace("epochs=25", "epochs=1"))
+    answer, why = detect.verdict(ruling, None)
+    assert answer == "inconclusive"
+    assert why.startswith("F07")
+
+
+def test_images_that_a_clean_encoder_flags_too_are_no_evidence():
+    rng = np.random.default_rng(0)
+    calibration, shifted = rng.normal(size=200), rng.normal(2, 1, 100)
+    ours, theirs, calm = (
+        detect.Ruling(Findings(scores, calibration), 0.05, conformal_threshold(calibration, 0.05))
+        for scores in (shifted, shifted + rng.normal(0, 0.1, 100), rng.normal(size=100))
+    )
+    assert detect.verdict(ours, None)[0] == "found"
+    assert detect.verdict(ours, calm)[0] == "found"
+    answer, why = detect.verdict(ours, theirs)
+    assert answer == "inconclusive"
+    assert "clean encoder" in why
+
+
+def test_calm_images_are_hardly_ever_found():
+    """The threshold's own luck counts: far fewer than one in a hundred sets of exchangeable images is called found."""
+    rng, found = np.random.default_rng(1), 0
+    for _ in range(1000):
+        scores, calibration = rng.normal(size=1000), rng.normal(size=100)
+        threshold = conformal_threshold(calibration, 0.05)
+        found += detect.verdict(detect.Ruling(Findings(scores, calibration), 0.05, threshold), None)[0] == "found"
+    assert found <= 5
+
+
+def test_a_patch_that_does_not_divide_the_image_is_refused(cpu):
+    with pytest.raises(InputError, match="patch=5 does not divide"):
+        look(make(Honest), cpu, spec="dede:patch=5")
+
+
+def test_too_few_auxiliary_images_are_counted(cpu):
+    dede = plugin.parse("detector", "dede:held=0.25")
+    with pytest.raises(InputError, match="needs 19 calibration images, but 40 of --aux leave 10; give 76"):
+        detect.need_calibration(dede, 40, 0.05)
+    assert detect.need_calibration(dede, 76, 0.05) == 19
+
+
+def test_aux_and_judged_images_must_differ():
+    data = make_pictures(20, 1)
+    with pytest.raises(InputError, match="same images"):
+        detect.make_case(data, data, None, 0.05, 0)
+
+
+def test_the_paper_s_size_can_be_written_as_a_spec():
+    dede = plugin.parse("detector", "dede")
+    text = next(line.strip() for line in dede.__doc__.splitlines() if line.strip().startswith("dede:"))
+    paper = plugin.parse("detector", text)
+    assert (paper.width, paper.encoder, paper.decoder, paper.epochs, paper.score) == (192, 12, 4, 200, "absolute")
+
+
+def test_evidence_holds_images_alone():
+    assert {field.name for field in dataclasses.fields(Evidence)} == {"aux", "images"}

@@ -1,0 +1,67 @@
+"""History as a shell script: it says what was done, and no file can make it do anything else."""
+
+import subprocess
+
+from sslbd_cli.ui import recipe
+
+DATA = {"command": "data", "args": {"--seed": 1, "@name": "shapes"}, "inputs": []}
+TRAIN = {
+    "command": "pretrain",
+    "args": {"--method": "simclr:out=8", "--compile": True, "--blur": 0.0},
+    "inputs": [{"option": "INPUT", "kind": "dataset", "sha256": "ab" * 32}],
+}
+
+
+def source(option: str, **more: object) -> dict[str, object]:
+    return {"option": option, "kind": "dataset", "sha256": "cd" * 32, **more}
+
+
+def lines(history: tuple) -> list[str]:
+    return [line for line in recipe.script(history).splitlines() if not line.startswith(("#!", "# Rebuilds", "set "))]
+
+
+def test_a_chain_of_commands():
+    assert lines((DATA, TRAIN)) == [
+        "sslbd data --seed 1 shapes -o rebuilt.1.h5",
+        "sslbd pretrain --method simclr:out=8 --compile --blur 0.0 rebuilt.1.h5 -o rebuilt.safetensors",
+    ]
+
+
+def test_side_inputs_come_first_and_once():
+    tuned = {"command": "badencoder", "args": {}, "inputs": [*TRAIN["inputs"], source("--data", history=[DATA])] * 1}
+    tuned["inputs"].append(source("--reference-data", history=[DATA]))
+    assert lines((DATA, TRAIN, tuned))[2:] == [
+        "sslbd data --seed 1 shapes -o input-cdcdcdcdcdcd.h5",
+        "sslbd badencoder rebuilt.2.safetensors --data input-cdcdcdcdcdcd.h5 --reference-data input-cdcdcdcdcdcd.h5"
+        " -o rebuilt.safetensors",
+    ]
+
+
+def test_what_cannot_be_rebuilt_is_named():
+    made = {"command": "data", "args": {"@name": "folder"}, "inputs": [source("INPUT", kind="file", file="a b.zip")]}
+    assert lines((made,)) == [
+        f"# needs a b.zip with sha256 {'cd' * 32}",
+        "sslbd data folder 'a b.zip' -o rebuilt.h5",
+    ]
+    assert lines((TRAIN,))[0].startswith(f"# needs input-abababababab.h5 with content digest {'ab' * 32}")
+
+
+def test_no_history_says_so():
+    assert "has no history" in recipe.script(())
+
+
+def test_hostile_histories_stay_words(tmp_path):
+    evil = "$(touch pwned); touch pwned\ntouch pwned\n`touch pwned` ' \" && touch pwned #\x1b[31m"
+    row = {"option": evil, "kind": evil, "sha256": evil, "file": evil}
+    entries = (
+        {"command": evil, "args": {evil: evil, "@x": evil, "--list": [evil, evil]}, "inputs": [row]},
+        {
+            "command": "data",
+            "args": {},
+            "inputs": [row | {"kind": "file"}, row | {"history": [DATA]}, row | {"option": "INPUT"}],
+        },
+    )
+    script = recipe.script(entries).replace("set -eu\n", "set -u\nsslbd() { :; }\n")
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=20)
+    assert list(tmp_path.iterdir()) == []
+    assert "\x1b" not in script
