@@ -44,12 +44,14 @@ def main() -> None:
                     way(chunk)
                 if number:  # the first round compiles
                     times[name].append(time.perf_counter() - started)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device.precision}; median of {ROUNDS}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device.precision}; n = {ROUNDS}")
     for name, took in times.items():
         base = times["unfused, compiled" if "compiled" in name else "unfused, eager"]
         ratio = statistics.median(base) / statistics.median(took)
         low, high = COUNT / max(took), COUNT / min(took)
-        print(f"{name:18} {COUNT / statistics.median(took):9,.0f} images/s ({low:,.0f} to {high:,.0f})   {ratio:5.2f} x")
+        print(
+            f"{name:18} {COUNT / statistics.median(took):9,.0f} images/s ({low:,.0f} to {high:,.0f})   {ratio:5.2f} x"
+        )
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def _exam(train: Dataset, test: Dataset, params: dict[str, Any]) -> Exam:
 
 
 def _measure(run: Run, exam: Exam, encoder: Encoder, baseline: Encoder | None, seed: int) -> Any:
-    from sslbd_cli.core import nets, probe
+    from sslbd_cli.core import checks, nets, probe
 
     device = run.device()
     stamped = None if exam.trigger is None else probe.triggered_images(exam.test, exam.trigger, seed)
@@ -97,6 +97,8 @@ def _measure(run: Run, exam: Exam, encoder: Encoder, baseline: Encoder | None, s
         results["baseline"] = control | {"sha256": baseline.sha256}
         if "asr" in results:
             results["lift"] = results["asr"]["value"] - control["asr"]["value"]
+            if (warning := checks.answers_already(control["asr"], len(exam.test.classes))) is not None:
+                run.warn(warning)
     data = {"confusion/clean": answers.clean[0], "sheet/clean": exam.test.images[:SHEET]}
     if stamped is not None:
         data |= {"confusion/triggered": answers.triggered[0], "sheet/triggered": stamped[:SHEET]}

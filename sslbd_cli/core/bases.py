@@ -75,9 +75,7 @@ class Selector(Plugin):
         """
         eligible = self.eligible(pool, target)
         if not 0 < budget <= eligible:
-            raise InputError(
-                f"{budget} images to poison, but {eligible} are eligible; lower the rate or the count"
-            )
+            raise InputError(f"{budget} images to poison, but {eligible} are eligible; lower the rate or the count")
         rows = np.sort(self.select(pool, target, budget, gen))
         if len(np.unique(rows)) != budget:
             raise RuntimeError(f"{self.name} chose {len(np.unique(rows))} rows instead of {budget}")

@@ -45,3 +45,10 @@ def not_collapsed(feats: Tensor) -> None:
     """Raise Unsound (F02) where features N,D are (nearly) constant."""
     if spread(feats) < 0.02:
         raise Unsound(f"F02 {FLAGS['F02']} (spread {spread(feats):.4f}); lower --lr or add warm-up")
+
+
+def answers_already(asr: dict[str, float], classes: int) -> str | None:
+    """Return a warning (F06) where a clean encoder's ASR is, interval and all, above twice the share of one class."""
+    if asr["low"] <= max(0.2, 2 / classes):
+        return None
+    return f"F06 {FLAGS['F06']}: ASR {asr['value']:.3f} on --baseline, so the attack's own share is the lift"

@@ -70,6 +70,8 @@ def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
 
 def need_calibration(detector: Detector, aux: int, alpha: float) -> int:
     """Return the number of calibration images. Raises InputError where they cannot support alpha."""
+    if not 0 < alpha <= 0.5:  # not a number, too
+        raise InputError(f"--alpha {alpha:g}: expected a share above 0, of at most 0.5")
     count = detector.calibration_count(aux)
     least = int(np.ceil(1 / alpha - 1e-9)) - 1
     if count < least:

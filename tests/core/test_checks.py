@@ -31,3 +31,9 @@ def test_features_that_are_not_finite_are_unsound():
     for value in (float("nan"), float("inf")):
         with pytest.raises(Unsound, match="not finite"):
             checks.finite_features(torch.tensor([[1.0, value]]))
+
+
+def test_a_clean_encoder_that_answers_to_the_trigger_is_flagged():
+    assert checks.answers_already({"value": 0.25, "low": 0.19}, classes=10) is None
+    assert checks.answers_already({"value": 0.55, "low": 0.45}, classes=4) is None  # two classes of four
+    assert str(checks.answers_already({"value": 0.4, "low": 0.3}, classes=10)).startswith("F06 ")
