@@ -15,8 +15,8 @@ range of views/s, then of the ratio to PIL in the same round:
     sslbd exact compiled        69,641 (61,352-76,778)    25.5 (22.1-29.1)
     crop + resize against torchvision: 0.0002 levels of 255
 On a machine busy with other work, two threads waiting for each other lose more than one process does: repeat it there
-with OMP_NUM_THREADS=1 and read the ratio per CPU second (fast compiled 24, fast eager 20, exact compiled 15, exact
-eager 10 in such a run).
+with OMP_NUM_THREADS=1 and read the ratio per CPU second (fast compiled 24, fast eager 20, exact compiled 15,
+exact eager 10 in such a run).
 """
 
 import importlib

@@ -44,6 +44,7 @@ def command(
     refuse_terminal(output)
     net = nets.load(run.read(input, Encoder))
     images = run.read(data, Dataset, "--data").images[:limit]
+    net.need_size(*images.shape[2:])
     purified = method.clean(net, images, run.device(), seed, run.progress)
     not_collapsed(embed(purified, images[:2048], run.device()))
     run.write(nets.save(purified.cpu()), output)

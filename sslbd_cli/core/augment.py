@@ -18,8 +18,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Views = Callable[[Tensor, torch.Generator], Tensor]
-
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's rounding of ITU-R 601 luma; it sums to 0.9999 and we keep that
 # The RGB matrix that drops luma and turns YIQ's chroma plane by 90 degrees, the way hue grows.
 _HUE = ((-0.1677, -0.3293, 0.4970), (0.3281, -0.0355, -0.2926), (-1.2497, 1.0465, 0.2032))
@@ -79,7 +77,7 @@ def augment(images: Tensor, recipe: Recipe, gen: torch.Generator) -> Tensor:
     return _render(images, _draw(images, gen), recipe)
 
 
-def compiled(recipe: Recipe) -> Views:
+def compiled(recipe: Recipe) -> Callable[[Tensor, torch.Generator], Tensor]:
     """Return `augment` for one recipe through torch.compile: same draws; building takes 10-40 s per batch shape."""
     render = torch.compile(partial(_render, recipe=recipe), dynamic=False)
     return lambda images, gen: render(images, _draw(images, gen))
@@ -118,8 +116,7 @@ def _render(images: Tensor, uniforms: Tensor, recipe: Recipe) -> Tensor:
         views = _resample(images.index_select(0, rows), shuffled, recipe).clamp_(0, 1)
         views = _exact_colour(views, shuffled, recipe).index_select(0, rows.argsort())
     if recipe.solarize > 0:
-        chosen = _chance(u["solarize"], recipe.solarize)
-        views = torch.where(chosen & (views >= 128 / 255), 1 - views, views)
+        views = torch.where(_chance(u["solarize"], recipe.solarize) & (views >= 128 / 255), 1 - views, views)
     return views
 
 
@@ -157,11 +154,8 @@ def _centre_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[in
 def _resample(images: Tensor, u: dict[str, Tensor], recipe: Recipe) -> Tensor:
     """Crop, resize and flip (and blur, in fast mode): B,3,H,W -> B,3,size,size; bicubic may leave [0,1]."""
     height, width = images.shape[2:]
-    if recipe.crop:
-        boxes = _boxes(u, height, width, recipe)
-    else:
-        zero = torch.zeros_like(u["top"])
-        boxes = zero, zero, zero + height, zero + width
+    zero = torch.zeros_like(u["top"])
+    boxes = _boxes(u, height, width, recipe) if recipe.crop else (zero, zero, zero + height, zero + width)
     rows, cols = _crop_weights(boxes, u["flip"] < recipe.flip, (height, width), recipe)
     if recipe.colour == "fast" and recipe.blur > 0:
         blur = _blur_weights(u, recipe)
@@ -265,7 +259,7 @@ def _exact_jitter(x: Tensor, factors: Tensor, order: Tensor, hue: Tensor) -> Ten
     """Apply ColorJitter to B,3,S,S: blends by factors B,3 in each row's `order` B,3 of them, hue by B,1 turns.
 
     Row i turns its hue after 4 i // B of the three blends (0 brightness, 1 contrast, 2 saturation). Hue is the dear
-    step; as rows come in random order, every sample can get any of ColorJitter's 24 orders for one hue each.
+    step; as rows come in random order, each sample gets any of the 24 orders (batches under four: fewer) for one hue.
     """
     ordered = factors.gather(1, order)
     cuts = [(len(x) * place + 3) // 4 for place in range(5)]

@@ -118,12 +118,14 @@ class ImageEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    def need_size(self, height: int, width: int) -> None:
+        """Raise InputError for images of another size than the encoder's."""
+        if height != self.size or width != self.size:
+            takes = f"the encoder takes {self.size}x{self.size} images"
+            raise InputError(f"{takes}, got {height}x{width}; make them with --size {self.size}")
+
     def forward(self, pixels: Tensor) -> Tensor:
-        if pixels.shape[-1] != self.size or pixels.shape[-2] != self.size:
-            got = "x".join(map(str, pixels.shape[-2:]))
-            raise InputError(
-                f"the encoder takes {self.size}x{self.size} images, got {got}; make them with --size {self.size}"
-            )
+        self.need_size(*pixels.shape[-2:])
         scale = 255 if pixels.dtype == torch.uint8 else 1
         # one multiply-add per pixel, instead of a division by 255, a subtraction and a division
         x = pixels * (1 / (scale * self.std)) - self.mean / self.std

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sslbd_cli.core import checks
-from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.augment import Recipe, augment, compiled
 from sslbd_cli.core.bases import Objective
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed, knn_predict
@@ -57,10 +57,11 @@ def pretrain(
     net = build(images, setup, device, seed)
     learner = _learner(net, setup, device, seed)
     pool = Pool(images, device)
+    view = _view(setup)
 
     def loss(rows: torch.Tensor, gen: torch.Generator) -> Terms:
         batch = pool.batch(rows)
-        views = [augment(batch, setup.recipe, gen) for _ in range(setup.objective.views)]
+        views = [view(batch, gen) for _ in range(setup.objective.views)]
         return {"loss": setup.objective.loss(learner, views)}
 
     fit = Fit(learner, loss, len(images), setup.plan, device, seed)
@@ -82,6 +83,12 @@ def build(images: np.ndarray, setup: Pretraining, device: Device, seed: int) -> 
     if setup.compiled:
         net.compile()
     return net
+
+
+def _view(setup: Pretraining) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
+    if setup.compiled:
+        return compiled(setup.recipe)
+    return lambda images, gen: augment(images, setup.recipe, gen)
 
 
 def _learner(net: ImageEncoder, setup: Pretraining, device: Device, seed: int) -> nn.Module:

@@ -145,9 +145,9 @@ class DeDe(Detector):
 
 
 def _examples(scores: np.ndarray) -> np.ndarray:
-    """Choose rows to show: some spread over the calmer half, then the most suspicious."""
+    """Choose rows to show: some spread over the calmest third, then the most suspicious."""
     ranked = np.argsort(scores, kind="stable")
-    calm = ranked[: max(1, len(ranked) // 2)]
+    calm = ranked[: max(1, len(ranked) // 3)]
     spread = calm[np.unique(np.linspace(0, len(calm) - 1, EXAMPLES).astype(int))]
     rows: np.ndarray = np.concatenate([spread, ranked[len(calm) :][-EXAMPLES:]])
     return rows

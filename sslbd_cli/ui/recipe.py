@@ -43,6 +43,8 @@ def _rebuild(history: History, goal: str, lines: list[str], made: set[str]) -> N
         last = number == len(history) - 1
         target = goal if last else f"{goal}.{number + 1}"
         line = command_line(entry)
+        if "device" in entry:  # bytes are equal on devices of one kind
+            line += _printable(f" --device {shlex.quote(str(entry['device']))}")
         for source in entry.get("inputs", []):
             line += _input_words(source, before, lines, made)
         lines.append(f"{line} -o {target}{_suffix(str(entry.get('command')))}")

@@ -27,6 +27,10 @@ def test_a_chain_of_commands():
     ]
 
 
+def test_the_device_is_the_one_whose_bytes_these_are():
+    assert lines((DATA | {"device": "cpu"},)) == ["sslbd data --seed 1 shapes --device cpu -o rebuilt.h5"]
+
+
 def test_side_inputs_come_first_and_once():
     tuned = {"command": "badencoder", "args": {}, "inputs": [*TRAIN["inputs"], source("--data", history=[DATA])] * 1}
     tuned["inputs"].append(source("--reference-data", history=[DATA]))
@@ -54,7 +58,7 @@ def test_hostile_histories_stay_words(tmp_path):
     evil = "$(touch pwned); touch pwned\ntouch pwned\n`touch pwned` ' \" && touch pwned #\x1b[31m"
     row = {"option": evil, "kind": evil, "sha256": evil, "file": evil}
     entries = (
-        {"command": evil, "args": {evil: evil, "@x": evil, "--list": [evil, evil]}, "inputs": [row]},
+        {"command": evil, "args": {evil: evil, "@x": evil, "--list": [evil, evil]}, "inputs": [row], "device": evil},
         {
             "command": "data",
             "args": {},

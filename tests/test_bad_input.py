@@ -1,0 +1,181 @@
+"""What every command does with input that is missing, empty, cut, foreign, of the wrong kind or of the wrong size."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from micro import make_dataset, make_encoder
+from sslbd_cli import main
+from sslbd_cli.core import artefact
+from sslbd_cli.core.artefact import Features, Report
+from sslbd_cli.ui.options import ArtefactPath
+
+#: command -> the kind of its INPUT and what else it cannot do without; DATA and TEST are datasets.
+WORDS = {
+    "pretrain": ("dataset", ["--batch", "20"]),
+    "poison": ("dataset", ["--target", "1"]),
+    "badencoder": ("encoder", ["--data", "DATA", "--reference-data", "DATA", "--reference-index", "0"]),
+    "convert": ("encoder", ["--to", "torchvision"]),
+    "embed": ("encoder", ["--data", "DATA"]),
+    "probe": ("encoder", ["--train", "DATA", "--test", "TEST"]),
+    "detect": ("encoder", ["--data", "TEST", "--aux", "DATA"]),
+    "purify": ("encoder", ["--data", "DATA"]),
+    "info": (None, []),
+    "report": ("report", []),
+}
+READERS = sorted({name for names in main.COMMANDS.values() for name in names} - {"data"})
+every_command = pytest.mark.parametrize("name", READERS)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """One artefact of each kind, and files that are none."""
+    folder = tmp_path_factory.mktemp("files")
+    artefact.write(make_dataset(count=90), str(folder / "dataset"))
+    artefact.write(make_dataset(count=30, seed=1), str(folder / "test"))
+    artefact.write(make_dataset(size=20), str(folder / "larger"))
+    artefact.write(dataclasses.replace(make_dataset(), labels=None), str(folder / "unlabelled"))
+    artefact.write(make_encoder(), str(folder / "encoder"))
+    artefact.write(Features(feats=np.ones((3, 2), np.float32)), str(folder / "features"))
+    artefact.write(Report(command="probe", results={"a": 1}), str(folder / "report"))
+    (folder / "empty").touch()
+    (folder / "cut").write_bytes((folder / "dataset").read_bytes()[:-10])
+    (folder / "foreign").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    return folder
+
+
+def words(name: str, files: Path, **replaced: str) -> list[str]:
+    """Return what a command needs beside its INPUT, with other files for some options."""
+    given = [{"DATA": str(files / "dataset"), "TEST": str(files / "test")}.get(word, word) for word in WORDS[name][1]]
+    for option, path in replaced.items():
+        flag = f"--{option.replace('_', '-')}"
+        given = [*given, flag, path] if flag not in given else [
+            path if before == flag else word for before, word in zip(["", *given], given, strict=False)
+        ]  # fmt: skip
+    return given
+
+
+@pytest.fixture
+def refused(sslbd, tmp_path):
+    """Run a command that must end in one line on standard error and leave nothing."""
+
+    def run(name: str, *argv: object) -> str:
+        status, out, err = sslbd(name, *argv, *(() if name == "info" else ("-o", tmp_path / "out")))
+        assert status == 2, err
+        assert out == "" and err.splitlines()[-1].startswith(f"sslbd {name}: ")
+        assert "epoch" not in err and "Traceback" not in err
+        assert list(tmp_path.iterdir()) == []
+        return err
+
+    return run
+
+
+def test_every_command_is_here():
+    assert set(WORDS) == set(READERS)
+
+
+@every_command
+@pytest.mark.parametrize("what", ["missing", "empty", "cut", "foreign", "."])
+def test_a_file_that_is_no_artefact(refused, files, name, what):
+    err = refused(name, files / what, *words(name, files))
+    assert str(files / what) in err and err.count("\n") == 1
+
+
+@every_command
+@pytest.mark.parametrize("kind", ["dataset", "encoder", "features", "report"])
+def test_an_artefact_of_the_wrong_kind(refused, files, name, kind):
+    expected = WORDS[name][0]
+    if expected not in (None, kind):
+        assert f"{files / kind}: expected a" in refused(name, files / kind, *words(name, files))
+
+
+@contextlib.contextmanager
+def empty_input() -> Iterator[None]:
+    """Let standard input be a pipe whose writer is gone."""
+    kept, (end, writer) = os.dup(0), os.pipe()
+    os.close(writer)
+    os.dup2(end, 0)
+    os.close(end)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+
+
+@every_command
+def test_an_upstream_that_died(refused, files, name):
+    with empty_input():
+        err = refused(name, "-", *words(name, files))
+    assert err == f"sslbd {name}: standard input: is empty: the command before the pipe failed\n"
+
+
+SIDES = [
+    (name, str(param.name))
+    for name in READERS
+    for param in main.toolkit.get_command(None, name).params
+    if isinstance(param.type, ArtefactPath) and param.param_type_name == "option"
+    if param.name not in ("output", "checkpoint", "files")  # what is written, and pictures
+]
+
+
+@pytest.mark.parametrize(("name", "side"), SIDES, ids=[" --".join(side) for side in SIDES])
+@pytest.mark.parametrize("what", ["features", "missing", "cut"])
+def test_a_side_input_that_is_not_what_it_should_be(refused, files, name, side, what):
+    given = files / (WORDS[name][0] or "dataset")
+    assert str(files / what) in refused(name, given, *words(name, files, **{side: str(files / what)}))
+
+
+@pytest.mark.parametrize(("name", "side"), [s for s in SIDES if s[1] != "baseline" and s[0] != "report"])
+def test_images_of_another_size_are_refused_before_any_training(refused, files, name, side):
+    given = files / (WORDS[name][0] or "dataset")
+    assert "16" in refused(name, given, *words(name, files, **{side: str(files / "larger")}))
+
+
+DEVICES = [name for name in READERS if "device" in {p.name for p in main.toolkit.get_command(None, name).params}]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_gpu_that_is_not_there(refused, files, name):
+    given = files / str(WORDS[name][0])
+    for device in (f"cuda:{torch.cuda.device_count()}", "gpu"):
+        assert f"--device {device}: " in refused(name, given, *words(name, files), "--device", device)
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "problem"),
+    [
+        ("poison", ["dataset", "--target", "nobody"], "no class 'nobody' among 3: 0 class-0, 1 class-1, 2 class-2"),
+        ("poison", ["dataset", "--target", "3"], "no class '3' among 3"),
+        ("poison", ["dataset"], "--select label needs --target"),
+        ("poison", ["dataset", "--target", "1", "--count", "31"], "31 images to poison, but 30 are eligible"),
+        ("poison", ["dataset", "--target", "1", "--rate", "0.001"], "no image at all"),
+        ("poison", ["dataset", "--target", "1", "--rate", "0.1", "--count", "3"], "give one of --rate"),
+        ("poison", ["dataset", "--target", "1", "--trigger", "patch:size=17"], "larger than the image of 16x16"),
+        ("poison", ["unlabelled", "--target", "1"], "the dataset has no labels, which --select label needs"),
+        ("pretrain", ["dataset"], "90 images are fewer than one batch of 256; give --batch 90 or less"),
+        ("pretrain", ["dataset", "--resume"], "--resume needs --checkpoint"),
+        ("pretrain", ["dataset", "--batch", "20", "--checkpoint", "no/c"], "--checkpoint no/c: no such folder"),
+        ("pretrain", ["dataset", "--batch", "20", "--arch", "timm:model=nothing"], "timm has no model 'nothing'"),
+        ("pretrain", ["dataset", "--batch", "20", "--method", "moco-v2:queue=50"], "not a multiple of the batch"),
+        ("probe", ["encoder", "--train", "dataset", "--test", "dataset"], "are the same dataset"),
+        ("probe", ["encoder", "--train", "unlabelled", "--test", "test"], "the dataset has no labels"),
+        (
+            "probe",
+            ["encoder", "--train", "dataset", "--test", "test", "--target", "1"],
+            "--trigger and --target belong",
+        ),
+        ("probe", ["encoder", "--train", "dataset", "--test", "test", "--labels", "150%"], "--labels 150%: expected"),
+        ("embed", ["encoder"], "Missing option '--data'"),
+        ("badencoder", ["encoder", "--data", "dataset"], "give one of --reference"),
+    ],
+)
+def test_words_that_do_not_fit_the_files(refused, files, monkeypatch, name, argv, problem):
+    monkeypatch.chdir(files)
+    assert problem in refused(name, *argv)
