@@ -51,7 +51,7 @@ class DeDe(Detector):
     mask: float = key(0.9, "share of patches hidden in training", low=0.01, high=1)
     test_mask: float = key(0.99, "share of patches hidden when judging; rounded so that all of 99 or fewer are",
                            low=0.01, high=1)  # fmt: skip
-    masks: int = key(3, "masks averaged when judging, where a patch is visible", low=1)
+    draws: int = key(3, "masks averaged when judging, where a patch is visible", low=1)
     neutral: int = key(128, "other images' embeddings that an image is compared with", low=2)
     held: float = key(0.25, "share of --aux kept from learning, to set the threshold on", low=0.05, high=0.9)
     epochs: int = key(15, "passes over the learning part of --aux", low=1)
@@ -116,7 +116,7 @@ class DeDe(Detector):
 
     def _masks(self, network: mae.MaskedDecoder, seed: int) -> list[Tensor]:
         """Draw the visible patches of each mask, the same for all images; where none is visible one mask says all."""
-        count = self.masks if mae.visible_count(network.tokens, self.test_mask) else 1
+        count = self.draws if mae.visible_count(network.tokens, self.test_mask) else 1
         gen = generator(seed, "dede masks")
         return list(mae.draw_visible(count, network.tokens, self.test_mask, gen))
 
@@ -138,8 +138,8 @@ class DeDe(Detector):
 
         plan = Plan(epochs=self.epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser="adamw",
                     weight_decay=1e-6, warmup=min(self.warmup, self.epochs / 2), schedule=self.schedule)  # fmt: skip
-        # matrices this small are slower in bf16, conversions included
-        exact = device if device.kind != "cpu" and self.width > 96 else Device(device.torch, "fp32")
+        # bf16 slows matrices of up to 96 channels down, conversions included, and buys a tenth at 128
+        exact = device if self.width > 128 else Device(device.torch, "fp32")
         Fit(network, loss, len(pool), plan, exact, seed).run(watch, self.name)
         return network.eval()
 

@@ -1,0 +1,93 @@
+"""What a run signs: every choice, no place and no time."""
+
+import dataclasses
+import os
+import re
+
+import pytest
+
+from micro import make_dataset, make_encoder
+from sslbd_cli import __version__
+from sslbd_cli.core import artefact
+from sslbd_cli.core.artefact import Dataset, Encoder
+
+
+@pytest.fixture
+def path(tmp_path):
+    artefact.write(make_dataset(), str(tmp_path / "a.h5"))
+    return tmp_path / "a.h5"
+
+
+def entry(path, kind=Dataset):
+    return artefact.read(str(path), kind).history[-1]
+
+
+def test_the_history_names_every_choice_with_its_default(sslbd, path, tmp_path):
+    assert sslbd("poison", path, "--target", "1", "-q", "-o", tmp_path / "b.h5")[0] == 0
+    assert entry(tmp_path / "b.h5") == {
+        "command": "poison",
+        "version": __version__,
+        "args": {
+            "--class-rate": 0.5,
+            "--mode": "replace",
+            "--seed": 0,
+            "--select": "label",
+            "--target": "1",
+            "--trigger": "patch:size=0.2,where=br,margin=1,fill=blocks,blocks=4,seed=10",
+        },
+        "inputs": [{"option": "INPUT", "kind": "dataset", "sha256": make_dataset().sha256}],
+    }
+
+
+def test_zero_is_a_choice_and_no_is_none(sslbd, path, tmp_path):
+    words = ["--arch", "tiny:width=4", "--epochs", 1, "--batch", 20, "--device", "cpu", "--precision", "fp32"]
+    assert sslbd("pretrain", path, *words, "--weight-decay", 0, "--warmup", 0, "-q", "-o", tmp_path / "e")[0] == 0
+    args = entry(tmp_path / "e", Encoder)["args"]
+    assert (args["--weight-decay"], args["--warmup"], args["--blur"], args["--seed"]) == (0, 0, 0, 0)
+    assert args["--method"].startswith("simclr:temperature=") and args["--precision"] == "fp32"
+    assert not {"--compile", "--deterministic", "--resume", "--checkpoint", "--device", "--output", "--quiet"} & set(
+        args
+    )
+    assert entry(tmp_path / "e", Encoder)["device"] == "cpu"
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", entry(tmp_path / "e", Encoder)["torch"])
+
+
+def test_equal_runs_in_other_places_at_other_times_give_equal_bytes(sslbd, path, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "other name.h5").write_bytes(path.read_bytes())
+    os.utime(elsewhere / "other name.h5", (0, 0))
+    sslbd("poison", path, "--target", "1", "-o", tmp_path / "b.h5")
+    monkeypatch.chdir(elsewhere)
+    sslbd("poison", "other name.h5", "--target", "1", "-q", "-v", "-o", "c.h5")
+    assert (tmp_path / "b.h5").read_bytes() == (elsewhere / "c.h5").read_bytes()
+    assert str(tmp_path).encode() not in (tmp_path / "b.h5").read_bytes()
+
+
+def test_the_inputs_history_goes_on_and_a_side_inputs_is_kept_apart(sslbd, path, tmp_path):
+    first = {"command": "data", "version": "0", "args": {}, "inputs": []}
+    side = dataclasses.replace(make_dataset(seed=2), history=(first,))
+    artefact.write(side, str(tmp_path / "side.h5"))
+    artefact.write(dataclasses.replace(make_encoder(), history=(first, first)), str(tmp_path / "e"))
+    words = ["--data", tmp_path / "side.h5", "--device", "cpu", "-q"]
+    assert sslbd("embed", tmp_path / "e", *words, "-o", tmp_path / "f.h5")[0] == 0
+    history = artefact.read(str(tmp_path / "f.h5"), artefact.Features).history
+    assert history[:2] == (first, first) and history[2]["command"] == "embed"
+    assert history[2]["inputs"] == [
+        {"option": "INPUT", "kind": "encoder", "sha256": make_encoder().sha256},
+        {"option": "--data", "kind": "dataset", "sha256": side.sha256, "history": [first]},
+    ]
+
+
+def test_auto_says_what_it_chose_and_quiet_says_nothing(sslbd, path, tmp_path):
+    artefact.write(make_encoder(), str(tmp_path / "e"))
+    words = ["embed", tmp_path / "e", "--data", path, "-o", tmp_path / "f.h5"]
+    assert re.fullmatch(r"sslbd embed: device \w+(:\d)?, precision (fp32|bf16)\n", sslbd(*words)[2])
+    assert sslbd(*words, "-q")[1:] == ("", "")
+    assert sslbd(*words, "-v", "--device", "cpu", "--precision", "fp32")[2] == f"sslbd embed: wrote {tmp_path}/f.h5\n"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(sslbd, tmp_path):
+    for output, problem in ((tmp_path / "no" / "a", "no such folder"), (tmp_path, "is a folder")):
+        status, _, err = sslbd("data", "--count", 10**9, "-o", output)
+        assert (status, err) == (2, f"sslbd data: --output {output}: {problem}; name a file\n")
