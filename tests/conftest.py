@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from pathlib import Path
 
 # Micro tensors gain nothing from threads, and lose tenfold where cores are shared. Also for processes that tests start.
@@ -18,6 +19,8 @@ from sslbd_cli.core.artefact import Dataset, Encoder
 from sslbd_cli.core.device import Device
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+# A suite started in the background may inherit an ignored Ctrl-C, and so would every process that its tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("steady")
 

@@ -49,7 +49,7 @@ def test_shapes_is_the_default_and_defaults_are_recorded(tmp_path: Path, monkeyp
     small = shapes.draw(20, 8, 0)
     monkeypatch.setattr(shapes, "draw", lambda count, size, seed: small if (count, size) == (4000, 32) else None)
     (entry,) = make(tmp_path).history
-    assert entry["args"] == {"@name": "shapes", "--count": 20, "--size": 8}
+    assert entry["args"] == {"@name": "shapes", "--count": 20, "--size": 8, "--seed": 0}
 
 
 def test_a_negative_seed_is_a_seed(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_history_names_files_by_digest_and_no_path(tmp_path: Path, photos: Path)
     assert packed.sha256 == loose.sha256
     for found, name in ((packed, "photos.tar.xz"), (loose, "photos")):
         (entry,) = found.history
-        assert entry["args"] == {"@name": "folder", "--split": "train", "--size": 8}
+        assert entry["args"] == {"@name": "folder", "--split": "train", "--size": 8, "--seed": 0}
         (source,) = entry["inputs"]
         assert (source["option"], source["file"], len(source["sha256"])) == ("INPUT", name, 64)
         assert str(tmp_path) not in str(found.history)

@@ -246,7 +246,7 @@ def test_bad_options_are_exit_2_in_one_line(tmp_path, capsys):
     for options, words in (
         (["--trigger", "patch", "-o", out], "--trigger needs the images of --data"),
         (["--png", str(tmp_path / "text.h5"), "-o", out], "File exists"),
-        (["-o", str(tmp_path / "no" / "page.html")], "No such file or directory"),
+        (["-o", str(tmp_path / "no" / "page.html")], "no such folder"),
         (["--data", str(tmp_path / "data.h5"), "--trigger", "patch:size=99", "-o", out], "99"),
     ):
         assert run(["report", whole, *options]) == 2

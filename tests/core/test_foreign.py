@@ -237,7 +237,7 @@ def test_weights_that_embed_nothing_are_refused(cifar18, damage: Callable[[State
 
 
 def test_a_size_the_network_cannot_take_is_refused():
-    assert "cannot be built for 30x30" in refused({}, Wish(arch=nets.Timm(model="nest_tiny_jx"), size=30))
+    assert "does not take 30-pixel images" in refused({}, Wish(arch=nets.Timm(model="nest_tiny_jx"), size=30))
     with pytest.raises(InputError, match="cannot embed 8x8 images"):
         foreign.self_test(nets.ImageEncoder(nets.Timm(model="vit_tiny_patch16_224"), 8, (0, 0, 0), (1, 1, 1)).eval())
 
