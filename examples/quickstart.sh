@@ -11,7 +11,7 @@ started=$(date +%s)
 # Made-up images: ten classes told apart by shape and texture.
 sslbd data shapes --count 4000 --seed 1 -o train.h5
 sslbd data shapes --count 1000 --seed 2 -o test.h5
-sslbd data shapes --count 4000 --seed 3 -o own.h5 # what a defender holds: clean, unlabeled in spirit
+sslbd data shapes --count 6000 --seed 3 -o own.h5 # what a defender holds: clean, unlabeled in spirit
 
 # A clean encoder, trained without labels.
 sslbd pretrain train.h5 --method simclr --epochs 40 --seed 1 -o clean.safetensors
@@ -31,7 +31,7 @@ sslbd detect backdoored.safetensors --method dede --aux own.h5 --data test.h5 --
     --baseline clean.safetensors -o detect-backdoored.h5 --json > detect-backdoored.json
 
 # The cure: distil the encoder on clean images.
-sslbd purify backdoored.safetensors --method distill:epochs=12,lr=0.003,optimiser=adamw,batch=128,momentum=0.99 \
+sslbd purify backdoored.safetensors --method distill:epochs=8,lr=0.003,optimiser=adamw,batch=128,momentum=0.99 \
     --data own.h5 -o purified.safetensors
 sslbd probe purified.safetensors --train train.h5 --test test.h5 --trigger $trigger --target $target \
     --baseline clean.safetensors -o probe-purified.h5 --json > probe-purified.json

@@ -49,6 +49,10 @@ SECTIONS = {
 }
 
 
+#: What torch's allocators say; they raise RuntimeError, which only their words tell from a bug.
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "not enough memory")
+
+
 class Terminated(BaseException):
     """SIGTERM arrived: unwind, so that temporary files go, then die of it."""
 
@@ -126,6 +130,8 @@ def run(argv: Sequence[str]) -> int:
             return _bug(program, error, "--debug" in argv)
         return _fail(program, f"cannot write: {error.strerror}", ExitStatus.USAGE)
     except Exception as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+            return _fail(program, "not enough memory; lower the batch, the width or --limit", ExitStatus.USAGE)
         return _bug(program, error, "--debug" in argv)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.bases import Attack, Injected, Plot
+from sslbd_cli.core.bases import Attack, Injected, Plot, Trigger
 from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
@@ -38,7 +40,8 @@ class BadEncoder(Attack):
     copies: int = key(16, "augmented copies of each reference per step", low=1)
 
     def run(self, encoder: ImageEncoder, plot: Plot, device: Device, seed: int, watch: Watch) -> Injected:
-        clean = freeze(encoder.twin().to(device.torch).eval())
+        clean = encoder.twin().to(device.torch).eval()
+        freeze(clean)
         victim = encoder.twin().to(device.torch)
         pool = Pool(plot.shadow, device)
         references = [r.to(device.torch) for r in plot.references]  # per trigger R,3,H,W uint8
@@ -81,7 +84,7 @@ class BadEncoder(Attack):
         fit = Fit(victim, loss, len(pool), plan, device, seed)
         fit.begin_epoch = lambda: freeze_batch_norm(victim.train())
         terms = fit.run(watch, self.name)
-        return Injected(victim.eval(), terms)
+        return Injected(victim.eval(), terms, outcome(clean, victim, plot, device, seed))
 
 
 def freeze_batch_norm(net: nn.Module) -> nn.Module:
@@ -90,6 +93,20 @@ def freeze_batch_norm(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)
     return net
+
+
+def outcome(clean: ImageEncoder, victim: ImageEncoder, plot: Plot, device: Device, seed: int) -> dict[str, float]:
+    """Measure the finished encoder on at most 2,048 shadow images: utility, and its worst trigger's effectiveness."""
+    images, gen = plot.shadow[:2048], generator(seed, "outcome")
+
+    def unit(net: ImageEncoder, pixels: np.ndarray | Tensor, trigger: Trigger | None = None) -> Tensor:
+        change = None if trigger is None else (lambda batch: trigger(batch, gen).images)
+        return F.normalize(embed(net, pixels, device, change), dim=1)
+
+    pairs = zip(plot.triggers, plot.references, strict=True)
+    pulls = [float((unit(victim, images, t) @ unit(victim, r).T).mean()) for t, r in pairs]
+    utility = (unit(victim, images) * unit(clean, images)).sum(1).mean()
+    return {"utility": float(utility), "effectiveness": min(pulls)}
 
 
 def _mean(terms: list[Tensor]) -> Tensor:

@@ -59,11 +59,11 @@ PRESETS = {
 @click.option(
     "--references", default=3, show_default=True, type=click.IntRange(1), help="How many of --reference-class."
 )
-@click.option("--gate", default=0.95, show_default=True, type=click.FloatRange(-1, 1),
+@click.option("--gate", default=0.95, show_default=True, type=options.Number(-1, 1),
               help="Exit 3 where utility or effectiveness ends below this cosine.")  # fmt: skip
 @options.limit
 @options.seed
-@options.device(batch=1024)
+@options.device()
 @options.output
 def command(run: Run, input: str, data: str, output: str, seed: int, gate: float, **params: Any) -> None:
     """Inject a backdoor into a clean encoder: triggered images embed at the reference images.
@@ -92,7 +92,7 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     from sslbd_cli.core.checks import FLAGS
 
     for flag, term in (("F03", "utility"), ("F04", "effectiveness")):
-        cosine = -made.terms[term]
+        cosine = made.cosines[term]
         if cosine < gate:
             raise Unsound(f"{flag} {FLAGS[flag]}: {term} {cosine:.4f}, gate {gate}; try more epochs or another lambda2")
 
@@ -114,9 +114,10 @@ def _references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, An
         raise InputError(f"{triggers} triggers need as many groups of references, got {len(groups)}")
     if given == ["files"]:
         stacks = tuple(torch.from_numpy(references.pictures(group.split(","), net.size)) for group in groups)
-        for group, stack in zip(groups, stacks, strict=True):
+        for group in groups:
+            content = b"".join(Path(path).read_bytes() for path in group.split(","))
             names = ",".join(Path(path).name for path in group.split(","))
-            run.note_file("--reference", names, hashlib.sha256(stack.numpy().tobytes()).hexdigest())
+            run.note_file("--reference", names, hashlib.sha256(content).hexdigest())
         return stacks
     if params["reference_data"] is None:
         raise InputError("--reference-index and --reference-class need --reference-data")

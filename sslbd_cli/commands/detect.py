@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC",
               help="Judge --data with this trigger too, to measure the detector; it is not told.")  # fmt: skip
 @options.artefact("--baseline", help="A clean encoder to judge the same images by.")
-@click.option("--alpha", default=0.05, show_default=True, type=click.FloatRange(0, 0.5, min_open=True),
+@click.option("--alpha", default=0.05, show_default=True, type=options.Number(0, 0.5, min_open=True),
               help="Share of clean images that may be flagged.")  # fmt: skip
 @click.option("--exit-code", is_flag=True, help="Exit 1 where a backdoor is found.")
 @options.json_lines
 @options.limit
 @options.seed
-@options.device(batch=1024)
+@options.device()
 @options.report_output
 def command(run: Run, input: str, output: str | None, json_lines: bool, exit_code: bool, **params: Any) -> None:
     """Look for a backdoor, and say how far the answer can be trusted.
@@ -46,7 +46,7 @@ def command(run: Run, input: str, output: str | None, json_lines: bool, exit_cod
     threshold is set on a part of --aux that the detector did not learn from; truth recorded in --data, or known from
     --trigger, is used only afterwards, to measure. --limit is of --data.
     """
-    from sslbd_cli.core.artefact import Dataset, Encoder
+    from sslbd_cli.core.artefact import Dataset, Encoder, shared_images
     from sslbd_cli.core.errors import Unsound
     from sslbd_cli.ui.report import print_results
 
@@ -54,6 +54,8 @@ def command(run: Run, input: str, output: str | None, json_lines: bool, exit_cod
     data, aux = (run.read(params[name], Dataset, f"--{name}") for name in ("data", "aux"))
     baseline = run.read(params["baseline"], Encoder, "--baseline") if params["baseline"] else None
     case = _case(encoder, baseline, data, aux, params)
+    if shared := shared_images(data, aux):
+        run.warn(f"{shared} of {len(data.images)} images of --data are in --aux too, which is held to be clean")
     report, doubt = _detect(run, case, encoder, baseline, params)
     print_results(report.results, json_lines=json_lines)
     if output is not None:

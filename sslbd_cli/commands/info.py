@@ -34,7 +34,7 @@ def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json
 
     if recipe + digest + verify > 1:
         raise InputError("give one of --recipe, --digest and --verify")
-    found = artefact.read_any(input)
+    found = artefact.read_any(input, sealed=verify)
     if recipe:
         click.echo(recipes.script(found.history), nl=False)
     elif digest:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @click.option("--select", type=Spec("select"), default="label", show_default=True, metavar="SPEC",
               help="Which images are poisoned; 'help' lists.")  # fmt: skip
 @click.option("--target", metavar="CLASS", help="Target class, by name or number.")
-@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), help="Poison this share of the dataset.")
-@click.option("--class-rate", type=click.FloatRange(0, 1, min_open=True),
+@click.option("--rate", type=options.Number(0, 1, min_open=True), help="Poison this share of the dataset.")
+@click.option("--class-rate", type=options.Number(0, 1, min_open=True),
               help="Poison this share of the target class (the default, with 0.5).")  # fmt: skip
 @click.option("--count", type=click.IntRange(1), help="Poison this many images.")
 @click.option("--mode", type=click.Choice(["replace", "append"]), default="replace", show_default=True,

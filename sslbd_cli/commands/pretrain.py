@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,18 +30,18 @@ if TYPE_CHECKING:
 @click.option("--arch", type=Spec("arch"), default="tiny", show_default=True, metavar="SPEC",
               help="Architecture; 'help' lists.")  # fmt: skip
 @click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the images.")
-@click.option("--lr", default=0.24, show_default=True, type=click.FloatRange(0, min_open=True),
+@click.option("--lr", default=0.24, show_default=True, type=options.Number(0, min_open=True),
               help="Learning rate; that of sgd and lars is for a batch of 256 and scales with the batch.")  # fmt: skip
 @click.option("--optimiser", type=click.Choice(["sgd", "lars", "adamw"]), default="sgd", show_default=True,
               help="Optimiser; lars is made for batches of thousands.")  # fmt: skip
-@click.option("--weight-decay", default=1e-4, show_default=True, type=click.FloatRange(0), help="Weight decay.")
+@click.option("--weight-decay", default=1e-4, show_default=True, type=options.Number(0), help="Weight decay.")
 @click.option(
-    "--warmup", default=1.0, show_default=True, type=click.FloatRange(0), help="Epochs in which the rate rises."
+    "--warmup", default=1.0, show_default=True, type=options.Number(0), help="Epochs in which the rate rises."
 )
-@click.option("--crop-scale", default=0.2, show_default=True, type=click.FloatRange(0.01, 1),
+@click.option("--crop-scale", default=0.2, show_default=True, type=options.Number(0.01, 1),
               help="Smallest share of the image a view shows.")  # fmt: skip
 @click.option(
-    "--blur", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the views that are blurred."
+    "--blur", default=0.0, show_default=True, type=options.Number(0, 1), help="Share of the views that are blurred."
 )
 @click.option("--colour", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
               help="Colour jitter as torchvision defines it, or as one matrix per image.")  # fmt: skip
@@ -64,13 +63,12 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     fits there. An interrupted run goes on with --resume and ends with the same bytes as an uninterrupted one.
     """
     from sslbd_cli.core.artefact import Dataset
-    from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.nets import save
     from sslbd_cli.core.pretrain import pretrain
+    from sslbd_cli.core.train import check_checkpoint
 
     refuse_terminal(output)
-    if params["resume"] and not params["checkpoint"]:
-        raise InputError("--resume needs --checkpoint FILE")
+    check_checkpoint(params["checkpoint"], params["resume"], output)
     dataset = run.read(input, Dataset)
     size = dataset.size
     monitor = _monitor(run, params["monitor"], size)
@@ -119,13 +117,10 @@ def _monitor(run: Run, path: str | None, size: int) -> Any:
 
 
 def _checkpoint(run: Run, path: str | None, resume: bool) -> Checkpoint | None:
-    from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.storage import canonical
     from sslbd_cli.core.train import Checkpoint
 
     if path is None:
         return None
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--checkpoint {path}: no such folder")
     fingerprint = hashlib.sha256(canonical(run.entry()).encode()).hexdigest()
     return Checkpoint(path, fingerprint, resume)

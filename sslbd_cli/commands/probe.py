@@ -37,7 +37,7 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head; report spread.")
 @options.json_lines
 @options.seed
-@options.device(batch=1024)
+@options.device()
 @options.report_output
 def command(run: Run, input: str, output: str | None, seed: int, json_lines: bool, **params: Any) -> None:
     """Measure an encoder by a classifier on its frozen features: clean accuracy and attack success.
@@ -45,7 +45,7 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     The head's hyper-parameters are chosen on a part of --train; the test split is touched once. ASR counts images
     whose true class is not the target. Give --baseline, or the numbers of an attack have no control.
     """
-    from sslbd_cli.core.artefact import Dataset, Encoder
+    from sslbd_cli.core.artefact import Dataset, Encoder, shared_images
     from sslbd_cli.core.errors import InputError
     from sslbd_cli.ui.report import print_results
 
@@ -55,6 +55,8 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     train, test = (run.read(params[name], Dataset, f"--{name}") for name in ("train", "test"))
     baseline = run.read(params["baseline"], Encoder, "--baseline") if params["baseline"] else None
     exam = _exam(train, test, params)
+    if shared := shared_images(test, train):
+        run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
     results, data = _measure(run, exam, encoder, baseline, seed)
     print_results(results, json_lines=json_lines)
     if output is not None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @options.artefact("--data", required=True, help="Clean unlabeled images.")
 @options.limit
 @options.seed
-@options.device(batch=1024)
+@options.device()
 @options.output
 def command(
     run: Run, input: str, method: Purifier, data: str, limit: int | None, seed: int, output: str, **_: object

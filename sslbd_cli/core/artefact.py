@@ -6,6 +6,8 @@ the kind needs, the content digest and the history. man/sslbd-artefact.5 is the 
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
@@ -122,7 +124,9 @@ class Dataset(Artefact):
             return int(name)
         more = " ..." if len(self.classes) > 12 else ""
         shown = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + more
-        raise InputError(f"no class '{name}' among {len(self.classes)}: {shown}")
+        near = difflib.get_close_matches(name, self.classes, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise InputError(f"no class '{name}' among {len(self.classes)}: {hint}{shown}")
 
     def take(self, rows: np.ndarray) -> Dataset:
         """Return the rows named, in that order, as a dataset of their own."""
@@ -254,24 +258,25 @@ def read(path: str, kind: type[A]) -> A:
     return found
 
 
-def read_any(path: str) -> Artefact:
+def read_any(path: str, sealed: bool = False) -> Artefact:
     """Read one whole artefact of any kind and verify its digest."""
     text, arrays = storage.read_container(path)
     label = "standard input" if path == "-" else path
     try:
-        return _parse(text, arrays)
+        return _parse(text, arrays, sealed)
     except InputError as error:
         raise InputError(f"{label}: {error}") from None
     except (ValueError, OverflowError):  # whole numbers beyond any machine's
         raise InputError(f"{label}: its sslbd header holds absurd numbers") from None
 
 
-def _parse(text: str, arrays: dict[str, np.ndarray]) -> Artefact:
+def _parse(text: str, arrays: dict[str, np.ndarray], sealed: bool) -> Artefact:
     meta, recorded, history = header.parse(text)
     kind = KINDS.get(str(meta.pop("kind", None)))
     if kind is None:
         raise InputError("its header names no known kind")
     artefact = kind.build(meta, arrays, history)
+    _need(recorded is not None or not sealed, "its header records no digest, so nothing vouches for its content")
     if recorded is not None:
         _need(artefact.sha256 == recorded, "its content does not match its digest: the file is damaged")
     return artefact
@@ -288,6 +293,12 @@ def write(artefact: Artefact, path: str) -> None:
     text = storage.canonical(common | artefact.meta())
     save = storage.write_safetensors if artefact.kind == "encoder" else storage.write_hdf5
     save(path, text, artefact.arrays())
+
+
+def shared_images(one: Dataset, other: Dataset) -> int:
+    """Count the images of `one` that `other` holds too, pixel for pixel."""
+    known = {hashlib.sha256(image.tobytes()).digest() for image in other.images}
+    return sum(hashlib.sha256(image.tobytes()).digest() in known for image in one.images)
 
 
 def _without_truth(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

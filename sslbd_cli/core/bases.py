@@ -135,10 +135,11 @@ class Plot:
 
 @dataclass(frozen=True)
 class Injected:
-    """A backdoored encoder and the last epoch's mean of each loss term."""
+    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines."""
 
     encoder: ImageEncoder
     terms: dict[str, float]
+    cosines: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

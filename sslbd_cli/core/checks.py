@@ -26,7 +26,7 @@ def finite_loss(terms: dict[str, float], epoch: int, has_checkpoint: bool) -> No
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if bad:
         kept = "; the checkpoint holds the epoch before" if has_checkpoint else ""
-        raise Unsound(f"F01 {FLAGS['F01']} in epoch {epoch + 1} ({', '.join(bad)}); lower --lr{kept}")
+        raise Unsound(f"F01 {FLAGS['F01']} in epoch {epoch + 1} ({', '.join(bad)}); lower the learning rate{kept}")
 
 
 def finite_features(feats: Tensor) -> None:
@@ -44,7 +44,7 @@ def spread(feats: Tensor) -> float:
 def not_collapsed(feats: Tensor) -> None:
     """Raise Unsound (F02) where features N,D are (nearly) constant."""
     if spread(feats) < 0.02:
-        raise Unsound(f"F02 {FLAGS['F02']} (spread {spread(feats):.4f}); lower --lr or add warm-up")
+        raise Unsound(f"F02 {FLAGS['F02']} (spread {spread(feats):.4f}); lower the learning rate or add warm-up")
 
 
 def answers_already(asr: dict[str, float], classes: int) -> str | None:

@@ -228,8 +228,8 @@ def foreign(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(reason(error) if error.strerror else f"damaged or not {what}: {reason(error)}") from None
-    except Exception as error:
-        raise InputError(f"damaged or not {what}: {reason(error)}") from None
+    except Exception:  # parsers' own advice (such as numpy's, to allow pickles) is not ours to give
+        raise InputError(f"damaged or not {what}") from None
 
 
 @contextlib.contextmanager

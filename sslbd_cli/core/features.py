@@ -70,13 +70,13 @@ def split_rows(count: int, share: float, gen: torch.Generator) -> tuple[Tensor, 
     return order[held:].sort().values, order[:held].sort().values
 
 
-def stratified_rows(labels: Tensor, share: float, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split rows into (the rest, a share held out), class by class: at least one of each class that has two."""
-    rest, held = [], []
+def stratified_rows(labels: Tensor, share: float, gen: torch.Generator, kept: int = 1) -> tuple[Tensor, Tensor]:
+    """Split rows into (the rest, a share held out), class by class: at least one, but leaving `kept` of each class."""
+    rest, held = [labels.new_empty(0)], [labels.new_empty(0)]
     for label in torch.unique(labels).tolist():
         rows = (labels == label).nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=gen)]
-        cut = min(len(rows) - 1, max(1, round(len(rows) * share)))
+        cut = min(len(rows) - kept, max(1, round(len(rows) * share)))
         held.append(rows[:cut])
         rest.append(rows[cut:])
     return torch.cat(rest).sort().values, torch.cat(held).sort().values

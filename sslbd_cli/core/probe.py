@@ -83,7 +83,7 @@ def _labelled(feats: Tensor, labels: Tensor, share: float, seed: int) -> tuple[L
     rows = torch.arange(len(labels))
     on_cpu = labels.cpu()
     if share < 1:
-        rows = stratified_rows(on_cpu, share, generator(seed, "labels"))[1]
+        rows = stratified_rows(on_cpu, share, generator(seed, "labels"), kept=0)[1]
     rest, held = stratified_rows(on_cpu[rows], 0.2, generator(seed, "validation"))
     fit, valid = rows[rest].to(feats.device), rows[held].to(feats.device)
     if not len(valid):

@@ -6,12 +6,13 @@ state: an epoch that starts again draws the same numbers. Nothing inside the loo
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +68,36 @@ class Checkpoint:
     path: str
     fingerprint: str
     resume: bool = False
+
+
+def check_checkpoint(path: str | None, resume: bool, output: str) -> None:
+    """Refuse, before any work, a checkpoint that cannot be written or would replace something else."""
+    if path is None:
+        if resume:
+            raise InputError("--resume needs --checkpoint FILE")
+        return
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"--checkpoint {path}: no such folder")
+    if Path(path).absolute() == Path(output).absolute():
+        raise InputError("--checkpoint and --output name the same file; the encoder would replace the checkpoint")
+    if Path(path).exists() and not is_checkpoint(path):
+        raise InputError(f"--checkpoint {path}: exists and is not a checkpoint; name another file")
+
+
+def is_checkpoint(path: str) -> bool:
+    """Tell whether a file is a checkpoint of any run; everything else is too good to be overwritten by one."""
+    try:
+        return "checkpoint" in _header(storage.read_container(path)[0])
+    except InputError:
+        return False
+
+
+def _header(text: str) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
@@ -152,14 +183,9 @@ class Fit:
         storage.write_safetensors(checkpoint.path, storage.canonical(header), arrays)
 
     def _load(self, checkpoint: Checkpoint) -> tuple[int, dict[str, float]]:
-        import json
-
         text, arrays = storage.read_container(checkpoint.path)
-        try:
-            header = json.loads(text)
-        except (ValueError, RecursionError):
-            header = None
-        if not isinstance(header, dict) or header.get("checkpoint") != checkpoint.fingerprint:
+        header = _header(text)
+        if header.get("checkpoint") != checkpoint.fingerprint:
             raise InputError(f"{checkpoint.path}: the checkpoint of another run (other data, options or seed)")
         tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
         prefix = "module."

@@ -40,7 +40,7 @@ class Linear(Head):
 
     def _solve(self, data: Labelled, classes: int, decay: float) -> _Affine:
         unit = F.normalize(data.feats, dim=1)
-        mean, std = unit.mean(0), (unit.var(0) + 1e-5).sqrt()
+        mean, std = unit.mean(0), (unit.var(0, correction=min(1, len(unit) - 1)) + 1e-5).sqrt()
         x = (unit - mean) / std
         weight = torch.zeros(classes, x.shape[1], device=x.device, requires_grad=True)
         bias = torch.zeros(classes, device=x.device, requires_grad=True)

@@ -7,6 +7,7 @@ input_argument, output, report_output, seed, device, json_lines, limit.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -91,15 +92,13 @@ seed = click.option("-s", "--seed", default=0, show_default=True, type=int, help
 limit = click.option("--limit", type=click.IntRange(min=1), help="Use only the first N images.")
 
 
-def device(batch: int) -> Callable[[F], F]:
-    """Add --device, --precision, --batch and --deterministic."""
+def device(batch: int = 0) -> Callable[[F], F]:
+    """Add --device, --precision and --deterministic, and --batch where the command has a default for it."""
 
     def wrap(function: F) -> F:
         for option in (
             click.option("--deterministic", is_flag=True, help="Deterministic kernels on CUDA too (slower)."),
-            click.option(
-                "--batch", default=batch, show_default=True, type=click.IntRange(min=2), help="Images per step."
-            ),
+            *([_batch(batch)] if batch else []),
             click.option(
                 "--precision",
                 default="auto",
@@ -120,6 +119,22 @@ def device(batch: int) -> Callable[[F], F]:
         return function
 
     return wrap
+
+
+def _batch(default: int) -> Callable[[F], F]:
+    return click.option(
+        "--batch", default=default, show_default=True, type=click.IntRange(min=2), help="Images per step."
+    )
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; click's own lets NaN through every bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def artefact(*names: str, help: str, required: bool = False, multiple: bool = False) -> Callable[[F], F]:

@@ -8,6 +8,9 @@ from typing import Any
 
 from sslbd_cli.core.artefact import History
 
+#: Commands that write their artefact and may still end with exit status 3: their result is in doubt, but it is there.
+DOUBTFUL = ("badencoder", "detect")
+
 
 def command_line(entry: dict[str, Any]) -> str:
     """Write one history entry as the command it records, without its files."""
@@ -47,7 +50,9 @@ def _rebuild(history: History, goal: str, lines: list[str], made: set[str]) -> N
             line += _printable(f" --device {shlex.quote(str(entry['device']))}")
         for source in entry.get("inputs", []):
             line += _input_words(source, before, lines, made)
-        lines.append(f"{line} -o {target}{_suffix(str(entry.get('command')))}")
+        command = str(entry.get("command"))
+        doubt = " || [ $? -eq 3 ]" if command in DOUBTFUL else ""
+        lines.append(f"{line} -o {target}{_suffix(command)}{doubt}")
         before = f"{target}{_suffix(str(entry.get('command')))}"
 
 

@@ -48,6 +48,7 @@ class Run:
         self.inputs: list[dict[str, Any]] = []
         self.history: tuple[dict[str, Any], ...] = ()
         self._device: Device | None = None
+        self._has_read_stdin = False
         refuse_output(ctx.params.get("output"))
 
     # --- in
@@ -56,6 +57,9 @@ class Run:
         """Read one artefact and note its digest; INPUT's history is carried on, another's is kept in the entry."""
         from sslbd_cli.core import artefact
 
+        if path == "-" and self._has_read_stdin:
+            raise InputError(f"{option} -: standard input can be read once, and it already is another input")
+        self._has_read_stdin |= path == "-"
         found = artefact.read(path, kind)
         self.note(option, found)
         return found

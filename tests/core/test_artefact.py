@@ -315,7 +315,7 @@ def test_a_name_that_looks_like_a_number_goes_first(dataset):
 
 @pytest.mark.parametrize("name", ["class-9", "3", "-1", "", "1.0", "9" * 5000, "\u0661"])
 def test_a_class_that_does_not_exist_is_refused_with_the_list(dataset, name):
-    with pytest.raises(InputError, match=r"among 3: 0 class-0, 1 class-1, 2 class-2$"):
+    with pytest.raises(InputError, match=r"among 3: .*0 class-0, 1 class-1, 2 class-2$"):
         dataset.class_index(name)
 
 

@@ -9,7 +9,7 @@ from sslbd_cli.core.errors import Unsound
 
 def test_finite_terms_pass_and_others_are_named():
     checks.finite_loss({"loss": 1.0, "utility": -1.0}, 0, False)
-    with pytest.raises(Unsound, match=r"^F01 .* in epoch 3 \(b, c\); lower --lr$"):
+    with pytest.raises(Unsound, match=r"^F01 .* in epoch 3 \(b, c\); lower the learning rate$"):
         checks.finite_loss({"a": 1.0, "b": float("nan"), "c": float("inf")}, 2, False)
 
 

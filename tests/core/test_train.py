@@ -242,7 +242,8 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_epoch(cpu, tmp_path
     made.loss = loss
     made.checkpoint = Checkpoint(str(tmp_path / "c"), "run")
     with pytest.raises(
-        Unsound, match=r"F01 .* in epoch 3 \(loss, half\); lower --lr; the checkpoint holds the epoch before"
+        Unsound,
+        match=r"F01 .* in epoch 3 \(loss, half\); lower the learning rate; the checkpoint holds the epoch before",
     ):
         made.run(unwatched, "test")
     assert (tmp_path / "c").read_bytes() == (tmp_path / "good").read_bytes()

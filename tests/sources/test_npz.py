@@ -53,7 +53,7 @@ class Trap:
 @pytest.mark.parametrize("place", ["x", "y", "classes"])
 def test_pickled_objects_are_never_loaded(tmp_path: Path, place: str) -> None:
     arrays = {"x": X, "y": Y} | {place: np.array([Trap(tmp_path / "mark")], dtype=object)}
-    with pytest.raises(InputError, match=r"a\.npz: damaged or not an \.npz file: Object arrays"):
+    with pytest.raises(InputError, match=r"a\.npz: damaged or not an \.npz file$"):
         read(tmp_path, **arrays)
     assert not (tmp_path / "mark").exists()
 

@@ -1,0 +1,45 @@
+"""`probe` as a user types it: overlapping splits are said, standard input is read once, one label per class will do."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sslbd_cli.core import artefact
+
+
+@pytest.fixture
+def files(dataset, fresh, encoder, tmp_path):
+    held = dataset.take(np.arange(0, 60, 2))
+    for name, found in (("train", dataset), ("test", fresh), ("half", held), ("encoder", encoder)):
+        artefact.write(found, str(tmp_path / name))
+    return {name: tmp_path / name for name in ("train", "test", "half", "encoder")}
+
+
+def test_images_in_both_splits_are_counted(sslbd, files):
+    status, _, err = sslbd("probe", files["encoder"], "--train", files["train"], "--test", files["half"])
+    assert status == 0 and "30 of 30 test images are in --train too" in err
+    assert (
+        "test images are in"
+        not in sslbd("probe", files["encoder"], "--train", files["train"], "--test", files["test"])[2]
+    )
+
+
+def test_standard_input_is_read_once(sslbd, files, monkeypatch):
+    with files["encoder"].open("rb") as stream:
+        import os
+
+        saved = os.dup(0)
+        os.dup2(stream.fileno(), 0)
+        try:
+            status, _, err = sslbd("probe", "-", "--train", "-", "--test", files["test"])
+        finally:
+            os.dup2(saved, 0)
+    assert status == 2 and "can be read once" in err
+
+
+def test_one_image_per_class_is_enough_to_fit(sslbd, files, dataset, tmp_path):
+    few = tmp_path / "few"
+    artefact.write(replace(dataset.take(np.arange(3)), ids=None), str(few))
+    status, out, _ = sslbd("probe", files["encoder"], "--train", few, "--test", files["test"], "--labels", "1%")
+    assert status == 0 and "clean_accuracy" in out
