@@ -109,7 +109,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
 
 def channels_last_pays(device: Device) -> bool:
-    """Tell whether convolutions run faster on channels-last tensors: on GPUs, and on CPUs with AMX only."""
+    """Tell whether channels-last convolutions pay: on GPUs and CPUs with AMX; elsewhere it is within a few percent."""
     if device.kind == "cpu":
         return device.precision == "bf16" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
     return device.kind == "cuda"
