@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from sslbd_cli.core import header, storage
+from sslbd_cli.core import checked, header, storage
+from sslbd_cli.core.checked import need
 from sslbd_cli.core.errors import InputError
 
 LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
@@ -84,21 +84,21 @@ class Dataset(Artefact):
 
     @classmethod
     def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Dataset:
-        _only_keys(meta, {"classes"})
-        _only_keys(arrays, {"images", "labels", "ids", "truth/poisoned", "truth/box", "truth/source"})
-        images = _array(arrays, "images", np.uint8, (None, 3, None, None))
+        checked.only_keys(meta, {"classes"})
+        checked.only_keys(arrays, {"images", "labels", "ids", "truth/poisoned", "truth/box", "truth/source"})
+        images = checked.array(arrays, "images", np.uint8, (None, 3, None, None))
         count, height, width = len(images), images.shape[2], images.shape[3]
-        _need(count > 0, "holds no image")
-        _need(height >= 4 and width >= 4, "its images are smaller than 4 pixels")
-        classes = _classes(meta)
-        labels = _labels(arrays, count, len(classes))
-        ids = _array(arrays, "ids", np.int64, (count,)) if "ids" in arrays else None
+        need(count > 0, "holds no image")
+        need(height >= 4 and width >= 4, "its images are smaller than 4 pixels")
+        classes = checked.class_names(meta)
+        labels = checked.label_array(arrays, count, len(classes))
+        ids = checked.array(arrays, "ids", np.int64, (count,)) if "ids" in arrays else None
         truth = None
         if any(name.startswith("truth/") for name in arrays):
             truth = Truth(
-                poisoned=_array(arrays, "truth/poisoned", np.bool_, (count,)),
-                box=_array(arrays, "truth/box", np.int32, (count, 4)),
-                source=_array(arrays, "truth/source", np.int64, (count,)),
+                poisoned=checked.array(arrays, "truth/poisoned", np.bool_, (count,)),
+                box=checked.array(arrays, "truth/box", np.int32, (count, 4)),
+                source=checked.array(arrays, "truth/source", np.int64, (count,)),
             )
         return cls(images=images, labels=labels, ids=ids, classes=classes, truth=truth, history=history)
 
@@ -166,20 +166,23 @@ class Encoder(Artefact):
 
     @classmethod
     def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Encoder:
-        _only_keys(meta, {"arch", "input", "dim"})
+        checked.only_keys(meta, {"arch", "input", "dim"})
         shape = meta.get("input")
-        _need(isinstance(meta.get("arch"), str), "its header names no arch")
-        _need(isinstance(shape, dict) and set(shape) == {"size", "mean", "std"}, "its header lacks size, mean or std")
+        need(isinstance(meta.get("arch"), str), "its header names no arch")
+        need(isinstance(shape, dict) and set(shape) == {"size", "mean", "std"}, "its header lacks size, mean or std")
         assert isinstance(shape, dict)
         for name in ("mean", "std"):
             numbers = shape[name]
-            good = isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_number, numbers))
-            _need(good, f"bad input {name}")
-        _need(all(s > 0 for s in shape["std"]), "an input std is not positive")
-        _need(_is_count(shape["size"], LARGEST) and _is_count(meta.get("dim"), 1 << 20), "bad input size or dim")
-        _need(all(name.split(".")[0] in ("encoder", "projector") for name in arrays), "holds foreign tensors")
+            good = isinstance(numbers, list) and len(numbers) == 3 and all(map(checked.is_number, numbers))
+            need(good, f"bad input {name}")
+        need(all(s > 0 for s in shape["std"]), "an input std is not positive")
+        need(
+            checked.is_count(shape["size"], LARGEST) and checked.is_count(meta.get("dim"), 1 << 20),
+            "bad input size or dim",
+        )
+        need(all(name.split(".")[0] in ("encoder", "projector") for name in arrays), "holds foreign tensors")
         for name, tensor in arrays.items():
-            _need(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"'{name}' holds NaN or infinity")
+            need(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"'{name}' holds NaN or infinity")
         return cls(
             arch=meta["arch"],
             size=shape["size"],
@@ -208,13 +211,13 @@ class Features(Artefact):
 
     @classmethod
     def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Features:
-        _only_keys(meta, {"classes"})
-        _only_keys(arrays, {"feats", "labels"})
-        feats = _array(arrays, "feats", np.float32, (None, None))
-        _need(feats.size > 0, "holds no features")
-        _need(bool(np.isfinite(feats).all()), "the features hold NaN or infinity")
-        classes = _classes(meta)
-        labels = _labels(arrays, len(feats), len(classes))
+        checked.only_keys(meta, {"classes"})
+        checked.only_keys(arrays, {"feats", "labels"})
+        feats = checked.array(arrays, "feats", np.float32, (None, None))
+        need(feats.size > 0, "holds no features")
+        need(bool(np.isfinite(feats).all()), "the features hold NaN or infinity")
+        classes = checked.class_names(meta)
+        labels = checked.label_array(arrays, len(feats), len(classes))
         return cls(feats=feats, labels=labels, classes=classes, history=history)
 
 
@@ -235,8 +238,8 @@ class Report(Artefact):
 
     @classmethod
     def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Report:
-        _only_keys(meta, {"command", "results"})
-        _need(isinstance(meta.get("command"), str) and isinstance(meta.get("results"), dict), "it has no results")
+        checked.only_keys(meta, {"command", "results"})
+        need(isinstance(meta.get("command"), str) and isinstance(meta.get("results"), dict), "it has no results")
         return cls(command=meta["command"], results=meta["results"], data=arrays, history=history)
 
 
@@ -276,9 +279,9 @@ def _parse(text: str, arrays: dict[str, np.ndarray], sealed: bool) -> Artefact:
     if kind is None:
         raise InputError("its header names no known kind")
     artefact = kind.build(meta, arrays, history)
-    _need(recorded is not None or not sealed, "its header records no digest, so nothing vouches for its content")
+    need(recorded is not None or not sealed, "its header records no digest, so nothing vouches for its content")
     if recorded is not None:
-        _need(artefact.sha256 == recorded, "its content does not match its digest: the file is damaged")
+        need(artefact.sha256 == recorded, "its content does not match its digest: the file is damaged")
     return artefact
 
 
@@ -303,43 +306,3 @@ def shared_images(one: Dataset, other: Dataset) -> int:
 
 def _without_truth(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if not name.startswith("truth/")}
-
-
-def _array(arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    _need(name in arrays, f"'{name}' is missing")
-    array = arrays[name]
-    fits = array.ndim == len(shape) and all(s is None or s == a for s, a in zip(shape, array.shape, strict=True))
-    _need(fits and array.dtype == dtype, f"'{name}' is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
-    return array
-
-
-def _classes(meta: dict[str, Any]) -> tuple[str, ...]:
-    classes = meta.get("classes", [])
-    _need(isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes are not a list of names")
-    return tuple(classes)
-
-
-def _labels(arrays: dict[str, np.ndarray], count: int, classes: int) -> np.ndarray | None:
-    if "labels" not in arrays:
-        return None
-    labels = _array(arrays, "labels", np.int64, (count,))
-    _need(0 <= int(labels.min()) and int(labels.max()) < classes, "a label lies outside its classes")
-    return labels
-
-
-def _only_keys(found: dict[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(found) - known)
-    _need(not unknown, f"unknown entries {', '.join(unknown[:5])}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
-
-
-def _need(condition: bool, problem: str) -> None:
-    if not condition:
-        raise InputError(problem)

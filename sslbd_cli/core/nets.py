@@ -45,36 +45,27 @@ class Tiny(Arch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet18(Arch):
+class _ResNet(Arch):
+    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; auto: cifar up to 64 pixels",
+                    choices=("auto", "cifar", "imagenet"))  # fmt: skip
+
+    def backbone(self, size: int) -> nn.Module:
+        return _resnet(self.name, self.stem, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet18(_ResNet):
     """Use torchvision's ResNet-18 (512-d)."""
 
-    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; auto: cifar up to 64 pixels",
-                    choices=("auto", "cifar", "imagenet"))  # fmt: skip
-
-    def backbone(self, size: int) -> nn.Module:
-        return _resnet("resnet18", self.stem, size)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet34(Arch):
+class ResNet34(_ResNet):
     """Use torchvision's ResNet-34 (512-d)."""
 
-    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; auto: cifar up to 64 pixels",
-                    choices=("auto", "cifar", "imagenet"))  # fmt: skip
-
-    def backbone(self, size: int) -> nn.Module:
-        return _resnet("resnet34", self.stem, size)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet50(Arch):
+class ResNet50(_ResNet):
     """Use torchvision's ResNet-50 (2048-d)."""
-
-    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; auto: cifar up to 64 pixels",
-                    choices=("auto", "cifar", "imagenet"))  # fmt: skip
-
-    def backbone(self, size: int) -> nn.Module:
-        return _resnet("resnet50", self.stem, size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,12 +130,24 @@ def listing(shelf: str) -> dict[str, PluginInfo]:
 
 def _read_source(shelf: str, path: Path) -> Iterator[PluginInfo]:
     module = "sslbd_cli." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and any(_is_plugin_base(base) for base in node.bases):
+    classes = {n.name: n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)}
+    for node in classes.values():
+        lineage = _lineage(node, classes)
+        if lineage and not node.name.startswith("_"):
             doc = ast.get_docstring(node) or ""
-            keys = tuple(k for k in map(_read_key, node.body) if k)
+            keys = tuple(k for cls in lineage for k in map(_read_key, cls.body) if k)
             name = _value_name(shelf, module, node.name)
             yield PluginInfo(name, doc.split("\n", 1)[0], doc, keys, node.name, module)
+
+
+def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """Return a plugin's classes in its file, bases first as a dataclass orders fields; none for other classes."""
+    for base in node.bases:
+        if _is_plugin_base(base):
+            return [node]
+        if isinstance(base, ast.Name) and base.id in classes and (above := _lineage(classes[base.id], classes)):
+            return [*above, node]
+    return []
 
 
 def _is_plugin_base(base: ast.expr) -> bool:
