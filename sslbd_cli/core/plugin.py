@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import math
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 SHELVES = {
     "trigger": "triggers",
     "select": "selectors",
+    "craft": "crafts",
     "objective": "objectives",
     "attack": "attacks",
     "detector": "detectors",
@@ -74,6 +76,7 @@ class Plugin:
     """Base of everything on a shelf: a frozen value with bounded keys that prints as its own spec string."""
 
     shelf: ClassVar[str]
+    given: ClassVar[frozenset[str]] = frozenset()  # the keys a spec string named; set per object by `parse`
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -130,28 +133,48 @@ def listing(shelf: str) -> dict[str, PluginInfo]:
 
 def _read_source(shelf: str, path: Path) -> Iterator[PluginInfo]:
     module = "sslbd_cli." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    classes = {n.name: n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)}
-    for node in classes.values():
-        lineage = _lineage(node, classes)
-        if lineage and not node.name.startswith("_"):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in (n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")):
+        if lineage := _lineage(node, tree):
             doc = ast.get_docstring(node) or ""
             keys = tuple(k for cls in lineage for k in map(_read_key, cls.body) if k)
             name = _value_name(shelf, module, node.name)
             yield PluginInfo(name, doc.split("\n", 1)[0], doc, keys, node.name, module)
 
 
-def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
-    """Return a plugin's classes in its file, bases first as a dataclass orders fields; none for other classes."""
+def _lineage(node: ast.ClassDef, module: ast.Module) -> list[ast.ClassDef]:
+    """Return a plugin's classes, bases first as a dataclass orders fields; none for other classes.
+
+    A base may be in the same file or be imported from another file of the package.
+    """
     for base in node.bases:
         if _is_plugin_base(base):
             return [node]
-        if isinstance(base, ast.Name) and base.id in classes and (above := _lineage(classes[base.id], classes)):
+        found = _find_class(base.id, module) if isinstance(base, ast.Name) else None
+        if found and (above := _lineage(*found)):
             return [*above, node]
     return []
 
 
+def _find_class(name: str, module: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
+    """Find a class by the name it has in a module: its definition and the module that holds it."""
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, module
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            package, _, rest = (node.module or "").partition(".")
+            if package == PACKAGE.name:
+                return _find_class(name, _parsed(PACKAGE.joinpath(*rest.split(".")).with_suffix(".py")))
+    return None
+
+
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _is_plugin_base(base: ast.expr) -> bool:
-    bases = {"Trigger", "Selector", "Objective", "Attack", "Detector", "Purifier", "Head", "Source", "Arch"}
+    bases = {"Trigger", "Selector", "Craft", "Objective", "Attack", "Detector", "Purifier", "Head", "Source", "Arch"}
     return isinstance(base, ast.Name) and base.id in bases
 
 
@@ -188,7 +211,9 @@ def parse(shelf: str, text: str) -> Any:
         if not equals or key_name in values:
             raise InputError(f"{name}: key '{key_name}' {'is given twice' if equals else 'needs =VALUE'}")
         values[key_name] = _convert(name, key_name, types[key_name], raw)
-    return getattr(importlib.import_module(info.module), info.class_name)(**values)
+    made = getattr(importlib.import_module(info.module), info.class_name)(**values)
+    object.__setattr__(made, "given", frozenset(values))
+    return made
 
 
 def _convert(plugin: str, name: str, type_name: str, raw: str) -> Value:
