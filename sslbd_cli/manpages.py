@@ -110,8 +110,10 @@ def _holds(path: Path, text: str) -> bool:
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 and name the pages that are stale.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def main(folder: Path, check: bool) -> None:
-    """Write sslbd.1 and the page of every command into FOLDER."""
-    pages = manpage.pages(toolkit, book())
+    """Write sslbd.1, the page of every command and sslbd-triggers.7 into FOLDER."""
+    from sslbd_cli.ui import triggerpage  # measures triggers: only here is torch needed
+
+    pages = manpage.pages(toolkit, book()) | {triggerpage.NAME: triggerpage.page(__version__)}
     wrong = stale(folder, pages)
     if check:
         for name in wrong:

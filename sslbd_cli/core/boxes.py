@@ -7,8 +7,6 @@ from torch import Tensor
 
 from sslbd_cli.core.errors import InputError
 
-PLACES = ("tl", "tr", "bl", "br", "center", "random")
-
 
 def side(size: float, height: int, width: int) -> int:
     """Return a patch's side in pixels: `size` itself from 1 up, below 1 a share of the shorter side.
@@ -21,31 +19,36 @@ def side(size: float, height: int, width: int) -> int:
     return pixels
 
 
-def place(count: int, shape: tuple[int, int, int], where: str, margin: int, gen: torch.Generator) -> Tensor:
-    """Return boxes int64 count,4 (x, y, width, height) of square patches. shape: height, width, patch side.
+def fixed(shape: tuple[int, int, int], where: str, margin: int) -> Tensor:
+    """Return the top-left corner (x, y), int64 2, of a patch `margin` pixels from the border, or in the centre.
 
-    `random` draws each image's corner so that the patch keeps `margin` pixels from the border.
+    shape: height, width, patch side. The margin shrinks where the image is too small for it.
     """
     height, width, pixels = shape
-    free_x, free_y = width - pixels, height - pixels
-    margin = min(margin, free_x // 2, free_y // 2)
-    near_x, far_x, near_y, far_y = margin, free_x - margin, margin, free_y - margin
-    if where == "random":
-        # one draw of two numbers per image, so that a batch draws what its images would one by one
-        draws = torch.rand(count, 2, generator=gen, dtype=torch.float64)
-        x = near_x + (draws[:, 0] * (far_x - near_x + 1)).long()
-        y = near_y + (draws[:, 1] * (far_y - near_y + 1)).long()
-        corner = torch.stack([x, y], dim=1)
-    else:
-        corners = {
-            "tl": (near_x, near_y),
-            "tr": (far_x, near_y),
-            "bl": (near_x, far_y),
-            "br": (far_x, far_y),
-            "center": (free_x // 2, free_y // 2),
-        }
-        corner = torch.tensor([corners[where]]).repeat(count, 1)
-    return torch.cat([corner, torch.full((count, 2), pixels)], dim=1)
+    free = torch.tensor([width - pixels, height - pixels])
+    if where == "center":
+        return free // 2
+    near = torch.minimum(torch.tensor(margin), free // 2)
+    at_far_end = torch.tensor([where[1] == "r", where[0] == "b"])
+    return torch.where(at_far_end, free - near, near)
+
+
+def wander(count: int, shape: tuple[int, int, int], low: float, high: float, gen: torch.Generator) -> Tensor:
+    """Draw each image's top-left corner (x, y), int64 count,2, from {int(low L), ..., int(high L - side)}, L a side.
+
+    Both ends are included; an upper end below the lower one is raised to it, as in generate_poison.py of SSL-Backdoor.
+    Unlike there, the patch stays inside the image whatever the shares. shape: height, width, patch side.
+    """
+    height, width, pixels = shape
+    first, options = [], []
+    for length in (width, height):
+        lower = min(int(low * length), length - pixels)
+        upper = min(max(int(high * length - pixels), lower), length - pixels)
+        first.append(lower)
+        options.append(upper - lower + 1)
+    # one draw of two numbers per image, so that a batch draws what its images would one by one
+    draws = torch.rand(count, 2, generator=gen, dtype=torch.float64)
+    return torch.tensor(first) + (draws * torch.tensor(options)).long()
 
 
 def paste(x: Tensor, patch: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tensor:
@@ -57,5 +60,13 @@ def paste(x: Tensor, patch: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tens
     image = torch.arange(len(x), device=x.device)[:, None, None, None]
     channel = torch.arange(channels, device=x.device)[None, :, None, None]
     at = (image, channel, rows[:, None, :, None], columns[:, None, None, :])
-    x[at] = torch.lerp(x[at], patch.to(x), opacity)
+    x[at] = mix(x[at], patch, opacity)
     return x
+
+
+def mix(x: Tensor, picture: Tensor, share: float) -> Tensor:
+    """Return (1 - share) x + share picture.
+
+    In two roundings: torch.lerp and addcmul fuse them on some devices, and pixels would differ between CPU and GPU.
+    """
+    return x * (1 - share) + (picture * share).to(x)

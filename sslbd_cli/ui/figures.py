@@ -58,10 +58,11 @@ def sheet(clean: np.ndarray, triggered: np.ndarray | None) -> Picture:
     rows, caption = [("clean", clean[:SHEET])], "Sample images."
     if triggered is not None:
         change = np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET])
-        factor = 255 / max(1, int(change.max()))  # a faint trigger is made visible
-        rows += [("triggered", triggered[:SHEET]), ("change", (change * factor).astype(np.uint8))]
-        faint = f" (times {factor:.3g})" if factor >= 1.5 else ""
-        caption = f"The same images without and with the trigger, and what it changed{faint}."
+        factor = 255 // max(1, int(change.max()))  # a faint trigger is made visible, and by how much is said
+        name = f"change ×{factor}" if factor > 1 else "change"
+        rows += [("triggered", triggered[:SHEET]), (name, (change * factor).astype(np.uint8))]
+        caption = "The same images without and with the trigger, and what it changed"
+        caption += f": at most {change.max()}/255, drawn {factor} times as large." if factor > 1 else "."
     return Picture("samples", caption, plots.board([Block("", INK, rows)]), fixed=True)
 
 

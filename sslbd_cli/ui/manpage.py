@@ -14,7 +14,7 @@ from sslbd_cli.ui.options import ArtefactPath
 from sslbd_cli.ui.spec import Spec, key_line
 
 WIDTH = 72  # columns an example may take before it goes on in the next line
-REFERENCES = (("sslbd-artefact", 5), ("sslbd-flags", 7), ("sslbd-metrics", 7))
+REFERENCES = (("sslbd-artefact", 5), ("sslbd-flags", 7), ("sslbd-metrics", 7), ("sslbd-triggers", 7))
 #: What a character means to roff, or what it would become on paper; code must come out as it went in.
 SPECIAL = str.maketrans({"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"})
 #: `code` and --options are set in bold, and so are the names of pages such as sslbd-flags(7).

@@ -1,5 +1,7 @@
 """The laws of --trigger, for every file on the shelf."""
 
+import re
+
 import pytest
 import torch
 
@@ -92,14 +94,39 @@ def test_square_images_of_other_sizes_work(placed):
         assert not torch.equal(placed(images, generator(0)).images, images)
 
 
-def test_random_places_are_all_over_and_inside(spec):
+#: Corners of a patch of 4 pixels on images 20 wide and 16 high, by the formula int(low L) ... int(high L - 4).
+RANGES = {
+    ("train", ""): (range(5, 12), range(4, 9)),
+    ("test", ""): (range(2, 15), range(1, 11)),
+    ("train", "train"): (range(17), range(13)),
+    ("test", "train"): (range(2, 15), range(1, 11)),
+    ("test", "test"): (range(17), range(13)),
+}
+
+
+@pytest.mark.parametrize(("phase", "wide"), RANGES)
+def test_random_places_are_all_over_the_range_of_the_phase(spec, phase, wide):
     for name, info in plugin.listing("trigger").items():
         if "where" not in {key.name for key in info.keys}:
             continue
-        trigger = plugin.parse("trigger", spec("trigger", name, where="random", size=4, margin=1))
-        boxes = trigger(torch.zeros(2000, 3, 16, 20, dtype=torch.uint8), generator(0)).boxes
-        assert sorted(set(boxes[:, 0].tolist())) == list(range(1, 16))  # 20 wide: 1 .. 20 - 4 - 1
-        assert sorted(set(boxes[:, 1].tolist())) == list(range(1, 12))
+        keys = {f"{wide}_low": 0, f"{wide}_high": 1} if wide else {}
+        trigger = plugin.parse("trigger", spec("trigger", name, where="random", size=4, **keys))
+        boxes = trigger(torch.zeros(2000, 3, 16, 20, dtype=torch.uint8), generator(0), phase).boxes
+        columns, rows = RANGES[phase, wide]
+        assert set(boxes[:, 0].tolist()) == set(columns) and set(boxes[:, 1].tolist()) == set(rows)
+        assert (boxes[:, 2:] == 4).all()
+
+
+def test_a_trigger_without_a_size_has_the_whole_image_as_its_box(trigger):
+    if "size" not in {key.name for key in plugin.listing("trigger")[trigger.name].keys}:
+        found = trigger(photos(torch.uint8), generator(0))
+        assert found.boxes.tolist() == [[0, 0, 16, 20]] * 20
+
+
+def test_it_says_where_it_comes_from_and_what_destroys_it(trigger):
+    doc = plugin.listing("trigger")[trigger.name].doc
+    assert re.search(r"^Source: .*\d{4}", doc, re.MULTILINE), "name the paper and its year"
+    assert re.search(r"^Lost to: \w", doc, re.MULTILINE)
 
 
 def test_a_trigger_larger_than_the_image_is_refused(spec):

@@ -118,8 +118,9 @@ def test_a_faint_trigger_is_made_visible(monkeypatch):
     monkeypatch.setattr(plots, "board", lambda blocks: boards.extend(blocks) or b"")
     clean = IMAGES.clip(0, 250)
     picture = figures.sheet(clean, clean + np.uint8(3))
-    assert dict(boards[0].rows)["change"].min() == 255
-    assert "(times 85)" in picture.caption
+    assert [name for name, _ in boards[0].rows] == ["clean", "triggered", "change ×85"]
+    assert boards[0].rows[2][1].min() == 255
+    assert "at most 3/255, drawn 85 times as large" in picture.caption
 
 
 def test_labels_are_never_formulas():

@@ -1,0 +1,49 @@
+"""The blend trigger: a picture laid faintly over the whole image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sslbd_cli.core import boxes as geometry
+from sslbd_cli.core.bases import Phase, Trigger
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.patches import digest, read_picture
+from sslbd_cli.core.plugin import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Trigger):
+    """Blend a picture into the whole image: a seeded smooth one, or a file (Chen et al. 2017).
+
+    x' = (1 - alpha) x + alpha p. A file is stretched to the image's size. The papers' pictures (Hello Kitty, noise) are
+    not shipped: give them by file.
+
+    Source: Chen et al., arXiv 1712.05526; also an ablation of no-label backdoors, alpha 0.2.
+    Lost to: nothing gentle. Strong colour jitter hides it; crops keep a part of it, enlarged.
+    """
+
+    alpha: float = key(0.2, "share of the picture", low=0.001, high=1)
+    file: str = key("", "path of a picture, whose bytes enter the history by digest; empty draws one from the seed")
+    sha256: str = key("", "digest the file must have (filled in when it is first read)")
+    cells: int = key(8, "random colours per side of the drawn picture, smoothed in between", low=1, high=64)
+    seed: int = key(10, "which picture is drawn")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.file:
+            object.__setattr__(self, "sha256", digest(self.name, self.file, self.sha256))
+
+    def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
+        height, width = x.shape[2:]
+        return geometry.mix(x, self.picture(height, width), self.alpha)
+
+    def picture(self, height: int, width: int) -> Tensor:
+        """Return the picture, float 3,height,width in [0,1]."""
+        if self.file:
+            return read_picture(self.name, self.file, height, width)
+        colours = torch.rand(1, 3, self.cells, self.cells, generator=generator(self.seed, "blend"), dtype=torch.float64)
+        smooth = nn.functional.interpolate(colours, (height, width), mode="bicubic", align_corners=True)
+        return smooth[0].clamp(0, 1)  # bicubic curves overshoot
