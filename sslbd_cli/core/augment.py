@@ -85,12 +85,26 @@ def compiled(recipe: Recipe) -> Callable[[Tensor, torch.Generator], Tensor]:
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Resize B,C,H,W uint8 or float images to size x size, float32 in [0,1], bilinear with antialias (PIL's filter)."""
-    height, width = images.shape[2:]
-    grid = torch.arange(size, device=images.device).view(1, size, 1) + 0.5
-    start = torch.zeros(1, 1, 1, device=images.device)
-    rows = _weights(grid, start, start + height, height, "bilinear")
-    cols = _weights(grid, start, start + width, width, "bilinear")
+    return cut(images, torch.tensor([[0, 0, images.shape[3], images.shape[2]]]), (size, size))
+
+
+def cut(images: Tensor, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Cut boxes (1 or B),4 (x, y, width, height) out of B,C,H,W images and resize to shape, as `resize` does."""
+    x, y, width, height = boxes.to(images.device).float().view(-1, 4, 1, 1).unbind(1)
+    grid_y, grid_x = (torch.arange(side, device=images.device).view(1, side, 1) + 0.5 for side in shape)
+    rows = _weights(grid_y, y, height, images.shape[2], "bilinear")
+    cols = _weights(grid_x, x, width, images.shape[3], "bilinear")
     return _separable(images, rows, cols).clamp_(0, 1)
+
+
+def crop_boxes(count: int, shape: tuple[int, int], recipe: Recipe, gen: torch.Generator) -> Tensor:
+    """Draw the boxes (x, y, width, height), float32 count,4, that `augment` would crop from images of shape H,W."""
+    names = ("area", "ratio", "top", "left")
+    sizes = [_COLUMNS[name] for name in names]
+    uniforms = torch.rand(count, sum(sizes), generator=gen, device=gen.device)
+    u = dict(zip(names, uniforms.split_with_sizes(sizes, 1), strict=True))
+    top, left, height, width = _boxes(u, *shape, recipe)
+    return torch.cat([left, top, width, height], 1)
 
 
 def _draw(images: Tensor, gen: torch.Generator) -> Tensor:
@@ -248,7 +262,7 @@ def _exact_colour(views: Tensor, u: dict[str, Tensor], recipe: Recipe) -> Tensor
         factors, hue = _factors(u, recipe)
         views = _exact_jitter(views, factors, u["order"].argsort(1), hue)
     if recipe.gray > 0:
-        views = views.lerp(_grey(views), _chance(u["gray"], recipe.gray).float())
+        views = views.lerp(_grey(views), _chance(u["gray"], recipe.gray).to(views))
     if recipe.blur > 0:
         blur = _blur_weights(u, recipe)
         views = _separable(views, blur, blur).clamp_(0, 1)

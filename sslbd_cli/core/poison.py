@@ -1,4 +1,4 @@
-"""Plant a trigger in a dataset: choose rows, stamp them, record the truth."""
+"""Plant poisons in a dataset: stamped or crafted images, and the truth about them."""
 
 from __future__ import annotations
 
@@ -8,90 +8,119 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sslbd_cli.core import canvas
 from sslbd_cli.core.artefact import Dataset, Truth
-from sslbd_cli.core.bases import Phase, Selector, Trigger
+from sslbd_cli.core.bases import Craft, Crafted, Material, Phase, Trigger
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
 
-CHUNK = 1024
+Mode = Literal["replace", "append"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How much to poison: exactly one of a share of the dataset, a share of the target class, a count."""
+class Planting:
+    """What is planted: `count` poisons of a craft and a trigger, in place of the chosen images or behind them."""
 
-    rate: float | None = None
-    class_rate: float | None = None
-    count: int | None = None
+    trigger: Trigger
+    craft: Craft
+    count: int
+    mode: Mode = "replace"
+    seed: int = 0
 
-    def images(self, total: int, in_class: int | None) -> int:
-        """Return the number of images. Raises InputError where it comes to none."""
-        if self.count is not None:
-            return self.count
-        if self.class_rate is not None:
-            if in_class is None:
-                raise InputError("--class-rate needs labels and --target")
-            wanted = round(self.class_rate * in_class)
-        else:
-            assert self.rate is not None
-            wanted = round(self.rate * total)
-        if wanted < 1:
-            raise InputError(f"the rate comes to no image at all of {total}; raise it or give --count")
-        return wanted
+
+def poison(
+    dataset: Dataset,
+    rows: np.ndarray,
+    planting: Planting,
+    canvases: Dataset | None = None,
+    masks: np.ndarray | None = None,
+) -> Dataset:
+    """Plant crafted poisons in a dataset. `rows` are the reference images of the target, or what is stamped.
+
+    masks: uint8 of the rows, len(rows),H,W. canvases: the backgrounds or shadow images, of any size; without them,
+    images of the dataset that are not among the rows, drawn without a look at the labels (the attacker may have none),
+    so that a share of them shows the target class. Each canvas is used once before any is used again, in random order.
+
+    Appended poisons are shuffled in. Labels, ids and the truth's source are those of a poison's reference; with mode
+    replace, of the image it replaces. An earlier truth is kept (a twice-poisoned dataset knows both).
+    Raises InputError where the parts do not fit one another.
+    """
+    _check(dataset, rows, planting, masks)
+    count, seed = planting.count, planting.seed
+    order, at, number = _places(len(dataset.images), count, planting.mode, rows, seed)
+    # stamping one by one follows the final order, so that batches of it see the trigger's draws in that order
+    mine = number if len(rows) == count else torch.randperm(len(rows), generator=generator(seed, "references")).numpy()
+    material = Material(
+        references=torch.from_numpy(dataset.images[rows[mine]]),
+        masks=None if masks is None else torch.from_numpy(masks[mine]),
+        canvases=_canvases(dataset, rows, planting, canvases) if planting.craft.canvases else None,
+    )
+    crafted = planting.craft.craft(material, planting.trigger, count, generator(seed, "trigger"))
+    if planting.mode == "append":
+        order[at] = rows[mine[crafted.reference.numpy()]]
+    return _insert(dataset, order, at, crafted)
 
 
 def plant(
-    dataset: Dataset,
-    trigger: Trigger,
-    rows: np.ndarray,
-    mode: Literal["replace", "append"],
-    seed: int,
-    phase: Phase = "train",
+    dataset: Dataset, trigger: Trigger, rows: np.ndarray, mode: Mode, seed: int, phase: Phase = "train"
 ) -> Dataset:
-    """Stamp the rows of a dataset, in place of the clean images or behind them.
+    """Stamp the rows of a dataset, in place of the clean images or behind them: `poison` by --craft stamp."""
+    order, at, _ = _places(len(dataset.images), len(rows), mode, rows, seed)
+    stamped = canvas.stamp(torch.from_numpy(dataset.images[order[at]]), trigger, generator(seed, "trigger"), phase)
+    return _insert(dataset, order, at, Crafted(stamped.images, stamped.boxes, torch.arange(len(rows))))
 
-    Appended poisons are shuffled in, so that order does not give them away. Truth records which rows, where and from
-    which row of the input; an earlier truth is kept (a twice-poisoned dataset knows both).
+
+def _check(dataset: Dataset, rows: np.ndarray, planting: Planting, masks: np.ndarray | None) -> None:
+    craft, count = planting.craft, planting.count
+    if planting.mode == "replace" and count != len(rows):
+        raise InputError(
+            f"--mode replace: {count} poisons cannot take the place of {len(rows)} chosen images; give --mode append"
+        )
+    if masks is None:
+        return
+    if not craft.masks:
+        raise InputError(f"--craft {craft.name} has no use for masks; leave them out")
+    expected = (len(rows), *dataset.images.shape[2:])
+    if masks.dtype != np.uint8 or masks.shape != expected:
+        raise InputError(
+            f"masks: expected uint8 of shape {expected}, one for each reference, got {masks.dtype} of {masks.shape}"
+        )
+
+
+def _places(
+    total: int, count: int, mode: Mode, rows: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the source row of each image of the result, where the poisons go, and which poison goes to each place.
+
+    With mode append and as many rows as poisons, poison i is made of row i; otherwise its source is left to the caller.
     """
-    count = len(dataset.images)
-    earlier = dataset.truth
-    source = np.arange(count)
-    order = source
-    if mode == "append":
-        order = np.concatenate([source, rows])
-        order = order[torch.randperm(len(order), generator=generator(seed, "append")).numpy()]
-    result = dataset.take(order)
-    stamped_at = _stamped_positions(order, rows, mode, count, seed)
-    images = np.array(result.images)
-    boxes = np.zeros((len(order), 4), np.int32)
-    poisoned = np.zeros(len(order), bool)
-    if earlier is not None:
-        boxes, poisoned = np.array(earlier.box[order]), np.array(earlier.poisoned[order])
-    gen = generator(seed, "trigger")
-    for start in range(0, len(stamped_at), CHUNK):
-        at = stamped_at[start : start + CHUNK]
-        stamped = trigger(torch.from_numpy(images[at]), gen, phase)
-        images[at], boxes[at] = stamped.images.numpy(), stamped.boxes.int().numpy()
-    poisoned[stamped_at] = True
-    return replace(result, images=images, truth=Truth(poisoned=poisoned, box=boxes, source=order))
-
-
-def _stamped_positions(order: np.ndarray, rows: np.ndarray, mode: str, count: int, seed: int) -> np.ndarray:
     if mode == "replace":
-        return rows
-    shuffled = torch.randperm(len(order), generator=generator(seed, "append")).numpy()
-    positions: np.ndarray = np.flatnonzero(shuffled >= count)
-    return positions
+        return np.arange(total), rows, np.arange(count)
+    shuffled = torch.randperm(total + count, generator=generator(seed, "append")).numpy()
+    at = np.flatnonzero(shuffled >= total)
+    number = shuffled[at] - total
+    order = shuffled.copy()
+    order[at] = rows[number] if len(rows) == count else rows[0]
+    return order, at, number
 
 
-def choose(dataset: Dataset, selector: Selector, target: int | None, budget: Budget, seed: int) -> np.ndarray:
-    """Choose the rows to poison, ascending. Raises InputError where the budget cannot be met."""
-    in_class = None
-    if dataset.labels is not None and target is not None:
-        in_class = int((dataset.labels == target).sum())
-    pool = (
-        dataset.need_labels(f"--select {selector.name}")
-        if selector.needs == "labels"
-        else np.arange(len(dataset.images))
-    )
-    return selector(pool, target, budget.images(len(dataset.images), in_class), generator(seed, "select"))
+def _canvases(dataset: Dataset, rows: np.ndarray, planting: Planting, given: Dataset | None) -> torch.Tensor:
+    """Return one canvas for each poison, uint8 count,3,H,W: all are used up before the next round begins."""
+    images = dataset.images if given is None else given.images
+    free = np.setdiff1d(np.arange(len(dataset.images)), rows) if given is None else np.arange(len(images))
+    if not len(free):
+        raise InputError("every image is a reference, so none is left for the canvases; choose fewer, or give canvases")
+    gen, rounds = generator(planting.seed, "canvases"), -(-planting.count // len(free))
+    uses = torch.cat([torch.randperm(len(free), generator=gen) for _ in range(rounds)])[: planting.count]
+    return torch.from_numpy(images[free[uses.numpy()]])
+
+
+def _insert(dataset: Dataset, order: np.ndarray, at: np.ndarray, crafted: Crafted) -> Dataset:
+    """Put poisons at their places among the rows `order` of a dataset, and write the truth."""
+    result, earlier = dataset.take(order), dataset.truth
+    boxes, poisoned = np.zeros((len(order), 4), np.int32), np.zeros(len(order), bool)
+    if earlier is not None:
+        boxes, poisoned = earlier.box[order], earlier.poisoned[order]
+    boxes[at], poisoned[at] = crafted.boxes.int().numpy(), True
+    result.images[at] = crafted.images.numpy()
+    return replace(result, truth=Truth(poisoned=poisoned, box=boxes, source=order))

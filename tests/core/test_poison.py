@@ -1,15 +1,19 @@
 """Poisoning: exactly the rows, exactly the trigger, and a truth that says so."""
 
 import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from sslbd_cli.core import plugin, poison
+from sslbd_cli.core import plugin
+from sslbd_cli.core.artefact import Dataset
+from sslbd_cli.core.bases import Craft, Crafted, Material
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.poison import Budget, plant
+from sslbd_cli.core.poison import Planting, plant, poison
 
 PATCH = plugin.parse("trigger", "patch:size=5")
 WANDERING = plugin.parse("trigger", "patch:size=5,where=random")
@@ -58,7 +62,7 @@ def test_one_seed_is_one_dataset(dataset):
 
 def test_chunks_do_not_show(dataset, monkeypatch):
     whole = plant(dataset, WANDERING, np.arange(60), "replace", 0)
-    monkeypatch.setattr(poison, "CHUNK", 7)
+    monkeypatch.setattr("sslbd_cli.core.canvas.CHUNK", 7)
     assert plant(dataset, WANDERING, np.arange(60), "replace", 0).sha256 == whole.sha256
 
 
@@ -73,32 +77,118 @@ def test_a_second_poison_keeps_the_first_in_the_truth(dataset):
     assert sorted(by_source[9]) == [(False, 0), (True, 3)]
 
 
-@pytest.mark.parametrize(
-    ("budget", "count"),
-    [
-        (Budget(count=7), 7),
-        (Budget(rate=0.1), 6),
-        (Budget(class_rate=0.5), 10),
-        (Budget(rate=0.01), 1),
-        (Budget(rate=1), 60),
-    ],
-)
-def test_the_budget_in_images(budget, count):
-    assert budget.images(60, 20) == count
+@dataclass(frozen=True, kw_only=True)
+class Showing(Craft):
+    """Make poisons that are the canvases, so that what was used shows, and remember the material."""
+
+    canvases: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
+    seen: ClassVar[list[Material]] = []
+
+    def reference_count(self, count):
+        return count
+
+    def craft(self, material, trigger, count, gen):
+        self.seen.append(material)
+        boxes = torch.tensor([[1, 2, 3, 4]]).repeat(count, 1)
+        return Crafted(material.canvases, boxes, torch.arange(count) % len(material.references))
 
 
-def test_a_budget_of_nothing_or_of_an_unknown_class_is_refused():
-    with pytest.raises(InputError, match="no image at all of 60"):
-        Budget(rate=0.001).images(60, 20)
-    with pytest.raises(InputError, match="--class-rate needs labels and --target"):
-        Budget(class_rate=0.5).images(60, None)
+def planting(count: int, craft: Craft | None = None, mode: str = "append", seed: int = 0) -> Planting:
+    return Planting(trigger=WANDERING, craft=craft or Showing(), count=count, mode=mode, seed=seed)
 
 
-def test_labels_are_not_read_by_selectors_that_do_not_ask(dataset):
-    chosen = plugin.parse("select", "random")
-    shuffled = dataclasses.replace(dataset, labels=dataset.labels[::-1].copy())
-    first, second = (poison.choose(d, chosen, 1, Budget(rate=0.2), 0) for d in (dataset, shuffled))
-    assert np.array_equal(first, second)
+def poisons(made):
+    return made.images[made.truth.poisoned]
+
+
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_the_stamp_craft_is_plain_stamping(dataset, mode):
+    stamp = plugin.parse("craft", "stamp")
+    made, plain = poison(dataset, ROWS, planting(4, stamp, mode)), plant(dataset, WANDERING, ROWS, mode, 0)
+    assert made.sha256 == plain.sha256
+    assert all(np.array_equal(getattr(made.truth, n), getattr(plain.truth, n)) for n in ("poisoned", "box", "source"))
+
+
+def test_appended_poisons_are_labelled_as_their_reference_and_hidden(dataset):
+    made = poison(dataset, ROWS, planting(30))
+    truth = made.truth
+    assert len(made.images) == 90 and truth.poisoned.sum() == 30
+    assert (truth.box[truth.poisoned] == [1, 2, 3, 4]).all() and not truth.box[~truth.poisoned].any()
+    sources, uses = np.unique(truth.source[truth.poisoned], return_counts=True)
+    assert sources.tolist() == ROWS.tolist() and sorted(uses) == [7, 7, 8, 8]
+    assert sorted(truth.source[~truth.poisoned]) == list(range(60))
+    assert np.array_equal(made.labels, dataset.labels[truth.source])
+    assert np.array_equal(made.ids, dataset.ids[truth.source])
+    assert np.array_equal(made.images[~truth.poisoned], dataset.images[truth.source[~truth.poisoned]])
+    assert np.flatnonzero(truth.poisoned).tolist() != list(range(60, 90))
+
+
+def test_replacing_poisons_take_the_place_of_their_references(dataset):
+    made = poison(dataset, ROWS, planting(4, mode="replace"))
+    assert np.flatnonzero(made.truth.poisoned).tolist() == ROWS.tolist()
+    assert made.truth.source.tolist() == list(range(60)) and np.array_equal(made.labels, dataset.labels)
+    kept = np.setdiff1d(np.arange(60), ROWS)
+    assert np.array_equal(made.images[kept], dataset.images[kept])
+    assert np.array_equal(Showing.seen[-1].references.numpy(), dataset.images[ROWS])
+
+
+def test_a_real_craft_does_so_too(dataset):
+    made = poison(dataset, ROWS, planting(9, plugin.parse("craft", "noisy-alignment:references=4")))
+    assert len(made.images) == 69 and set(made.truth.source[made.truth.poisoned]) == set(ROWS)
+    again, other = (poison(dataset, ROWS, planting(9, Showing(), seed=seed)).sha256 for seed in (0, 1))
+    assert again != other
+
+
+def numbered(count: int, size: int = 16) -> Dataset:
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(size, 2).repeat(size, 3)
+    return Dataset(images=images)
+
+
+@pytest.mark.parametrize("count", [5, 8, 12, 19])
+def test_every_canvas_is_used_before_any_is_used_again(dataset, count):
+    used = poisons(poison(dataset, ROWS, planting(count), numbered(8)))[:, 0, 0, 0]
+    times = np.bincount(used, minlength=8)
+    assert times.max() - times.min() <= 1 and times.sum() == count
+    rounds = Showing.seen[-1].canvases[:, 0, 0, 0].split(8)
+    assert all(len(set(part.tolist())) == len(part) for part in rounds)
+    assert rounds[0].tolist() != list(range(count))[:8]
+
+
+def test_canvases_may_have_another_size(dataset):
+    crafted = poison(dataset, ROWS, planting(6, plugin.parse("craft", "corruptencoder")), numbered(9, size=21))
+    assert poisons(crafted).shape == (6, 3, 16, 16)
+
+
+def test_own_canvases_are_not_references_and_are_drawn_without_labels(dataset):
+    used = {image.tobytes() for image in poisons(poison(dataset, ROWS, planting(56)))}
+    assert used == {dataset.images[row].tobytes() for row in range(60) if row not in ROWS}
+    relabelled = dataclasses.replace(dataset, labels=dataset.labels[::-1].copy())
+    first, second = (poison(d, ROWS, planting(7)) for d in (dataset, relabelled))
+    assert np.array_equal(first.images, second.images)
+    with pytest.raises(InputError, match="none is left for the canvases"):
+        poison(dataset, np.arange(60), planting(60))
+
+
+@pytest.mark.parametrize(("count", "mode"), [(4, "replace"), (4, "append"), (9, "append")])
+def test_masks_follow_their_references(dataset, count, mode):
+    masks = np.arange(1, 5, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
+    poison(dataset, ROWS, planting(count, mode=mode), masks=masks)
+    seen = Showing.seen[-1]
+    for reference, mask in zip(seen.references.numpy(), seen.masks[:, 0, 0].tolist(), strict=True):
+        assert np.array_equal(reference, dataset.images[ROWS[mask - 1]])
+
+
+def test_what_does_not_fit_together_is_refused(dataset):
+    with pytest.raises(InputError, match="5 poisons cannot take the place of 4 chosen images; give --mode append"):
+        poison(dataset, ROWS, planting(5, mode="replace"))
+    with pytest.raises(InputError, match="one poison of each chosen image, not 5 of 4"):
+        poison(dataset, ROWS, planting(5, plugin.parse("craft", "stamp")))
+    with pytest.raises(InputError, match="--craft noisy-alignment has no use for masks"):
+        poison(dataset, ROWS, planting(4, plugin.parse("craft", "noisy-alignment")), masks=np.zeros((4, 16, 16)))
+    for masks in (np.zeros((3, 16, 16), np.uint8), np.zeros((4, 16, 16))):
+        with pytest.raises(InputError, match=r"masks: expected uint8 of shape \(4, 16, 16\)"):
+            poison(dataset, ROWS, planting(4), masks=masks)
 
 
 def test_the_patch_is_made_of_seeded_saturated_blocks():
@@ -117,7 +207,7 @@ def test_a_solid_patch_has_its_colour(fill, colour):
 
 @pytest.mark.parametrize("fill", ["", "red", "12345", "1234567", "gggggg", "12 34 "])
 def test_an_unknown_colour_is_refused(fill):
-    with pytest.raises(InputError, match="expected blocks, white, black or six hexadecimal digits"):
+    with pytest.raises(InputError, match=r"expected blocks, .*white, black or six hexadecimal digits"):
         plugin.parse("trigger", f"patch:fill={fill}")
 
 
