@@ -6,66 +6,88 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslbd_cli.ui import options
+from sslbd_cli.ui import options, poisoning
 from sslbd_cli.ui.run import Run, refuse_terminal
 from sslbd_cli.ui.spec import Spec
 
 if TYPE_CHECKING:
-    from sslbd_cli.core.bases import Selector, Trigger
+    from sslbd_cli.core.bases import Craft, Selector, Trigger
 
 
 @options.command(
     "poison",
     examples=(
         "sslbd poison clean.h5 --trigger patch:size=6 --target 3 --class-rate 0.5 -o poisoned.h5",
-        "sslbd data shapes | sslbd poison --trigger patch --target 3 | sslbd info",
+        "sslbd poison clean.h5 --select contrastive --encoder encoder.safetensors --class-rate 0.4 -o poisoned.h5",
     ),
 )
 @options.input_argument("DATASET")
 @click.option("--trigger", type=Spec("trigger"), default="patch", show_default=True, metavar="SPEC",
               help="What is stamped; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @click.option("--select", type=Spec("select"), default="label", show_default=True, metavar="SPEC",
-              help="Which images are poisoned; 'help' lists.")  # fmt: skip
+              help="Which images are poisoned, or poisons are crafted from; 'help' lists.")  # fmt: skip
+@options.artefact("--encoder", help="Encoder whose features --select compares.")
+@options.artefact("--features", help="Or features of the same images, as embed wrote them.")
+@options.artefact("--indices", help="Text file of rows for --select indices, one number per line.")
+@click.option("--craft", type=Spec("craft"), default="stamp", show_default=True, metavar="SPEC",
+              help="How a poison is made of chosen images and the trigger; 'help' lists.")  # fmt: skip
+@options.artefact("--canvases", help="Dataset of backgrounds for --craft; without it, images that are not chosen.")
+@options.artefact("--masks", help="Dataset of as many pictures as DATASET, white where each image's object is.")
 @click.option("--target", metavar="CLASS", help="Target class, by name or number.")
 @click.option("--rate", type=options.Number(0, 1, min_open=True), help="Poison this share of the dataset.")
 @click.option("--class-rate", type=options.Number(0, 1, min_open=True),
-              help="Poison this share of the target class (the default, with 0.5).")  # fmt: skip
-@click.option("--count", type=click.IntRange(1), help="Poison this many images.")
-@click.option("--mode", type=click.Choice(["replace", "append"]), default="replace", show_default=True,
-              help="Stamp the chosen images, or add stamped copies of them.")  # fmt: skip
+              help="Poison this share of the target class (default 0.5), else of an average one.")  # fmt: skip
+@click.option("--count", type=click.IntRange(1), help="Make this many poisons.")
+@click.option("--mode", type=click.Choice(["replace", "append"]),
+              help="Poison the chosen images in place (default of stamp), or add the poisons to them.")  # fmt: skip
 @options.seed
+@options.device()
 @options.output
 def command(
-    run: Run, input: str, trigger: Trigger, select: Selector, target: str | None, mode: Any, seed: int, output: str,
-    **amounts: Any,
-) -> None:  # fmt: skip
+    run: Run, input: str, trigger: Trigger, select: Selector, craft: Craft, seed: int, output: str, **params: Any
+) -> None:
     """Plant a trigger in some images of a dataset and record the truth apart.
 
     The attack of SSL-Backdoor (Saha et al. 2022): images of the target class carry a patch, so that pre-training ties
-    the patch to the class. The rate is recorded both as a share of the dataset and of the class.
+    the patch to the class. No-label backdoors (Wang et al. 2024) choose images by features instead: give --encoder or
+    --features. The rate is recorded both as a share of the dataset and of the class.
     """
-    from sslbd_cli.core import poison
+    from sslbd_cli.core import choose, device, poison
     from sslbd_cli.core.artefact import Dataset
-    from sslbd_cli.core.errors import InputError
+    from sslbd_cli.core.bases import Pool
 
     refuse_terminal(output)
-    given = {name: value for name, value in amounts.items() if value is not None}
+    device.pick(params["device"], params["precision"])  # refused in time, also where nothing is computed on it
+    given = _given(params, select)
+    dataset = run.read(input, Dataset)
+    target = None if params["target"] is None else dataset.class_index(params["target"])
+    canvases, masks = poisoning.scenery(run, params, dataset, craft)
+    pool = choose.ready(dataset, select, Pool(
+        count=len(dataset.images), target=target, classes=len(dataset.classes) or None,
+        listed=poisoning.listed(run, params["indices"], dataset, select),
+        feats=poisoning.features(run, params, dataset, select),
+    ))  # fmt: skip
+    if pool.listed is not None and not given:
+        given = {"count": len(pool.listed)}
+    count = choose.amount(dataset, select, pool, choose.Budget(**given))
+    rows = choose.choose(dataset, select, pool, craft.reference_count(count), seed)
+    mode: Any = params["mode"] or ("replace" if craft.name == "stamp" else "append")
+    planting = poison.Planting(trigger=trigger, craft=craft, count=count, mode=mode, seed=seed)
+    poisoned = poison.poison(dataset, rows, planting, canvases, None if masks is None else masks[rows])
+    amount, *alike = choose.report(dataset, rows, target, count, len(poisoned.images))
+    for line in (f"poisoned {amount} with {trigger}", *alike):
+        run.say(line)
+    unused = {} if pool.feats is not None else {"precision": None}
+    run.write(poisoned, output, mode=mode, **unused, **given)
+
+
+def _given(params: dict[str, Any], select: Selector) -> dict[str, Any]:
+    """Return the amount that is asked for, or the default; none where a list says it."""
+    from sslbd_cli.core.errors import InputError
+
+    given = {name: params[name] for name in ("rate", "class_rate", "count") if params[name] is not None}
     if len(given) > 1:
         raise InputError(f"give one of --rate, --class-rate and --count, not {len(given)}")
-    if not given:
-        given = {"class_rate": 0.5} if target is not None else {"rate": 0.01}
-    dataset = run.read(input, Dataset)
-    index = None if target is None else dataset.class_index(target)
-    rows = poison.choose(dataset, select, index, poison.Budget(**given), seed)
-    poisoned = poison.plant(dataset, trigger, rows, mode, seed)
-    run.say(f"poisoned {_amount(dataset, rows, index, len(poisoned.images))} with {trigger}")
-    run.write(poisoned, output, **given)
-
-
-def _amount(dataset: Any, rows: Any, target: int | None, total: int) -> str:
-    share = f"{len(rows)} of {total} images (rate {len(rows) / total:.4f}"
-    if target is None or dataset.labels is None:
-        return share + ")"
-    in_class = int((dataset.labels == target).sum())
-    hit = int((dataset.labels[rows] == target).sum())
-    return f"{share}, class rate {hit / max(in_class, 1):.4f} of {dataset.classes[target]})"
+    if given or select.needs == "listed":
+        return given
+    return {"class_rate": 0.5} if params["target"] is not None else {"rate": 0.01}

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from sslbd_cli.core.bases import Selector
+from sslbd_cli.core.bases import Pool, Selector
 from sslbd_cli.core.errors import InputError
 
 
@@ -16,14 +16,17 @@ from sslbd_cli.core.errors import InputError
 class Label(Selector):
     """Choose images of the target class at random (SSL-Backdoor, section 3)."""
 
-    needs: ClassVar[Literal["count", "labels", "feats"]] = "labels"
+    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "labels"
 
-    def eligible(self, pool: np.ndarray, target: int | None) -> int:
-        if target is None:
-            raise InputError("--select label needs --target: the class whose images are poisoned")
-        return int((pool == target).sum())
+    def eligible(self, pool: Pool) -> int:
+        return len(self._rows(pool))
 
-    def select(self, pool: np.ndarray, target: int | None, budget: int, gen: torch.Generator) -> np.ndarray:
-        rows = np.flatnonzero(pool == target)
+    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+        rows = self._rows(pool)
         chosen: np.ndarray = rows[torch.randperm(len(rows), generator=gen)[:budget].numpy()]
         return chosen
+
+    def _rows(self, pool: Pool) -> np.ndarray:
+        if pool.target is None:
+            raise InputError("--select label needs --target: the class whose images are poisoned")
+        return np.flatnonzero(pool.labels == pool.target)

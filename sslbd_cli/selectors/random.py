@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sslbd_cli.core.bases import Selector
+from sslbd_cli.core.bases import Pool, Selector
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Selector):
     """Choose images of any class at random, without looking at labels."""
 
-    def eligible(self, pool: np.ndarray, target: int | None) -> int:
-        return len(pool)
+    def eligible(self, pool: Pool) -> int:
+        return pool.count
 
-    def select(self, pool: np.ndarray, target: int | None, budget: int, gen: torch.Generator) -> np.ndarray:
-        chosen: np.ndarray = torch.randperm(len(pool), generator=gen)[:budget].numpy()
+    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+        chosen: np.ndarray = torch.randperm(pool.count, generator=gen)[:budget].numpy()
         return chosen

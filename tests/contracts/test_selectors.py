@@ -4,18 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
-from sslbd_cli.core import plugin, poison
-from sslbd_cli.core.bases import Selector
+from sslbd_cli.core import plugin
+from sslbd_cli.core.bases import Pool, Selector
+from sslbd_cli.core.choose import choose
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
 
 LABELS = np.random.default_rng(0).integers(0, 4, 100)
-POOLS = {
-    "count": np.arange(100),
-    "labels": LABELS,
-    "feats": np.random.default_rng(1).normal(size=(100, 8)).astype(np.float32),
-}
+FEATS = torch.from_numpy(np.random.default_rng(1).normal(size=(100, 8)).astype(np.float32))
+LISTED = np.random.default_rng(2).permutation(100)[:40]
+FULL = Pool(count=100, target=2, classes=4, labels=LABELS, feats=FEATS, listed=LISTED)
+LABEL_FREE = [name for name in plugin.listing("select") if name != "label"]
 
 
 @pytest.fixture(params=plugin.listing("select"))
@@ -23,44 +24,64 @@ def selector(request, spec) -> Selector:
     return plugin.parse("select", spec("select", request.param))
 
 
-def choose(selector: Selector, budget: int, seed: int = 0, target: int = 2) -> np.ndarray:
-    pool = POOLS[selector.needs].copy()
-    rows = selector(pool, target, budget, generator(seed))
-    assert np.array_equal(pool, POOLS[selector.needs])
+def select(selector: Selector, budget: int, seed: int = 0, **changes: object) -> np.ndarray:
+    pool = dataclasses.replace(FULL, **changes)
+    before = {"labels": LABELS.copy(), "feats": FEATS.clone(), "listed": LISTED.copy()}
+    rows = selector(pool, budget, generator(seed))
+    for name, array in before.items():
+        assert (np.asarray(array) == np.asarray(getattr(FULL, name))).all(), f"{name} changed"
     return rows
 
 
 def test_exactly_the_budget_distinct_and_ascending(selector):
-    eligible = selector.eligible(POOLS[selector.needs], 2)
-    for budget in (1, 7, eligible):
-        rows = choose(selector, budget)
-        assert len(rows) == budget and (np.diff(rows) > 0).all()
+    for budget in (1, 7, 10):
+        rows = select(selector, budget)
+        assert len(rows) == budget and rows.dtype == np.int64 and (np.diff(rows) > 0).all()
         assert 0 <= rows[0] and rows[-1] < 100
 
 
-def test_one_seed_is_one_choice(selector):
-    assert np.array_equal(choose(selector, 7), choose(selector, 7))
-
-
-def test_a_budget_that_cannot_be_met_is_refused(selector):
-    eligible = selector.eligible(POOLS[selector.needs], 2)
+@pytest.mark.parametrize("name", plugin.listing("select"))
+def test_all_that_are_eligible_may_be_asked_for_and_no_more(name, spec):
+    selector = plugin.parse("select", spec("select", name, clusters=1))  # one cluster has every image
+    eligible = selector.eligible(FULL)
+    assert len(select(selector, eligible)) == eligible
     for budget in (0, -1, eligible + 1):
         with pytest.raises(InputError, match=f"{eligible} are eligible"):
-            choose(selector, budget)
+            select(selector, budget)
 
 
-def test_label_free_selectors_work_without_labels(selector, dataset):
+def test_one_seed_is_one_choice(selector):
+    assert np.array_equal(select(selector, 7), select(selector, 7))
+
+
+def test_only_what_is_needed_is_looked_at(selector):
+    """A selector that asks for one thing gets the same rows when all else is missing."""
+    alone = {name: None for name in ("labels", "feats", "listed") if name != selector.needs}
+    assert np.array_equal(select(selector, 7), select(selector, 7, **alone))
+
+
+@pytest.mark.parametrize("name", LABEL_FREE)
+def test_label_free_selectors_choose_the_same_without_labels(name, spec, dataset):
+    selector = plugin.parse("select", spec("select", name))
+    assert selector.needs != "labels"
+    feats = torch.randn(60, 8, generator=generator(0))
+    pool = Pool(count=60, classes=3, feats=feats, listed=np.arange(20))
+    bare, lying = (dataclasses.replace(dataset, labels=labels) for labels in (None, np.zeros(60, np.int64)))
+    first, second, third = (choose(data, selector, pool, 5, 0) for data in (dataset, bare, lying))
+    assert np.array_equal(first, second) and np.array_equal(first, third)
+
+
+def test_what_is_missing_is_asked_for(selector, dataset):
     bare = dataclasses.replace(dataset, labels=None)
-    if selector.needs == "count":
-        assert len(poison.choose(bare, selector, None, poison.Budget(count=5), 0)) == 5
-    elif selector.needs == "labels":
-        with pytest.raises(InputError, match="no labels"):
-            poison.choose(bare, selector, 1, poison.Budget(count=5), 0)
+    asked = {"labels": "the dataset has no labels", "feats": "--encoder", "listed": "--indices"}
+    if selector.needs in asked:
+        with pytest.raises(InputError, match=asked[selector.needs]):
+            choose(bare, selector, Pool(count=60, target=1, classes=3), 5, 0)
 
 
 def test_label_chooses_the_target_class_alone_and_random_does_not():
     label, random = (plugin.parse("select", name) for name in ("label", "random"))
-    assert set(LABELS[choose(label, 10)]) == {2}
-    assert set(LABELS[choose(random, 50)]) == {0, 1, 2, 3}
+    assert set(LABELS[select(label, 10)]) == {2}
+    assert set(LABELS[select(random, 50)]) == {0, 1, 2, 3}
     for selector in (label, random):
-        assert not np.array_equal(choose(selector, 7, seed=0), choose(selector, 7, seed=1))
+        assert not np.array_equal(select(selector, 7, seed=0), select(selector, 7, seed=1))

@@ -1,0 +1,155 @@
+"""k-means: k-means++ seeding, Lloyd's rounds in blocks, restarts; on any device, and one seed is one result.
+
+A round is one matrix product per block of rows, whose largest score names the nearest center, and one sum per center
+while the block is still in the cache. Nothing of shape N,K is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.errors import InputError
+
+BLOCK_CPU, BLOCK_DEVICE = 1 << 20, 1 << 26  # scores per block: what a cache holds, what keeps an accelerator busy
+SAMPLE = 1 << 14  # rows that centers are seeded from; a pass per center over all rows would cost more than Lloyd
+ONE_BY_ONE = 128  # so many seeding passes at most: more centers are drawn several to a pass
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """centers: float32 K,D; labels: int64 N, each row's nearest center; inertia: sum of squared distances to it.
+
+    rounds: how many updates of the centers were made.
+    """
+
+    centers: Tensor
+    labels: Tensor
+    inertia: float
+    rounds: int
+
+    def sizes(self) -> Tensor:
+        """Return how many rows each cluster has, int64 K; empty where the rows are fewer than K distinct ones."""
+        return torch.bincount(self.labels, minlength=len(self.centers))
+
+
+@torch.no_grad()
+def kmeans(
+    feats: Tensor, clusters: int, gen: torch.Generator, restarts: int = 1, rounds: int = 100, half: bool = False
+) -> Clusters:
+    """Cluster feats float32 N,D on their device; the best of `restarts` runs by inertia, the first where they tie.
+
+    gen is a CPU generator. half: compare rows with centers in bf16, for devices quick at it; sums, the last
+    assignment and the inertia stay fp32. Raises InputError unless 1 <= clusters <= N.
+    """
+    if not 1 <= clusters <= len(feats):
+        raise InputError(f"{clusters} clusters of {len(feats)} rows: give 1 to {len(feats)}")
+    runs = (lloyd(feats, seed_centers(feats, clusters, gen), rounds, half=half) for _ in range(restarts))
+    return min(runs, key=lambda run: run.inertia)
+
+
+@torch.no_grad()
+def seed_centers(feats: Tensor, clusters: int, gen: torch.Generator) -> Tensor:
+    """Draw initial centers K,D by k-means++ (Arthur & Vassilvitskii 2007): far rows are likelier, by squared distance.
+
+    They are drawn from a sample of the rows. Up to ONE_BY_ONE come one by one, each the best of 2 + ln K candidates
+    (the greedy form); more come several to a pass, which Lloyd's rounds make good.
+    """
+    if len(feats) > (enough := max(SAMPLE, 16 * clusters)):
+        rows = torch.randperm(len(feats), generator=gen)[:enough]
+        feats = feats[rows.to(feats.device)]
+    squares = feats.square().sum(1)
+    chosen = [int(torch.randint(len(feats), (1,), generator=gen))]
+    nearest = _squared_distances(feats, squares, torch.tensor(chosen, device=feats.device))[:, 0]
+    while len(chosen) < clusters:
+        several = min(math.ceil(clusters / ONE_BY_ONE), clusters - len(chosen))
+        drawn = _draw(nearest, several if several > 1 else 2 + int(math.log(clusters)), gen)
+        shorter = torch.minimum(nearest[:, None], _squared_distances(feats, squares, drawn))  # N,candidates
+        if several > 1:
+            nearest = shorter.amin(1)
+            chosen += drawn.tolist()
+        else:
+            best = int(shorter.sum(0).argmin())
+            nearest = shorter[:, best]
+            chosen.append(int(drawn[best]))
+    return feats[torch.tensor(chosen, device=feats.device)]
+
+
+def _squared_distances(feats: Tensor, squares: Tensor, rows: Tensor) -> Tensor:
+    products = feats @ feats[rows].T
+    return products.mul_(-2).add_(squares[:, None]).add_(squares[rows]).clamp_(min=0)
+
+
+def _draw(weights: Tensor, count: int, gen: torch.Generator) -> Tensor:
+    """Draw rows, int64 count, in proportion to their weights N."""
+    total = weights.cumsum(0)
+    places = torch.rand(count, generator=gen).to(weights) * total[-1]
+    return torch.searchsorted(total, places, right=True).clamp_(max=len(weights) - 1)
+
+
+@torch.no_grad()
+def lloyd(feats: Tensor, centers: Tensor, rounds: int = 100, tolerance: float = 1e-4, half: bool = False) -> Clusters:
+    """Move centers K,D to their rows' means until they rest (scikit-learn's rule), at most `rounds` times.
+
+    They rest where their squared shifts add up to at most `tolerance` times the features' mean variance. A center
+    without rows is moved to a row that is farthest from its own.
+    """
+    centers = centers.clone()
+    middle = feats.mean(0)
+    compared = (feats - middle).bfloat16() if half else feats  # about the mean, bf16 keeps more of what differs
+    variance = float(torch.linalg.vector_norm(feats)) ** 2 / len(feats) - float(middle @ middle)  # of all dimensions
+    rest = tolerance * variance / feats.shape[1]
+    done, shift = 0, 1.0
+    while done < rounds:
+        done += 1
+        labels, sums = _round(feats, compared, centers if compared is feats else centers - middle)
+        counts = torch.bincount(labels, minlength=len(centers))
+        moved = sums / counts.clamp(min=1)[:, None]
+        if bool((empty := counts == 0).any()):
+            moved[empty] = _farthest(feats, centers, labels, int(empty.sum()))
+        shift = float((moved - centers).square().sum())
+        centers = moved
+        if shift <= rest and compared is feats:
+            break
+        if shift <= rest:
+            compared = feats  # bf16 has brought them as near as it can: the last rounds are exact
+    if shift or compared is not feats:  # else the centers are where they were compared
+        labels = _round(feats, feats, centers, last=True)[0]
+    return Clusters(centers, labels, float(_spread(feats, centers, labels).cpu().double().sum()), done)
+
+
+def _round(feats: Tensor, compared: Tensor, centers: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
+    """Return each row's nearest center, int64 N, and the sums K,D of each center's rows (zeros in the last round).
+
+    |x - c|^2 is least where x.c - |c|^2 / 2 is largest. On the CPU numpy finds a row's largest several times faster
+    than torch; on an accelerator a product with one-hot rows sums in a fixed order, as atomic additions do not.
+    """
+    on_cpu = feats.device.type == "cpu"
+    weights, bias = centers.T.to(compared.dtype), (-0.5 * centers.square().sum(1)).to(compared.dtype)
+    labels = torch.empty(len(feats), dtype=torch.long, device=feats.device)
+    sums = torch.zeros_like(centers)
+    step = max(1, (BLOCK_CPU if on_cpu else BLOCK_DEVICE) // max(len(centers), feats.shape[1]))
+    for start in range(0, len(feats), step):
+        scores = torch.addmm(bias, compared[start : start + step], weights)
+        near = torch.from_numpy(scores.float().numpy().argmax(1)) if on_cpu else scores.argmax(1)
+        labels[start : start + step] = near
+        rows = feats[start : start + step]
+        if on_cpu and not last:
+            sums.index_add_(0, near, rows)
+        elif not last:
+            sums.addmm_(torch.nn.functional.one_hot(near, len(centers)).to(rows).T, rows)
+    return labels, sums
+
+
+def _farthest(feats: Tensor, centers: Tensor, labels: Tensor, count: int) -> Tensor:
+    return feats[_spread(feats, centers, labels).topk(count).indices]
+
+
+def _spread(feats: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+    """Return each row's squared distance to its center, N, free of the cancellation that products would bring."""
+    step = max(1, (BLOCK_CPU if feats.device.type == "cpu" else BLOCK_DEVICE) // feats.shape[1])
+    parts = zip(torch.split(feats, step), torch.split(labels, step), strict=True)
+    return torch.cat([(rows - centers[near]).square().sum(1) for rows, near in parts])

@@ -1,0 +1,99 @@
+"""Search by cosine similarity among N rows, in blocks: the N x N matrix is never held.
+
+Products are fp32 (no TF32, no bf16): neighbouring anchors' scores differ by little.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslbd_cli.core.errors import InputError
+
+BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 28  # similarities held at once: 32 MB and 1 GB
+
+
+@torch.no_grad()
+def unit(feats: Tensor) -> Tensor:
+    """Return rows of length 1, float32 N,D; rows of zeros stay zeros."""
+    return F.normalize(feats.float(), dim=1)
+
+
+@torch.no_grad()
+def anchor_scores(z: Tensor, near: int, top: float, after: float) -> Tensor:
+    """Score each row of unit features z N,D as an anchor: float64 N on the CPU.
+
+    With s_1 >= s_2 >= ... its similarities to all rows, itself included, a score is
+    top * (s_1 + ... + s_near) + after * (s_(near+1) + ... + s_(2 near)); the second sum is left out where after is 0.
+    Only the two sums are needed, so nothing is sorted. Raises InputError where the rows are too few.
+    """
+    times = 2 if after else 1
+    reach = times * near
+    if near < 1 or reach > len(z):
+        what = f"{near} neighbours" + (" and as many to contrast them with" if after else "")
+        raise InputError(f"{what} of {len(z)} rows: lower the rate or the count, to 1 ... {len(z) // times}")
+    bands = _bands_cpu if z.device.type == "cpu" else _bands_device
+    step = max(1, (BLOCK_CPU if z.device.type == "cpu" else BLOCK_DEVICE) // len(z))
+    out = z.new_empty(min(step, len(z)), len(z))
+    scores = []
+    with ThreadPoolExecutor(torch.get_num_threads()) as workers:
+        for rows in torch.split(z, step):
+            sums = bands(rows, z, out[: len(rows)], (near, reach), workers)
+            scores.append(top * sums[0] + after * sums[1])
+    return torch.cat(scores)
+
+
+def _bands_cpu(
+    rows: Tensor, z: Tensor, out: Tensor, bands: tuple[int, int], workers: ThreadPoolExecutor
+) -> tuple[Tensor, Tensor]:
+    """Sum a block's largest `near` similarities, and the following ones up to `reach`; each float64 B.
+
+    numpy's partition selects in place with wide vector instructions, in less than half of torch.topk's time; the
+    products are negated so that the wanted end comes first, and the second cut looks at `reach` entries only.
+    """
+    near, reach = bands
+    torch.matmul(-rows, z.T, out=out)
+
+    def halves(part: np.ndarray) -> np.ndarray:
+        part.partition(reach - 1, axis=1)
+        first = part[:, :reach]
+        if near < reach:
+            first.partition(near - 1, axis=1)
+        return -np.stack([first[:, :near].sum(1, dtype=np.float64), first[:, near:].sum(1, dtype=np.float64)])
+
+    parts = np.array_split(out.numpy(), torch.get_num_threads())
+    sums = torch.from_numpy(np.concatenate(list(workers.map(halves, parts)), axis=1))
+    return sums[0], sums[1]
+
+
+def _bands_device(
+    rows: Tensor, z: Tensor, out: Tensor, bands: tuple[int, int], workers: ThreadPoolExecutor
+) -> tuple[Tensor, Tensor]:
+    near, reach = bands
+    torch.matmul(rows, z.T, out=out)
+    largest = out.topk(reach, dim=1, sorted=False).values
+    first = largest if near == reach else largest.topk(near, dim=1, sorted=False).values
+    top, both = (part.sum(1, dtype=torch.float64).cpu() for part in (first, largest))
+    return top, both - top
+
+
+@torch.no_grad()
+def nearest(z: Tensor, anchor: int, count: int) -> Tensor:
+    """Return the rows most similar to the anchor, int64 count on the CPU; ties go to the lower row."""
+    similar = (z @ z[anchor]).cpu()
+    return similar.sort(descending=True, stable=True).indices[:count]
+
+
+@torch.no_grad()
+def within_and_across(z: Tensor, rows: Tensor, total: Tensor) -> tuple[float, float]:
+    """Return the sums of all similarities between the chosen rows, and between them and the rest.
+
+    With s the sum of the chosen rows and t that of all rows, `total`, they are s.s (each row with itself too) and
+    s.(t - s): no similarity is computed.
+    """
+    s, t = z[rows.to(z.device)].sum(0).double(), total.double()
+    return float(s @ s), float(s @ (t - s))

@@ -1,0 +1,74 @@
+"""What `poison` reads beside its dataset: features to compare, rows that are listed, other images and masks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from sslbd_cli.core.artefact import Dataset
+    from sslbd_cli.core.bases import Craft, Selector
+    from sslbd_cli.ui.run import Run
+
+
+def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) -> tuple[Dataset | None, Any]:
+    """Read what a craft takes beside the references: other images, and masks uint8 N,H,W of the dataset's own."""
+    from sslbd_cli.core.artefact import Dataset
+    from sslbd_cli.core.errors import InputError
+
+    found = {name: run.read(params[name], Dataset, f"--{name}") for name in ("canvases", "masks") if params[name]}
+    masks = found.get("masks")
+    if masks is not None and masks.images[:, 0].shape != dataset.images[:, 0].shape:
+        shapes = ["x".join(map(str, d.images[:, 0].shape)) for d in (masks, dataset)]
+        raise InputError(f"--masks {params['masks']}: holds {shapes[0]} pixels, the dataset {shapes[1]}; give its own")
+    for name in found:
+        if not getattr(craft, name):
+            raise InputError(f"--{name} {params[name]}: --craft {craft.name} has no use for it; leave it out")
+    return found.get("canvases"), None if masks is None else masks.images.max(1)
+
+
+def listed(run: Run, path: str | None, dataset: Dataset, select: Selector) -> np.ndarray | None:
+    """Read the rows that a text file lists."""
+    from sslbd_cli.core import choose
+    from sslbd_cli.core.errors import InputError
+
+    if path is None:
+        return None
+    rows = choose.read_rows(path, len(dataset.images))
+    if select.needs != "listed":
+        raise InputError(f"--indices {path}: --select {select.name} takes no list; say --select indices")
+    run.note_file("--indices", path)
+    return rows
+
+
+def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selector) -> Tensor | None:
+    """Embed the dataset by --encoder, or read --features of its images; on the device that searches them."""
+    import torch
+
+    from sslbd_cli.core import nets
+    from sslbd_cli.core.artefact import Encoder, Features
+    from sslbd_cli.core.errors import InputError
+    from sslbd_cli.core.features import embed
+
+    kinds: dict[str, Any] = {"encoder": Encoder, "features": Features}
+    found: dict[str, Any] = {
+        name: run.read(params[name], kind, f"--{name}") for name, kind in kinds.items() if params[name]
+    }
+    for name in found:
+        if select.needs != "feats" or len(found) > 1:
+            why = f"--select {select.name} compares none" if len(found) == 1 else "one of the two says what to compare"
+            raise InputError(f"--{name} {params[name]}: {why}; leave it out")
+    if not found:
+        return None
+    if "encoder" in found:
+        feats = embed(nets.load(found["encoder"]), dataset.images, run.device())
+    else:
+        feats = torch.from_numpy(found["features"].feats)
+        if len(feats) != len(dataset.images):
+            counts = f"{len(feats)} features, but the dataset {len(dataset.images)} images"
+            raise InputError(f"--features {params['features']}: holds {counts}; embed this very dataset")
+    device = run.device()
+    run.say(f"comparing {len(feats)} features of {feats.shape[1]} dimensions")
+    return feats.to("cpu" if device.kind == "mps" else device.torch)  # exact sums take float64, which MPS lacks
