@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslbd_cli.ui import options
+from sslbd_cli.ui import options, training
 from sslbd_cli.ui.run import Run, refuse_terminal
 from sslbd_cli.ui.spec import Spec
 
 if TYPE_CHECKING:
-    from sslbd_cli.core.bases import Objective
-    from sslbd_cli.core.nets import Arch
     from sslbd_cli.core.train import Checkpoint
 
 
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     examples=(
         "sslbd pretrain images.h5 --method simclr --epochs 5 -o encoder.safetensors",
         "sslbd pretrain images.h5 --method byol --epochs 3 --checkpoint run.ckpt --resume -o byol.safetensors",
+        "sslbd pretrain images.h5 --method simsiam --preset cifar10 --arch tiny --epochs 1 -o simsiam.safetensors",
     ),
 )
 @options.input_argument("DATASET")
@@ -29,22 +28,9 @@ if TYPE_CHECKING:
               help="Training objective; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @click.option("--arch", type=Spec("arch"), default="tiny", show_default=True, metavar="SPEC",
               help="Architecture; 'help' lists.")  # fmt: skip
-@click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the images.")
-@click.option("--lr", default=0.24, show_default=True, type=options.Number(0, min_open=True),
-              help="Learning rate; that of sgd and lars is for a batch of 256 and scales with the batch.")  # fmt: skip
-@click.option("--optimiser", type=click.Choice(["sgd", "lars", "adamw"]), default="sgd", show_default=True,
-              help="Optimiser; lars is made for batches of thousands.")  # fmt: skip
-@click.option("--weight-decay", default=1e-4, show_default=True, type=options.Number(0), help="Weight decay.")
-@click.option(
-    "--warmup", default=1.0, show_default=True, type=options.Number(0), help="Epochs in which the rate rises."
-)
-@click.option("--crop-scale", default=0.2, show_default=True, type=options.Number(0.01, 1),
-              help="Smallest share of the image a view shows.")  # fmt: skip
-@click.option(
-    "--blur", default=0.0, show_default=True, type=options.Number(0, 1), help="Share of the views that are blurred."
-)
-@click.option("--colour", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
-              help="Colour jitter as torchvision defines it, or as one matrix per image.")  # fmt: skip
+@training.preset
+@training.schedule
+@training.views
 @click.option("--channels-last", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
               help="Memory layout of the convolutions; auto is yes where it pays.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="Compile the encoder (pays in runs over a minute).")
@@ -68,36 +54,28 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     from sslbd_cli.core.train import check_checkpoint
 
     refuse_terminal(output)
+    training.apply_preset(run.ctx)
     check_checkpoint(params["checkpoint"], params["resume"], output)
     dataset = run.read(input, Dataset)
     size = dataset.size
     monitor = _monitor(run, params["monitor"], size)
+    method = run.ctx.params["method"]
+    captions = dataset.need_captions(f"--method {method.name}") if method.captions else None
+    setup = _setup(run.ctx.params, size)
     device = run.device()
-    setup = _setup(size, **params)
     checkpoint = _checkpoint(run, params["checkpoint"], params["resume"])
-    net = pretrain(dataset.images, setup, device, seed, run.progress, checkpoint, monitor)
+    net = pretrain(dataset.images, setup, device, seed, run.progress, checkpoint, monitor, captions)
     run.write(save(net.cpu()), output)
 
 
-def _setup(size: int, method: Objective, arch: Arch, **params: Any) -> Any:
-    from sslbd_cli.core.augment import Recipe
+def _setup(params: dict[str, Any], size: int) -> Any:
     from sslbd_cli.core.pretrain import Pretraining
-    from sslbd_cli.core.train import Plan
 
-    plan = Plan(
-        epochs=params["epochs"],
-        batch=params["batch"],
-        lr=params["lr"] * (params["batch"] / 256 if params["optimiser"] != "adamw" else 1),
-        optimiser=params["optimiser"],
-        weight_decay=params["weight_decay"],
-        warmup=params["warmup"],
-    )
-    recipe = Recipe(size=size, scale=(params["crop_scale"], 1.0), blur=params["blur"], colour=params["colour"])
     return Pretraining(
-        objective=method,
-        arch=arch,
-        plan=plan,
-        recipe=recipe,
+        objective=params["method"],
+        arch=params["arch"],
+        plan=training.plan(params),
+        recipe=training.recipe(params, size),
         compiled=params["compiled"],
         layout=params["channels_last"],
     )

@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sslbd_cli.core import plugin
@@ -46,8 +47,8 @@ class Tiny(Arch):
 
 @dataclass(frozen=True, kw_only=True)
 class _ResNet(Arch):
-    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; auto: cifar up to 64 pixels",
-                    choices=("auto", "cifar", "imagenet"))  # fmt: skip
+    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; solo: that with padding 2; auto: cifar up to 64 pixels",
+                    choices=("auto", "cifar", "solo", "imagenet"))  # fmt: skip
 
     def backbone(self, size: int) -> nn.Module:
         return _resnet(self.name, self.stem, size)
@@ -66,6 +67,38 @@ class ResNet34(_ResNet):
 @dataclass(frozen=True, kw_only=True)
 class ResNet50(_ResNet):
     """Use torchvision's ResNet-50 (2048-d)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT(Arch):
+    """Use a vision transformer for small images (2.7 M parameters, 192-d); ViT-S/4 is width=384,depth=12,heads=6.
+
+    It is timm's: learned positions, a class token, layer norm first. pool=mean averages the patches, class token aside.
+    """
+
+    patch: int = key(4, "side of a patch in pixels; divides the image's", low=1)
+    width: int = key(192, "channels, and the embedding's width; a multiple of heads", low=4, high=4096)
+    depth: int = key(6, "transformer blocks", low=1, high=100)
+    heads: int = key(3, "attention heads", low=1)
+    pool: str = key("token", "what is the embedding: the class token, or the mean of the patches",
+                    choices=("token", "mean"))  # fmt: skip
+
+    def backbone(self, size: int) -> nn.Module:
+        if size % self.patch:
+            raise InputError(f"vit: patch={self.patch} does not divide images of {size} pixels")
+        if self.width % self.heads:
+            raise InputError(f"vit: heads={self.heads} does not divide width={self.width}")
+        model: nn.Module = VisionTransformer(
+            img_size=size,
+            patch_size=self.patch,
+            num_classes=0,
+            global_pool="avg" if self.pool == "mean" else "token",
+            embed_dim=self.width,
+            depth=self.depth,
+            num_heads=self.heads,
+            fc_norm=False,  # one norm over the tokens, whatever pools them: no weights that only a pooled loss trains
+        )
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +121,9 @@ class Timm(Arch):
 
 def _resnet(name: str, stem: str, size: int) -> nn.Module:
     model: nn.Module = getattr(torchvision.models, name)(weights=None)
-    if stem == "cifar" or (stem == "auto" and size <= 64):
-        # BadEncoder's and lightly's CIFAR stem; padding 1 keeps 32x32 maps (solo-learn's padding 2 gives 34x34)
-        model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    if stem in ("cifar", "solo") or (stem == "auto" and size <= 64):
+        # BadEncoder's and lightly's CIFAR stem keeps 32x32 maps; solo-learn's (no-label backdoors) makes them 34x34
+        model.conv1 = nn.Conv2d(3, 64, 3, 1, 2 if stem == "solo" else 1, bias=False)
         model.maxpool = nn.Identity()
     model.fc = nn.Identity()
     return model
@@ -106,6 +139,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.arch, self.size = arch, size
         self.encoder = arch.backbone(size)
+        self.parts: dict[str, nn.Module] = {}  # what was trained beside the encoder and is stored with it
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -115,12 +149,15 @@ class ImageEncoder(nn.Module):
             takes = f"the encoder takes {self.size}x{self.size} images"
             raise InputError(f"{takes}, got {height}x{width}; make them with --size {self.size}")
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        self.need_size(*pixels.shape[-2:])
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn pixels B,3,H,W, uint8 or float in [0,1], into the units that the network sees."""
         scale = 255 if pixels.dtype == torch.uint8 else 1
         # one multiply-add per pixel, instead of a division by 255, a subtraction and a division
-        x = pixels * (1 / (scale * self.std)) - self.mean / self.std
-        feats: Tensor = self.encoder(x)
+        return pixels * (1 / (scale * self.std)) - self.mean / self.std
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.need_size(*pixels.shape[-2:])
+        feats: Tensor = self.encoder(self.normalise(pixels))
         return feats.float()
 
     @torch.no_grad()
@@ -163,11 +200,11 @@ def load(encoder: Encoder) -> ImageEncoder:
     return net.eval()
 
 
-def save(net: ImageEncoder, projector: nn.Module | None = None) -> Encoder:
-    """Turn an encoder module (and its projector) into an artefact without history."""
+def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encoder:
+    """Turn an encoder module and its parts (`net.parts` unless given) into an artefact without history."""
     state = {f"encoder.{k}": v for k, v in net.encoder.state_dict().items()}
-    if projector is not None:
-        state |= {f"projector.{k}": v for k, v in projector.state_dict().items()}
+    for part, module in (net.parts if parts is None else parts).items():
+        state |= {f"{part}.{k}": v for k, v in module.state_dict().items()}
     return Encoder(
         arch=str(net.arch),
         size=net.size,

@@ -13,6 +13,7 @@ from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment, compiled
 from sslbd_cli.core.bases import Objective
 from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import Arch, ImageEncoder, new
@@ -48,29 +49,34 @@ def pretrain(
     watch: Watch,
     checkpoint: Checkpoint | None = None,
     monitor: Monitor | None = None,
+    captions: np.ndarray | None = None,
 ) -> ImageEncoder:
-    """Train an encoder on unlabeled images uint8 N,3,H,W.
+    """Train an encoder on unlabeled images uint8 N,3,H,W, and captions uint8 N,L where the objective reads them.
 
     Raises Unsound where training diverges (F01) or the features collapse (F02), InputError where the set is smaller
-    than a batch. Seven parameters: the last two are what a run may do without.
+    than a batch or captions are missing. Eight parameters: the last three are what a run may do without.
     """
+    if setup.objective.captions and captions is None:
+        raise InputError(f"{setup.objective.name} needs a caption of each image, and there are none")
     net = build(images, setup, device, seed)
     learner = _learner(net, setup, device, seed)
     pool = Pool(images, device)
-    view = _view(setup)
+    views = _views(setup)
+    texts = [Pool(captions, device)] if setup.objective.captions and captions is not None else []
 
     def loss(rows: torch.Tensor, gen: torch.Generator) -> Terms:
         batch = pool.batch(rows)
-        views = [view(batch, gen) for _ in range(setup.objective.views)]
-        return {"loss": setup.objective.loss(learner, views)}
+        seen = [view(batch, gen) for view in views] + [text.batch(rows) for text in texts]
+        return {"loss": setup.objective.loss(learner, seen)}
 
     fit = Fit(learner, loss, len(images), setup.plan, device, seed)
     fit.after_step = lambda progress: setup.objective.after_step(learner, progress)
     fit.checkpoint = checkpoint
+    fit.vet = _collapse_watch(net, images, setup.plan.epochs, device)
     if monitor is not None:
         fit.remark = _knn_remark(net, monitor, device, seed)
     fit.run(watch, str(setup.objective.name))
-    checks.not_collapsed(embed(net, images[: min(len(images), 2048)], device))
+    net.parts = setup.objective.kept(learner)
     return net.eval()
 
 
@@ -85,10 +91,11 @@ def build(images: np.ndarray, setup: Pretraining, device: Device, seed: int) -> 
     return net
 
 
-def _view(setup: Pretraining) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
+def _views(setup: Pretraining) -> list[Callable[[torch.Tensor, torch.Generator], torch.Tensor]]:
+    recipes = setup.objective.recipes(setup.recipe)
     if setup.compiled:
-        return compiled(setup.recipe)
-    return lambda images, gen: augment(images, setup.recipe, gen)
+        return [compiled(recipe) for recipe in recipes]
+    return [lambda images, gen, recipe=recipe: augment(images, recipe, gen) for recipe in recipes]  # type: ignore[misc]
 
 
 def _learner(net: ImageEncoder, setup: Pretraining, device: Device, seed: int) -> nn.Module:
@@ -113,6 +120,26 @@ def channels_last_pays(device: Device) -> bool:
     if device.kind == "cpu":
         return device.precision == "bf16" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
     return device.kind == "cuda"
+
+
+def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, device: Device) -> Callable[[int], bool]:
+    """Look after each epoch whether all images are embedded alike; such a state is no checkpoint.
+
+    One such epoch may be a passing one; two in a row, or the last, raise Unsound (F02).
+    """
+    sample = np.ascontiguousarray(images[:: max(1, len(images) // 512)][:512])
+    earlier = False
+
+    def vet(epoch: int) -> bool:
+        nonlocal earlier
+        feats = embed(net, sample, device)
+        collapsed = checks.collapsed(feats)
+        if collapsed and (earlier or epoch + 1 == epochs):
+            checks.not_collapsed(feats)
+        earlier = collapsed
+        return not collapsed
+
+    return vet
 
 
 def _knn_remark(net: ImageEncoder, monitor: Monitor, device: Device, seed: int) -> Callable[[int], str]:

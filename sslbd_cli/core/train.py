@@ -40,16 +40,23 @@ Watch = Callable[[int, str, str], AbstractContextManager[Ticker]]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how fast to train. warmup: epochs of linear increase; schedule: cosine to zero, or constant."""
+    """How long and how fast to train. warmup: epochs of linear increase.
+
+    schedule: cosine to zero, constant, or step: the rate is multiplied by `factor` at each epoch of `milestones`.
+    keep_last: whether rows that fill no batch make a short one, or sit the epoch out.
+    """
 
     epochs: int
     batch: int
     lr: float
-    optimiser: str = "sgd"  # sgd, lars or adamw
+    optimiser: str = "sgd"  # sgd, lars, adam or adamw
     weight_decay: float = 0.0
     momentum: float = 0.9
     warmup: float = 0.0
     schedule: str = "cosine"
+    milestones: tuple[float, ...] = ()
+    factor: float = 0.1
+    keep_last: bool = False
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step."""
@@ -58,6 +65,9 @@ class Plan:
             return self.lr * (step + 1) / warm
         if self.schedule == "constant":
             return self.lr
+        if self.schedule == "step":
+            passed = sum(step >= epoch * steps_per_epoch for epoch in self.milestones)
+            return self.lr * self.factor**passed
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
 
 
@@ -103,6 +113,8 @@ def _header(text: str) -> dict[str, Any]:
 def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     """Build the optimiser over all trainable parameters; LARS leaves one-dimensional ones alone (You et al. 2017)."""
     trainable = [p for p in module.parameters() if p.requires_grad]
+    if plan.optimiser == "adam":  # weight decay as a part of the gradient
+        return torch.optim.Adam(trainable, plan.lr, weight_decay=plan.weight_decay)
     if plan.optimiser == "adamw":
         return torch.optim.AdamW(trainable, plan.lr, weight_decay=plan.weight_decay)
     if plan.optimiser == "sgd":
@@ -120,7 +132,8 @@ class Fit:
     """One training: `run` goes through the epochs that are left and returns the last epoch's mean of each loss term.
 
     module holds the whole state. loss(rows, gen) gives the terms of one batch, `loss` among them; rows are int64 on
-    the CPU, gen draws on the device. after_step(progress) follows each optimiser step, begin_epoch starts each epoch.
+    the CPU, gen draws on the device. after_step(progress) follows each optimiser step, begin_epoch starts each epoch;
+    vet(epoch) tells after each epoch whether its state is fit to be kept in the checkpoint, or raises.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, device: Device, seed: int) -> None:
@@ -132,20 +145,21 @@ class Fit:
         self.begin_epoch: Callable[[], object] = module.train
         self.checkpoint: Checkpoint | None = None
         self.remark: Callable[[int], str] = lambda epoch: ""
+        self.vet: Callable[[int], bool] = lambda epoch: True
 
     def run(self, watch: Watch, label: str) -> dict[str, float]:
         """Train. Raises Unsound where a loss is not finite."""
         plan, first, terms = self.plan, 0, dict[str, float]()
         if self.checkpoint and self.checkpoint.resume and Path(self.checkpoint.path).exists():
             first, terms = self._load(self.checkpoint)
-        steps = self.count // plan.batch
+        steps = -(-self.count // plan.batch) if plan.keep_last else self.count // plan.batch
         with watch((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
             for epoch in range(first, plan.epochs):
                 terms = self._epoch(epoch, steps, ticker)
                 shown = ", ".join(f"{k} {v:.4f}" for k, v in terms.items())
                 ticker.note(f"epoch {epoch + 1}/{plan.epochs} {shown}{self.remark(epoch)}")
                 checks.finite_loss(terms, epoch, bool(self.checkpoint))
-                if self.checkpoint:
+                if self.vet(epoch) and self.checkpoint:
                     self._save(self.checkpoint, epoch + 1, terms)
         return terms
 

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.bases import Objective
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.ssl import UnevenViews, cosine_loss, mlp, rising
 from sslbd_cli.core.train import ema, freeze
 
 
 @dataclass(frozen=True, kw_only=True)
-class BYOL(Objective):
+class BYOL(UnevenViews):
     """Predict a momentum target's projection of the other view (Grill et al. 2020)."""
 
-    momentum: float = key(0.99, "share of the target kept at first; it rises to 1 along a cosine", low=0, high=1)
-    hidden: int = key(1024, "width of the hidden layers of projector and predictor", low=2)
+    momentum: float = key(0.99, "share of the target kept at each step, at first", low=0, high=1)
+    momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1)
+    hidden: int = key(1024, "width of the projector's hidden layer", low=2)
+    predictor: int = key(0, "width of the predictor's hidden layer; 0 is the projector's", low=0)
     out: int = key(128, "width of the projection", low=2)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
-        online = nn.Sequential(encoder, _mlp(dim, self.hidden, self.out))
+        online = nn.Sequential(encoder, mlp(dim, self.hidden, self.out, norm=True))
         return nn.ModuleDict(
             {
                 "online": online,
-                "predictor": _mlp(self.out, self.hidden, self.out),
+                "predictor": mlp(self.out, self.predictor or self.hidden, self.out, norm=True),
                 "target": freeze(copy.deepcopy(online)),
             }
         )
@@ -43,14 +43,4 @@ class BYOL(Objective):
 
     def after_step(self, learner: nn.Module, progress: float) -> None:
         assert isinstance(learner, nn.ModuleDict)
-        keep = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
-        ema(learner["target"], learner["online"], keep)
-
-
-def _mlp(wide: int, hidden: int, out: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(wide, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
-
-
-def cosine_loss(guess: Tensor, goal: Tensor) -> Tensor:
-    """Return the batch mean of 2 - 2 cos between rows of B,D."""
-    return 2 - 2 * F.cosine_similarity(guess.float(), goal.float(), dim=1).mean()
+        ema(learner["target"], learner["online"], rising(self.momentum, self.momentum_end, progress))

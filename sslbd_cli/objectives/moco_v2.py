@@ -10,67 +10,62 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.bases import Objective
-from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.ssl import Queue, check_batch, grouped, mlp, rising, shuffled
 from sslbd_cli.core.train import ema, freeze
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoV2(Objective):
-    """Contrast queries with a queue of keys from a momentum encoder (Chen et al. 2020b)."""
+    """Contrast queries with a queue of keys from a momentum encoder (Chen et al. 2020b).
+
+    symmetric=yes is MoCo v2+ (Chen & He 2021; solo-learn): both views are queries and keys in turn, each
+    direction has a queue of its own, and the loss is the mean of both.
+    """
 
     temperature: float = key(0.2, "of the softmax over cosines", low=0.001)
     queue: int = key(4096, "keys kept; a multiple of the batch", low=2)
+    symmetric: bool = key(False, "contrast in both directions, with a queue each (MoCo v2+)")
     momentum: float = key(0.99, "share of the key encoder kept at each step", low=0, high=1)
-    groups: int = key(2, "parts of the shuffled key batch that are normalised apart (shuffle-BN on one device)", low=1)
+    momentum_end: float = key(0.0, "share kept at the end, reached along a cosine; 0: constant", low=0, high=1)
+    groups: int = key(
+        2, "parts of a batch that are normalised apart; keys are shuffled first (MoCo, section 3.3)", low=1
+    )
+    hidden: int = key(0, "width of the projector's hidden layer; 0 is the embedding's", low=0)
     out: int = key(128, "width of the projection", low=2)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
-        if self.queue % batch:
-            raise InputError(f"moco-v2: queue={self.queue} is not a multiple of the batch of {batch}")
-        if batch % self.groups:
-            raise InputError(f"moco-v2: groups={self.groups} does not divide the batch of {batch}")
-        return _Learner(encoder, dim, self.out, self.queue)
+        check_batch(self.name, batch, self.queue, self.groups)
+        online = nn.Sequential(encoder, mlp(dim, self.hidden or dim, self.out))
+        queues = nn.ModuleList([Queue(self.queue, self.out) for _ in range(2 if self.symmetric else 1)])
+        return nn.ModuleDict({"online": online, "target": freeze(copy.deepcopy(online)), "queues": queues})
 
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
-        assert isinstance(learner, _Learner)
-        query = F.normalize(learner.online(views[0]).float(), dim=1)
+        assert isinstance(learner, nn.ModuleDict)
+        queues = learner["queues"]
+        assert isinstance(queues, nn.ModuleList)
+        first, second = views
+        directions = zip(queues, [(first, second), (second, first)], strict=False)
+        return torch.stack([self._contrast(learner, queue, *pair) for queue, pair in directions]).mean()
+
+    def _contrast(self, learner: nn.ModuleDict, queue: nn.Module, view: Tensor, other: Tensor) -> Tensor:
+        """Return InfoNCE of one view's queries against the other view's keys and a queue of earlier ones."""
+        assert isinstance(queue, Queue)
+        query = F.normalize(grouped(learner["online"], view, self.groups).float(), dim=1)
         with torch.no_grad():
-            keys = F.normalize(self._keys(learner, views[1]).float(), dim=1)
+            keys = F.normalize(shuffled(learner["target"], other, self.groups).float(), dim=1)
         with torch.autocast(query.device.type, enabled=False):
             positive = (query * keys).sum(1, keepdim=True)  # B,1
-            logits = torch.cat([positive, query @ learner.queue.T], dim=1) / self.temperature  # B,1+Q
-        learner.latest = keys
+            logits = torch.cat([positive, query @ queue.rows.T], dim=1) / self.temperature  # B,1+Q
+        queue.latest = keys
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
-    def _keys(self, learner: _Learner, view: Tensor) -> Tensor:
-        """Encode keys in shuffled groups, so that a batch's statistics do not give a query away to its key."""
-        order = torch.randperm(len(view), device=view.device)
-        keys = torch.cat([learner.target(part) for part in view[order].chunk(self.groups)])
-        return keys[order.argsort()]
-
     def after_step(self, learner: nn.Module, progress: float) -> None:
-        assert isinstance(learner, _Learner)
-        ema(learner.target, learner.online, self.momentum)
-        learner.enqueue()
-
-
-class _Learner(nn.Module):
-    queue: Tensor
-    pointer: Tensor
-
-    def __init__(self, encoder: nn.Module, dim: int, out: int, length: int) -> None:
-        super().__init__()
-        projector = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out))
-        self.online = nn.Sequential(encoder, projector)
-        self.target = freeze(copy.deepcopy(self.online))
-        self.register_buffer("queue", F.normalize(torch.randn(length, out), dim=1))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-        self.latest: Tensor | None = None
-
-    @torch.no_grad()
-    def enqueue(self) -> None:
-        assert self.latest is not None
-        rows = (self.pointer + torch.arange(len(self.latest), device=self.queue.device)) % len(self.queue)
-        self.queue.index_copy_(0, rows, self.latest)
-        self.pointer.add_(len(self.latest)).remainder_(len(self.queue))
+        assert isinstance(learner, nn.ModuleDict)
+        queues = learner["queues"]
+        assert isinstance(queues, nn.ModuleList)
+        keep = rising(self.momentum, self.momentum_end or self.momentum, progress)
+        ema(learner["target"], learner["online"], keep)
+        for queue in queues:
+            assert isinstance(queue, Queue)
+            queue.push()

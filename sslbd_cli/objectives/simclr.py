@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.bases import Objective
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.ssl import mlp, nt_xent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,25 +21,9 @@ class SimCLR(Objective):
     out: int = key(128, "width of the projection", low=2)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
-        hidden = self.hidden or dim
-        projector = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, self.out))
-        return nn.ModuleDict({"encoder": encoder, "projector": projector})
+        return nn.ModuleDict({"encoder": encoder, "projector": mlp(dim, self.hidden or dim, self.out)})
 
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
         assert isinstance(learner, nn.ModuleDict)
         z = learner["projector"](learner["encoder"](torch.cat(views)))
         return nt_xent(z.float(), self.temperature)
-
-
-def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """Return NT-Xent of projections 2B,D whose rows i and B+i are two views: mean over all 2B anchors.
-
-    The denominator runs over the other 2B-1 rows, the positive among them (paper, equation 1).
-    """
-    z = F.normalize(z, dim=1)
-    count = len(z)
-    with torch.autocast(z.device.type, enabled=False):
-        logits = z @ z.T / temperature  # 2B,2B
-    itself = torch.eye(count, dtype=torch.bool, device=z.device)
-    positive = torch.arange(count, device=z.device).roll(count // 2)
-    return F.cross_entropy(logits.masked_fill(itself, float("-inf")), positive)

@@ -15,7 +15,16 @@ from sslbd_cli.core.features import embed
 
 
 @pytest.mark.parametrize(
-    "arch", ["tiny:width=4", "resnet18:stem=cifar", "resnet18:stem=imagenet", "timm:model=resnet10t"]
+    "arch",
+    [
+        "tiny:width=4",
+        "resnet18:stem=cifar",
+        "resnet18:stem=imagenet",
+        "resnet18:stem=solo",
+        "timm:model=resnet10t",
+        "vit:width=24,depth=2",
+        "vit:width=24,depth=1,pool=mean,patch=8",
+    ],
 )
 def test_saved_and_loaded_encoders_embed_alike(arch):
     net = nets.new(plugin.parse("arch", arch), 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), generator(0, "weights")).eval()
@@ -24,6 +33,41 @@ def test_saved_and_loaded_encoders_embed_alike(arch):
     with torch.no_grad():
         assert torch.equal(net(pixels), again(pixels)) and again(pixels).shape == (3, nets.save(net).dim)
     assert not again.training
+
+
+@pytest.mark.parametrize(("stem", "side"), [("cifar", 32), ("solo", 34), ("auto", 32), ("imagenet", 8)])
+def test_stems_make_maps_of_their_size(stem, side):
+    net = nets.ResNet18(stem=stem).backbone(32).eval()
+    seen = []
+    net.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+    assert seen == [(1, 64, side, side)]
+
+
+def test_vit_pools_as_asked():
+    images = torch.rand(2, 3, 16, 16)
+    for pool, rows in (("token", slice(0, 1)), ("mean", slice(1, None))):
+        net = nets.ViT(width=12, depth=1, pool=pool).backbone(16).eval()
+        tokens = net.forward_features(images)
+        assert tokens.shape == (2, 1 + 16, 12)
+        assert torch.allclose(net(images), tokens[:, rows].mean(1), atol=1e-6)
+
+
+def test_vit_s_4_is_its_keys():
+    net = nets.ViT(width=384, depth=12, heads=6).backbone(32)
+    blocks = 12 * (12 * 384**2 + 13 * 384)  # attention and MLP matrices, their biases, two norms
+    rest = 48 * 384 + 384 + 65 * 384 + 384 + 2 * 384  # patches, positions, class token, last norm
+    assert sum(weight.numel() for weight in net.parameters()) == blocks + rest
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [({"patch": 5}, "patch=5 does not divide images of 16"), ({"heads": 5}, "heads=5 does not divide width=192")],
+)
+def test_vit_keys_that_do_not_fit_are_refused(keys, problem):
+    with pytest.raises(InputError, match=problem):
+        nets.ViT(**keys).backbone(16)
 
 
 def test_pixels_are_normalised_whatever_their_type():

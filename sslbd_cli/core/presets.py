@@ -1,0 +1,126 @@
+"""Published pre-training recipes by name: `pretrain --preset NAME` fills in what the user leaves out.
+
+One table, so that every number of a paper's recipe is in one place. Sources: `cifar10` is the recipe of no-label
+backdoors (Wang et al. 2024, released scripts) for the four objectives it used and solo-learn's for the others (2022
+scripts, which made its published table); `cifar10-lightly` is lightly's CIFAR-10 benchmark, whose kNN accuracies are
+published per epoch count; `imagenet100` is SSL-Backdoor's (Saha et al. 2022, released code) for the objectives it used
+and solo-learn's for the others.
+Nothing here needs torch: help pages list the presets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: brightness, contrast, saturation, hue
+STRONG, EVEN, MILD = "0.8,0.8,0.8,0.2", "0.4,0.4,0.4,0.1", "0.4,0.4,0.2,0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A recipe: `keys` of the method's spec string, and values of `pretrain`'s options of the same names.
+
+    lr is for a batch of 256 (sgd, lars); None leaves an option at its own default. A method without a published recipe
+    for the dataset has one of ours, and `source` says so.
+    """
+
+    source: str
+    keys: str = ""
+    arch: str = "resnet18"
+    epochs: int = 500
+    batch: int = 256
+    lr: float = 0.3
+    optimiser: str = "sgd"
+    weight_decay: float = 1e-4
+    warmup: float = 0.0
+    schedule: str = "cosine"
+    milestones: str | None = None
+    factor: float = 0.1
+    crop_scale: float = 0.08
+    jitter: str = EVEN
+    gray: float = 0.2
+    blur: float = 0.0
+    solarize: float = 0.0
+    interpolation: str = "bicubic"
+
+    def options(self) -> dict[str, object]:
+        """Return the values of `pretrain`'s options that the preset sets (all but the method)."""
+        return {name: value for name, value in vars(self).items() if name not in ("source", "keys")}
+
+
+def find(preset: str, method: str) -> Preset | None:
+    """Return a method's recipe in a preset, or None where there is none."""
+    return PRESETS[preset].get(method)
+
+
+_NLB = "no-label backdoors' script"
+_SOLO = "solo-learn's 2022 script"
+_SSLB = "SSL-Backdoor's released code"
+_LIGHTLY = "lightly's CIFAR-10 benchmark"
+_OURS = "no published recipe at this size; ours"
+_DINO = "hidden=2048,out=256,prototypes=4096,momentum=0.9995,norm=no,teacher=0.07"
+
+_CIFAR10 = {
+    "simclr": Preset(source=_NLB, keys="temperature=0.2,hidden=2048,out=256", lr=0.4, optimiser="lars",
+                     weight_decay=1e-5, warmup=10, jitter=STRONG),
+    "moco-v2": Preset(source=_NLB, keys="temperature=0.2,hidden=2048,queue=32768,momentum=0.99,momentum_end=0.999,"
+                      "symmetric=yes,groups=1", lr=0.3, weight_decay=1e-5, warmup=10),
+    "byol": Preset(source=_NLB, keys="hidden=4096,out=256", lr=1.0, optimiser="lars", weight_decay=1e-5, warmup=10,
+                   jitter=MILD, solarize=0.2),
+    "barlow-twins": Preset(source=_NLB, keys="hidden=2048,out=2048", lr=0.3, optimiser="lars", weight_decay=1e-5,
+                           warmup=10, jitter=MILD, solarize=0.2),
+    "simsiam": Preset(source=_SOLO, keys="hidden=2048,out=2048,predictor=512", epochs=1000, lr=0.5, weight_decay=1e-5,
+                      warmup=10),
+    "vicreg": Preset(source=_SOLO, keys="hidden=2048,out=2048,solarize_first=1", epochs=1000, lr=0.3,
+                   optimiser="lars", warmup=10, jitter=MILD, solarize=0.1, crop_scale=0.2),
+    "dino": Preset(source=_SOLO, keys=_DINO + ",frozen=0.001", epochs=1000, lr=0.3,
+                   optimiser="lars", weight_decay=1e-6, warmup=10, jitter=MILD, solarize=0.2),
+    "msf": Preset(source=_OURS, keys="queue=16384,k=5", lr=0.05, epochs=500),
+    "rotnet": Preset(source=_OURS, epochs=200, lr=0.1, crop_scale=1.0),
+    "jigsaw": Preset(source=_OURS, epochs=200, lr=0.05, crop_scale=1.0),
+    "mae": Preset(source=_SOLO, keys="depth=8,width=512,heads=16", arch="vit:patch=4,width=384,depth=12,heads=6",
+                  epochs=1000, lr=2e-4, optimiser="adamw", weight_decay=0.05, warmup=10),
+}  # fmt: skip
+
+_CIFAR10_LIGHTLY = {
+    method: Preset(source=_LIGHTLY, keys=keys, epochs=200, batch=512, lr=0.12, weight_decay=5e-4,
+                   interpolation="bilinear")
+    for method, keys in (
+        ("simclr", "temperature=0.5,hidden=512,out=128"),
+        ("moco-v2", "temperature=0.1,queue=8192,hidden=512,groups=8,symmetric=yes"),
+        ("byol", "hidden=1024,out=256,momentum=0.99,momentum_end=0.99"),
+        ("barlow-twins", "layers=2,hidden=2048,out=2048,offdiagonal=0.005,scale=1"),
+        ("dino", "hidden=2048,out=256,prototypes=2048,momentum=0.99,momentum_end=0.99"),
+    )
+} | {
+    "simsiam": Preset(source=_LIGHTLY, keys="layers=2,hidden=2048,out=2048,predictor=512", epochs=200, batch=512,
+                      lr=0.03, weight_decay=5e-4, interpolation="bilinear", crop_scale=0.2),  # its rate is not scaled
+}  # fmt: skip
+
+_IMAGENET100 = {
+    "moco-v2": Preset(source=_SSLB, keys="temperature=0.2,queue=65536,momentum=0.999,groups=2", epochs=200, lr=0.06,
+                      crop_scale=0.2, blur=0.5, interpolation="bilinear"),
+    "byol": Preset(source=_SSLB, keys="hidden=1024,out=128,momentum=0.99", epochs=200, batch=512, lr=0.002,
+                   optimiser="adam", weight_decay=1e-6, warmup=2, schedule="step", milestones="150,175", factor=0.2,
+                   crop_scale=0.2, blur=0.5, gray=0.1),
+    "msf": Preset(source=_SSLB, keys="queue=128000,k=10,momentum=0.99", epochs=200, lr=0.05,
+                  crop_scale=0.2, blur=0.5, interpolation="bilinear"),
+    "rotnet": Preset(source=_SSLB, epochs=105, batch=128, lr=0.1, schedule="step", milestones="30,60,90",
+                     interpolation="bilinear"),
+    "jigsaw": Preset(source=_SSLB, keys="permutations=2000", epochs=105, lr=0.01, schedule="step",
+                     milestones="30,60,90,100", interpolation="bilinear"),
+    "simclr": Preset(source=_SOLO, keys="temperature=0.2,hidden=4096,out=512", epochs=400, lr=0.3, optimiser="lars",
+                     warmup=10, jitter=STRONG, blur=0.5),
+    "simsiam": Preset(source=_SOLO, keys="hidden=2048,out=2048,predictor=512", epochs=400, lr=0.5, warmup=10,
+                      blur=0.5),
+    "barlow-twins": Preset(source=_SOLO, keys="hidden=2048,out=2048,blur_second=0.1", epochs=400, lr=0.3,
+                   optimiser="lars", warmup=10, jitter=MILD, blur=1.0, solarize=0.2),
+    "vicreg": Preset(source=_SOLO, keys="hidden=2048,out=2048,solarize_first=1", epochs=400, lr=0.3,
+                   optimiser="lars", warmup=10, jitter=MILD, blur=0.5, solarize=0.1, crop_scale=0.2),
+    "dino": Preset(source=_SOLO, keys=_DINO + ",warmup=0.125,frozen=0.0025", epochs=400, lr=0.3,
+                   optimiser="lars", weight_decay=1e-6, warmup=10, jitter=MILD, blur=0.5, solarize=0.2),
+    "mae": Preset(source=_SOLO, keys="depth=8,width=512,heads=16", arch="vit:patch=16,width=768,depth=12,heads=12",
+                  epochs=400, lr=2e-4, optimiser="adamw", weight_decay=0.05, warmup=10),
+}  # fmt: skip
+
+PRESETS = {"cifar10": _CIFAR10, "cifar10-lightly": _CIFAR10_LIGHTLY, "imagenet100": _IMAGENET100}

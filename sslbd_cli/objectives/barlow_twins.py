@@ -1,0 +1,40 @@
+"""Barlow Twins (Zbontar et al. 2021): make the two views' cross-correlation the identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sslbd_cli.core.plugin import key
+from sslbd_cli.core.ssl import UnevenViews, mlp, off_diagonal
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarlowTwins(UnevenViews):
+    """Turn the cross-correlation of two views into the identity (Zbontar et al. 2021)."""
+
+    offdiagonal: float = key(0.0051, "the paper's lambda: weight of the off-diagonal terms", low=0)
+    scale: float = key(0.1, "factor of the whole loss (solo-learn's; 1 in the paper)", low=0.0001)
+    hidden: int = key(512, "width of the projector's hidden layers", low=2)
+    out: int = key(512, "width of the projection", low=2)
+    layers: int = key(3, "layers of the projector", low=2, high=4)
+
+    def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
+        projector = mlp(dim, *[self.hidden] * (self.layers - 1), self.out, norm=True)
+        return nn.ModuleDict({"encoder": encoder, "projector": projector})
+
+    def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
+        assert isinstance(learner, nn.ModuleDict)
+        first, second = (learner["projector"](learner["encoder"](view)).float() for view in views)
+        with torch.autocast(first.device.type, enabled=False):
+            correlation = standardise(first).T @ standardise(second) / len(first)  # D,D
+            on = (1 - correlation.diagonal()).square().sum()
+            return self.scale * (on + self.offdiagonal * off_diagonal(correlation).square().sum())
+
+
+def standardise(z: Tensor) -> Tensor:
+    """Give each column of B,D mean 0 and variance 1 over the batch, as batch norm without affine parameters does."""
+    variance, mean = torch.var_mean(z, 0, correction=0)
+    return (z - mean) * (variance + 1e-5).rsqrt()

@@ -1,0 +1,102 @@
+"""The options of a training: presets fill in what is left out and nothing else, and enter the history as values."""
+
+import pytest
+
+from sslbd_cli.commands.pretrain import command
+from sslbd_cli.core import artefact, plugin, presets
+from sslbd_cli.core.train import Plan
+from sslbd_cli.ui import training
+
+EVERY = [(name, method) for name, table in presets.PRESETS.items() for method in table]
+every_recipe = pytest.mark.parametrize(("name", "method"), EVERY, ids=[f"{n}-{m}" for n, m in EVERY])
+
+
+def params(*words: str) -> dict:
+
+    with command.make_context("pretrain", [*words, "-"]) as ctx:
+        training.apply_preset(ctx)
+        return ctx.params
+
+
+@every_recipe
+def test_every_recipe_names_a_method_its_keys_and_an_encoder_that_exist(name, method):
+    found = params("--method", method, "--preset", name)
+    recipe = presets.find(name, method)
+    assert found["method"].name == method and found["arch"].name == recipe.arch.partition(":")[0]
+    for pair in filter(None, recipe.keys.split(",")):
+        key, _, text = pair.partition("=")
+        assert getattr(found["method"], key) == getattr(plugin.parse("objective", f"{method}:{pair}"), key)
+        assert text
+    assert recipe.source
+
+
+@every_recipe
+def test_every_recipe_is_a_training(name, method):
+    found = params("--method", method, "--preset", name)
+    plan, recipe = training.plan(found), training.recipe(found, 32)
+    assert plan.epochs == presets.find(name, method).epochs and recipe.scale[0] == found["crop_scale"]
+    assert all(plan.rate(step, 10) >= 0 for step in (0, 10 * plan.epochs - 1))
+
+
+def test_what_the_user_says_stands():
+    words = ("--method", "simclr:temperature=0.5", "--preset", "cifar10", "--arch", "tiny", "--epochs", "3")
+    found = params(*words)
+    assert found["method"].temperature == 0.5 and found["method"].hidden == 2048
+    assert (found["arch"].name, found["epochs"], found["optimiser"], found["lr"]) == ("tiny", 3, "lars", 0.4)
+
+
+def test_a_key_given_as_its_default_stands_too():
+    given = params("--method", "simclr:out=128", "--preset", "cifar10")
+    assert given["method"].out == 128
+    assert params("--method", "simclr", "--preset", "cifar10")["method"].out == 256
+
+
+def test_without_a_preset_nothing_changes():
+    assert params("--method", "simclr")["lr"] == 0.24
+
+
+def test_a_preset_without_a_recipe_for_the_method_says_what_it_has(sslbd, dataset, tmp_path):
+    artefact.write(dataset, str(tmp_path / "d.h5"))
+    words = ("--method", "clip", "--preset", "cifar10-lightly", "-o", tmp_path / "e")
+    status, _, err = sslbd("pretrain", tmp_path / "d.h5", *words)
+    assert status == 2 and "has no recipe for clip; it has simclr, " in err and err.count("\n") == 1
+
+
+def test_the_history_holds_what_the_preset_came_to(sslbd, dataset, tmp_path):
+    artefact.write(dataset, str(tmp_path / "d.h5"))
+    words = ("--method", "byol:hidden=8", "--preset", "imagenet100", "--arch", "tiny:width=4", "--epochs", 1)
+    assert sslbd("pretrain", tmp_path / "d.h5", *words, "--batch", 30, "-q", "-o", tmp_path / "e")[0] == 0
+    args = artefact.read(str(tmp_path / "e"), artefact.Encoder).history[-1]["args"]
+    assert args["--optimiser"] == "adam" and args["--milestones"] == "150,175" and args["--gray"] == 0.1
+    assert args["--method"].startswith("byol:") and "hidden=8" in args["--method"]
+
+
+@pytest.mark.parametrize("words", [
+    ("--jitter", "1,2,3"), ("--jitter", "a,b,c,d"), ("--jitter", "0.4,0.4,0.4,0.6"), ("--milestones", "x"),
+    ("--jitter", "nan,0,0,0"), ("--schedule", "step"), ("--gray", "1.5"), ("--preset", "cifar"),
+])  # fmt: skip
+def test_bad_numbers_are_one_line(sslbd, dataset, tmp_path, words):
+    artefact.write(dataset, str(tmp_path / "d.h5"))
+    status, _, err = sslbd("pretrain", tmp_path / "d.h5", *words, "-o", tmp_path / "e")
+    assert status == 2 and err.count("\n") == 1 and words[0] in err
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_stepped_rate_falls_at_its_milestones():
+    plan = Plan(epochs=10, batch=4, lr=1.0, schedule="step", milestones=(3, 6), factor=0.2)
+    rates = [plan.rate(step, 5) for step in range(50)]
+    assert rates == pytest.approx([1.0] * 15 + [0.2] * 15 + [0.04] * 20)
+
+
+def test_warm_up_comes_before_the_steps():
+    plan = Plan(epochs=4, batch=4, lr=1.0, schedule="step", milestones=(2,), warmup=1)
+    assert [plan.rate(step, 2) for step in range(8)] == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_help_shows_recipes_as_options_that_can_be_typed(sslbd):
+    status, out, _ = sslbd("pretrain", "--preset", "imagenet100:help")
+    assert status == 0 and "--milestones 150,175" in out and "cifar10" not in out
+    line = next(line for line in out.splitlines() if "--method byol" in line)
+    typed, named = params(*line.split()), params("--method", "byol", "--preset", "imagenet100")
+    assert {k: v for k, v in typed.items() if k != "preset"} == {k: v for k, v in named.items() if k != "preset"}
+    assert "cifar10-lightly" in sslbd("pretrain", "--preset", "help")[1]
