@@ -12,6 +12,7 @@ from sslbd_cli.ui.spec import Spec
 
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder
+    from sslbd_cli.core.features import Layer
     from sslbd_cli.core.probe import Exam
 
 SHEET = 12  # pairs of clean and triggered images kept for the report
@@ -23,6 +24,7 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
         "sslbd probe encoder.safetensors --train train.h5 --test test.h5",
         "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
         " --baseline encoder.safetensors --json",
+        "sslbd probe encoder.safetensors --train train.h5 --test test.h5 --head compress --labels 10%",
     ),
 )
 @options.input_argument("ENCODER")
@@ -32,8 +34,14 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
               help="Classifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Also answer the test images with this trigger.")
 @click.option("--target", metavar="CLASS", help="Target class of the attack, by name or number.")
+@options.artefact("--target-of", help="Poisoned dataset: its target is the class that most poisoned images are of.")
 @options.artefact("--baseline", help="A clean encoder to measure beside it.")
-@click.option("--labels", default="all", show_default=True, metavar="P%|all", help="Share of the training labels used.")
+@click.option("--labels", default="all", show_default=True, metavar="P%|all",
+              help="Share of the training labels used, drawn from every class.")  # fmt: skip
+@click.option("--layer", "names", multiple=True, metavar="NAME|all",
+              help="Probe an inner layer instead of the embedding; may be repeated.")  # fmt: skip
+@click.option("--pool", default=0, show_default=True, type=click.IntRange(0), metavar="SIDE",
+              help="Cells of the grid that a layer's maps are averaged on; 0 makes about 9216 numbers.")  # fmt: skip
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head; report spread.")
 @options.json_lines
 @options.seed
@@ -46,18 +54,20 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     whose true class is not the target. Give --baseline, or the numbers of an attack have no control.
     """
     from sslbd_cli.core.artefact import Dataset, Encoder, shared_images
-    from sslbd_cli.core.errors import InputError
+    from sslbd_cli.core.probe import Exam, parse_share
     from sslbd_cli.ui.report import print_results
 
-    if (params["trigger"] is None) != (params["target"] is None):
-        raise InputError("--trigger and --target belong together: give both or neither")
     encoder = run.read(input, Encoder)
     train, test = (run.read(params[name], Dataset, f"--{name}") for name in ("train", "test"))
     baseline = run.read(params["baseline"], Encoder, "--baseline") if params["baseline"] else None
-    exam = _exam(train, test, params)
+    target, consistency = _target(run, test, params)
+    exam = Exam(train=train, test=test, head=params["head"], share=parse_share(params["labels"]), seeds=params["seeds"],
+                trigger=params["trigger"], target=target)  # fmt: skip
     if shared := shared_images(test, train):
         run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
-    results, data = _measure(run, exam, encoder, baseline, seed)
+    encoders = [encoder] if baseline is None else [encoder, baseline]
+    results, data = _measure(run, exam, encoders, params, seed)
+    results |= {} if consistency is None else {"consistency": consistency}
     print_results(results, json_lines=json_lines)
     if output is not None:
         from sslbd_cli.core.artefact import Report
@@ -65,43 +75,54 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
         run.write(Report(command="probe", results=results, data=data), output)
 
 
-def _exam(train: Dataset, test: Dataset, params: dict[str, Any]) -> Exam:
+def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None, float | None]:
+    """Return the target and, where a poisoned dataset names it, the share of its poisoned images that are of it."""
+    from sslbd_cli.core.artefact import Dataset
     from sslbd_cli.core.errors import InputError
-    from sslbd_cli.core.probe import Exam
+    from sslbd_cli.core.probe import emergent_target
 
-    text = params["labels"]
-    try:
-        share = 1.0 if text == "all" else float(text.removesuffix("%")) / 100
-        if not (text == "all" or text.endswith("%")) or not 0 < share <= 1:
-            raise ValueError
-    except ValueError:
-        raise InputError(f"--labels {text}: expected all or a share such as 1% or 10%") from None
-    target = None if params["target"] is None else test.class_index(params["target"])
-    return Exam(train=train, test=test, head=params["head"], share=share, seeds=params["seeds"],
-                trigger=params["trigger"], target=target)  # fmt: skip
+    name, source = params["target"], params["target_of"]
+    target, share = (None if name is None else test.class_index(name)), None
+    if source is not None:
+        target, share = emergent_target(run.read(source, Dataset, "--target-of"), test)
+        run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of it")
+    if name is not None and source is not None:
+        raise InputError("--target and --target-of both name the target: give one of them")
+    if (params["trigger"] is None) != (target is None):
+        raise InputError("--trigger and --target belong together: give both or neither")
+    if params["pool"] and not params["names"]:
+        raise InputError("--pool is for inner layers: give --layer too")
+    return target, share
 
 
-def _measure(run: Run, exam: Exam, encoder: Encoder, baseline: Encoder | None, seed: int) -> Any:
-    from sslbd_cli.core import checks, nets, probe
+def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, Any], seed: int) -> Any:
+    """Measure the encoder, and the clean one if there are two, on the embedding or on each layer asked for."""
+    from sslbd_cli.core import features, nets, probe
 
+    loaded = [nets.load(encoder) for encoder in encoders]
+    layers: list[Layer | None] = [None]
+    if params["names"]:
+        names = [features.find_layers(net, params["names"]) for net in loaded]
+        layers = [features.Layer(name, params["pool"]) for name in names[0]]
     device = run.device()
     stamped = None if exam.trigger is None else probe.triggered_images(exam.test, exam.trigger, seed)
-    answers = probe.measure(nets.load(encoder), exam, stamped, device, seed)
+    rows, data = [], {"sheet/clean": exam.test.images[:SHEET]}
+    if stamped is not None:
+        data["sheet/triggered"] = stamped[:SHEET]
+    for layer in layers:
+        answers = [probe.measure(net, exam, stamped, device, seed, layer) for net in loaded]
+        row = {"layer": layer and layer.name} | probe.compare(answers, exam)
+        if row["baseline"]:
+            row["baseline"]["sha256"] = encoders[1].sha256
+        rows.append(row)
+        for doubt in probe.doubts(answers, exam):
+            run.warn(doubt if layer is None else f"{layer.name}: {doubt}")
+        prefix = f"{layer.name}/" if layer is not None and len(layers) > 1 else ""
+        data |= {prefix + name: array for name, array in probe.evidence(answers).items()}
     results: dict[str, Any] = {
-        "head": str(exam.head), "chosen": answers.chosen, "trigger": exam.trigger and str(exam.trigger),
+        "head": str(exam.head), "trigger": exam.trigger and str(exam.trigger),
         "target": None if exam.target is None else exam.test.classes[exam.target],
         "n_train": len(exam.train.images), "labels": exam.share, "n_test": len(exam.test.images),
-        "classes": len(exam.test.classes), **probe.summarise(answers, exam.target),
-        "encoder": {"arch": encoder.arch, "sha256": encoder.sha256}, "baseline": None, "lift": None,
+        "classes": len(exam.test.classes), "encoder": {"arch": encoders[0].arch, "sha256": encoders[0].sha256},
     }  # fmt: skip
-    if baseline is not None:
-        control = probe.summarise(probe.measure(nets.load(baseline), exam, stamped, device, seed), exam.target)
-        results["baseline"] = control | {"sha256": baseline.sha256}
-        if "asr" in results:
-            results["lift"] = results["asr"]["value"] - control["asr"]["value"]
-            if (warning := checks.answers_already(control["asr"], len(exam.test.classes))) is not None:
-                run.warn(warning)
-    data = {"confusion/clean": answers.clean[0], "sheet/clean": exam.test.images[:SHEET]}
-    if stamped is not None:
-        data |= {"confusion/triggered": answers.triggered[0], "sheet/triggered": stamped[:SHEET]}
-    return results, data
+    return results | (rows[0] if len(rows) == 1 else {"layers": rows}), data

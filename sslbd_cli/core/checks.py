@@ -18,6 +18,8 @@ FLAGS = {
     "F05": "the reference image is not of the target class for a probe on the clean encoder",
     "F06": "the clean encoder already answers to the trigger",
     "F07": "the detector learned nothing: held-out pictures fit their own embeddings no better than others'",
+    "F08": "the embeddings are not finite: training diverged, or the weights are damaged",
+    "F09": "the trigger draws answers to another class than the target",
 }
 
 
@@ -30,9 +32,9 @@ def finite_loss(terms: dict[str, float], epoch: int, has_checkpoint: bool) -> No
 
 
 def finite_features(feats: Tensor) -> None:
-    """Raise Unsound where features N,D hold NaN or infinity."""
+    """Raise Unsound (F08) where features N,D hold NaN or infinity."""
     if not bool(feats.isfinite().all()):
-        raise Unsound("the encoder's embeddings are not finite: its training diverged, or its weights are damaged")
+        raise Unsound(f"F08 {FLAGS['F08']}; lower the learning rate of the training that made them")
 
 
 def spread(feats: Tensor) -> float:
@@ -41,10 +43,18 @@ def spread(feats: Tensor) -> float:
     return float(unit.std(0).mean() * feats.shape[1] ** 0.5)
 
 
+def collapsed(feats: Tensor) -> bool:
+    """Tell whether features N,D are (nearly) constant."""
+    return spread(feats) < 0.02
+
+
 def not_collapsed(feats: Tensor) -> None:
     """Raise Unsound (F02) where features N,D are (nearly) constant."""
-    if spread(feats) < 0.02:
-        raise Unsound(f"F02 {FLAGS['F02']} (spread {spread(feats):.4f}); lower the learning rate or add warm-up")
+    if collapsed(feats):
+        raise Unsound(
+            f"F02 {FLAGS['F02']} (spread {spread(feats):.4f}); lower the learning rate or add warm-up;"
+            " a --checkpoint holds the last epoch that was sound"
+        )
 
 
 def answers_already(asr: dict[str, float], classes: int) -> str | None:

@@ -69,6 +69,18 @@ def attack(clean: list[np.ndarray], triggered: list[np.ndarray], target: int) ->
     }
 
 
+def class_asr(triggered: list[np.ndarray]) -> np.ndarray:
+    """Return the ASR of every class as if it were the target: float64 C, the mean over seeds."""
+    wrong = np.array([table.sum(0) - np.diag(table) for table in triggered])
+    others = np.array([table.sum() - table.sum(1) for table in triggered])
+    return np.asarray((wrong / np.maximum(others, 1)).mean(0), np.float64)
+
+
+def rise(clean: list[np.ndarray], triggered: list[np.ndarray]) -> np.ndarray:
+    """Return by how much the trigger raises each class's share of all answers: float64 C, the mean over seeds."""
+    return np.asarray(sum(t.sum(0) - c.sum(0) for c, t in zip(clean, triggered, strict=True)) / sum(map(np.sum, clean)))
+
+
 def auroc(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
     """Return the area under the ROC curve with its 95 % interval (Hanley and McNeil 1982)."""
     area = float(roc_auc_score(positive, scores))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core import metrics
+from sslbd_cli.core import checks, metrics
 from sslbd_cli.core.artefact import Dataset
+from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.features import embed, stratified_rows
+from sslbd_cli.core.features import Layer, embed, stratified_rows
 from sslbd_cli.core.nets import ImageEncoder
 
 
@@ -43,11 +46,12 @@ class Exam:
 
 @dataclass(frozen=True)
 class Answers:
-    """Confusion matrices int64 C,C of each seed, and the hyper-parameters each head chose."""
+    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, the width of the features."""
 
     clean: list[np.ndarray]
     triggered: list[np.ndarray]
     chosen: list[dict[str, Any]]
+    dim: int
 
 
 def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
@@ -61,15 +65,61 @@ def _chunks(images: np.ndarray, size: int = 1024) -> list[np.ndarray]:
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int) -> Answers:
-    """Embed once, then fit the head per seed on (a share of) the labels; the test split is answered once per seed."""
-    feats = embed(net, exam.train.images, device)
-    tests = [embed(net, exam.test.images, device)] + ([] if stamped is None else [embed(net, stamped, device)])
-    labels = torch.from_numpy(np.array(exam.train.labels)).to(device.torch)
+def parse_share(text: str) -> float:
+    """Read a share of the labels: `all`, or a percentage above 0 such as 1%. Raises InputError for anything else."""
+    try:
+        share = 1.0 if text == "all" else float(text.removesuffix("%")) / 100
+        if not (text == "all" or text.endswith("%")) or not 0 < share <= 1:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--labels {text}: expected all or a share such as 1% or 10%") from None
+    return share
+
+
+def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
+    """Return the class that most poisoned images are of, the lowest of equals, and its share of them.
+
+    A poison chosen without labels has no target of its own; no-label backdoors measure its ASR for this class. Raises
+    InputError where the dataset does not say which images are poisoned, or what they show.
+    """
+    if poisoned.images.shape[1:] != test.images.shape[1:]:
+        sizes = (f"{data.images.shape[3]}x{data.images.shape[2]}" for data in (poisoned, test))
+        raise InputError("--target-of has images of {}, --test of {}; make them from one source".format(*sizes))
+    if poisoned.truth is None:
+        raise InputError("--target-of: the dataset records no truth; give one that sslbd poison has written")
+    labels = poisoned.need_labels("--target-of")[poisoned.truth.poisoned]
+    if not len(labels):
+        raise InputError("--target-of: no image of the dataset is poisoned")
+    if poisoned.classes != test.classes:
+        raise InputError("--target-of and --test have different classes; make them from one source")
+    counts = np.bincount(labels, minlength=len(test.classes))
+    return int(counts.argmax()), float(counts.max() / len(labels))
+
+
+def measure(
+    net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None = None
+) -> Answers:
+    """Embed once, then fit the head per seed on (a share of) the labels; the test split is answered once per seed.
+
+    With `layer`, the head works on that inner layer. All seeds share the augmented views, where the head wants any.
+    """
+    read = partial(embed, net, device=device, layer=layer)
+    feats = read(exam.train.images)
+    tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
+    labels = torch.from_numpy(np.array(exam.train.labels))
     truth = np.array(exam.test.labels)
-    answers = Answers([], [], [])
-    for number in range(seed, seed + exam.seeds):
-        train, valid = _labelled(feats, labels, exam.share, number)
+    splits = [split(labels, exam.share, number) for number in range(seed, seed + exam.seeds)]
+    used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
+    views = _views(read, exam, used, net.size, generator(seed, "probe views", device=device.torch))
+
+    def part(rows: Tensor) -> Labelled:
+        shown = views if views is None else views[:, torch.searchsorted(used, rows).to(device.torch)]
+        return Labelled(feats[rows.to(device.torch)], labels[rows].to(device.torch), shown)
+
+    answers = Answers([], [], [], feats.shape[1])
+    for number, (fit, held) in enumerate(splits, seed):
+        train = part(fit)
+        valid = part(held) if len(held) else train  # one image per class: nothing can be held out
         fitted = exam.head.fit(train, valid, len(exam.train.classes), number)
         tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), len(exam.test.classes)) for x in tests]
         answers.clean.append(tables[0])
@@ -78,22 +128,88 @@ def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: D
     return answers
 
 
-def _labelled(feats: Tensor, labels: Tensor, share: float, seed: int) -> tuple[Labelled, Labelled]:
-    """Take a stratified share of the labels and hold a fifth of it out for choosing hyper-parameters."""
+def _views(read: Callable[..., Tensor], exam: Exam, rows: Tensor, size: int, gen: torch.Generator) -> Tensor | None:
+    """Embed as many random resized crops (area 0.08 to 1), flipped by chance, of the rows' images as the head wants."""
+    count, images = exam.head.augmented(), exam.train.images
+    if not count:
+        return None
+    if len(rows) < len(images):
+        images = images[rows.numpy()]
+    recipe = Recipe(size=size, scale=(0.08, 1.0), jitter=0, gray=0)
+
+    def crop(chunk: Tensor) -> Tensor:
+        return augment(chunk.to(gen.device), recipe, gen)
+
+    return torch.stack([read(images, change=crop) for _ in range(count)])
+
+
+def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Take a stratified share of the labelled rows, and hold a fifth of it out: (to fit on, held out).
+
+    At least one row of each class. For one seed a smaller share is a part of a larger one.
+    """
     rows = torch.arange(len(labels))
-    on_cpu = labels.cpu()
     if share < 1:
-        rows = stratified_rows(on_cpu, share, generator(seed, "labels"), kept=0)[1]
-    rest, held = stratified_rows(on_cpu[rows], 0.2, generator(seed, "validation"))
-    fit, valid = rows[rest].to(feats.device), rows[held].to(feats.device)
-    if not len(valid):
-        valid = fit  # one image per class: nothing can be held out
-    return Labelled(feats[fit], labels[fit]), Labelled(feats[valid], labels[valid])
+        rows = stratified_rows(labels, share, generator(seed, "labels"), kept=0)[1]
+    rest, held = stratified_rows(labels[rows], 0.2, generator(seed, "validation"))
+    return rows[rest], rows[held]
 
 
-def summarise(answers: Answers, target: int | None) -> dict[str, Any]:
+def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:
     """Return the metrics of man/sslbd-metrics.7 over the seeds."""
     results: dict[str, Any] = {"clean_accuracy": metrics.share([metrics.accuracy(t) for t in answers.clean])}
-    if answers.triggered and target is not None:
-        results |= metrics.attack(answers.clean, answers.triggered, target)
+    if answers.triggered and exam.target is not None:
+        results |= metrics.attack(answers.clean, answers.triggered, exam.target)
+        results["most_affected"] = exam.test.classes[int(metrics.rise(answers.clean, answers.triggered).argmax())]
     return results
+
+
+def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
+    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any."""
+    found, *control = (summarise(each, exam) for each in answers)
+    row = {"dim": answers[0].dim, "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
+    row |= {"baseline": control[0] if control else None, "lift": None}
+    if control and "asr" in found:
+        row["lift"] = found["asr"]["value"] - control[0]["asr"]["value"]
+    return row
+
+
+def doubts(answers: list[Answers], exam: Exam) -> list[str]:
+    """Return a warning for each flag that the answers raise: F06 by the clean encoder's, F09 by the encoder's own."""
+    raised = [_drawn_elsewhere(answers[0], exam)]
+    if len(answers) > 1 and exam.target is not None and answers[1].triggered:
+        asr = metrics.share([metrics.false_positives(table, exam.target) for table in answers[1].triggered])
+        raised.append(checks.answers_already(asr, len(exam.test.classes)))
+    return [doubt for doubt in raised if doubt is not None]
+
+
+def evidence(answers: list[Answers]) -> dict[str, np.ndarray]:
+    """Return the arrays behind the numbers: the first seed's confusion matrices, and per class ASR and rise.
+
+    The first answers are the encoder's, the second, if there are any, the clean encoder's.
+    """
+    arrays = {"confusion/clean": answers[0].clean[0]}
+    if not answers[0].triggered:
+        return arrays
+    arrays["confusion/triggered"] = answers[0].triggered[0]
+    for prefix, each in zip(("", "baseline/"), answers, strict=False):
+        arrays[f"{prefix}per_class/asr"] = metrics.class_asr(each.triggered)
+        arrays[f"{prefix}per_class/rise"] = metrics.rise(each.clean, each.triggered)
+    return arrays
+
+
+def _drawn_elsewhere(answers: Answers, exam: Exam) -> str | None:
+    """Return a warning (F09) where the trigger raises another class's share of the answers more than the target's.
+
+    The rise must be more than chance: the intervals of the class's share on clean and on triggered images lie apart.
+    """
+    if not answers.triggered or exam.target is None:
+        return None
+    rise = metrics.rise(answers.clean, answers.triggered)
+    most, total = int(rise.argmax()), len(exam.test.images)
+    clean, triggered = (np.mean([t[:, most].sum() for t in tables]) for tables in (answers.clean, answers.triggered))
+    if most == exam.target or metrics.wilson(float(triggered), total)[0] <= metrics.wilson(float(clean), total)[1]:
+        return None
+    names = exam.test.classes
+    shares = f"{names[most]} {rise[most]:+.3f} of the answers, {names[exam.target]} {rise[exam.target]:+.3f}"
+    return f"F09 {checks.FLAGS['F09']}: {shares}"

@@ -15,7 +15,11 @@ NEIGHBOURS = (200, 50, 20, 5, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class KNN(Head):
-    """Vote among nearest neighbours by cosine, weighted by exp(cosine / temperature) (Wu et al. 2018)."""
+    """Vote among nearest neighbours by cosine, weighted by exp(cosine / temperature) (Wu et al. 2018).
+
+    Published settings: k=200,temperature=0.1 (CTRL, lightly) and k=20,temperature=0.07 (solo-learn, DINO); with k=1 the
+    nearest alone answers (SSL-Backdoor's repositories). A k that is given leaves nothing to choose.
+    """
 
     k: int = key(0, "neighbours; 0 chooses 1 to 200 on the validation split", low=0)
     temperature: float = key(0.1, "of the votes' weights", low=0.001)

@@ -1,5 +1,6 @@
 """`probe` as a user types it: overlapping splits are said, standard input is read once, one label per class will do."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -43,3 +44,16 @@ def test_one_image_per_class_is_enough_to_fit(sslbd, files, dataset, tmp_path):
     artefact.write(replace(dataset.take(np.arange(3)), ids=None), str(few))
     status, out, _ = sslbd("probe", files["encoder"], "--train", few, "--test", files["test"], "--labels", "1%")
     assert status == 0 and "clean_accuracy" in out
+
+
+def test_layers_are_rows_and_one_layer_is_the_result(sslbd, files):
+    words = ("probe", files["encoder"], "--train", files["train"], "--test", files["test"], "--head", "knn:k=3")
+    words = (*words, "--json", "-q", "--pool", 1)
+    rows = json.loads(sslbd(*words, "--layer", "all")[1])["layers"]
+    assert [(row["layer"], row["dim"]) for row in rows] == [
+        ("stage1", 8), ("stage2", 16), ("stage3", 32), ("stage4", 32),
+    ]  # fmt: skip
+    single = json.loads(sslbd(*words, "--layer", "stage2")[1])
+    assert rows[1].items() <= single.items()
+    status, out, err = sslbd(*words, "--layer", "stage9")
+    assert (status, out) == (2, "") and "--layer stage9: tiny has stage1, stage2, stage3, stage4; choose" in err

@@ -11,7 +11,7 @@ from sslbd_cli.core.bases import Head, Labelled
 
 @pytest.fixture(params=plugin.listing("head"))
 def head(request, spec) -> Head:
-    return plugin.parse("head", spec("head", request.param, epochs=30))
+    return plugin.parse("head", spec("head", request.param, epochs=90, steps=80, batch=32))
 
 
 def blobs(count: int, seed: int, spread: float = 0.5) -> Labelled:
@@ -19,6 +19,16 @@ def blobs(count: int, seed: int, spread: float = 0.5) -> Labelled:
     gen = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 4
     return Labelled(torch.eye(8)[labels] * 2 + 1 + spread * torch.randn(count, 8, generator=gen), labels)
+
+
+def rows(data: Labelled, start: int, stop: int) -> Labelled:
+    views = None if data.views is None else data.views[:, start:stop]
+    return Labelled(data.feats[start:stop], data.labels[start:stop], views)
+
+
+def chooses(head: Head) -> bool:
+    """Tell whether a head chooses anything on the validation split: published protocols have nothing to choose."""
+    return bool(head.fit(blobs(20, 0), blobs(8, 1), 4, 0).chosen)
 
 
 def accuracy(predict, data: Labelled) -> float:
@@ -45,13 +55,36 @@ def test_fitting_leaves_the_features_alone(head):
     assert torch.equal(train.feats, before[0]) and torch.equal(valid.feats, before[1])
 
 
-def test_the_validation_split_decides(head):
+def test_the_validation_split_decides_where_there_is_a_choice(head):
     """Where labels are noisy, rows that repeat the noise ask for another choice than clean ones."""
+    if not chooses(head):
+        return
     train = blobs(80, 0, 0.5)
     noisy = dataclasses.replace(train, labels=torch.where(torch.arange(80) % 3 == 0, 3 - train.labels, train.labels))
     by_noise, by_clean = (head.fit(noisy, valid, 4, 0).chosen for valid in (noisy, blobs(80, 1, 0.5)))
     assert by_noise and by_noise.keys() == by_clean.keys()
     assert by_noise != by_clean
+
+
+def test_all_rows_are_used_where_there_is_no_choice(head):
+    """Then it does not matter which of them were held out."""
+    if chooses(head):
+        return
+    data, test = blobs(100, 0, 1.0), blobs(200, 2, 1.0).feats
+    splits = [(rows(data, 0, cut), rows(data, cut, 100)) for cut in (50, 80)]
+    few, many = (head.fit(*split, 4, 0).predict(test) for split in splits)
+    assert torch.equal(few, many)
+    assert not torch.equal(head.fit(rows(data, 0, 50), rows(data, 0, 50), 4, 0).predict(test), many)
+
+
+def test_augmented_views_are_what_it_trains_on(head):
+    """A head that asks for views learns what they show, even where the plain features say nothing."""
+    if not head.augmented():
+        return
+    data, blank = blobs(160, 0, 0.3), torch.randn(160, 8, generator=torch.Generator().manual_seed(3)) + 1
+    views = torch.stack([data.feats, data.feats + 0.01])
+    shown = Labelled(blank, data.labels, views)
+    assert accuracy(head.fit(rows(shown, 0, 120), rows(shown, 120, 160), 4, 0).predict, blobs(200, 2, 0.3)) > 0.9
 
 
 def test_a_class_that_no_row_has_does_no_harm(head):

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.features import knn_predict, split_rows, stratified_rows
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.features import Layer, embed, find_layers, knn_predict, split_rows, stratified_rows
 
 
 def test_neighbours_vote_with_exponential_weights():
@@ -51,3 +54,49 @@ def test_stratified_rows_take_their_share_of_every_class(share):
     assert sorted(torch.cat([rest, held]).tolist()) == list(range(53))
     counts = labels[held].bincount(minlength=4).tolist()
     assert counts[:3] == [min(n - 1, max(1, round(n * share))) for n in (40, 10, 2)] and counts[3] == 0
+
+
+# --- inner layers -------------------------------------------------------------------------------------------------
+
+
+def hand_made() -> nets.ImageEncoder:
+    """Two stages whose maps are known: the pixels themselves, and their negative cut off at zero."""
+    net = nets.ImageEncoder(nets.Tiny(width=4), 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    negate = nn.Conv2d(3, 3, 1, bias=False)
+    negate.weight.data = -torch.eye(3)[..., None, None]
+    net.encoder = nn.Sequential(nn.ReLU(), negate, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return net
+
+
+def test_a_layer_gives_its_maps_averaged_on_a_grid(cpu):
+    net, images = hand_made(), torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    cells = (images.float() / 255).unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5)).flatten(1)  # 2 x 2 of 4 x 4 pixels
+    assert torch.allclose(embed(net, images, cpu, batch=2, layer=Layer("stage1", 2)), cells, atol=1e-6)
+    assert torch.allclose(embed(net, images, cpu, layer=Layer("stage1")), images.flatten(1) / 255, atol=1e-6)
+    assert not embed(net, images, cpu, layer=Layer("stage2", 2)).any()
+    assert embed(net, images, cpu).shape == (5, 3)  # no hook is left
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_the_default_grid_is_that_of_ssl_backdoor():
+    for channels, side in ((64, 12), (128, 8), (256, 6), (512, 4)):
+        assert Layer("x").pooled(torch.zeros(1, channels, 56, 56)).shape[1] == side**2 * channels
+    assert Layer("x").pooled(torch.zeros(1, 64, 4, 4)).shape[1] == 4 * 4 * 64
+
+
+def test_tokens_are_laid_out_as_their_patches(cpu):
+    net = nets.ImageEncoder(nets.ViT(patch=4, width=12, depth=2, heads=1), 8, (0.0,) * 3, (1.0,) * 3).eval()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    found = embed(net, images, cpu, layer=Layer("block2", 2)).view(2, 12, 4)
+    tokens = net.encoder.forward_intermediates(net.normalise(images), indices=[1], intermediates_only=True)
+    assert torch.allclose(found, tokens[0].flatten(2), atol=1e-5)
+
+
+def test_every_family_names_its_layers():
+    made = {arch: nets.ImageEncoder(arch, 32, (0.0,) * 3, (1.0,) * 3) for arch in (nets.Tiny(width=4), nets.ResNet18())}
+    tiny, resnet = made.values()
+    assert find_layers(tiny, ("all",)) == ["stage1", "stage2", "stage3", "stage4"]
+    assert find_layers(resnet, ("layer2", "stem", "layer2")) == ["layer2", "stem"]
+    with pytest.raises(InputError, match="--layer layer5: resnet18 has stem, layer1, layer2, layer3, layer4; choose"):
+        find_layers(resnet, ("layer5",))

@@ -8,9 +8,10 @@ import torch
 
 from micro import make_dataset
 from sslbd_cli.core import nets, plugin, probe
+from sslbd_cli.core.artefact import Truth
 from sslbd_cli.core.bases import Classifier
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.features import Layer, embed
 
 
 class Spy:
@@ -18,6 +19,9 @@ class Spy:
 
     def __init__(self) -> None:
         self.fits, self.answered = [], []
+
+    def augmented(self):
+        return 0
 
     def fit(self, train, valid, classes, seed):
         self.fits.append((train, valid, classes, seed))
@@ -77,7 +81,7 @@ def test_a_share_of_the_labels_is_drawn_from_every_class(net, dataset, fresh, cp
 
 def test_easy_classes_are_told_apart(net, dataset, fresh, cpu):
     answers = probe.measure(net, exam(dataset, fresh), None, cpu, 0)
-    found = probe.summarise(answers, None)
+    found = probe.summarise(answers, exam(dataset, fresh))
     assert found["clean_accuracy"]["value"] == 1 and found["clean_accuracy"]["n"] == 30
     assert found.keys() == {"clean_accuracy"}
 
@@ -92,7 +96,13 @@ def test_triggered_images_are_stamped_copies(fresh):
 def test_triggered_metrics_come_with_a_target(net, dataset, fresh, cpu):
     stamped = probe.triggered_images(fresh, plugin.parse("trigger", "patch"), 0)
     answers = probe.measure(net, exam(dataset, fresh, target=1), stamped, cpu, 0)
-    assert probe.summarise(answers, 1).keys() >= {"clean_accuracy", "patched_accuracy", "asr", "asr_all", "nfp"}
+    assert probe.summarise(answers, exam(dataset, fresh, target=1)).keys() >= {
+        "clean_accuracy",
+        "patched_accuracy",
+        "asr",
+        "asr_all",
+        "nfp",
+    }
 
 
 def test_sets_that_do_not_belong_together_are_refused(dataset, fresh):
@@ -113,3 +123,76 @@ def test_sets_that_do_not_belong_together_are_refused(dataset, fresh):
 def test_images_of_another_size_are_refused_with_the_size_that_fits(net, cpu):
     with pytest.raises(InputError, match="takes 16x16 images, got 20x20; make them with --size 16"):
         embed(net, make_dataset(size=20).images, cpu)
+
+
+def test_a_smaller_share_of_the_labels_is_a_part_of_a_larger_one(dataset):
+    labels = torch.from_numpy(np.repeat(np.arange(4), (200, 50, 7, 1)))
+    one, ten, every = (set(torch.cat(probe.split(labels, share, 3)).tolist()) for share in (0.01, 0.1, 1.0))
+    assert one < ten < every and len(every) == 258
+    assert np.bincount(labels[sorted(one)]).tolist() == [2, 1, 1, 1]
+    assert np.bincount(labels[sorted(ten)]).tolist() == [20, 5, 1, 1]
+    assert set(torch.cat(probe.split(labels, 0.1, 4)).tolist()) != ten
+
+
+def test_views_are_drawn_once_and_differ(net, dataset, fresh, cpu):
+    spies = Spy(), Spy()
+    for spy in spies:
+        spy.augmented = lambda: 2
+        probe.measure(net, exam(dataset, fresh, head=spy), None, cpu, 0)
+    train, again = (spy.fits[0][0] for spy in spies)
+    assert train.views.shape == (2, *train.feats.shape) and torch.equal(train.views, again.views)
+    assert not torch.equal(train.views[0], train.views[1])
+
+
+def test_views_belong_to_their_rows(net, dataset, fresh, cpu):
+    """Every crop of an image of one colour is that image."""
+    colours = np.random.default_rng(0).integers(0, 256, (60, 3, 1, 1), dtype=np.uint8)
+    plain = dataclasses.replace(dataset, images=np.broadcast_to(colours, dataset.images.shape).copy())
+    spy = Spy()
+    spy.augmented = lambda: 2
+    probe.measure(net, exam(plain, fresh, head=spy, share=0.5, seeds=2), None, cpu, 0)
+    for part in (part for fit in spy.fits for part in fit[:2]):
+        assert len(part.feats.unique(dim=0)) == len(part.feats)
+        assert torch.allclose(part.views, part.feats.expand_as(part.views), atol=1e-4)
+
+
+def poisoned(dataset, rows):
+    marks = np.isin(np.arange(len(dataset.images)), rows)
+    return dataclasses.replace(
+        dataset, truth=Truth(poisoned=marks, box=np.zeros((len(marks), 4), np.int32), source=np.arange(len(marks)))
+    )
+
+
+def test_the_target_of_a_poison_is_its_majority(dataset, fresh):
+    assert probe.emergent_target(poisoned(dataset, [0, 1, 2, 5, 8]), fresh) == (2, 0.6)
+    assert probe.emergent_target(poisoned(dataset, [1, 2]), fresh) == (1, 0.5)
+    for found, problem in (
+        (dataset, "records no truth"),
+        (poisoned(dataset, []), "no image of the dataset is poisoned"),
+        (dataclasses.replace(poisoned(dataset, [1]), labels=None), "no labels, which --target-of needs"),
+        (dataclasses.replace(poisoned(dataset, [1]), classes=("a", "b", "c")), "different classes"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            probe.emergent_target(found, fresh)
+
+
+def test_another_class_than_the_target_is_flagged(dataset, fresh):
+    clean, triggered = np.diag([10, 10, 10]), np.array([[2, 0, 8], [0, 3, 7], [0, 0, 10]])
+    answers = probe.Answers([clean], [triggered], [{}], 4)
+    assert probe.summarise(answers, exam(dataset, fresh, target=2))["most_affected"] == "class-2"
+    assert probe.doubts([answers], exam(dataset, fresh, target=2)) == []
+    (doubt,) = probe.doubts([answers], exam(dataset, fresh, target=0))
+    assert doubt.startswith("F09 ") and doubt.endswith("class-2 +0.500 of the answers, class-0 -0.267")
+    found = probe.evidence([answers, answers])
+    assert found["per_class/asr"].tolist() == [0, 0, 15 / 20]
+    assert np.allclose(found["baseline/per_class/rise"], [-8 / 30, -7 / 30, 15 / 30])
+    weak = probe.Answers([clean], [np.array([[10, 0, 0], [0, 9, 1], [0, 0, 10]])], [{}], 4)
+    assert probe.doubts([weak], exam(dataset, fresh, target=0)) == []  # one image is chance
+
+
+def test_probing_leaves_the_encoder_as_it_was(net, dataset, fresh, cpu):
+    before = nets.save(net).sha256
+    probe.measure(
+        net, exam(dataset, fresh, head=plugin.parse("head", "compress:epochs=2")), None, cpu, 0, Layer("stage1")
+    )
+    assert nets.save(net).sha256 == before
