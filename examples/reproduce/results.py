@@ -1,0 +1,222 @@
+"""Gather a run's measurements into measured.json, and write RESULTS.md from it: each number with control, n and spread.
+
+    results.py TITLE SCALE OUT RESULTS OUT/results/SECTION/METHOD/KIND/SEED.json ...
+
+The files are what `sslbd probe --json` printed. Shares become percent. What a scale has measured replaces what
+measured.json held of that scale; the others stay. The title, what was chosen and why, and known deviations come from
+expected.json where the paper has one; the command from the environment variable COMMAND.
+"""
+
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import check
+
+SHARES = ("clean_accuracy", "patched_accuracy", "asr", "asr_all")
+COUNTS = ("fp_clean", "fp_triggered", "nfp")
+COLUMNS = {
+    "consistency": "consistency",
+    "clean_accuracy": "accuracy, clean images",
+    "fp_clean": "FP, clean images",
+    "patched_accuracy": "accuracy, triggered images",
+    "fp_triggered": "FP, triggered images",
+    "nfp": "NFP",
+    "asr": "ASR",
+    "asr_all": "ASR with target-class images",
+    "lift": "ASR above control",
+}
+SHOWN = ("--method", "--arch", "--epochs", "--batch", "--lr", "--optimiser", "--schedule", "--crop-scale")
+
+
+def numbers(result: dict) -> dict[str, float]:
+    """Return a probe's numbers by key, shares in percent; those of the clean encoder begin with `control_`."""
+    found = {key: 100 * result[key]["value"] for key in SHARES if key in result}
+    found |= {key: result[key] for key in COUNTS if key in result}
+    if "consistency" in result:
+        found["consistency"] = 100 * result["consistency"]
+    if result.get("baseline"):
+        found |= {f"control_{key}": value for key, value in numbers(result["baseline"]).items()}
+        found["drop"] = found["control_clean_accuracy"] - found["clean_accuracy"]
+        if "asr" in found:
+            found["lift"] = found["asr"] - found["control_asr"]
+    return found
+
+
+def history(encoder: Path) -> list[dict]:
+    """Read the history in a safetensors file's header; none where the file is gone."""
+    if not encoder.exists():
+        return []
+    with encoder.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return json.loads(header["__metadata__"]["sslbd"])["history"]
+
+
+def recipe(entries: list[dict]) -> str:
+    """Say how an encoder was made: what was chosen of each command that trained."""
+    said = []
+    for entry in entries:
+        if entry["command"] in ("pretrain", "badencoder", "purify"):
+            chosen = [f"{key} {entry['args'][key]}" for key in SHOWN if key in entry["args"]]
+            said.append(" ".join([entry["command"], *chosen]))
+    return ", then ".join(said)
+
+
+def row(out: Path, name: str, files: list[Path]) -> dict:
+    """Gather the seeds of one row."""
+    results = [json.loads(file.read_text()) for file in files]
+    _, method, kind = name.split("/")
+    made = history(out / "encoders" / kind / method / f"{files[0].stem}.safetensors")
+    each = [numbers(result) for result in results]
+    return {
+        "seeds": [int(file.stem) for file in files],
+        "n": [result["asr"]["n"] if "asr" in result else result["n_test"] for result in results],
+        "target": [result["target"] for result in results],
+        "trigger": [result["trigger"] for result in results],
+        "head": results[0]["head"],
+        "n_test": results[0]["n_test"],
+        "labels": results[0]["labels"],
+        "arch": results[0]["encoder"]["arch"],
+        "recipe": recipe(made),
+        "made_with": sorted({(e["version"], e["torch"], e["device"]) for e in made if "torch" in e}),
+        "values": {key: [values[key] for values in each] for key in each[0]},
+        "asr_interval": [[100 * r["asr"]["low"], 100 * r["asr"]["high"]] for r in results if "asr" in r],
+    }
+
+
+def gather(out: Path, files: list[Path]) -> dict:
+    """Gather a run: rows by SECTION/METHOD/KIND, in the order of the files."""
+    rows: dict[str, list[Path]] = {}
+    for file in files:
+        rows.setdefault(str(file.parent.relative_to(out / "results")), []).append(file)
+    return {"command": os.environ.get("COMMAND", ""), "rows": {name: row(out, name, f) for name, f in rows.items()}}
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Return mean and standard deviation over seeds."""
+    shown = f"{statistics.mean(values):.{digits}f}"
+    return shown + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def cell(values: dict[str, list[float]], key: str) -> str:
+    """Return one number with that of the clean encoder in brackets."""
+    if key not in values:
+        return ""
+    control = values.get(f"control_{key}")
+    return spread(values[key]) + (f" [{spread(control)}]" if control else "")
+
+
+def table(rows: dict[str, dict]) -> list[str]:
+    """Return a section's table, of the columns that any of its rows has."""
+    keys = [key for key in COLUMNS if any(key in r["values"] for r in rows.values())]
+    heads = ["method", "encoder", *(COLUMNS[key] for key in keys)]
+    if "asr" in keys:
+        heads.append("ASR of each seed, its 95 % Wilson interval, its target")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, found in rows.items():
+        cells = [*name.split("/")[1:], *(cell(found["values"], key) for key in keys)]
+        if "asr" in keys:
+            cells.append(attacks(found))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def attacks(found: dict) -> str:
+    """Return each seed's ASR, its interval and target."""
+    seeds = zip(found["values"]["asr"], found["asr_interval"], found["target"], strict=True)
+    return "; ".join(f"{asr:.1f} ({low:.1f} to {high:.1f}) {target}" for asr, (low, high), target in seeds)
+
+
+def setting(rows: dict[str, dict]) -> str:
+    """Say what a section's numbers are of: head, labels, n, targets and triggers."""
+    first = next(iter(rows.values()))
+    said = [f"Head `{first['head']}` on {100 * first['labels']:g} % of the labels, {first['n_test']} test images"]
+    if first["trigger"][0]:
+        ns = sorted({n for r in rows.values() for n in r["n"]})
+        said[0] += f", of them {' or '.join(map(str, ns))} not of the target class (n of ASR)"
+        triggers = dict.fromkeys(trigger for r in rows.values() for trigger in r["trigger"])
+        said.append("Trigger " + ", ".join(f"`{trigger}`" for trigger in triggers))
+    return ". ".join(said) + "."
+
+
+def scale_part(name: str, found: dict, notes: dict) -> list[str]:
+    """Return what RESULTS.md says of one scale."""
+    rows = found["rows"]
+    made = sorted({tuple(m) for r in rows.values() for m in r["made_with"]})
+    seeds = sorted({s for r in rows.values() for s in r["seeds"]})
+    lines = [f"## Scale {name}", "", f"Written by `{found['command']}`."]
+    lines += [f"Encoders made by sslbd {v} with torch {t} on {d}." for v, t, d in made]
+    lines += [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over seeds"
+              + (", one seed: no spread." if len(seeds) == 1 else ".")]  # fmt: skip
+    for title in ("chosen", "deviations"):
+        if notes.get(title):
+            lines += ["", {"chosen": "What was chosen, and why:", "deviations": "Known deviations:"}[title], ""]
+            lines += [f"- {note}" for note in notes[title]]
+    for section in dict.fromkeys(key.split("/")[0] for key in rows):
+        part = {key: value for key, value in rows.items() if key.split("/")[0] == section}
+        lines += ["", f"### {section}", "", setting(part), "", *table(part)]
+    recipes = {r["recipe"]: key.split("/", 1)[1] for key, r in reversed(rows.items()) if r["recipe"]}
+    if recipes:
+        lines += ["", "Recipes:", "", *(f"- {row}: `{text}`" for text, row in reversed(recipes.items()))]
+    return [*lines, ""]
+
+
+def comparison(expected: dict, measured: dict) -> list[str]:
+    """Return the table of expected numbers: published, tolerance, measured, verdict, and the same at other scales."""
+    lines = ["## Beside what was expected", "", *(f"- {tag}: {text}" for tag, text in expected["tags"].items()), ""]
+    lines += ["| number | published, or our claim | tolerance | measured | verdict | at other scales | source |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for number in expected["numbers"]:
+        judged = check.verdict(number, measured)
+        here = "" if judged.measured is None else f"{judged.measured:.2f}"
+        others = {n: check.mean(s, number["measure"]) for n, s in measured.items()
+                  if n != number["scale"] and number["measure"]}  # fmt: skip
+        other = ", ".join(f"{name}: {value:.2f}" for name, value in others.items() if value is not None)
+        verdict = judged.text + (f" ({judged.why})" if judged.why else "")
+        said = f"{number['setting']} ({number['unit']})"
+        if number["published"] is not None:
+            said = f"{check.published(number)} {number['unit']}: {number['setting']}"
+        lines.append("| " + " | ".join([number["id"], said, check.bounds(number), here, verdict, other,
+                                        f"{number['source']} [{number['tag']}]"]) + " |")  # fmt: skip
+    deviating = [f"- {number['id']}: {number['deviations']}" for number in expected["numbers"]
+                 if number.get("deviations")]  # fmt: skip
+    return [*lines, "", "Where a number's setting is not quite ours:", "", *deviating]
+
+
+def page(title: str, measured: dict, expected: dict | None) -> str:
+    """Return RESULTS.md."""
+    lines = [f"# {title}: what was measured", ""]
+    lines += [
+        "Shares in percent. In brackets the control: the same of the clean encoder, pre-trained alike. ASR counts the",
+        "triggered images that are taken for the target among those of other classes; FP is their number, also on",
+        "clean images; NFP is FP over that of the class with the most. Written by the run, never by hand.",
+        "",
+    ]
+    for name, found in measured.items():
+        lines += scale_part(name, found, (expected or {}).get("scales", {}).get(name, {}))
+    return "\n".join(lines + (comparison(expected, measured) if expected else [])).rstrip("\n") + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def main(title: str, scale: str, out: Path, results: Path, files: list[Path]) -> None:
+    """Update measured.json with a run of one scale, then RESULTS.md."""
+    results.mkdir(parents=True, exist_ok=True)
+    kept = results / "measured.json"
+    measured = json.loads(kept.read_text()) if kept.exists() else {}
+    measured[scale] = gather(out, files)
+    wanted = Path("expected.json")
+    expected = json.loads(wanted.read_text()) if wanted.exists() else None
+    write(kept, json.dumps(measured, indent=1) + "\n")
+    write(results / "RESULTS.md", page(title, measured, expected))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), [Path(name) for name in sys.argv[5:]])
