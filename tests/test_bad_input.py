@@ -44,6 +44,12 @@ def files(tmp_path_factory) -> Path:
     artefact.write(make_encoder(), str(folder / "encoder"))
     artefact.write(Features(feats=np.ones((3, 2), np.float32)), str(folder / "features"))
     artefact.write(Report(command="probe", results={"a": 1}), str(folder / "report"))
+    directions = np.eye(3, 4, dtype=np.float32)[np.arange(90) % 3] + np.linspace(0, 0.1, 90, dtype=np.float32)[:, None]
+    artefact.write(Features(feats=directions), str(folder / "directions"))
+    artefact.write(Features(feats=np.full((90, 2), np.nan, np.float32)), str(folder / "nan"))
+    artefact.write(dataclasses.replace(make_dataset(count=90), labels=None, classes=()), str(folder / "nameless"))
+    for name, text in {"rows": "4\n5\n6\n", "repeated": "4\n5\n4\n", "far": "4\n90\n", "words": "first\n"}.items():
+        (folder / name).write_text(text)
     (folder / "empty").touch()
     (folder / "cut").write_bytes((folder / "dataset").read_bytes()[:-10])
     (folder / "foreign").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
@@ -132,7 +138,11 @@ def test_a_side_input_that_is_not_what_it_should_be(refused, files, name, side, 
     assert str(files / what) in refused(name, given, *words(name, files, **{side: str(files / what)}))
 
 
-@pytest.mark.parametrize(("name", "side"), [s for s in SIDES if s[1] != "baseline" and s[0] != "report"])
+#: Side inputs that hold no images, or may hold images of any size.
+SIZELESS = {"baseline", "canvases", "encoder", "features", "indices", "text"}
+
+
+@pytest.mark.parametrize(("name", "side"), [s for s in SIDES if s[1] not in SIZELESS and s[0] != "report"])
 def test_images_of_another_size_are_refused_before_any_training(refused, files, name, side):
     given = files / (WORDS[name][0] or "dataset")
     assert "16" in refused(name, given, *words(name, files, **{side: str(files / "larger")}))
@@ -148,6 +158,9 @@ def test_a_gpu_that_is_not_there(refused, files, name):
         assert f"--device {device}: " in refused(name, given, *words(name, files), "--device", device)
 
 
+KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices", "--indices"]
+
+
 @pytest.mark.parametrize(
     ("name", "argv", "problem"),
     [
@@ -159,6 +172,63 @@ def test_a_gpu_that_is_not_there(refused, files, name):
         ("poison", ["dataset", "--target", "1", "--rate", "0.1", "--count", "3"], "give one of --rate"),
         ("poison", ["dataset", "--target", "1", "--trigger", "patch:size=17"], "larger than the image of 16x16"),
         ("poison", ["unlabelled", "--target", "1"], "the dataset has no labels, which --select label needs"),
+        (
+            "poison",
+            ["dataset", "--select", "kmeans", "--rate", "0.1"],
+            "--select kmeans compares features: give --encoder",
+        ),
+        (
+            "poison",
+            ["dataset", "--select", "contrastive", "--target", "1"],
+            "give --encoder ENCODER or --features FILE",
+        ),
+        ("poison", ["dataset", "--select", "indices"], "--select indices needs --indices FILE"),
+        ("poison", ["larger", *KMEANS, "--encoder", "encoder"], "the encoder takes 16x16 images, got 20x20"),
+        ("poison", ["dataset", *KMEANS, "--features", "features"], "features: holds 3 features, but the dataset 90"),
+        ("poison", ["dataset", *KMEANS, "--features", "nan"], "nan: the features hold NaN or infinity"),
+        ("poison", ["dataset", *KMEANS, "--features", "nan", "--encoder", "encoder"], "nan: the features hold NaN"),
+        (
+            "poison",
+            ["dataset", *KMEANS, "--features", "directions", "--encoder", "encoder"],
+            "one of the two says what to compare; leave it out",
+        ),
+        ("poison", ["dataset", "--target", "1", "--features", "directions"], "--select label compares none; leave it"),
+        ("poison", ["dataset", "--target", "1", "--encoder", "encoder"], "--select label compares none; leave it out"),
+        ("poison", ["dataset", "--target", "1", "--indices", "rows"], "--select label takes no list"),
+        ("poison", ["dataset", *LISTED, "repeated"], "repeated: line 3 repeats row 4 of line 1"),
+        ("poison", ["dataset", *LISTED, "far"], "far: line 2: row 90 of 90 images; give numbers 0 to 89"),
+        ("poison", ["dataset", *LISTED, "words"], "words: line 1 is no row number ('first')"),
+        ("poison", ["dataset", *LISTED, "empty"], "empty: lists no row"),
+        ("poison", ["dataset", *LISTED, "rows", "--count", "4"], "4 images to poison, but 3 are eligible"),
+        (
+            "poison",
+            ["dataset", "--select", "kmeans", "--features", "directions", "--count", "61"],
+            "none of 3 clusters has the 61 images to poison, the largest has 30; lower the rate",
+        ),
+        (
+            "poison",
+            ["nameless", *KMEANS, "--features", "directions"],
+            "names no classes to count; give kmeans:clusters=K",
+        ),
+        (
+            "poison",
+            ["dataset", "--select", "contrastive", "--features", "directions", "--count", "46"],
+            "46 images to poison, but 45 are eligible (at most half of the images",
+        ),
+        ("poison", ["dataset", "--select", "random", "--count", "91"], "91 images to poison, but 90 are eligible"),
+        ("poison", ["unlabelled", "--select", "random", "--target", "1"], "--class-rate needs labels and --target"),
+        ("poison", ["dataset", "--target", "1", "--canvases", "test"], "--craft stamp has no use for it; leave it out"),
+        ("poison", ["dataset", "--target", "1", "--masks", "dataset"], "--craft stamp has no use for it; leave it out"),
+        (
+            "poison",
+            ["dataset", "--target", "1", "--craft", "corruptencoder", "--masks", "test"],
+            "--masks test: holds 30x16x16 pixels, the dataset 90x16x16",
+        ),
+        (
+            "poison",
+            ["dataset", "--target", "1", "--craft", "corruptencoder", "--count", "9", "--mode", "replace"],
+            "--mode replace: 9 poisons cannot take the place of 3 chosen images",
+        ),
         ("pretrain", ["dataset"], "90 images are fewer than one batch of 256; give --batch 90 or less"),
         ("pretrain", ["dataset", "--resume"], "--resume needs --checkpoint"),
         ("pretrain", ["dataset", "--batch", "20", "--checkpoint", "no/c"], "--checkpoint no/c: no such folder"),

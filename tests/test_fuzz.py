@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from micro import make_dataset, make_encoder
-from sslbd_cli.core import artefact, nets
+from sslbd_cli.core import artefact, captions, nets
 from sslbd_cli.core.artefact import Dataset, Encoder, Truth
 
 HISTORY = ({"command": "data", "version": "1", "args": {"--seed": 0, "--size": 4}, "inputs": []},)
@@ -21,7 +21,8 @@ def small_dataset() -> Dataset:
     """Hold so few pixels that most mutations hit the structure of the file."""
     made = make_dataset(count=4, size=4)
     truth = Truth(poisoned=np.ones(4, bool), box=np.zeros((4, 4), np.int32), source=np.arange(4))
-    return dataclasses.replace(made, truth=truth, history=HISTORY)
+    texts = captions.encode(["a cat", "un café", "猫", "?"])
+    return dataclasses.replace(made, truth=truth, captions=texts, history=HISTORY)
 
 
 def small_encoder() -> Encoder:

@@ -35,10 +35,12 @@ SHOWN = 20  # corrupt images named; the rest are counted
 @click.option("--size", type=click.IntRange(4, 4096), metavar="PIXELS",
               help="Scale the shorter side to this and keep the centre square.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1, 1 << 30), metavar="N", help="Draw N images (shapes).")
+@click.option("--classes", metavar="NAME,NAME,...", help="Keep these classes alone.")
 @click.option("--per-class", type=click.IntRange(min=1), metavar="N", help="Take a random N images of each class.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take a random N images in all.")
 @click.option("--root", metavar="FOLDER", help="Where torchvision keeps its datasets; where a filelist's paths start.")
 @click.option("--download", is_flag=True, help="Fetch a torchvision dataset into --root where it is missing.")
+@click.option("--captions", is_flag=True, help="Give each image a text, for objectives that read texts.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded, and list them.")
 @options.seed
 @options.output
@@ -47,12 +49,13 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
 
     Give `sslbd data folder PHOTOS --split train --size 96` a folder of class folders, or a zip or tar archive of one;
     `sslbd data NAME:help` explains a source. Subsets are drawn from the seed and keep the order of the whole: first
-    --per-class, then --limit. Images become RGB; their sizes must be equal unless --size makes them so.
+    --classes, then --per-class, then --limit. Images become RGB; their sizes must be equal unless --size makes them so.
     """
     from sslbd_cli.core.sources import Wish
 
     refuse_terminal(output)
-    wish = Wish(path=_path(source), root=_path(root), watch=run.progress, **params)
+    names = tuple(filter(None, (params.pop("classes") or "").split(",")))
+    wish = Wish(path=_path(source), root=_path(root), watch=run.progress, classes=names, **params)
     made = name(wish)
     _report(run, made)
     if source is not None:
@@ -85,7 +88,7 @@ def _report(run: Run, made: Made) -> None:
 def _describe(dataset: Dataset) -> str:
     """Describe a dataset in a line: images, size in pixels, classes and how many images each has."""
     count, _, height, width = dataset.images.shape
-    line = f"{count} images of {width}x{height}"
+    line = f"{count} images of {width}x{height}" + ("" if dataset.captions is None else " with captions")
     if dataset.labels is None:
         return f"{line}, no labels"
     import numpy as np

@@ -47,6 +47,7 @@ def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json
 
 def describe(found: Any) -> dict[str, Any]:
     """Describe an artefact: kind, digest, what it holds, and its history in a line per command."""
+    from sslbd_cli.core.captions import decode
     from sslbd_cli.ui.recipe import command_line
 
     rows: dict[str, Any] = {"kind": found.kind, "sha256": found.sha256}
@@ -57,6 +58,9 @@ def describe(found: Any) -> dict[str, Any]:
             "classes": len(found.classes),
         }
         rows["labels"] = found.labels is not None
+        if found.captions is not None:
+            rows["captions"] = True
+            rows["first caption"] = _printable(decode(found.captions[:1])[0])
         if found.truth is not None:
             rows["poisoned"] = int(found.truth.poisoned.sum())
     elif found.kind == "encoder":
@@ -68,9 +72,16 @@ def describe(found: Any) -> dict[str, Any]:
             "std": list(found.std),
         }
         rows["parameters"] = int(sum(t.size for t in found.tensors.values()))
+        if any(name.startswith("text.") for name in found.tensors):
+            rows["text tower"] = True
     elif found.kind == "features":
         rows |= {"rows": len(found.feats), "dim": found.feats.shape[1], "labels": found.labels is not None}
     else:
         rows |= {"command": found.command, "results": found.results}
     rows["history"] = [command_line(entry) for entry in found.history]
     return rows
+
+
+def _printable(text: str) -> str:
+    """Keep a text to its line and off the terminal's controls: others may have written it."""
+    return "".join(c if c.isprintable() else "?" for c in text)

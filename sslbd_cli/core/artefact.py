@@ -18,6 +18,7 @@ from sslbd_cli.core.checked import need
 from sslbd_cli.core.errors import InputError
 
 LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
+_DATASET = ("images", "labels", "ids", "captions", "truth/poisoned", "truth/box", "truth/source")
 History = tuple[dict[str, Any], ...]
 A = TypeVar("A", bound="Artefact")
 
@@ -60,12 +61,16 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Artefact):
-    """Images with optional labels. images: uint8 N,3,H,W; labels: int64 N in [0, len(classes)); ids: int64 N."""
+    """Images with optional labels. images: uint8 N,3,H,W; labels: int64 N in [0, len(classes)); ids: int64 N.
+
+    captions: uint8 N,L, each row the UTF-8 bytes of a text, padded with zeros.
+    """
 
     kind: ClassVar[str] = "dataset"
     images: np.ndarray
     labels: np.ndarray | None = None
     ids: np.ndarray | None = None
+    captions: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     truth: Truth | None = None
 
@@ -74,10 +79,8 @@ class Dataset(Artefact):
 
     def arrays(self) -> dict[str, np.ndarray]:
         arrays = {"images": self.images}
-        if self.labels is not None:
-            arrays["labels"] = self.labels
-        if self.ids is not None:
-            arrays["ids"] = self.ids
+        optional = {"labels": self.labels, "ids": self.ids, "captions": self.captions}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
         if self.truth is not None:
             arrays |= {f"truth/{name}": getattr(self.truth, name) for name in ("poisoned", "box", "source")}
         return arrays
@@ -85,7 +88,7 @@ class Dataset(Artefact):
     @classmethod
     def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Dataset:
         checked.only_keys(meta, {"classes"})
-        checked.only_keys(arrays, {"images", "labels", "ids", "truth/poisoned", "truth/box", "truth/source"})
+        checked.only_keys(arrays, set(_DATASET))
         images = checked.array(arrays, "images", np.uint8, (None, 3, None, None))
         count, height, width = len(images), images.shape[2], images.shape[3]
         need(count > 0, "holds no image")
@@ -93,6 +96,7 @@ class Dataset(Artefact):
         classes = checked.class_names(meta)
         labels = checked.label_array(arrays, count, len(classes))
         ids = checked.array(arrays, "ids", np.int64, (count,)) if "ids" in arrays else None
+        captions = checked.caption_array(arrays, count)
         truth = None
         if any(name.startswith("truth/") for name in arrays):
             truth = Truth(
@@ -100,7 +104,9 @@ class Dataset(Artefact):
                 box=checked.array(arrays, "truth/box", np.int32, (count, 4)),
                 source=checked.array(arrays, "truth/source", np.int64, (count,)),
             )
-        return cls(images=images, labels=labels, ids=ids, classes=classes, truth=truth, history=history)
+        return cls(
+            images=images, labels=labels, ids=ids, captions=captions, classes=classes, truth=truth, history=history
+        )
 
     @property
     def size(self) -> int:
@@ -115,6 +121,13 @@ class Dataset(Artefact):
         if self.labels is None:
             raise InputError(f"the dataset has no labels, which {why} needs")
         return self.labels
+
+    def need_captions(self, why: str) -> np.ndarray:
+        """Return the captions. Raises InputError where there are none."""
+        if self.captions is None:
+            how = "sslbd data shapes --captions, or sslbd data filelist LIST --captions"
+            raise InputError(f"the dataset has no captions, which {why} needs; make one that has by {how}")
+        return self.captions
 
     def class_index(self, name: str) -> int:
         """Return the number of the class named or numbered `name`."""
@@ -138,6 +151,7 @@ class Dataset(Artefact):
             images=np.ascontiguousarray(self.images[rows]),
             labels=None if self.labels is None else self.labels[rows],
             ids=None if self.ids is None else self.ids[rows],
+            captions=None if self.captions is None else np.ascontiguousarray(self.captions[rows]),
             truth=truth,
         )
 
@@ -146,7 +160,8 @@ class Dataset(Artefact):
 class Encoder(Artefact):
     """Weights of an image encoder. arch: its spec string; size: input side in pixels; dim: embedding width D.
 
-    tensors: names with the prefix `encoder.` and, optionally, `projector.`; mean and std normalise [0,1] pixels.
+    tensors: names with the prefix `encoder.` and, optionally, `projector.` and `text.` (a text tower); mean and std
+    normalise [0,1] pixels.
     """
 
     kind: ClassVar[str] = "encoder"
@@ -180,7 +195,7 @@ class Encoder(Artefact):
             checked.is_count(shape["size"], LARGEST) and checked.is_count(meta.get("dim"), 1 << 20),
             "bad input size or dim",
         )
-        need(all(name.split(".")[0] in ("encoder", "projector") for name in arrays), "holds foreign tensors")
+        need(all(name.split(".")[0] in ("encoder", "projector", "text") for name in arrays), "holds foreign tensors")
         for name, tensor in arrays.items():
             need(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"'{name}' holds NaN or infinity")
         return cls(

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sslbd_cli.core.captions import LONGEST
 from sslbd_cli.core.errors import InputError
+
+ROWS = 1 << 16  # captions looked at together
 
 
 def array(arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -33,6 +36,25 @@ def label_array(arrays: dict[str, np.ndarray], count: int, classes: int) -> np.n
     labels = array(arrays, "labels", np.int64, (count,))
     need(0 <= int(labels.min()) and int(labels.max()) < classes, "a label lies outside its classes")
     return labels
+
+
+def caption_array(arrays: dict[str, np.ndarray], count: int) -> np.ndarray | None:
+    """Return the captions, uint8 N,L of UTF-8 bytes padded with zeros, or None where there are none."""
+    if "captions" not in arrays:
+        return None
+    captions = array(arrays, "captions", np.uint8, (count, None))
+    need(0 < captions.shape[1] <= LONGEST, f"captions have {captions.shape[1]} bytes, expected 1 to {LONGEST}")
+    for start in range(0, count, ROWS):
+        part = np.pad(captions[start : start + ROWS], ((0, 0), (0, 1)))  # no character runs on into the next caption
+        real = part != 0
+        need(bool(real[:, 0].all()), f"the caption of image {start + int(np.argmin(real[:, 0]))} is empty")
+        gaps = (real[:, 1:] & ~real[:, :-1]).any(1)
+        need(not gaps.any(), f"the caption of image {start + int(np.argmax(gaps))} holds a zero byte")
+        try:
+            part.tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"the caption of image {start + error.start // part.shape[1]} is not UTF-8") from None
+    return captions
 
 
 def only_keys(found: dict[str, Any], known: set[str]) -> None:

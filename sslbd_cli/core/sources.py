@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import sys
 from abc import abstractmethod
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from sslbd_cli.core import storage
+from sslbd_cli.core import captions, storage
 from sslbd_cli.core.artefact import Dataset
 from sslbd_cli.core.decode import Decoded, ImageFile, decode, read_file, reason, resize
 from sslbd_cli.core.errors import InputError
@@ -38,8 +39,10 @@ class Wish:
     size: int | None = None
     limit: int | None = None
     per_class: int | None = None
+    classes: tuple[str, ...] = ()
     seed: int = 0
     skip_corrupt: bool = False
+    captions: bool = False
     watch: Watch = unwatched
 
 
@@ -47,6 +50,7 @@ class Wish:
 class Catalogue:
     """All that a source has: pixels uint8 N,3,H,W, or N files still to be decoded, and labels int64 N where it has any.
 
+    captions: N texts where they were asked for.
     sealed: everything comes from the one file the user named, so its bytes are the record of what was read.
     """
 
@@ -54,6 +58,7 @@ class Catalogue:
     labels: np.ndarray | None
     images: np.ndarray | None = None
     files: Sequence[ImageFile] = ()
+    captions: Sequence[str] | None = None
     sealed: bool = False
 
     def __len__(self) -> int:
@@ -75,7 +80,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Plugin):
-    """Base of `data NAME`. `takes` names what the source understands beyond --size, --limit and --per-class."""
+    """Base of `data NAME`. `takes` names what the source understands beyond --size and the options for subsets."""
 
     shelf: ClassVar[str] = "source"
     takes: ClassVar[tuple[str, ...]] = ()
@@ -109,9 +114,10 @@ class Source(Plugin):
             "--split": wish.split is not None,
             "--count": wish.count is not None,
             "--skip-corrupt": wish.skip_corrupt,
+            "--captions": wish.captions,
         }
         for option in (option for option, is_given in given.items() if is_given and option not in self.takes):
-            listed = ", ".join((*self.takes, "--size", "--limit", "--per-class"))
+            listed = ", ".join((*self.takes, "--size", "--classes", "--per-class", "--limit"))
             raise InputError(f"{self.name} takes no {option}; it takes {listed}")
         for option in (option for option in self.needs if not given[option]):
             hint = "the folder that torchvision keeps the dataset in" if option == "--root" else "what to read"
@@ -132,17 +138,23 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: Wish) -> Made:
         images, skipped = catalogue.images if len(rows) == len(catalogue) else catalogue.images[rows], ()
         images = images if wish.size is None else resize(images, wish.size)
     arrays = {"images": np.ascontiguousarray(images), "ids": rows}
+    kept = _kept(catalogue, wish)
     if catalogue.labels is not None:
-        arrays["labels"] = catalogue.labels[rows]
-    dataset = Dataset.build({"classes": list(catalogue.classes)}, arrays, ())
+        arrays["labels"] = np.searchsorted(kept, catalogue.labels[rows])
+    if catalogue.captions is not None:
+        arrays["captions"] = captions.encode([catalogue.captions[row] for row in rows])
+    dataset = Dataset.build({"classes": [catalogue.classes[label] for label in kept]}, arrays, ())
     return Made(dataset, skipped, len(catalogue), digest)
 
 
 def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
-    """Hash one line per listed file: the SHA-256 of its bytes (`-` where they were not asked for), label, name."""
+    """Hash a line per listed file: its bytes' SHA-256 (`-` where they were not asked for), label, name, caption."""
     sums = dict(zip(rows.tolist(), found.digests, strict=True))
     labels = [-1] * len(catalogue) if catalogue.labels is None else catalogue.labels.tolist()
-    lines = (f"{sums.get(row, '-')} {labels[row]} {file.name}\n" for row, file in enumerate(catalogue.files))
+    texts = [""] * len(catalogue) if catalogue.captions is None else [f"\t{text}" for text in catalogue.captions]
+    lines = (
+        f"{sums.get(row, '-')} {labels[row]} {file.name}{texts[row]}\n" for row, file in enumerate(catalogue.files)
+    )
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -150,21 +162,39 @@ def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
 
 
 def choose(catalogue: Catalogue, wish: Wish) -> np.ndarray:
-    """Draw the rows asked for by --per-class, then --limit: int64, ascending. A smaller number draws a subset.
+    """Draw the rows asked for by --classes, --per-class, then --limit: int64, ascending.
 
-    Where there are fewer images than asked for, all are taken.
+    A smaller number draws a subset; where there are fewer images than asked for, all are taken.
     """
     rows = np.arange(len(catalogue))
+    if wish.classes:
+        rows = rows[np.isin(_labels(catalogue, "--classes"), _kept(catalogue, wish))]
     if wish.per_class is not None:
-        labels = catalogue.labels
-        if labels is None:
-            raise InputError("--per-class needs labels, and there are none here")
+        labels = _labels(catalogue, "--per-class")
         order = _shuffled(rows, wish.seed, "per-class")
         drawn = [order[labels[order] == label][: wish.per_class] for label in range(len(catalogue.classes))]
         rows = np.sort(np.concatenate(drawn)) if drawn else rows
     if wish.limit is not None:
         rows = np.sort(_shuffled(rows, wish.seed, "limit")[: wish.limit])
     return rows
+
+
+def _labels(catalogue: Catalogue, option: str) -> np.ndarray:
+    if catalogue.labels is None:
+        raise InputError(f"{option} needs labels, and there are none here")
+    return catalogue.labels
+
+
+def _kept(catalogue: Catalogue, wish: Wish) -> list[int]:
+    """Return the numbers of the classes asked for, ascending: they keep the source's order, whatever the user's."""
+    if not wish.classes:
+        return list(range(len(catalogue.classes)))
+    for name in wish.classes:
+        if name not in catalogue.classes:
+            near = difflib.get_close_matches(name, catalogue.classes, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise InputError(f"--classes: no class '{name}': {hint}there are {', '.join(catalogue.classes[:12])}")
+    return [label for label, name in enumerate(catalogue.classes) if name in wish.classes]
 
 
 def _shuffled(rows: np.ndarray, seed: int, purpose: str) -> np.ndarray:

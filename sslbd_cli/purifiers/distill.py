@@ -15,6 +15,7 @@ from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.ssl import Queue
 from sslbd_cli.core.train import Fit, Plan, Terms, Watch, ema, freeze
 
 
@@ -30,8 +31,8 @@ class Distill(Purifier):
     epochs: int = key(130, "passes over the clean images", low=1)
     batch: int = key(256, "images per step", low=2)
     lr: float = key(0.01, "learning rate", low=0)
-    schedule: str = key("cosine", "of the learning rate (CompRess steps down by 0.2 at epochs 90 and 120)",
-                        choices=("cosine", "constant"))  # fmt: skip
+    schedule: str = key("cosine", "of the learning rate; step is CompRess's: x0.2 after 9/13 and 12/13 of the epochs",
+                        choices=("cosine", "constant", "step"))  # fmt: skip
     optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
     queue: int = key(128000, "embeddings kept; at most four epochs' worth is used", low=2)
     temperature: float = key(0.04, "of both softmaxes", low=0.001)
@@ -56,12 +57,13 @@ class Distill(Purifier):
                 taught = F.normalize(teacher(view), dim=1)
                 kept = F.normalize(learner.slow(view), dim=1)
             learned = F.normalize(student(view), dim=1)
-            value = similarity_loss(taught, learned, learner.taught, learner.kept, self.temperature)
-            learner.latest = taught, kept
+            value = similarity_loss(taught, learned, learner.taught.rows, learner.kept.rows, self.temperature)
+            learner.taught.latest, learner.kept.latest = taught, kept
             return {"loss": value}
 
+        milestones = (self.epochs * 9 / 13, self.epochs * 12 / 13)  # 90 and 120 of CompRess's 130
         plan = Plan(epochs=self.epochs, batch=batch, lr=self.lr, optimiser=self.optimiser, schedule=self.schedule,
-                    weight_decay=self.weight_decay)  # fmt: skip
+                    weight_decay=self.weight_decay, milestones=milestones, factor=0.2)  # fmt: skip
         fit = Fit(learner, loss, len(pool), plan, device, seed)
         fit.after_step = lambda progress: learner.follow(self.momentum)
         fit.run(watch, self.name)
@@ -77,28 +79,16 @@ def similarity_loss(taught: Tensor, learned: Tensor, bank: Tensor, own: Tensor, 
 
 
 class _Learner(nn.Module):
-    """Student, its momentum copy and the two queues, which start as random directions."""
-
-    taught: Tensor
-    kept: Tensor
-    pointer: Tensor
+    """Student, its momentum copy and the queues of what both embed: the teacher's, and the momentum student's."""
 
     def __init__(self, student: ImageEncoder, dim: int, length: int) -> None:
         super().__init__()
         self.student, self.slow = student, freeze(student.twin())
         gen = generator(0, "queues", length)
-        for name in ("taught", "kept"):
-            self.register_buffer(name, F.normalize(torch.randn(length, dim, generator=gen), dim=1))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-        self.latest: tuple[Tensor, Tensor] | None = None
+        self.taught, self.kept = Queue(length, dim, gen), Queue(length, dim, gen)
 
-    @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Move the momentum student and enqueue the latest batch at the same place of both queues."""
-        assert self.latest is not None
+        """Move the momentum student and push the latest batch to both queues, so that their rows stay paired."""
         ema(self.slow, self.student, momentum)
-        count = len(self.latest[0])
-        rows = (self.pointer + torch.arange(count, device=self.pointer.device)) % len(self.taught)
-        self.taught.index_copy_(0, rows, self.latest[0])
-        self.kept.index_copy_(0, rows, self.latest[1])
-        self.pointer.add_(count).remainder_(len(self.taught))
+        self.taught.push()
+        self.kept.push()

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from sslbd_cli.core.captions import fault
 from sslbd_cli.core.decode import ImageFile, foreign, read_file
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.sources import Catalogue, Source, Wish, numbered
@@ -16,25 +17,39 @@ from sslbd_cli.core.sources import Catalogue, Source, Wish, numbered
 
 @dataclass(frozen=True, kw_only=True)
 class Filelist(Source):
-    """Read the images that a text file lists, a line each: PATH LABEL.
+    """Read the images that a text file lists, a line each: PATH LABEL, or with --captions PATH LABEL<tab>CAPTION.
 
     The label is the last word, so paths may hold spaces; they start at --root, or else at the list's own folder.
     Labels that are all whole numbers are taken as such, otherwise the sorted names are the classes. Images keep the
-    order of the list.
+    order of the list. A caption is what follows the line's last tab; images without classes take any one label.
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--root", "--skip-corrupt")
+    takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--root", "--skip-corrupt", "--captions")
     needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
 
     def catalogue(self, wish: Wish) -> Catalogue:
         assert wish.path is not None
         with foreign("a text file"):
             text = wish.path.read_bytes().decode("utf-8", "surrogateescape")
-        rows = [_row(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        texts = None
+        if wish.captions:
+            cut = [_cut(number, line) for number, line in lines]
+            lines, texts = [(number, head) for number, head, _ in cut], [caption for _, _, caption in cut]
+        rows = [_row(number, line) for number, line in lines]
         folder = wish.root or wish.path.parent
         files = [ImageFile(path, functools.partial(read_file, Path(folder, path))) for path, _ in rows]
         classes, labels = _classes([label for _, label in rows])
-        return Catalogue(classes=classes, labels=labels, files=files)
+        return Catalogue(classes=classes, labels=labels, files=files, captions=texts)
+
+
+def _cut(number: int, line: str) -> tuple[int, str, str]:
+    """Part a line from its caption."""
+    head, tab, caption = line.rpartition("\t")
+    problem = fault(caption.strip()) if tab else "is missing"
+    if problem:
+        raise InputError(f"line {number}: the caption {problem}; expected PATH LABEL, a tab and the caption")
+    return number, head, caption.strip()
 
 
 def _row(number: int, line: str) -> tuple[str, str]:

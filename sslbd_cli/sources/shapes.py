@@ -78,6 +78,25 @@ CLASSES: tuple[str, ...] = (
     *("ringed-star", "blotched-crescent", "zigzag-hexagon", "halved-heart", "banded-flower"),
 )
 
+#: What `--captions` writes; each names the figure and its texture.
+SENTENCES = (
+    "a {size} {texture} {figure} {place} on a {ground} background",
+    "a picture of a {texture} {figure}",
+    "a {ground} scene with a {size} {figure} that is {texture}, {place}",
+    "there is a {texture} {figure} {place}",
+    "one {size} {figure}, {texture} all over",
+)
+
+
+class Frame(NamedTuple):
+    """Where something is drawn: coordinates u, v B,S,S in radii; radius and centre B,1,1 in image sides."""
+
+    u: np.ndarray
+    v: np.ndarray
+    radius: np.ndarray
+    right: np.ndarray
+    down: np.ndarray
+
 
 class Canvas(NamedTuple):
     """One block's random stream and its pixel centres: x 1,1,S and y 1,S,1, from -0.5 to 0.5, y pointing down."""
@@ -97,13 +116,14 @@ class Canvas(NamedTuple):
         tint -= (tint @ LUMA)[:, None]
         return luma[:, None] + tint[:, :, None, None]
 
-    def place(self, reach: float, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw a moved, tilted, stretched frame: coordinates u, v B,S,S in radii, radius B,1,1 in image sides."""
-        x, y = self.x - self.uniform(-reach, reach), self.y - self.uniform(-reach, reach)
+    def place(self, reach: float, low: float, high: float) -> Frame:
+        """Draw a moved, tilted, stretched frame."""
+        right, down = self.uniform(-reach, reach), self.uniform(-reach, reach)
+        x, y = self.x - right, self.y - down
         radius, stretch = self.uniform(low, high), self.uniform(0.87, 1.15)
         tilt = self.uniform(-0.35, 0.35)
         cos, sin = np.cos(tilt) / radius, np.sin(tilt) / radius
-        return (x * cos + y * sin) * stretch, (y * cos - x * sin) / stretch, radius
+        return Frame((x * cos + y * sin) * stretch, (y * cos - x * sin) / stretch, radius, right, down)
 
     def noise(self, amplitude: np.ndarray | float) -> np.ndarray:
         """Sum octaves of smooth noise, each a random share of `amplitude` (B,1,1 or a number): B,S,S."""
@@ -129,15 +149,16 @@ def _backdrop(canvas: Canvas, luma: np.ndarray) -> np.ndarray:
 
 def _blob(canvas: Canvas, image: np.ndarray, luma: np.ndarray) -> None:
     """Blend a soft ellipse into `image` B,3,S,S, in place."""
-    u, v, _ = canvas.place(0.6, 0.06, 0.25)
+    u, v, *_ = canvas.place(0.6, 0.06, 0.25)
     edge = canvas.uniform(1.5, 6)
     cover = np.clip((1 - np.hypot(u * canvas.uniform(0.5, 1), v)) * edge, 0, 1) * canvas.uniform(0.3, 1)
     image += (canvas.colour(luma, 0.15) - image) * cover[:, None]
 
 
-def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shape the figures of classes `labels` B: their cover, share of the second tone, and shading, each B,S,S."""
-    u, v, radius = canvas.place(0.16, 0.3, 0.44)
+def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, Frame]:
+    """Shape figures of classes `labels` B: cover, share of the second tone and shading, each B,S,S; and where."""
+    frame = canvas.place(0.16, 0.3, 0.44)
+    u, v = frame.u, frame.v
     shade = 1 + canvas.uniform(-0.15, 0.15) * u + canvas.uniform(-0.15, 0.15) * v
     u, v = u + canvas.noise(0.1), v + canvas.noise(0.1)
     pitch = canvas.uniform(1.1, 1.6)
@@ -148,17 +169,17 @@ def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray,
         chosen = labels == label
         cover[chosen] = FIGURES[figure](u[chosen], v[chosen])
         tone[chosen] = TEXTURES[texture](x[chosen], y[chosen])
-    pixels = radius * canvas.x.size
-    return np.clip(cover * pixels + 0.5, 0, 1), np.clip(tone * pixels / pitch + 0.5, 0, 1), shade
+    pixels = frame.radius * canvas.x.size
+    return np.clip(cover * pixels + 0.5, 0, 1), np.clip(tone * pixels / pitch + 0.5, 0, 1), shade, frame
 
 
-def _block(size: int, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw one block: images uint8 B,3,S,S of classes `labels` B."""
+def _block(size: int, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one block: images uint8 B,3,S,S of classes `labels` B, and what is seen in them, B,4 (see `_words`)."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     canvas = Canvas(rng, centres[None, None, :], centres[None, :, None])
     ground = canvas.uniform(0.25, 0.75)
     image = _backdrop(canvas, ground)
-    cover, tone, shade = _figure(canvas, labels)
+    cover, tone, shade, frame = _figure(canvas, labels)
     swing = canvas.uniform(0.22, 0.33) * np.sign(canvas.uniform(-1, 1))
     middle = canvas.uniform(0.3, 0.7)
     first, second = canvas.colour(middle + swing, 0.15), canvas.colour(middle - swing, 0.15)
@@ -167,7 +188,7 @@ def _block(size: int, labels: np.ndarray, rng: np.random.Generator) -> np.ndarra
     _blob(canvas, image, ground)
     image += 0.02 * rng.standard_normal(image.shape, np.float32)
     pixels: np.ndarray = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    return pixels
+    return pixels, np.concatenate([frame.radius, frame.right, frame.down, ground], axis=1)[:, :, 0]
 
 
 def draw(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,28 +197,60 @@ def draw(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     Image i depends on `size`, `seed` and i alone, so a longer set starts with the shorter one; another `size` shows
     the same scenes. Between kinds of machines the last bit of sines and products may move a pixel by one level.
     """
-    images, labels = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64)
+    return describe(count, size, seed)[:2]
+
+
+def describe(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Draw as `draw` does, and say what is to be seen: a sentence per image, one of several kinds.
+
+    It names the figure and its texture, often the figure's size and place and how bright the background is. It depends
+    on `seed` and the image's place in the set alone; the images are the same whether they are described or not.
+    """
+    images, labels, texts = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64), list[str]()
     for start in range(0, count, BLOCK):
         rng = np.random.default_rng([seed % 2**64, start // BLOCK])
         classes = rng.permuted(np.tile(np.arange(len(CLASSES)), (BLOCK // len(CLASSES), 1)), axis=1).ravel()
         part = slice(start, min(start + BLOCK, count))
-        images[part] = _block(size, classes, rng)[: part.stop - start]
-        labels[part] = classes[: part.stop - start]
-    return images, labels
+        pixels, seen = _block(size, classes, rng)
+        images[part], labels[part] = pixels[: part.stop - start], classes[: part.stop - start]
+        kinds = np.random.default_rng([seed % 2**64, start // BLOCK, 1]).integers(len(SENTENCES), size=BLOCK)
+        texts += [
+            SENTENCES[kind].format(**_words(CLASSES[label], *row)).replace("  ", " ")
+            for kind, label, row in zip(kinds, labels[part], seen, strict=False)
+        ]
+    return images, labels, texts
+
+
+def _words(name: str, radius: float, right: float, down: float, ground: float) -> dict[str, str]:
+    """Put into words what is seen: a figure of this class, its radius and centre in image sides, the ground's luma."""
+    texture, figure = name.split("-")
+    side = ("left" if right < 0 else "right") if abs(right) > abs(down) else ("top" if down < 0 else "bottom")
+    return {
+        "texture": texture,
+        "figure": figure,
+        "size": "small" if radius < 0.345 else "large" if radius > 0.395 else "",
+        "place": f"towards the {side}" if max(abs(right), abs(down)) > 0.06 else "in the middle",
+        "ground": "dark" if ground < 0.42 else "bright" if ground > 0.58 else "grey",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes(Source):
     """Draw textured figures of ten classes over clutter: --count 4000 of --size 32 unless given; needs no download.
 
-    Classes differ in figure and texture, never in colour. Another --seed draws a test set of the same classes.
+    Classes differ in figure and texture, never in colour. Another --seed draws a test set of the same classes. With
+    --captions, sentences say what is drawn, where, how large and on what background.
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("--count",)
+    takes: ClassVar[tuple[str, ...]] = ("--count", "--captions")
 
     def catalogue(self, wish: Wish) -> Catalogue:
         size = wish.size or SIZE
         if not SMALLEST <= size <= LARGEST:
             raise InputError(f"--size {size}: expected {SMALLEST} to {LARGEST} pixels")
-        images, labels = draw(wish.count or COUNT, size, wish.seed)
+        count = wish.count or COUNT
+        if wish.captions:
+            images, labels, texts = describe(count, size, wish.seed)
+            return Catalogue(classes=CLASSES, labels=labels, images=images, captions=texts)
+        images, labels = draw(count, size, wish.seed)
         return Catalogue(classes=CLASSES, labels=labels, images=images)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from micro import make_dataset, make_encoder
-from sslbd_cli.core import artefact, storage
+from sslbd_cli.core import artefact, captions, checked, storage
 from sslbd_cli.core.artefact import Artefact, Dataset, Encoder, Features, Report, Truth
 from sslbd_cli.core.errors import InputError
 
 WORDS = st.text(st.characters(codec="utf-8"), max_size=8)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(str.strip)
 SOURCE = {"option": "INPUT", "kind": "dataset", "sha256": "0" * 64}
 ENTRY = {"command": "data", "version": "0", "args": {"--seed": 0}, "inputs": [SOURCE | {"history": []}]}
 HISTORIES = st.lists(
@@ -49,6 +50,7 @@ def datasets(draw) -> Dataset:
         images=rows("u1", 3, size, 4, high=255),
         labels=draw(st.none() | st.just(rows("i8", high=len(classes) - 1))),
         ids=draw(st.none() | st.just(rows("i8", low=-(2**63), high=2**63 - 1))),
+        captions=draw(st.none() | st.lists(TEXTS, min_size=count, max_size=count).map(captions.encode)),
         classes=tuple(classes),
         truth=draw(st.none() | st.just(truth)),
         history=draw(HISTORIES),
@@ -63,7 +65,7 @@ ENCODERS = st.builds(
     std=st.tuples(*[st.floats(1e-3, 10)] * 3),
     dim=st.integers(1, 1 << 20),
     tensors=st.dictionaries(
-        st.sampled_from(["encoder.a", "encoder.b.c", "projector.0"]),
+        st.sampled_from(["encoder.a", "encoder.b.c", "projector.0", "text.place"]),
         hnp.arrays("f4", hnp.array_shapes(min_dims=0, max_dims=3), elements=FINITE),
     ),
     history=HISTORIES,
@@ -114,6 +116,9 @@ def test_round_trip_with_equal_bytes(tmp_path_factory, kind, data):
     assert path.read_bytes() == again.read_bytes()
 
 
+CAPTIONS = captions.encode([f"image {number:02}" for number in range(60)])
+
+
 @pytest.fixture
 def poisoned(dataset) -> Dataset:
     count = len(dataset.images)
@@ -134,7 +139,10 @@ def test_truth_and_history_can_be_stripped_without_changing_the_digest(tmp_path,
     assert found.truth is None and found.history == ()
 
 
-@pytest.mark.parametrize("change", [{"classes": ("a", "b", "c")}, {"labels": None}, {"ids": None}, {"images": None}])
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": ("a", "b", "c")}, {"labels": None}, {"ids": None}, {"images": None}, {"captions": CAPTIONS[:60]}],
+)
 def test_everything_else_changes_the_digest(dataset, change):
     if "images" in change:
         change = {"images": dataset.images ^ np.uint8(1)}
@@ -216,6 +224,12 @@ def test_a_bad_header_is_refused(tmp_path, dataset, edit, complaint):
     assert complaint in refused(tmp_path / "a", dataset, edit)
 
 
+def altered(row: int, at: int, *bytes_: int) -> np.ndarray:
+    made = CAPTIONS.copy()
+    made[row, at : at + len(bytes_)] = bytes_
+    return made
+
+
 DATASETS = {
     "classes": (lambda h: h.update(classes="abc"), {}, "not a list of names"),
     "class names": (lambda h: h.update(classes=[1, 2, 3]), {}, "not a list of names"),
@@ -228,6 +242,20 @@ DATASETS = {
     "no images": (lambda h: None, {"images": np.zeros((0, 3, 16, 16), np.uint8)}, "holds no image"),
     "flat images": (lambda h: None, {"images": np.zeros((60, 3, 16, 1), np.uint8)}, "smaller than 4 pixels"),
     "foreign array": (lambda h: None, {"extra": np.zeros(3)}, "unknown entries extra"),
+    "fewer captions": (lambda h: None, {"captions": CAPTIONS[1:]}, "'captions' is uint8 (59, 8)"),
+    "captions of text": (lambda h: None, {"captions": CAPTIONS.astype(np.int8)}, "'captions' is int8"),
+    "flat captions": (lambda h: None, {"captions": CAPTIONS[:, 0].copy()}, "'captions' is uint8 (60,)"),
+    "captions of no byte": (lambda h: None, {"captions": CAPTIONS[:, :0]}, "captions have 0 bytes"),
+    "endless captions": (lambda h: None, {"captions": np.full((60, 1025), 65, np.uint8)}, "captions have 1025 bytes"),
+    "empty caption": (lambda h: None, {"captions": altered(3, 0, *[0] * 8)}, "the caption of image 3 is empty"),
+    "zero in a caption": (lambda h: None, {"captions": altered(4, 2, 0)}, "the caption of image 4 holds a zero byte"),
+    "Latin caption": (lambda h: None, {"captions": altered(5, 2, 0xE9)}, "the caption of image 5 is not UTF-8"),
+    "cut character": (lambda h: None, {"captions": altered(6, 7, 0xC3)}, "the caption of image 6 is not UTF-8"),
+    "character over two": (
+        lambda h: None,
+        {"captions": np.tile(np.array([0xC3, 0xA9], np.uint8)[:, None], (30, 1))},
+        "0 is not UTF-8",
+    ),
     "half a truth": (lambda h: None, {"truth/box": np.zeros((60, 4), np.int32)}, "'truth/poisoned' is missing"),
     "strange truth": (lambda h: None, {"truth/key": np.zeros(3)}, "unknown entries truth/key"),
 }
@@ -297,6 +325,7 @@ def test_a_bad_report_is_refused(tmp_path):
 
 
 def test_take_keeps_rows_together(poisoned):
+    poisoned = dataclasses.replace(poisoned, captions=CAPTIONS)
     rows = np.array([5, 1, 1])
     taken = poisoned.take(rows)
     for name, array in taken.arrays().items():
@@ -328,3 +357,16 @@ def test_images_that_are_not_square_are_refused_where_that_matters(dataset):
 def test_labels_that_are_needed_are_asked_for(dataset):
     with pytest.raises(InputError, match="no labels, which --train needs"):
         dataclasses.replace(dataset, labels=None).need_labels("--train")
+
+
+def test_captions_that_are_needed_are_asked_for(dataset):
+    assert dataclasses.replace(dataset, captions=CAPTIONS).need_captions("--method clip") is CAPTIONS
+    with pytest.raises(InputError, match="no captions, which --method clip needs; make one that has by sslbd data"):
+        dataset.need_captions("--method clip")
+
+
+def test_the_fault_of_a_caption_far_down_is_found():
+    many = np.full((70_000, 2), 65, np.uint8)
+    many[69_000] = 0xC3, 0x41
+    with pytest.raises(InputError, match="the caption of image 69000 is not UTF-8"):
+        checked.caption_array({"captions": many}, 70_000)

@@ -290,5 +290,5 @@ def test_a_network_the_library_has_not_is_not_exported(arch, layout, said):
 
 def test_a_projector_stays_behind_and_is_named():
     net = nets.new(nets.ResNet18(), 16, (0, 0, 0), (1, 1, 1), generator(0, "test"))
-    tensors, remarks = from_encoder(nets.save(net, nn.Linear(2, 2)), "torchvision")
+    tensors, remarks = from_encoder(nets.save(net, {"projector": nn.Linear(2, 2)}), "torchvision")
     assert not any("projector" in name for name in tensors) and "2 tensors of the projector" in remarks[-1]

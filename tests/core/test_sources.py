@@ -5,7 +5,7 @@ import pytest
 
 from sslbd_cli.core import plugin
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.sources import Catalogue, Source, Wish, choose, numbered
+from sslbd_cli.core.sources import Catalogue, Source, Wish, _make, choose, numbered
 
 LABELS = np.array([0] * 10 + [1] * 30 + [2] * 3)
 CATALOGUE = Catalogue(classes=("a", "b", "c"), labels=LABELS, images=np.zeros((43, 3, 4, 4), np.uint8))
@@ -52,7 +52,11 @@ def test_every_source_describes_itself_and_refuses_what_it_does_not_take(name: s
     assert info.summary.endswith((".", ":")) or len(info.summary) > 20
     assert set(source.needs) <= set(source.takes)
     given = {"SOURCE": {"path": "x"}, "--root": {"root": "x"}, "--count": {"count": 1}, "--split": {"split": "x"}}
-    given |= {"--download": {"download": True}, "--skip-corrupt": {"skip_corrupt": True}}
+    given |= {
+        "--download": {"download": True},
+        "--skip-corrupt": {"skip_corrupt": True},
+        "--captions": {"captions": True},
+    }
     assert set(source.takes) <= set(given)
     for option in set(given) - set(source.takes):
         with pytest.raises(InputError, match=f"^{name} takes no {option}; it takes"):
@@ -60,3 +64,22 @@ def test_every_source_describes_itself_and_refuses_what_it_does_not_take(name: s
     for option in source.needs:
         with pytest.raises(InputError, match=f"^{name} needs {option}"):
             source(Wish())
+
+
+def test_chosen_classes_keep_their_order_and_are_numbered_anew():
+    labels = np.array([2, 0, 1, 2, 1, 0])
+    images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(3, 1).repeat(4, 2).repeat(4, 3)
+    listed = Catalogue(classes=("cat", "dog", "elk"), labels=labels, images=images)
+    made = _make(listed, choose(listed, Wish(classes=("elk", "cat"))), Wish(classes=("elk", "cat"))).dataset
+    assert made.classes == ("cat", "elk")
+    assert made.labels.tolist() == [1, 0, 1, 0] and made.ids.tolist() == [0, 1, 3, 5]
+    assert made.images[:, 0, 0, 0].tolist() == [0, 1, 3, 5]
+
+
+def test_a_class_that_is_not_there_is_named_with_a_suggestion():
+    listed = Catalogue(classes=("cat", "dog"), labels=np.array([0, 1]), images=np.zeros((2, 3, 4, 4), np.uint8))
+    with pytest.raises(InputError, match="no class 'dogs': did you mean 'dog'"):
+        choose(listed, Wish(classes=("dogs",)))
+    bare = Catalogue(classes=(), labels=None, images=np.zeros((2, 3, 4, 4), np.uint8))
+    with pytest.raises(InputError, match="--classes needs labels"):
+        choose(bare, Wish(classes=("dog",)))

@@ -33,15 +33,15 @@ def test_the_queues_take_turns_and_stay_in_step(encoder):
     student = nets.load(encoder)
     learner = _Learner(student, 32, 6)
     for turn in range(4):
-        learner.latest = torch.full((4, 32), float(turn)), torch.full((4, 32), 10.0 + turn)
+        learner.taught.latest, learner.kept.latest = torch.full((4, 32), float(turn)), torch.full((4, 32), 10.0 + turn)
         learner.follow(0.5)
-    assert learner.taught[:, 0].tolist() == [3, 3, 3, 3, 2, 2]
-    assert learner.kept[:, 0].tolist() == [13, 13, 13, 13, 12, 12]
+    assert learner.taught.rows[:, 0].tolist() == [3, 3, 3, 3, 2, 2]
+    assert learner.kept.rows[:, 0].tolist() == [13, 13, 13, 13, 12, 12]
 
 
 def test_the_momentum_student_follows(encoder):
     learner = _Learner(nets.load(encoder), 32, 6)
-    learner.latest = unit(4, 32), unit(4, 32)
+    learner.taught.latest, learner.kept.latest = unit(4, 32), unit(4, 32)
     before = [p.clone() for p in learner.slow.parameters()]
     with torch.no_grad():
         for weight in learner.student.parameters():

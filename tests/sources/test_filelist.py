@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sslbd_cli.core.captions import decode
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.sources import Made, Wish
 from sslbd_cli.sources.filelist import Filelist
@@ -20,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, text: str, **wish: object) -> Made:
-    (folder / "list.txt").write_text(text)
+    (folder / "list.txt").write_text(text, encoding="utf-8")
     return Filelist()(Wish(path=folder / "list.txt", **wish))  # type: ignore[arg-type]
 
 
@@ -75,3 +76,49 @@ def test_digest_follows_the_images(folder: Path) -> None:
     before = read(folder, "images/one.png 0\n").digest
     Image.new("RGB", (5, 5), (99, 0, 0)).save(folder / "images" / "one.png")
     assert read(folder, "images/one.png 0\n").digest != before
+
+
+CAPTIONED = "images/two words.png 3\ta cat, asleep\r\nimages/one.png\t0\t un café \n"
+
+
+def test_captions_follow_the_last_tab(folder: Path) -> None:
+    found = read(folder, CAPTIONED, captions=True).dataset
+    assert found.captions is not None and decode(found.captions) == ["a cat, asleep", "un café"]
+    assert found.labels is not None and found.labels.tolist() == [3, 0]
+    assert found.images[:, 0, 0, 0].tolist() == [1, 0]
+
+
+def test_captions_keep_to_their_images_when_some_are_left_out(folder: Path) -> None:
+    text = "images/absent.png 0\tnothing\n" + CAPTIONED
+    found = read(folder, text, captions=True, skip_corrupt=True).dataset
+    assert found.captions is not None and decode(found.captions) == ["a cat, asleep", "un café"]
+
+
+def test_captions_are_not_looked_for_unasked(folder: Path) -> None:
+    assert read(folder, "images/one.png\t0\n").dataset.captions is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("images/one.png 0\ta cat\nimages/one.png 0\n", "line 2: the caption is missing; expected PATH LABEL, a tab"),
+        ("images/one.png 0\t \n", "line 1: the caption is empty"),
+        ("images/one.png 0\t" + "x" * 1025, "line 1: the caption has 1025 bytes, more than 1024"),
+        ("images/one.png\ta cat\n", "line 1: expected PATH LABEL, got 'images/one.png'"),
+    ],
+)
+def test_bad_captions(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(folder, text, captions=True)
+
+
+def test_a_caption_that_is_not_utf8_is_refused(folder: Path) -> None:
+    (folder / "list.txt").write_bytes(b"images/one.png 0\tcaf\xe9\n")
+    with pytest.raises(InputError, match="line 1: the caption is not UTF-8"):
+        Filelist()(Wish(path=folder / "list.txt", captions=True))
+
+
+def test_the_digest_follows_the_captions(folder: Path) -> None:
+    made = [read(folder, f"images/one.png 0\t{text}\n", captions=True) for text in ("a cat", "a dog", "a cat")]
+    assert made[0].digest == made[2].digest != made[1].digest
+    assert made[0].dataset.sha256 == made[2].dataset.sha256 != made[1].dataset.sha256

@@ -8,10 +8,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sslbd_cli.core import captions
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.plugin import parse
 from sslbd_cli.core.sources import Wish
-from sslbd_cli.sources.shapes import BLOCK, CLASSES, FIGURES, TEXTURES, draw
+from sslbd_cli.sources.shapes import BLOCK, CLASSES, FIGURES, SENTENCES, TEXTURES, describe, draw
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,49 @@ def test_source_fills_in_what_was_not_asked() -> None:
 def test_source_refuses_sizes_out_of_bounds(size: int) -> None:
     with pytest.raises(InputError, match=f"shapes: --size {size}: expected 16 to 256"):
         parse("source", "shapes")(Wish(count=10, size=size))
+
+
+# --- captions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def described() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    return describe(300, 64, 4)
+
+
+def test_captions_do_not_move_a_pixel(described) -> None:
+    images, labels = draw(300, 64, 4)
+    assert np.array_equal(described[0], images) and np.array_equal(described[1], labels)
+
+
+def test_captions_are_sentences_on_the_figure_and_its_texture(described) -> None:
+    for label, text in zip(*described[1:], strict=True):
+        words = text.replace(",", "").split()
+        assert set(CLASSES[label].split("-")) < set(words) and len(words) >= 5, text
+        assert CLASSES[label] not in text and text == " ".join(text.split())
+    assert len(set(described[2])) > 150 and len(SENTENCES) >= 4
+
+
+def test_captions_come_from_the_seed_and_start_the_longer_set_at_any_size(described) -> None:
+    assert describe(130, 16, 4)[2] == described[2][:130]
+    assert describe(BLOCK, 16, 5)[2] != described[2][:BLOCK]
+
+
+def test_captions_say_what_is_seen(described) -> None:
+    """Backgrounds are dark or bright in the corners, and figures off the middle where the sentence says."""
+    images, _, texts = described
+    corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].mean((1, 2))
+    means = {word: corners[[word in text for text in texts]].mean() for word in ("dark", "grey", "bright")}
+    assert means["dark"] + 20 < means["grey"] < means["bright"] - 20
+    detail = np.abs(np.diff(images.astype(int), axis=3)).mean(1)  # N,64,63: textures have edges, backgrounds few
+    side = detail[:, :, 32:].mean((1, 2)) / detail.mean((1, 2))
+    left, right = (side[[f"towards the {word}" in text for text in texts]].mean() for word in ("left", "right"))
+    assert left < 0.95 < 1.05 < right
+
+
+def test_source_writes_captions_where_asked() -> None:
+    made = parse("source", "shapes")(Wish(count=40, size=16, seed=5, captions=True, limit=7)).dataset
+    assert made.captions is not None and made.ids is not None
+    texts = describe(40, 16, 5)[2]
+    assert captions.decode(made.captions) == [texts[row] for row in made.ids]
+    assert parse("source", "shapes")(Wish(count=10, size=16)).dataset.captions is None

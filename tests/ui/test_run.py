@@ -33,7 +33,8 @@ def test_the_history_names_every_choice_with_its_default(sslbd, path, tmp_path):
             "--seed": 0,
             "--select": "label",
             "--target": "1",
-            "--trigger": "patch:size=0.2,where=br,margin=1,fill=blocks,blocks=4,seed=10",
+            "--trigger": "patch:size=0.2,where=br,margin=1,opacity=1.0,train_low=0.25,train_high=0.75,"
+            "test_low=0.1,test_high=0.9,fill=blocks,blocks=4,seed=10",
         },
         "inputs": [{"option": "INPUT", "kind": "dataset", "sha256": make_dataset().sha256}],
     }
