@@ -69,16 +69,17 @@ def command(
     ))  # fmt: skip
     if pool.listed is not None and not given:
         given = {"count": len(pool.listed)}
+    craft, planned = craft.settled((dataset.images.shape[2], dataset.images.shape[3]), trigger)
     count = choose.amount(dataset, select, pool, choose.Budget(**given))
     rows = choose.choose(dataset, select, pool, craft.reference_count(count), seed)
     mode: Any = params["mode"] or ("replace" if craft.name == "stamp" else "append")
     planting = poison.Planting(trigger=trigger, craft=craft, count=count, mode=mode, seed=seed)
     poisoned = poison.poison(dataset, rows, planting, canvases, None if masks is None else masks[rows])
     amount, *alike = choose.report(dataset, rows, target, count, len(poisoned.images))
-    for line in (f"poisoned {amount} with {trigger}", *alike):
+    for line in filter(None, (planned, f"poisoned {amount} with {trigger}", *alike)):
         run.say(line)
     unused = {} if pool.feats is not None else {"precision": None}
-    run.write(poisoned, output, mode=mode, **unused, **given)
+    run.write(poisoned, output, mode=mode, craft=craft, **unused, **given)
 
 
 def _given(params: dict[str, Any], select: Selector) -> dict[str, Any]:

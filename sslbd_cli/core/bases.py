@@ -167,6 +167,13 @@ class Craft(Plugin):
     def reference_count(self, count: int) -> int:
         """Return from how many reference images `count` poisons are made."""
 
+    def settled(self, shape: tuple[int, int], trigger: Trigger) -> tuple[Craft, str]:
+        """Decide what the keys leave to a plan, for images of shape H,W: the craft to use, and what to tell the user.
+
+        The default leaves nothing to decide.
+        """
+        return self, ""
+
     @abstractmethod
     def craft(self, material: Material, trigger: Trigger, count: int, gen: torch.Generator) -> Crafted:
         """Make `count` poisons of the references' own size. `gen` is a CPU generator; the material is left as it is.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from sslbd_cli.core import canvas, planner
 from sslbd_cli.core.augment import Recipe, cut
 from sslbd_cli.core.bases import Craft, Crafted, Material, Trigger
+from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.plugin import key
 
@@ -74,6 +75,14 @@ class NoisyAlignment(Craft):
                 drawn, at = self._draw(*parts, mine, side[rows] % 2 == 1, wide)
                 images[rows], boxes[rows] = (drawn.mT, canvas.turned(at)) if upright else (drawn, at)
         return Crafted(canvas.stamp_at(images, boxes, trigger, gen), boxes, reference)
+
+    def settled(self, shape: tuple[int, int], trigger: Trigger) -> tuple[Craft, str]:
+        if self.wide:
+            return self, ""
+        plan = self.planned(shape, canvas.patch_sizes(trigger, 1, shape, generator(0, "plan")))
+        chance = getattr(plan.chances, self.event)
+        told = f"planned wide={plan.wide:g}: {chance:.4f} of pairs of views show the {self.event} event"
+        return replace(self, wide=plan.wide), told
 
     def planned(self, shape: tuple[int, int], patch: Tensor | None) -> planner.Plan:
         """Choose the canvas for the crops that the keys describe, in images of shape H,W and for patches n,2."""

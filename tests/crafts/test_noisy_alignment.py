@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sslbd_cli.core import planner, plugin
+from sslbd_cli.core import artefact, planner, plugin
 from sslbd_cli.core.augment import Recipe
 from sslbd_cli.core.bases import Crafted, Material
 from sslbd_cli.core.canvas import Scene, side_by_side
@@ -116,3 +116,13 @@ def test_references_are_used_in_turn():
 def test_a_canvas_without_room_for_a_shadow_is_refused(wide):
     with pytest.raises(InputError, match=r"wide=.*: expected a value >= 1.05, or 0 to plan it"):
         plugin.parse("craft", f"noisy-alignment:wide={wide}")
+
+
+def test_a_plan_is_settled_said_and_written_into_the_history(sslbd, dataset, tmp_path):
+    artefact.write(dataset, str(tmp_path / "d.h5"))
+    words = ("--craft", "noisy-alignment:wide=0", "--trigger", "patch:size=3", "--target", 1, "--count", 4)
+    status, _, err = sslbd("poison", tmp_path / "d.h5", *words, "-o", tmp_path / "p.h5")
+    made = artefact.read(str(tmp_path / "p.h5"), artefact.Dataset).history[-1]["args"]["--craft"]
+    wide = plugin.parse("craft", made).wide
+    assert status == 0 and wide > 1 and f"planned wide={wide:g}: 0." in err
+    assert plugin.parse("craft", "noisy-alignment").settled((16, 16), plugin.parse("trigger", "patch"))[1] == ""
