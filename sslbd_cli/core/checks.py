@@ -23,12 +23,13 @@ FLAGS = {
 }
 
 
-def finite_loss(terms: dict[str, float], epoch: int, has_checkpoint: bool) -> None:
-    """Raise Unsound (F01) where a loss term is not finite."""
+def finite_loss(terms: dict[str, float], epoch: int, kept: int) -> None:
+    """Raise Unsound (F01) where a loss term is not finite; kept: epochs that the checkpoint holds, 0 without one."""
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if bad:
-        kept = "; the checkpoint holds the epoch before" if has_checkpoint else ""
-        raise Unsound(f"F01 {FLAGS['F01']} in epoch {epoch + 1} ({', '.join(bad)}); lower the learning rate{kept}")
+        held = "the epoch before" if kept == epoch else f"epoch {kept}"
+        told = f"; the checkpoint holds {held}" if kept else ""
+        raise Unsound(f"F01 {FLAGS['F01']} in epoch {epoch + 1} ({', '.join(bad)}); lower the learning rate{told}")
 
 
 def finite_features(feats: Tensor) -> None:

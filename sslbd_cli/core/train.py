@@ -56,6 +56,7 @@ class Plan:
     schedule: str = "cosine"
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
+    beta2: float = 0.999  # of adam and adamw
     keep_last: bool = False
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
@@ -114,9 +115,9 @@ def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     """Build the optimiser over all trainable parameters; LARS leaves one-dimensional ones alone (You et al. 2017)."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     if plan.optimiser == "adam":  # weight decay as a part of the gradient
-        return torch.optim.Adam(trainable, plan.lr, weight_decay=plan.weight_decay)
+        return torch.optim.Adam(trainable, plan.lr, (0.9, plan.beta2), weight_decay=plan.weight_decay)
     if plan.optimiser == "adamw":
-        return torch.optim.AdamW(trainable, plan.lr, weight_decay=plan.weight_decay)
+        return torch.optim.AdamW(trainable, plan.lr, (0.9, plan.beta2), weight_decay=plan.weight_decay)
     if plan.optimiser == "sgd":
         return torch.optim.SGD(trainable, plan.lr, plan.momentum, weight_decay=plan.weight_decay)
     groups = [
@@ -152,15 +153,17 @@ class Fit:
         plan, first, terms = self.plan, 0, dict[str, float]()
         if self.checkpoint and self.checkpoint.resume and Path(self.checkpoint.path).exists():
             first, terms = self._load(self.checkpoint)
+        kept = first
         steps = -(-self.count // plan.batch) if plan.keep_last else self.count // plan.batch
         with watch((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
             for epoch in range(first, plan.epochs):
                 terms = self._epoch(epoch, steps, ticker)
+                checks.finite_loss(terms, epoch, kept)  # first: a remark may look at the features, which say less
                 shown = ", ".join(f"{k} {v:.4f}" for k, v in terms.items())
                 ticker.note(f"epoch {epoch + 1}/{plan.epochs} {shown}{self.remark(epoch)}")
-                checks.finite_loss(terms, epoch, bool(self.checkpoint))
                 if self.vet(epoch) and self.checkpoint:
-                    self._save(self.checkpoint, epoch + 1, terms)
+                    kept = epoch + 1
+                    self._save(self.checkpoint, kept, terms)
         return terms
 
     def _epoch(self, epoch: int, steps: int, ticker: Ticker) -> dict[str, float]:

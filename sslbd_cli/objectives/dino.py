@@ -30,12 +30,14 @@ class DINO(UnevenViews):
     centre: float = key(0.9, "share of the centre of the teacher's outputs kept at each step", low=0, high=1)
     momentum: float = key(0.99, "share of the teacher kept at each step, at first", low=0, high=1)
     momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1)
-    hidden: int = key(512, "width of the head's two hidden layers", low=2)
+    hidden: int = key(512, "width of the head's hidden layers", low=2)
+    layers: int = key(3, "layers of the head (2 in lightly's CIFAR runs)", low=2, high=4)
     out: int = key(256, "width of the head's bottleneck", low=2)
     norm: bool = key(True, "batch norm in the head; solo-learn on CIFAR: no")
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
-        head = mlp(dim, self.hidden, self.hidden, self.out, norm=self.norm, between=nn.GELU).apply(_start_small)
+        widths = (dim, *[self.hidden] * (self.layers - 1), self.out)
+        head = mlp(*widths, norm=self.norm, between=nn.GELU).apply(_start_small)
         online = nn.Sequential(encoder, head, Prototypes(self.prototypes, self.out))
         learner = nn.ModuleDict(
             {"online": online, "target": freeze(copy.deepcopy(online)), "centre": Centre(self.prototypes)}

@@ -88,6 +88,8 @@ schedule = _stack(
                  help="Learning rate; that of sgd and lars is for a batch of 256 and scales with the batch."),
     click.option("--optimiser", type=click.Choice(["sgd", "lars", "adam", "adamw"]), default="sgd", show_default=True,
                  help="Optimiser; lars is made for batches of thousands."),
+    click.option("--beta2", default=0.999, show_default=True, type=options.Number(0, 1, max_open=True),
+                 help="How slowly adam and adamw forget squared gradients."),
     click.option("--weight-decay", default=1e-4, show_default=True, type=options.Number(0), help="Weight decay."),
     click.option("--warmup", default=1.0, show_default=True, type=options.Number(0),
                  help="Epochs in which the rate rises."),
@@ -109,7 +111,7 @@ views = _stack(
     click.option("--blur", default=0.0, show_default=True, type=options.Number(0, 1),
                  help="Share of the views that are blurred."),
     click.option("--solarize", default=0.0, show_default=True, type=options.Number(0, 1),
-                 help="Share of the second views that are solarised, in methods that do so."),
+                 help="Share of the views that are solarised; in byol, dino, vicreg, barlow-twins of the second."),
     click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
                  help="How crops are resized."),
     click.option("--colour", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
@@ -153,8 +155,8 @@ def plan(params: dict[str, Any]) -> Plan:
     return Plan(
         milestones=milestones,
         lr=params["lr"] * (1 if adaptive else params["batch"] / 256),
-        **{name: params[name] for name in ("epochs", "batch", "optimiser", "weight_decay", "warmup", "schedule",
-                                           "factor")},
+        **{name: params[name] for name in ("epochs", "batch", "optimiser", "beta2", "weight_decay", "warmup",
+                                           "schedule", "factor")},
     )  # fmt: skip
 
 

@@ -8,9 +8,11 @@ from sslbd_cli.core.errors import Unsound
 
 
 def test_finite_terms_pass_and_others_are_named():
-    checks.finite_loss({"loss": 1.0, "utility": -1.0}, 0, False)
+    checks.finite_loss({"loss": 1.0, "utility": -1.0}, 0, 0)
     with pytest.raises(Unsound, match=r"^F01 .* in epoch 3 \(b, c\); lower the learning rate$"):
-        checks.finite_loss({"a": 1.0, "b": float("nan"), "c": float("inf")}, 2, False)
+        checks.finite_loss({"a": 1.0, "b": float("nan"), "c": float("inf")}, 2, 0)
+    with pytest.raises(Unsound, match=r"epoch 3 \(b\); lower the learning rate; the checkpoint holds epoch 1$"):
+        checks.finite_loss({"b": float("nan")}, 2, 1)
 
 
 def test_spread_is_one_for_uniform_directions_and_zero_for_one():

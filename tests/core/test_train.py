@@ -247,3 +247,14 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_epoch(cpu, tmp_path
     ):
         made.run(unwatched, "test")
     assert (tmp_path / "c").read_bytes() == (tmp_path / "good").read_bytes()
+
+
+def test_divergence_in_the_first_epoch_is_told_before_any_remark_and_promises_no_checkpoint(cpu, tmp_path):
+    made = fit(cpu)
+    learn = made.loss
+    made.loss = lambda rows, gen: {name: term * np.nan for name, term in learn(rows, gen).items()}
+    made.remark = lambda epoch: pytest.fail("remarked on a diverged epoch")
+    made.checkpoint = Checkpoint(str(tmp_path / "c"), "run")
+    with pytest.raises(Unsound, match=r"^F01 .* in epoch 1 \(loss, half\); lower the learning rate$"):
+        made.run(unwatched, "test")
+    assert not (tmp_path / "c").exists()
