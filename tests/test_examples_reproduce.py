@@ -73,9 +73,9 @@ def test_every_attack_number_has_its_control(paper, tmp_path):
 
 
 def test_seeds_have_targets_of_their_own(tmp_path):
-    plan = planned("ssl-backdoor", "small", tmp_path)
+    plan = planned("ssl-backdoor", "paper", tmp_path)
     poisons = re.findall(r"sslbd poison .*seed=(\d+) --target (\w+) .*--seed (\d)", plan)
-    assert len(poisons) == len({p[0] for p in poisons}) == len({p[1] for p in poisons}) == 3
+    assert len(poisons) == len({p[0] for p in poisons}) == len({p[1] for p in poisons}) == 10
     assert re.search(rf"sslbd probe \S+/0.safetensors .*seed={poisons[0][0]} --target {poisons[0][1]} ", plan)
 
 

@@ -29,6 +29,7 @@ def test_the_history_names_every_choice_with_its_default(sslbd, path, tmp_path):
         "version": __version__,
         "args": {
             "--class-rate": 0.5,
+            "--craft": "stamp",
             "--mode": "replace",
             "--seed": 0,
             "--select": "label",
