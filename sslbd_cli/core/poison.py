@@ -116,11 +116,16 @@ def _canvases(dataset: Dataset, rows: np.ndarray, planting: Planting, given: Dat
 
 
 def _insert(dataset: Dataset, order: np.ndarray, at: np.ndarray, crafted: Crafted) -> Dataset:
-    """Put poisons at their places among the rows `order` of a dataset, and write the truth."""
+    """Put poisons at their places among the rows `order` of a dataset, and write the truth.
+
+    Raises InputError where no poison differs from its source: a trigger too faint for 8 bits, or one that is there.
+    """
     result, earlier = dataset.take(order), dataset.truth
     boxes, poisoned = np.zeros((len(order), 4), np.int32), np.zeros(len(order), bool)
     if earlier is not None:
         boxes, poisoned = earlier.box[order], earlier.poisoned[order]
     boxes[at], poisoned[at] = crafted.boxes.int().numpy(), True
+    if len(at) and np.array_equal(result.images[at], crafted.images.numpy()):
+        raise InputError(f"the trigger changes no pixel of the {len(at)} images it is put in; make it stronger")
     result.images[at] = crafted.images.numpy()
     return replace(result, truth=Truth(poisoned=poisoned, box=boxes, source=order))

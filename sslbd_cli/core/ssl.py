@@ -70,9 +70,12 @@ def shuffled(module: Callable[[Tensor], Tensor], view: Tensor, groups: int) -> T
 def check_batch(name: str, batch: int, queue: int, groups: int) -> None:
     """Raise InputError where whole batches do not fill a queue, or groups do not divide a batch."""
     if queue % batch:
-        raise InputError(f"{name}: queue={queue} is not a multiple of the batch of {batch}")
+        raise InputError(
+            f"{name}: queue={queue} is not a multiple of the batch of {batch}; "
+            f"give queue={-(-queue // batch) * batch}, or another --batch"
+        )
     if batch % groups:
-        raise InputError(f"{name}: groups={groups} does not divide the batch of {batch}")
+        raise InputError(f"{name}: groups={groups} does not divide the batch of {batch}; give a divisor of it")
 
 
 def rising(start: float, end: float, progress: float) -> float:

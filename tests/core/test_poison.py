@@ -191,6 +191,13 @@ def test_what_does_not_fit_together_is_refused(dataset):
             poison(dataset, ROWS, planting(4), masks=masks)
 
 
+@pytest.mark.parametrize("spec", ["sinusoid:delta=0.01", "ctrl:train_magnitude=0.01", "blend:alpha=0.001"])
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_a_poison_that_changes_no_pixel_is_refused(dataset, spec, mode):
+    with pytest.raises(InputError, match="changes no pixel of the 4 images it is put in; make it stronger"):
+        plant(dataset, plugin.parse("trigger", spec), ROWS, mode, 0)
+
+
 def test_the_patch_is_made_of_seeded_saturated_blocks():
     pattern = plugin.parse("trigger", "patch:blocks=4,seed=3").pattern(8)
     assert set(pattern.unique().tolist()) == {0.0, 1.0}

@@ -70,8 +70,11 @@ def test_the_target_keeps_more_of_itself_as_training_goes_on(spec, progress, kee
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("moco-v2:queue=36", "moco-v2: queue=36 is not a multiple of the batch of 8"),
-        ("moco-v2:queue=32,groups=3", "moco-v2: groups=3 does not divide the batch of 8"),
+        (
+            "moco-v2:queue=36",
+            "moco-v2: queue=36 is not a multiple of the batch of 8; give queue=40, or another --batch",
+        ),
+        ("moco-v2:queue=32,groups=3", "moco-v2: groups=3 does not divide the batch of 8; give a divisor of it"),
         ("msf:queue=36", "msf: queue=36 is not a multiple of the batch of 8"),
         ("msf:queue=32,groups=3", "msf: groups=3 does not divide the batch of 8"),
         ("msf:queue=32,k=33", "msf: k=33 neighbours are more than the queue of 32; lower k"),
