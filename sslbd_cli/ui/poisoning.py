@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sslbd_cli.core.artefact import Dataset
+    from sslbd_cli.core.artefact import Dataset, Features
     from sslbd_cli.core.bases import Craft, Selector
     from sslbd_cli.ui.run import Run
 
@@ -69,6 +69,15 @@ def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selecto
         if len(feats) != len(dataset.images):
             counts = f"{len(feats)} features, but the dataset {len(dataset.images)} images"
             raise InputError(f"--features {params['features']}: holds {counts}; embed this very dataset")
+        _warn_of_others(run, found["features"], dataset, params["features"])
     device = run.device()
     run.say(f"comparing {len(feats)} features of {feats.shape[1]} dimensions")
     return feats.to("cpu" if device.kind == "mps" else device.torch)  # exact sums take float64, which MPS lacks
+
+
+def _warn_of_others(run: Run, features: Features, dataset: Dataset, path: str) -> None:
+    """Warn where the features' history says that they are of another dataset, or of this one with other labels."""
+    inputs = features.history[-1]["inputs"] if features.history else []
+    embedded = [row["sha256"] for row in inputs if row.get("kind") == "dataset"]
+    if embedded and dataset.sha256 not in embedded:
+        run.warn(f"--features {path}: made from another dataset, says its history; are its rows those of this one?")

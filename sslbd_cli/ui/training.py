@@ -79,7 +79,7 @@ def _recipe_line(name: str, method: str, found: Preset) -> str:
 
 preset = click.option(
     "--preset", type=PresetName(list(PRESETS)),
-    help="Take what is not given here from a published recipe for the method; 'help' shows all, 'NAME:help' one.",
+    help="Take what is not given here from a published recipe for the method; 'help' shows all, 'PRESET:help' one.",
 )  # fmt: skip
 
 schedule = _stack(

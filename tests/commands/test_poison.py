@@ -108,3 +108,13 @@ def test_side_inputs_are_in_the_history_by_digest(sslbd, files):
     entry = artefact.read("out", Dataset).history[-1]
     assert entry["inputs"][1]["file"] == "rows" and len(entry["inputs"][1]["sha256"]) == 64
     assert "device" not in entry and "--precision" not in entry["args"]  # nothing was computed on a device
+
+
+def test_features_of_another_dataset_are_warned_of(sslbd, files, fresh):
+    artefact.write(fresh, "fresh")
+    for name, warned in (("dataset", False), ("fresh", True)):
+        assert sslbd("embed", "encoder", "--data", name, "--device", "cpu", "-q", "-o", "of")[0] == 0
+        found = artefact.read("of", Features)
+        artefact.write(replace(found, feats=found.feats[:60], labels=found.labels[:60]), "of")
+        words = ("--select", "kmeans", "--features", "of", "--count", 5, "-o", "out")
+        assert ("made from another dataset" in sslbd("poison", "dataset", *words)[2]) == warned
