@@ -36,6 +36,19 @@ class UnevenViews(Objective):
         return first, replace(base, blur=base.blur * self.blur_second)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expander(UnevenViews):
+    """Base of objectives that decorrelate a wide projection of both views by one projector (Barlow Twins, VICReg)."""
+
+    hidden: int = key(512, "width of the projector's hidden layers", low=2)
+    out: int = key(512, "width of the projection", low=2)
+    layers: int = key(3, "layers of the projector", low=2, high=4)
+
+    def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
+        projector = mlp(dim, *[self.hidden] * (self.layers - 1), self.out, norm=True)
+        return nn.ModuleDict({"encoder": encoder, "projector": projector})
+
+
 def mlp(
     *widths: int,
     norm: bool = False,

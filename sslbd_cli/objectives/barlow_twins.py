@@ -8,22 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from sslbd_cli.core.plugin import key
-from sslbd_cli.core.ssl import UnevenViews, mlp, off_diagonal
+from sslbd_cli.core.ssl import Expander, off_diagonal
 
 
 @dataclass(frozen=True, kw_only=True)
-class BarlowTwins(UnevenViews):
+class BarlowTwins(Expander):
     """Turn the cross-correlation of two views into the identity (Zbontar et al. 2021)."""
 
     offdiagonal: float = key(0.0051, "the paper's lambda: weight of the off-diagonal terms", low=0)
     scale: float = key(0.1, "factor of the whole loss (solo-learn's; 1 in the paper)", low=0.0001)
-    hidden: int = key(512, "width of the projector's hidden layers", low=2)
-    out: int = key(512, "width of the projection", low=2)
-    layers: int = key(3, "layers of the projector", low=2, high=4)
-
-    def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
-        projector = mlp(dim, *[self.hidden] * (self.layers - 1), self.out, norm=True)
-        return nn.ModuleDict({"encoder": encoder, "projector": projector})
 
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
         assert isinstance(learner, nn.ModuleDict)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.plugin import key
-from sslbd_cli.core.ssl import UnevenViews, mlp, off_diagonal
+from sslbd_cli.core.ssl import Expander, off_diagonal
 
 
 @dataclass(frozen=True, kw_only=True)
-class VICReg(UnevenViews):
+class VICReg(Expander):
     """Weigh invariance, variance and covariance of the projections (Bardes et al. 2022).
 
     The variance term is the sum over both views, as in solo-learn; the authors' code halves it (variance=12.5).
@@ -22,13 +22,6 @@ class VICReg(UnevenViews):
     invariance: float = key(25.0, "weight of the squared distance of two views", low=0)
     variance: float = key(25.0, "weight of the hinge on each dimension's deviation", low=0)
     covariance: float = key(1.0, "weight of the squared covariances", low=0)
-    hidden: int = key(512, "width of the projector's hidden layers", low=2)
-    out: int = key(512, "width of the projection", low=2)
-    layers: int = key(3, "layers of the projector", low=2, high=4)
-
-    def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
-        projector = mlp(dim, *[self.hidden] * (self.layers - 1), self.out, norm=True)
-        return nn.ModuleDict({"encoder": encoder, "projector": projector})
 
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
         assert isinstance(learner, nn.ModuleDict)
