@@ -247,11 +247,18 @@ class Detector(Plugin):
     """Base of `detect --method`. Higher scores are more suspicious. Blind to truth and history by construction."""
 
     shelf: ClassVar[str] = "detector"
+    #: inputs: images that the encoder may be given, judged against others held to be clean (`evidence.aux`);
+    #: samples: the images that it was trained on, judged among themselves, with no clean one at hand.
     flags: ClassVar[Literal["encoder", "inputs", "samples"]]
 
     @abstractmethod
     def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
         """Score `evidence.images`, learning and calibrating on `evidence.aux` only. The encoder is not changed."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is told where the triggers are: not a detector, but what one could reach at best."""
+        return False
 
     def calibration_count(self, aux: int) -> int:
         """Return on how many of `aux` images the threshold is set: all, unless the detector learns on a part."""
@@ -260,16 +267,22 @@ class Detector(Plugin):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the defender holds. aux: uint8 M,3,H,W to learn and calibrate on; images: uint8 N,3,H,W to judge."""
+    """What the defender holds. images: uint8 N,3,H,W to judge; aux: uint8 M,3,H,W to learn and calibrate on, or none.
 
-    aux: np.ndarray
+    boxes: int N,4, where each image's trigger is (zeros where there is none): for bounds alone, else None.
+    """
+
     images: np.ndarray
+    aux: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.uint8))
+    boxes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Findings:
     """What a detector says. scores: float64 N of the judged images; calibration: float64 of held-out aux images.
 
+    A detector of samples has no calibration: `flagged`, bool N, is its own decision. windows: int32 N,4 as x, y, width
+    and height, where it saw the trigger (zeros where it did not look); ranking: rows that it is surest of, best first.
     pictures: named uint8 arrays for the report (rows are images), picture_rows: which judged images they show.
     controls: scores of the judged images that should rank them worse (another score, a severed cue); rules: what other
     decision rules flag, bool N. outside: scores again with only the pixels kept, bool N,H,W (for evaluation).
@@ -278,7 +291,10 @@ class Findings:
     """
 
     scores: np.ndarray
-    calibration: np.ndarray
+    calibration: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    flagged: np.ndarray | None = None
+    windows: np.ndarray | None = None
+    ranking: np.ndarray | None = None
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     picture_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     controls: dict[str, np.ndarray] = field(default_factory=dict)

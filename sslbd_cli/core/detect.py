@@ -1,4 +1,7 @@
-"""Judge images by a detector that is blind to the truth, then measure it with the truth and its controls."""
+"""Judge images by a detector that is blind to the truth, then measure it with the truth and its controls.
+
+Inputs are judged against a threshold that other images set; samples of a training set are judged among themselves.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,12 @@ BEYOND_CHANCE = 0.001  # so many flagged images have less than this probability 
 class Case:
     """Images to judge with what is known of them. Detectors get `evidence` alone; the rest is for evaluation.
 
-    poisoned: bool N. boxes: int N,4, where the trigger is, or in a clean image would be.
+    poisoned: bool N. boxes: int N,4, where the trigger is, or in a clean input would be. alpha: share of clean inputs
+    that may be flagged, None for samples.
     """
 
     evidence: Evidence
-    alpha: float
+    alpha: float | None = None
     poisoned: np.ndarray | None = None
     boxes: np.ndarray | None = None
 
@@ -36,12 +40,24 @@ class Case:
         return self.poisoned if self.poisoned is not None and 0 < self.poisoned.sum() < len(self.poisoned) else None
 
 
+def make_samples_case(data: Dataset, detector: Detector) -> Case:
+    """Gather a training set to judge. A bound is told the recorded boxes, without which it raises InputError."""
+    if data.truth is None:
+        if detector.is_bound:
+            raise InputError(f"{detector.name}: a bound needs the recorded truth, which --data lacks")
+        return Case(evidence=Evidence(data.images))
+    boxes, poisoned = data.truth.box, data.truth.poisoned
+    return Case(
+        evidence=Evidence(data.images, boxes=boxes if detector.is_bound else None), poisoned=poisoned, boxes=boxes
+    )
+
+
 def make_case(data: Dataset, aux: Dataset, trigger: Trigger | None, alpha: float, seed: int) -> Case:
     """Gather the images to judge: those of `data`, and once more with the trigger where one is given."""
     if data.images.shape == aux.images.shape and np.array_equal(data.images, aux.images):
         raise InputError("--data and --aux are the same images; a threshold needs other ones")
     if trigger is None:
-        evidence = Evidence(aux.images, data.images)
+        evidence = Evidence(data.images, aux.images)
         if data.truth is None:
             return Case(evidence=evidence, alpha=alpha)
         poisoned = data.truth.poisoned
@@ -52,7 +68,7 @@ def make_case(data: Dataset, aux: Dataset, trigger: Trigger | None, alpha: float
     stamped = plant(data, trigger, np.arange(count), "replace", seed, "test")
     assert stamped.truth is not None
     return Case(
-        evidence=Evidence(aux.images, np.concatenate([data.images, stamped.images])),
+        evidence=Evidence(np.concatenate([data.images, stamped.images]), aux.images),
         alpha=alpha,
         poisoned=np.arange(2 * count) >= count,
         boxes=np.tile(stamped.truth.box, (2, 1)),
@@ -87,23 +103,15 @@ def need_calibration(detector: Detector, aux: int, alpha: float) -> int:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a detector's scores come to at its own calibration."""
+    """What a detector's scores come to. flagged: bool N; p_value: how likely so many flagged inputs are by chance.
+
+    A detector of samples decides by itself: it has no threshold and no p_value.
+    """
 
     findings: Findings
-    alpha: float
-    threshold: float
-
-    @property
-    def flagged(self) -> np.ndarray:
-        """Mark the images whose conformal p-value is at most alpha, bool N."""
-        flagged: np.ndarray = self.findings.scores > self.threshold
-        return flagged
-
-    @property
-    def p_value(self) -> float:
-        """Return how likely so many flagged images are where all judged images are like --aux."""
-        scores, calibration = self.findings.scores, self.findings.calibration
-        return metrics.exceedance_tail(int(self.flagged.sum()), len(scores), len(calibration), self.alpha)
+    flagged: np.ndarray
+    threshold: float | None = None
+    p_value: float | None = None
 
     def excess(self, clean: Ruling) -> float:
         """Return the exact one-sided McNemar p-value that a clean encoder flags as many of the same images."""
@@ -112,18 +120,27 @@ class Ruling:
 
 
 def judge(detector: Detector, net: ImageEncoder, case: Case, device: Device, seed: int, watch: Watch) -> Ruling:
-    """Run a detector on the evidence and set its threshold on its calibration scores."""
+    """Run a detector on the evidence; inputs are flagged where their conformal p-value is at most alpha."""
     findings = detector.run(net, case.evidence, device, seed, watch)
-    return Ruling(findings, case.alpha, metrics.conformal_threshold(findings.calibration, case.alpha))
+    if case.alpha is None:
+        assert findings.flagged is not None
+        return Ruling(findings, findings.flagged)
+    threshold = metrics.conformal_threshold(findings.calibration, case.alpha)
+    flagged: np.ndarray = findings.scores > threshold
+    tail = metrics.exceedance_tail(int(flagged.sum()), len(flagged), len(findings.calibration), case.alpha)
+    return Ruling(findings, flagged, threshold, tail)
 
 
 def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
     """Return the verdict and, where it is `inconclusive`, why.
 
-    Found: more images are flagged than chance explains and, where a clean encoder was asked too, more than there.
+    Found: any sample is flagged; or more inputs are flagged than chance explains and, where a clean encoder was asked
+    too, more than there. Samples that a clean encoder points to as well are poisoned all the same.
     """
     if ruling.findings.doubt:
         return "inconclusive", ruling.findings.doubt
+    if ruling.p_value is None:
+        return ("found" if ruling.flagged.any() else "nothing found"), ""
     if ruling.p_value >= BEYOND_CHANCE:
         return "nothing found", ""
     if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:
@@ -136,10 +153,28 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
 
 def measure(ruling: Ruling, case: Case) -> dict[str, Any]:
     """Return detection metrics against the truth; without truth they are None."""
-    poisoned = case.known()
+    poisoned, findings = case.known(), ruling.findings
     if poisoned is None:
         return dict.fromkeys(("auroc", "average_precision", "tpr_at_fpr", "tpr", "fpr"))
-    return metrics.detection(ruling.findings.scores, poisoned) | rates(ruling.flagged, poisoned)
+    found = metrics.detection(findings.scores, poisoned) | rates(ruling.flagged, poisoned)
+    if case.alpha is None:
+        found |= metrics.removal(ruling.flagged, poisoned)
+        order = np.argsort(-findings.scores, kind="stable") if findings.ranking is None else findings.ranking
+        found["top_accuracy"] = metrics.top_accuracy(order, poisoned)
+    if findings.windows is not None and case.boxes is not None:
+        found["localisation"] = localised(findings, poisoned, case.boxes)
+    return found
+
+
+def localised(findings: Findings, poisoned: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
+    """Return how well the windows hit the triggers: over all poisoned images looked at, and those ranked first."""
+    assert findings.windows is not None
+    looked = (findings.windows[:, 2] > 0) & poisoned & (boxes[:, 2] > 0)
+    rows = {"all": np.flatnonzero(looked)}
+    if findings.ranking is not None:
+        first = findings.ranking[: metrics.TOP[-1]]
+        rows["top"] = first[looked[first]]
+    return {name: metrics.localisation(findings.windows[found], boxes[found]) for name, found in rows.items()}
 
 
 def rates(flagged: np.ndarray, poisoned: np.ndarray) -> dict[str, float]:
@@ -170,8 +205,10 @@ def _clean_controls(ruling: Ruling, clean: Ruling, poisoned: np.ndarray | None) 
         found["auroc_clean_encoder"] = area(clean.findings.scores, poisoned)
         if "absolute" in clean.findings.controls:
             found["auroc_absolute_clean_encoder"] = area(clean.findings.controls["absolute"], poisoned)
+    found["flagged_clean_encoder"] = int(clean.flagged.sum())
+    if ruling.p_value is None:
+        return found
     return found | {
-        "flagged_clean_encoder": int(clean.flagged.sum()),
         "p_value_clean_encoder": clean.p_value,
         "p_value_more_than_clean_encoder": ruling.excess(clean),
     }
@@ -193,7 +230,13 @@ def outside(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
 def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
     """Return the arrays of the report."""
     findings, shown = ruling.findings, ruling.findings.picture_rows
-    data = {"scores": findings.scores, "calibration": findings.calibration}
+    data = {"scores": findings.scores}
+    if case.alpha is None:
+        data["flagged"] = ruling.flagged
+    else:
+        data["calibration"] = findings.calibration
+    if findings.windows is not None:
+        data["windows"] = findings.windows
     data |= {f"control/{name}": scores for name, scores in findings.controls.items()}
     data |= {f"pictures/{name}": images for name, images in findings.pictures.items()}
     if len(shown):

@@ -108,6 +108,45 @@ def detection(scores: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
     }
 
 
+TOP = (5, 10, 20)  # how many of the first are counted; 20 patches teach the poison classifier
+
+
+def top_accuracy(ranking: np.ndarray, positive: np.ndarray, counts: tuple[int, ...] = TOP) -> dict[str, float | None]:
+    """Return the share of positives (bool N) among the first rows of a ranking, per count; None where it is shorter."""
+    return {str(k): float(positive[ranking[:k]].mean()) if len(ranking) >= k else None for k in counts}
+
+
+def removal(flagged: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
+    """Return what taking out the flagged rows (bool N) comes to: removed, recall, precision (None where nothing is)."""
+    hit, removed, total = int((flagged & positive).sum()), int(flagged.sum()), int(positive.sum())
+    return {
+        "removed": removed,
+        "recall": share([(hit, total)]),
+        "precision": share([(hit, removed)]) if removed else None,
+    }
+
+
+def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
+    """Return how windows int K,4 (x, y, width, height) hit true boxes int K,4.
+
+    center_hit: the box's centre lies in the window; contained and half_contained: all of the box, or half of its area;
+    iou_half: the intersection is at least half of the union, which a window of another size than the box may not reach.
+    """
+    low = np.maximum(windows[:, :2], boxes[:, :2])
+    high = np.minimum(windows[:, :2] + windows[:, 2:], boxes[:, :2] + boxes[:, 2:])
+    shared = (high - low).clip(0).prod(1)
+    area, union = boxes[:, 2:].prod(1), windows[:, 2:].prod(1) + boxes[:, 2:].prod(1) - shared
+    middle = boxes[:, :2] + boxes[:, 2:] / 2
+    inside = ((middle >= windows[:, :2]) & (middle <= windows[:, :2] + windows[:, 2:])).all(1)
+    kinds = {
+        "center_hit": inside,
+        "contained": shared >= area,
+        "half_contained": 2 * shared >= area,
+        "iou_half": 2 * shared >= union,
+    }
+    return {"n": len(windows)} | {name: share([(int(hits.sum()), len(hits))]) for name, hits in kinds.items()}
+
+
 def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return conformal p-values (1 + #{calibration >= s}) / (n + 1), float N: small is suspicious."""
     ordered = np.sort(calibration)

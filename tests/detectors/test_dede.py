@@ -7,10 +7,11 @@ import torch
 
 from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
 from sslbd_cli.core import detect, mae, plugin
-from sslbd_cli.core.bases import Evidence, Findings
+from sslbd_cli.core.bases import Detector, Evidence, Findings
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.metrics import auroc, conformal_threshold
+from sslbd_cli.core.metrics import auroc
+from sslbd_cli.core.poison import plant
 from sslbd_cli.core.watch import unwatched
 
 SPEC = "dede:width=32,decoder=1,epochs=25,batch=32,lr=0.005,neutral=32"
@@ -237,12 +238,24 @@ def test_a_decoder_that_learned_nothing_is_in_doubt(cpu):
     assert why.startswith("F07")
 
 
+class Told(Detector):
+    """Says what it is told to say."""
+
+    flags = "inputs"
+
+    def run(self, encoder, evidence, device, seed, watch):
+        return Findings(*evidence)
+
+
+def ruling(scores, calibration):
+    return detect.judge(Told(), None, detect.Case(evidence=(scores, calibration), alpha=0.05), None, 0, unwatched)
+
+
 def test_images_that_a_clean_encoder_flags_too_are_no_evidence():
     rng = np.random.default_rng(0)
     calibration, shifted = rng.normal(size=200), rng.normal(2, 1, 100)
     ours, theirs, calm = (
-        detect.Ruling(Findings(scores, calibration), 0.05, conformal_threshold(calibration, 0.05))
-        for scores in (shifted, shifted + rng.normal(0, 0.1, 100), rng.normal(size=100))
+        ruling(scores, calibration) for scores in (shifted, shifted + rng.normal(0, 0.1, 100), rng.normal(size=100))
     )
     assert detect.verdict(ours, None)[0] == "found"
     assert detect.verdict(ours, calm)[0] == "found"
@@ -256,8 +269,7 @@ def test_calm_images_are_hardly_ever_found():
     rng, found = np.random.default_rng(1), 0
     for _ in range(1000):
         scores, calibration = rng.normal(size=1000), rng.normal(size=100)
-        threshold = conformal_threshold(calibration, 0.05)
-        found += detect.verdict(detect.Ruling(Findings(scores, calibration), 0.05, threshold), None)[0] == "found"
+        found += detect.verdict(ruling(scores, calibration), None)[0] == "found"
     assert found <= 5
 
 
@@ -286,5 +298,7 @@ def test_the_paper_s_size_can_be_written_as_a_spec():
     assert (paper.width, paper.encoder, paper.decoder, paper.epochs, paper.score) == (192, 12, 4, 200, "absolute")
 
 
-def test_evidence_holds_images_alone():
-    assert {field.name for field in dataclasses.fields(Evidence)} == {"aux", "images"}
+def test_evidence_holds_images_alone_and_boxes_for_bounds():
+    assert {field.name for field in dataclasses.fields(Evidence)} == {"aux", "images", "boxes"}
+    poisoned = plant(make_pictures(40, 1), plugin.parse("trigger", TRIGGER), np.arange(9), "replace", 0)
+    assert detect.make_case(poisoned, make_pictures(40, 2), None, 0.05, 0).evidence.boxes is None
