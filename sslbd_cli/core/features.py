@@ -114,7 +114,7 @@ def _reading(net: ImageEncoder, layer: Layer | None) -> Iterator[Callable[[Tenso
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, inputs: object, out: Tensor) -> None:
-        caught.append(layer.pooled(_maps(net.encoder, out)))  # at once: what follows may change the maps in place
+        caught.append(layer.pooled(as_maps(net.encoder, out)))  # at once: what follows may change the maps in place
 
     hook = layers(net)[layer.name].register_forward_hook(catch)
     try:
@@ -123,7 +123,7 @@ def _reading(net: ImageEncoder, layer: Layer | None) -> Iterator[Callable[[Tenso
         hook.remove()
 
 
-def _maps(body: nn.Module, out: Tensor) -> Tensor:
+def as_maps(body: nn.Module, out: Tensor) -> Tensor:
     """Lay a transformer's tokens B,T,C out as maps B,C,H,W, class tokens left out; maps stay as they are."""
     if out.ndim == 4:
         return out

@@ -1,0 +1,109 @@
+"""The poison classifier (PatchSearch, section 3.3): a small network learns to see the found patches in any image.
+
+Each training image is cropped at random; half of them get one of the patches, resized and pasted anywhere, and then all
+are jittered, so that neither the crop nor the colours tell. Nothing is labelled: images ranked as likely poison are
+left out, those that remain poisoned are few among many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import Tiny
+from sslbd_cli.core.train import Fit, Plan, Terms, Watch
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How the classifiers learn: how many, steps and images per step of each; pasted sides as shares of the image's."""
+
+    models: int
+    steps: int
+    batch: int
+    lr: float
+    low: float
+    high: float
+
+
+def train(pool: Pool, rows: np.ndarray, patches: Tensor, lesson: Lesson, seed: int, watch: Watch) -> list[nn.Module]:
+    """Train classifiers on the images named by rows, int64, with patches K,3,S,S in [0,1] pasted into half of them."""
+    size, device = pool.images.shape[2], pool.device
+    crop = Recipe(size=size, jitter=0, gray=0, flip=0)
+    colour = Recipe(size=size, crop=False)
+    patches = patches.to(device.torch)
+    models = []
+    for number in range(lesson.models):
+        gen = generator(seed, "poison classifier", number)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(gen.initial_seed())
+            model = _network(size).to(device.torch)
+        count = min(len(rows), lesson.steps * lesson.batch)
+        chosen = torch.from_numpy(rows)[torch.randperm(len(rows), generator=gen)[:count]]
+        batch = min(lesson.batch, count)
+        plan = Plan(epochs=max(1, round(lesson.steps * batch / count)), batch=batch, lr=lesson.lr,
+                    optimiser="sgd", weight_decay=1e-4)  # fmt: skip
+
+        def loss(at: Tensor, gen: torch.Generator, model: nn.Module = model, chosen: Tensor = chosen) -> Terms:
+            views = augment(pool.batch(chosen[at]), crop, gen)
+            views, pasted = paste_some(views, patches, (lesson.low, lesson.high), gen)
+            logits = model(augment(views, colour, gen) - 0.5).flatten()
+            return {"loss": F.binary_cross_entropy_with_logits(logits.float(), pasted.float())}
+
+        fit = Fit(model, loss, count, plan, device, seed + number)
+        fit.run(watch, f"poison classifier {number + 1}/{lesson.models}")
+        models.append(model.eval())
+    return models
+
+
+def _network(size: int) -> nn.Module:
+    """Return a ResNet-10 with one logit, as published; for small images, four convolutions that a CPU can train."""
+    if size > 64:
+        network: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=1)
+        return network
+    tiny = Tiny()
+    return nn.Sequential(tiny.backbone(size), nn.Linear(4 * tiny.width, 1))
+
+
+def paste_some(x: Tensor, patches: Tensor, sides: tuple[float, float], gen: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Paste a patch into each image of x, float B,C,H,W, with a chance of one half; also say which have one, bool B.
+
+    The patch, of K,C,S,S, is drawn at random, as are its place and its side, from `sides` as shares of the image's.
+    `gen` lives on the images' device.
+    """
+    count, _, height, width = x.shape
+    draws = torch.rand(count, 5, generator=gen, device=x.device)
+    picked = patches[(draws[:, 0] * len(patches)).long()]
+    side = (sides[0] + draws[:, 1] * (sides[1] - sides[0])) * min(height, width)
+    left, top = draws[:, 2] * (width - side), draws[:, 3] * (height - side)
+    # pixel centres in the patch's own coordinates, -1 ... 1 from edge to edge
+    across = (torch.arange(width, device=x.device) + 0.5 - left[:, None]) / side[:, None] * 2 - 1
+    down = (torch.arange(height, device=x.device) + 0.5 - top[:, None]) / side[:, None] * 2 - 1
+    at = torch.stack(
+        [across[:, None, :].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)], dim=-1
+    )  # B,H,W,2
+    drawn = F.grid_sample(picked, at, mode="bilinear", padding_mode="border", align_corners=False)
+    pasted = draws[:, 4] < 0.5
+    inside = (at.abs() <= 1).all(-1) & pasted[:, None, None]
+    return torch.where(inside[:, None], drawn, x), pasted
+
+
+@torch.inference_mode()
+def score(models: list[nn.Module], pool: Pool) -> np.ndarray:
+    """Return the classifiers' mean logit of every image, float64 N: above 0 they see a patch."""
+    parts = []
+    for rows in torch.split(torch.arange(len(pool)), CHUNK):
+        pixels = pool.batch(rows).float() / 255 - 0.5
+        with pool.device.autocast():
+            parts.append(torch.stack([model(pixels).float().flatten() for model in models]).mean(0))
+    return torch.cat(parts).cpu().double().numpy()
