@@ -241,6 +241,11 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
             ["encoder", "--train", "dataset", "--test", "test", "--target", "1"],
             "--trigger and --target belong",
         ),
+        (
+            "probe",
+            ["missing", "--train", "dataset", "--test", "test", "--target", "1", "--target-of", "dataset"],
+            "sslbd probe: --target and --target-of both name the target: give one of them",
+        ),
         ("probe", ["encoder", "--train", "dataset", "--test", "test", "--labels", "150%"], "--labels 150%: expected"),
         ("embed", ["encoder"], "Missing option '--data'"),
         ("badencoder", ["encoder", "--data", "dataset"], "give one of --reference"),

@@ -155,6 +155,12 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return rows[rest], rows[held]
 
 
+def labelled_count(exam: Exam) -> int:
+    """Return how many training images a head sees the labels of, those held out included; the same for every seed."""
+    labels = torch.from_numpy(np.array(exam.train.labels))
+    return sum(len(rows) for rows in split(labels, exam.share, seed=0))
+
+
 def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:
     """Return the metrics of man/sslbd-metrics.7 over the seeds."""
     results: dict[str, Any] = {"clean_accuracy": metrics.share([metrics.accuracy(t) for t in answers.clean])}

@@ -29,6 +29,7 @@ LABELS = {
     "fp_triggered": "false positives, triggered",
     "n_aux": "auxiliary images",
     "n_judged": "images judged",
+    "n_labelled": "labelled images",
     "n_test": "test images",
     "n_train": "training images",
     "nfp": "NFP",

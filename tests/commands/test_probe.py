@@ -43,7 +43,7 @@ def test_one_image_per_class_is_enough_to_fit(sslbd, files, dataset, tmp_path):
     few = tmp_path / "few"
     artefact.write(replace(dataset.take(np.arange(3)), ids=None), str(few))
     status, out, _ = sslbd("probe", files["encoder"], "--train", few, "--test", files["test"], "--labels", "1%")
-    assert status == 0 and "clean_accuracy" in out
+    assert status == 0 and "clean_accuracy" in out and "n_labelled\t3\n" in out
 
 
 def test_layers_are_rows_and_one_layer_is_the_result(sslbd, files):

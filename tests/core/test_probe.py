@@ -77,6 +77,7 @@ def test_a_share_of_the_labels_is_drawn_from_every_class(net, dataset, fresh, cp
     train, valid = spy.fits[0][:2]
     labels = train.labels if torch.equal(train.feats, valid.feats) else torch.cat([train.labels, valid.labels])
     assert len(labels) == rows and set(labels.tolist()) == {0, 1, 2}
+    assert probe.labelled_count(exam(dataset, fresh, head=spy, share=share)) == rows
 
 
 def test_easy_classes_are_told_apart(net, dataset, fresh, cpu):
