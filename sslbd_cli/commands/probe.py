@@ -113,8 +113,6 @@ def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, An
     for layer in layers:
         answers = [probe.measure(net, exam, stamped, device, seed, layer) for net in loaded]
         row = {"layer": layer and layer.name} | probe.compare(answers, exam)
-        if row["baseline"]:
-            row["baseline"]["sha256"] = encoders[1].sha256
         rows.append(row)
         for doubt in probe.doubts(answers, exam):
             run.warn(doubt if layer is None else f"{layer.name}: {doubt}")
@@ -124,6 +122,10 @@ def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, An
         "head": str(exam.head), "trigger": exam.trigger and str(exam.trigger),
         "target": None if exam.target is None else exam.test.classes[exam.target],
         "n_train": len(exam.train.images), "labels": exam.share, "n_labelled": probe.labelled_count(exam),
-        "n_test": len(exam.test.images), "classes": len(exam.test.classes), "encoder": {"arch": encoders[0].arch, "sha256": encoders[0].sha256},
+        "n_test": len(exam.test.images), "classes": len(exam.test.classes),
+        "encoder": {"arch": encoders[0].arch, "sha256": encoders[0].sha256},
     }  # fmt: skip
-    return results | (rows[0] if len(rows) == 1 else {"layers": rows}), data
+    results |= rows[0] if len(rows) == 1 else {"layers": rows, "baseline": None}
+    if len(encoders) > 1:
+        results["baseline"] = (results["baseline"] or {}) | {"sha256": encoders[1].sha256}
+    return results, data

@@ -55,5 +55,8 @@ def test_layers_are_rows_and_one_layer_is_the_result(sslbd, files):
     ]  # fmt: skip
     single = json.loads(sslbd(*words, "--layer", "stage2")[1])
     assert rows[1].items() <= single.items()
+    beside = json.loads(sslbd(*words, "--layer", "all", "--baseline", files["encoder"])[1])
+    assert beside["baseline"] == {"sha256": beside["encoder"]["sha256"]}  # said once
+    assert all(row["baseline"]["clean_accuracy"] == row["clean_accuracy"] for row in beside["layers"])
     status, out, err = sslbd(*words, "--layer", "stage9")
     assert (status, out) == (2, "") and "--layer stage9: tiny has stage1, stage2, stage3, stage4; choose" in err
