@@ -83,8 +83,8 @@ def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
     InputError where the dataset does not say which images are poisoned, or what they show.
     """
     if poisoned.images.shape[1:] != test.images.shape[1:]:
-        sizes = (f"{data.images.shape[3]}x{data.images.shape[2]}" for data in (poisoned, test))
-        raise InputError("--target-of has images of {}, --test of {}; make them from one source".format(*sizes))
+        sizes = f"--target-of has images of {poisoned.extent}, --test of {test.extent}"
+        raise InputError(f"{sizes}; make them from one source")
     if poisoned.truth is None:
         raise InputError("--target-of: the dataset records no truth; give one that sslbd poison has written")
     labels = poisoned.need_labels("--target-of")[poisoned.truth.poisoned]
