@@ -48,6 +48,10 @@ def files(tmp_path_factory) -> Path:
     artefact.write(Features(feats=directions), str(folder / "directions"))
     artefact.write(Features(feats=np.full((90, 2), np.nan, np.float32)), str(folder / "nan"))
     artefact.write(dataclasses.replace(make_dataset(count=90), labels=None, classes=()), str(folder / "nameless"))
+    masks = np.full((90, 3, 16, 16), 127, np.uint8)
+    artefact.write(artefact.Dataset(images=masks), str(folder / "dim"))
+    masks[0] = 255  # of class 0 alone
+    artefact.write(artefact.Dataset(images=masks), str(folder / "partial"))
     for name, text in {"rows": "4\n5\n6\n", "repeated": "4\n5\n4\n", "far": "4\n90\n", "words": "first\n"}.items():
         (folder / name).write_text(text)
     (folder / "empty").touch()
@@ -222,7 +226,22 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "poison",
             ["dataset", "--target", "1", "--craft", "corruptencoder", "--masks", "test"],
-            "--masks test: holds 30x16x16 pixels, the dataset 90x16x16",
+            "--masks test: holds 30 images of 16x16, the dataset 90 images of 16x16; give one mask for each image",
+        ),
+        (
+            "poison",
+            ["dataset", "--target", "1", "--craft", "corruptencoder", "--masks", "dataset"],
+            "--masks dataset: holds pictures in colour; masks are grey, white where an object is",
+        ),
+        (
+            "poison",
+            ["dataset", "--target", "1", "--craft", "corruptencoder", "--masks", "dim"],
+            "--masks dim: all its masks are empty; masks are grey",
+        ),
+        (
+            "poison",
+            ["dataset", "--target", "1", "--craft", "corruptencoder", "--masks", "partial"],
+            "--masks: the mask of image ",
         ),
         (
             "poison",
@@ -240,6 +259,11 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
             "probe",
             ["encoder", "--train", "dataset", "--test", "test", "--target", "1"],
             "--trigger and --target belong",
+        ),
+        (
+            "probe",
+            ["missing", "--train", "dataset", "--test", "test", "--target", "1", "--target-of", "dataset"],
+            "sslbd probe: --target and --target-of both name the target: give one of them",
         ),
         ("probe", ["encoder", "--train", "dataset", "--test", "test", "--labels", "150%"], "--labels 150%: expected"),
         ("embed", ["encoder"], "Missing option '--data'"),

@@ -77,7 +77,7 @@ def _path(text: str | None) -> Path | None:
 def _report(run: Run, made: Made) -> None:
     """Say what the dataset holds, and warn of each corrupt image that was left out, up to SHOWN."""
     if made.skipped:
-        run.warn(f"left out {len(made.skipped)} corrupt images")
+        run.warn(f"left out {len(made.skipped)} corrupt image{'s' * (len(made.skipped) != 1)}")
         for path, why in made.skipped[:SHOWN]:
             run.warn(f"left out {path}: {why}")
         if len(made.skipped) > SHOWN:
@@ -87,8 +87,9 @@ def _report(run: Run, made: Made) -> None:
 
 def _describe(dataset: Dataset) -> str:
     """Describe a dataset in a line: images, size in pixels, classes and how many images each has."""
-    count, _, height, width = dataset.images.shape
-    line = f"{count} images of {width}x{height}" + ("" if dataset.captions is None else " with captions")
+    count = len(dataset.images)
+    line = f"{count} image{'s' * (count != 1)} of {dataset.extent}"
+    line += "" if dataset.captions is None else " with captions"
     if dataset.labels is None:
         return f"{line}, no labels"
     import numpy as np
@@ -96,4 +97,5 @@ def _describe(dataset: Dataset) -> str:
     per_class = np.bincount(dataset.labels, minlength=len(dataset.classes))
     low, high = int(per_class.min()), int(per_class.max())
     each = f"{low}" if low == high else f"{low} to {high}"
-    return f"{line}, {len(dataset.classes)} classes of {each}"
+    classes = len(dataset.classes)
+    return f"{line}, {classes} class{'es' * (classes != 1)} of {each}"

@@ -98,10 +98,9 @@ def _case(
 
     for option, dataset in (("--data", data), ("--aux", aux)):
         if dataset is not None and dataset.images.shape[2:] != (encoder.size, encoder.size):
-            got = "x".join(map(str, dataset.images.shape[2:]))
             side = encoder.size
             raise InputError(
-                f"{option} holds {got} images, the encoder takes {side}x{side}; make them with --size {side}"
+                f"{option} holds {dataset.extent} images, the encoder takes {side}x{side}; make them with --size {side}"
             )
     if baseline is not None and baseline.size != encoder.size:
         raise InputError(f"--baseline takes images of {baseline.size} pixels, the encoder of {encoder.size}")

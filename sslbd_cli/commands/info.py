@@ -54,7 +54,7 @@ def describe(found: Any) -> dict[str, Any]:
     if found.kind == "dataset":
         rows |= {
             "images": len(found.images),
-            "size": "x".join(map(str, found.images.shape[2:])),
+            "size": found.extent,
             "classes": len(found.classes),
         }
         rows["labels"] = found.labels is not None

@@ -74,8 +74,12 @@ def command(
     rows = choose.choose(dataset, select, pool, craft.reference_count(count), seed)
     mode: Any = params["mode"] or ("replace" if craft.name == "stamp" else "append")
     planting = poison.Planting(trigger=trigger, craft=craft, count=count, mode=mode, seed=seed)
-    poisoned = poison.poison(dataset, rows, planting, canvases, None if masks is None else masks[rows])
+    poisoned = poison.poison(
+        dataset, rows, planting, canvases, None if masks is None else poisoning.masks_of(masks, rows)
+    )
     amount, *alike = choose.report(dataset, rows, target, count, len(poisoned.images))
+    if doubt := choose.other_target(dataset, select, rows, target):
+        run.warn(doubt)
     for line in filter(None, (planned, f"poisoned {amount} with {trigger}", *alike)):
         run.say(line)
     unused = {} if pool.feats is not None else {"precision": None}

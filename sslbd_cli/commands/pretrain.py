@@ -62,6 +62,8 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     method = run.ctx.params["method"]
     captions = dataset.need_captions(f"--method {method.name}") if method.captions else None
     setup = _setup(run.ctx.params, size)
+    if training.unreached(run.ctx.params):
+        run.warn("the training ends before the preset's milestones: its rate does not fall at them all")
     device = run.device()
     checkpoint = _checkpoint(run, params["checkpoint"], params["resume"])
     net = pretrain(dataset.images, setup, device, seed, run.progress, checkpoint, monitor, captions)

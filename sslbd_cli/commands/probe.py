@@ -54,9 +54,12 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     whose true class is not the target. Give --baseline, or the numbers of an attack have no control.
     """
     from sslbd_cli.core.artefact import Dataset, Encoder, shared_images
+    from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.probe import Exam, parse_share
     from sslbd_cli.ui.report import print_results
 
+    if params["target"] is not None and params["target_of"] is not None:
+        raise InputError("--target and --target-of both name the target: give one of them")
     encoder = run.read(input, Encoder)
     train, test = (run.read(params[name], Dataset, f"--{name}") for name in ("train", "test"))
     baseline = run.read(params["baseline"], Encoder, "--baseline") if params["baseline"] else None
@@ -86,8 +89,6 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
     if source is not None:
         target, share = emergent_target(run.read(source, Dataset, "--target-of"), test)
         run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of it")
-    if name is not None and source is not None:
-        raise InputError("--target and --target-of both name the target: give one of them")
     if (params["trigger"] is None) != (target is None):
         raise InputError("--trigger and --target belong together: give both or neither")
     if params["pool"] and not params["names"]:
@@ -112,8 +113,6 @@ def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, An
     for layer in layers:
         answers = [probe.measure(net, exam, stamped, device, seed, layer) for net in loaded]
         row = {"layer": layer and layer.name} | probe.compare(answers, exam)
-        if row["baseline"]:
-            row["baseline"]["sha256"] = encoders[1].sha256
         rows.append(row)
         for doubt in probe.doubts(answers, exam):
             run.warn(doubt if layer is None else f"{layer.name}: {doubt}")
@@ -122,7 +121,11 @@ def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, An
     results: dict[str, Any] = {
         "head": str(exam.head), "trigger": exam.trigger and str(exam.trigger),
         "target": None if exam.target is None else exam.test.classes[exam.target],
-        "n_train": len(exam.train.images), "labels": exam.share, "n_test": len(exam.test.images),
-        "classes": len(exam.test.classes), "encoder": {"arch": encoders[0].arch, "sha256": encoders[0].sha256},
+        "n_train": len(exam.train.images), "labels": exam.share, "n_labelled": probe.labelled_count(exam),
+        "n_test": len(exam.test.images), "classes": len(exam.test.classes),
+        "encoder": {"arch": encoders[0].arch, "sha256": encoders[0].sha256},
     }  # fmt: skip
-    return results | (rows[0] if len(rows) == 1 else {"layers": rows}), data
+    results |= rows[0] if len(rows) == 1 else {"layers": rows, "baseline": None}
+    if len(encoders) > 1:
+        results["baseline"] = (results["baseline"] or {}) | {"sha256": encoders[1].sha256}
+    return results, data

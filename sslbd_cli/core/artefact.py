@@ -113,8 +113,13 @@ class Dataset(Artefact):
         """Side of the images in pixels. Raises InputError where they are not square."""
         height, width = self.images.shape[2:]
         if height != width:
-            raise InputError(f"images are {height}x{width} pixels, not square; make a dataset with --size")
+            raise InputError(f"images are {self.extent} pixels, not square; make a dataset with --size")
         return int(height)
+
+    @property
+    def extent(self) -> str:
+        """What messages say of the images' size: WIDTHxHEIGHT."""
+        return "{}x{}".format(*self.images.shape[:1:-1])
 
     def need_labels(self, why: str) -> np.ndarray:
         """Return the labels. Raises InputError where there are none."""
@@ -269,10 +274,9 @@ def read(path: str, kind: type[A]) -> A:
     found = read_any(path)
     if not isinstance(found, kind):
         label = "standard input" if path == "-" else path
-        article = "an" if kind.kind == "encoder" else "a"
-        raise InputError(
-            f"{label}: expected {article} {kind.kind}, got {'an' if found.kind == 'encoder' else 'a'} {found.kind}"
-        )
+        words = {"encoder": "an encoder", "features": "features"}
+        wanted, got = (words.get(name, f"a {name}") for name in (kind.kind, found.kind))
+        raise InputError(f"{label}: expected {wanted}, got {got}")
     return found
 
 

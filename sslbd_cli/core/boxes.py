@@ -22,28 +22,38 @@ def side(size: float, height: int, width: int) -> int:
 def fixed(shape: tuple[int, int, int], where: str, margin: int) -> Tensor:
     """Return the top-left corner (x, y), int64 2, of a patch `margin` pixels from the border, or in the centre.
 
-    shape: height, width, patch side. The margin shrinks where the image is too small for it.
+    shape: height, width, patch side. Raises InputError where patch and margin together are larger than the image.
     """
     height, width, pixels = shape
     free = torch.tensor([width - pixels, height - pixels])
     if where == "center":
         return free // 2
-    near = torch.minimum(torch.tensor(margin), free // 2)
+    if margin > free.min():
+        raise InputError(
+            f"the trigger of {pixels} pixels with margin={margin} does not fit the image of {width}x{height}; "
+            f"give margin={int(free.min())} at most, or lower its size"
+        )
     at_far_end = torch.tensor([where[1] == "r", where[0] == "b"])
-    return torch.where(at_far_end, free - near, near)
+    return torch.where(at_far_end, free - margin, margin)
 
 
 def wander(count: int, shape: tuple[int, int, int], low: float, high: float, gen: torch.Generator) -> Tensor:
     """Draw each image's top-left corner (x, y), int64 count,2, from {int(low L), ..., int(high L - side)}, L a side.
 
-    Both ends are included; an upper end below the lower one is raised to it, as in generate_poison.py of SSL-Backdoor.
-    Unlike there, the patch stays inside the image whatever the shares. shape: height, width, patch side.
+    Both ends are included; an upper end below the lower one is raised to it, as in generate_poison.py of SSL-Backdoor:
+    a patch longer than its range begins at `low`. shape: height, width, patch side. Raises InputError where a patch
+    that begins there leaves the image.
     """
     height, width, pixels = shape
     first, options = [], []
     for length in (width, height):
-        lower = min(int(low * length), length - pixels)
-        upper = min(max(int(high * length - pixels), lower), length - pixels)
+        lower = int(low * length)
+        upper = max(int(high * length - pixels), lower)
+        if lower + pixels > length:
+            raise InputError(
+                f"the trigger of {pixels} pixels leaves the image of {width}x{height} where it begins at {low:g} of a "
+                "side; lower its size or the range of its random places"
+            )
         first.append(lower)
         options.append(upper - lower + 1)
     # one draw of two numbers per image, so that a batch draws what its images would one by one

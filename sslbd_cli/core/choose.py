@@ -82,6 +82,21 @@ def consistency(labels: np.ndarray, rows: np.ndarray) -> Consistency:
     return Consistency(target, int(counts[target]), float(counts[target] / len(rows)))
 
 
+def other_target(dataset: Dataset, selector: Selector, rows: np.ndarray, target: int | None) -> str:
+    """Return a warning where rows that a selector chose without labels are mostly of another class than the target.
+
+    Pre-training ties the trigger to what the rows show, whatever the target is called. Empty where there is no doubt.
+    """
+    if dataset.labels is None or target is None or selector.needs == "labels":
+        return ""
+    found, hits = consistency(dataset.labels, rows), int((dataset.labels[rows] == target).sum())
+    if hits == found.count:
+        return ""
+    name, most = dataset.classes[target], dataset.classes[found.target]
+    counts = f"{found.count} of the {len(rows)} chosen images are {most}, {hits} are {name}"
+    return f"--target {name}: {counts}; --select {selector.name} reads no labels, so the trigger will be tied to {most}"
+
+
 def report(dataset: Dataset, rows: np.ndarray, target: int | None, count: int, total: int) -> list[str]:
     """Say in a line each how many of `total` images are poisons and, where labels are there, how alike the rows are.
 

@@ -73,7 +73,8 @@ class Oracle(Random):
 def grid(size: int, side: int, stride: int) -> Tensor:
     """Return offsets 0, stride, ... of a window, and the last one that fits, int64 P."""
     last = size - side
-    return torch.unique(torch.cat([torch.arange(0, last + 1, stride), torch.tensor([last])]))
+    offsets: Tensor = torch.unique(torch.cat([torch.arange(0, last + 1, stride), torch.tensor([last])]))
+    return offsets
 
 
 class Mask(Localiser):

@@ -147,7 +147,7 @@ class ImageEncoder(nn.Module):
         """Raise InputError for images of another size than the encoder's."""
         if height != self.size or width != self.size:
             takes = f"the encoder takes {self.size}x{self.size} images"
-            raise InputError(f"{takes}, got {height}x{width}; make them with --size {self.size}")
+            raise InputError(f"{takes}, got {width}x{height}; make them with --size {self.size}")
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn pixels B,3,H,W, uint8 or float in [0,1], into the units that the network sees."""

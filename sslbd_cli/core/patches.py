@@ -22,18 +22,31 @@ from sslbd_cli.core.plugin import key
 class Patched(Trigger):
     """Base of triggers that paste one square, the same in every image, at a fixed or a random place.
 
+    A patch that its place has no room for is refused, never moved.
+
     The ranges of random places are SSL-Backdoor's: training patches lie in the central half of the image, where crops
     keep them; test patches almost anywhere.
     """
 
     size: float = key(0.2, "side: in pixels from 1 up, below 1 a share of the image's shorter side", low=0.001)
     where: str = key("br", "place of the patch", choices=("tl", "tr", "bl", "br", "center", "random"))
-    margin: int = key(1, "pixels left free at the border (BadEncoder leaves one); random places have none", low=0)
+    margin: int = key(1, "pixels left free at the border (BadEncoder leaves one); of corners alone", low=0)
     opacity: float = key(1.0, "share of the patch in its pixels; 1 hides the image below", low=0.01, high=1)
     train_low: float = key(0.25, "random: patches of training images begin at this share of each side", low=0, high=1)
-    train_high: float = key(0.75, "random: patches of training images end by this share of each side", low=0, high=1)
+    train_high: float = key(
+        0.75, "random: they end by this share of each side, or begin at train_low if longer", low=0, high=1
+    )
     test_low: float = key(0.1, "random: patches of test images begin at this share of each side", low=0, high=1)
-    test_high: float = key(0.9, "random: patches of test images end by this share of each side", low=0, high=1)
+    test_high: float = key(
+        0.9, "random: they end by this share of each side, or begin at test_low if longer", low=0, high=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for phase in ("train", "test"):
+            low, high = (getattr(self, f"{phase}_{end}") for end in ("low", "high"))
+            if low > high:
+                raise InputError(f"{self.name}: {phase}_low={low:g} is above {phase}_high={high:g}; swap them")
 
     def place(self, count: int, height: int, width: int, gen: torch.Generator, phase: Phase) -> Tensor:
         shape = height, width, geometry.side(self.size, height, width)

@@ -83,8 +83,8 @@ def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
     InputError where the dataset does not say which images are poisoned, or what they show.
     """
     if poisoned.images.shape[1:] != test.images.shape[1:]:
-        sizes = (f"{data.images.shape[3]}x{data.images.shape[2]}" for data in (poisoned, test))
-        raise InputError("--target-of has images of {}, --test of {}; make them from one source".format(*sizes))
+        sizes = f"--target-of has images of {poisoned.extent}, --test of {test.extent}"
+        raise InputError(f"{sizes}; make them from one source")
     if poisoned.truth is None:
         raise InputError("--target-of: the dataset records no truth; give one that sslbd poison has written")
     labels = poisoned.need_labels("--target-of")[poisoned.truth.poisoned]
@@ -153,6 +153,12 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
         rows = stratified_rows(labels, share, generator(seed, "labels"), kept=0)[1]
     rest, held = stratified_rows(labels[rows], 0.2, generator(seed, "validation"))
     return rows[rest], rows[held]
+
+
+def labelled_count(exam: Exam) -> int:
+    """Return how many training images a head sees the labels of, those held out included; the same for every seed."""
+    labels = torch.from_numpy(np.array(exam.train.labels))
+    return sum(len(rows) for rows in split(labels, exam.share, seed=0))
 
 
 def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:

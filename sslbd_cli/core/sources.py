@@ -130,7 +130,7 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: Wish) -> Made:
     if catalogue.images is None:
         found = decode([catalogue.files[row] for row in rows], wish.size, wish.skip_corrupt, wish.watch)
         if not len(found.kept):
-            raise InputError(f"all of its {len(rows)} images are corrupt")
+            raise InputError(f"all of its images are corrupt, {len(rows)} in all")
         digest = None if catalogue.sealed else _digest(catalogue, rows, found)
         images, skipped, rows = found.images, found.skipped, rows[found.kept]
     else:

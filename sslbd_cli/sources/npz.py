@@ -17,7 +17,7 @@ from sslbd_cli.core.sources import Catalogue, Source, Wish, numbered
 class Npz(Source):
     """Read a .npz file: x uint8 N,H,W,3 or N,3,H,W; y whole numbers N or N,1; and, if there, classes (names).
 
-    Pickled objects are never loaded.
+    A file that holds x alone makes a dataset without labels. Pickled objects are never loaded.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("SOURCE",)
@@ -26,7 +26,10 @@ class Npz(Source):
     def catalogue(self, wish: Wish) -> Catalogue:
         assert wish.path is not None
         arrays = _load(str(wish.path))
-        images, labels = _images(arrays["x"]), _labels(arrays["y"])
+        images = _images(arrays["x"])
+        if "y" not in arrays:
+            return Catalogue(classes=(), labels=None, images=images, sealed=True)
+        labels = _labels(arrays["y"])
         if len(images) != len(labels):
             raise InputError(f"x holds {len(images)} images, y {len(labels)} labels")
         classes = numbered(labels)
@@ -42,8 +45,9 @@ def _load(path: str) -> dict[str, np.ndarray]:
         if not isinstance(found, np.lib.npyio.NpzFile):
             raise InputError("a single array, not an .npz file; save it with numpy.savez(FILE, x=..., y=...)")
         absent = [name for name in ("x", "y") if name not in found.files]
-        if absent:
-            raise InputError(f"no array '{absent[0]}' among {', '.join(found.files[:10]) or 'none'}; expected x and y")
+        if absent and found.files != ["x"]:
+            listed = ", ".join(found.files[:10]) or "none"
+            raise InputError(f"no array '{absent[0]}' among {listed}; expected x and y, or x alone for no labels")
         claimed, packed = sum(member.file_size for member in zipfile.ZipFile(file).infolist()), file.seek(0, 2)
         if claimed > unpacking_limit(packed):
             raise InputError(f"claims to unpack {packed} bytes to {claimed}: taken for a decompression bomb")

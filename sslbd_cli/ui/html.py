@@ -26,7 +26,7 @@ SCALE = 96 / DPI  # pixels of the page per pixel of a figure: as large as drawn,
 ORDER = (
     "method", "head", "verdict", "flags", "search_space", "clean_accuracy", "patched_accuracy", "asr", "asr_all",
     "lift", "fp_clean", "fp_triggered", "nfp", "auroc", "average_precision", "tpr_at_fpr", "threshold", "alpha",
-    "n_judged", "flagged", "n_aux", "controls", "target", "trigger", "classes", "n_train", "n_test",
+    "n_judged", "flagged", "n_aux", "controls", "target", "trigger", "classes", "n_train", "n_labelled", "n_test",
 )  # fmt: skip
 #: Columns of the headline table: title and where the number is found in the results.
 HEADLINE = (

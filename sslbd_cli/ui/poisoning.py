@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sslbd_cli.core.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -13,26 +15,48 @@ if TYPE_CHECKING:
     from sslbd_cli.ui.run import Run
 
 
+GREY = 8  # how far the colours of a pixel may lie apart in a mask: pictures with losses are not quite grey
+SEEN = 127  # a mask shows an object where it is brighter
+WANTED = "masks are grey, white where an object is"
+
+
 def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) -> tuple[Dataset | None, Any]:
-    """Read what a craft takes beside the references: other images, and masks uint8 N,H,W of the dataset's own."""
+    """Read what a craft takes beside the references: other images, and masks uint8 N,H,W of the dataset's own.
+
+    Raises InputError for masks of another number or size, in colour, or without any object.
+    """
     from sslbd_cli.core.artefact import Dataset
-    from sslbd_cli.core.errors import InputError
 
     found = {name: run.read(params[name], Dataset, f"--{name}") for name in ("canvases", "masks") if params[name]}
     masks = found.get("masks")
-    if masks is not None and masks.images[:, 0].shape != dataset.images[:, 0].shape:
-        shapes = ["x".join(map(str, d.images[:, 0].shape)) for d in (masks, dataset)]
-        raise InputError(f"--masks {params['masks']}: holds {shapes[0]} pixels, the dataset {shapes[1]}; give its own")
+    if masks is not None and masks.images.shape != dataset.images.shape:
+        held, own = (f"{len(d.images)} images of {d.extent}" for d in (masks, dataset))
+        raise InputError(f"--masks {params['masks']}: holds {held}, the dataset {own}; give one mask for each image")
     for name in found:
         if not getattr(craft, name):
             raise InputError(f"--{name} {params[name]}: --craft {craft.name} has no use for it; leave it out")
-    return found.get("canvases"), None if masks is None else masks.images.max(1)
+    if masks is None:
+        return found.get("canvases"), None
+    covers = masks.images.max(1)
+    if int((covers - masks.images.min(1)).max()) > GREY:
+        raise InputError(f"--masks {params['masks']}: holds pictures in colour; {WANTED}")
+    if covers.max() <= SEEN:
+        raise InputError(f"--masks {params['masks']}: all its masks are empty; {WANTED}")
+    return found.get("canvases"), covers
+
+
+def masks_of(masks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the masks of the chosen rows. Raises InputError, naming the row, where one of them is empty."""
+    chosen: np.ndarray = masks[rows]
+    empty = rows[(chosen <= SEEN).all((1, 2))]
+    if len(empty):
+        raise InputError(f"--masks: the mask of image {empty[0]}, which is chosen, is empty; {WANTED}")
+    return chosen
 
 
 def listed(run: Run, path: str | None, dataset: Dataset, select: Selector) -> np.ndarray | None:
     """Read the rows that a text file lists."""
     from sslbd_cli.core import choose
-    from sslbd_cli.core.errors import InputError
 
     if path is None:
         return None
@@ -49,7 +73,6 @@ def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selecto
 
     from sslbd_cli.core import nets
     from sslbd_cli.core.artefact import Encoder, Features
-    from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.features import embed
 
     kinds: dict[str, Any] = {"encoder": Encoder, "features": Features}

@@ -29,6 +29,7 @@ LABELS = {
     "fp_triggered": "false positives, triggered",
     "n_aux": "auxiliary images",
     "n_judged": "images judged",
+    "n_labelled": "labelled images",
     "n_test": "test images",
     "n_train": "training images",
     "nfp": "NFP",
@@ -36,6 +37,7 @@ LABELS = {
     "tpr_at_fpr": "TPR at FPR",
 }
 MISSING = "–"
+GAP, EDGES = 3, 2  # characters between a table's columns, and at its sides
 
 
 def print_results(results: dict[str, Any], *, json_lines: bool) -> None:
@@ -175,11 +177,26 @@ def lines(results: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def tables(results: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Yield title, column keys and cells of each list of dicts among the results."""
+    """Yield title, column keys and cells of each list of dicts among the results.
+
+    A group of estimates (such as a baseline) that rows have is a table of its own, which repeats their first column.
+    """
     for key, value in results.items():
         if is_table(value):
             columns = list(dict.fromkeys(name for row in value for name in row))
+            groups = [name for name in columns[1:] if is_group([row.get(name) for row in value])]
+            columns = [name for name in columns if name not in groups]
             yield label(key), columns, [[cell(row.get(name)) for name in columns] for row in value]
+            for name in groups:
+                rows = [{columns[0]: row.get(columns[0])} | (row.get(name) or {}) for row in value]
+                for title, members, cells in tables({name: rows}):
+                    yield f"{label(key)}: {title}", members, cells
+
+
+def is_group(values: list[Any]) -> bool:
+    """Tell whether the values of a column are groups, where there are any, with an estimate among their members."""
+    found = [value for value in values if value is not None]
+    return all(isinstance(value, dict) for value in found) and any(is_interval(v) for g in found for v in g.values())
 
 
 def _render(results: dict[str, Any]) -> str:
@@ -192,11 +209,36 @@ def _render(results: dict[str, Any]) -> str:
         if rows:
             console.print(_grid(["", ""], [list(row) for row in rows]))
         for title, columns, cells in tables(results):
-            console.print(_grid([label(name) for name in columns], cells, title if len(results) > 1 else ""))
+            title = title if len(results) > 1 else ""
+            widths = _widths(columns, cells)
+            for part in _parts(widths, console.width - EDGES):
+                fits = sum(widths[at] + GAP for at in part) - GAP <= console.width - EDGES
+                chosen = [[row[at] for at in part] for row in cells]
+                heads = [label(columns[at]) for at in part]
+                console.print(_grid(heads, chosen, title, [widths[at] for at in part] if fits else None))
+                title = ""
     return capture.get()
 
 
-def _grid(heads: list[str], rows: list[list[str]], title: str = "") -> Table:
+def _widths(columns: list[str], rows: list[list[str]]) -> list[int]:
+    """Return how wide each column must be for cells on one line and heads broken between words."""
+    from rich.cells import cell_len
+
+    words = [label(name).split() + [row[at] for row in rows] for at, name in enumerate(columns)]
+    return [max(map(cell_len, column), default=0) for column in words]
+
+
+def _parts(widths: list[int], room: int) -> list[list[int]]:
+    """Divide columns among as many tables as fit into the room; each begins with the first column."""
+    parts = [[0]] if widths else []
+    for at in range(1, len(widths)):
+        if len(parts[-1]) > 1 and sum(widths[other] + GAP for other in parts[-1]) + widths[at] > room:
+            parts.append([0])
+        parts[-1].append(at)
+    return parts
+
+
+def _grid(heads: list[str], rows: list[list[str]], title: str = "", widths: list[int] | None = None) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -205,7 +247,8 @@ def _grid(heads: list[str], rows: list[list[str]], title: str = "") -> Table:
     if title:
         table.title, table.title_justify, table.title_style = Text(title), "left", "bold"
     for at, head in enumerate(heads):
-        table.add_column(Text(head), style="bold" if at == 0 else "", overflow="fold")
+        least = widths[at] if widths else None
+        table.add_column(Text(head), style="bold" if at == 0 else "", overflow="fold", width=least)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from sslbd_cli.core.train import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: Options that act with some values of another one alone; `Preset` has their defaults.
+BOUND = {
+    "milestones": ("schedule", ("step",)),
+    "factor": ("schedule", ("step",)),
+    "beta2": ("optimiser", ("adam", "adamw")),
+}
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -136,6 +142,9 @@ def apply_preset(ctx: click.Context) -> None:
     for option, value in values.items():
         if option == "method" or ctx.get_parameter_source(option) is click.core.ParameterSource.DEFAULT:
             ctx.params[option] = plugin.parse("arch", str(value)) if option == "arch" else value
+    for option in _idle(ctx.params):  # the user chose another schedule or optimiser
+        if ctx.get_parameter_source(option) is click.core.ParameterSource.DEFAULT:
+            ctx.params[option] = getattr(Preset, option)
 
 
 def _merged(method: Any, keys: str) -> Any:
@@ -144,16 +153,45 @@ def _merged(method: Any, keys: str) -> Any:
     return replace(method, **{key: getattr(preset, key) for key in preset.given - method.given})
 
 
-def plan(params: dict[str, Any]) -> Plan:
-    """Build the plan of a training from the options of `schedule` and --batch."""
-    from sslbd_cli.core.train import Plan
+def _idle(params: dict[str, Any]) -> list[str]:
+    """Return the options that have no effect beside the others."""
+    return [option for option, (other, values) in BOUND.items() if params[other] not in values]
 
-    adaptive = params["optimiser"].startswith("adam")
+
+def unreached(params: dict[str, Any]) -> bool:
+    """Tell whether the training ends before a milestone."""
+    return any(epoch >= params["epochs"] for epoch in parse_numbers(params["milestones"] or "") or ())
+
+
+def _check(params: dict[str, Any]) -> None:
+    """Refuse options that would have no effect; but a preset's milestones may lie beyond fewer epochs than it has."""
+    for option in _idle(params):
+        if params[option] != getattr(Preset, option):
+            other, values = BOUND[option]
+            wanted = f"--{other} {' or '.join(values)}"
+            raise InputError(f"--{option} {params[option]}: acts with {wanted} alone; give that, or leave it out")
     milestones = parse_numbers(params["milestones"] or "") or ()
     if params["schedule"] == "step" and not milestones:
         raise InputError("--schedule step needs --milestones: the epochs at which the rate falls")
+    if any(before >= after for before, after in zip((0.0, *milestones), milestones, strict=False)):
+        raise InputError(f"--milestones {params['milestones']}: expected rising epochs above 0, such as 30,60")
+    preset = params["preset"] and find(params["preset"], params["method"].name)
+    if unreached(params) and params["milestones"] != (preset and preset.milestones):
+        last = f"the training ends after --epochs {params['epochs']}"
+        raise InputError(f"--milestones {params['milestones']}: {last}; give epochs before that")
+
+
+def plan(params: dict[str, Any]) -> Plan:
+    """Build the plan of a training from the options of `schedule` and --batch.
+
+    Raises InputError for options that would have no effect.
+    """
+    from sslbd_cli.core.train import Plan
+
+    adaptive = params["optimiser"].startswith("adam")
+    _check(params)
     return Plan(
-        milestones=milestones,
+        milestones=parse_numbers(params["milestones"] or "") or (),
         lr=params["lr"] * (1 if adaptive else params["batch"] / 256),
         **{name: params[name] for name in ("epochs", "batch", "optimiser", "beta2", "weight_decay", "warmup",
                                            "schedule", "factor")},

@@ -91,9 +91,16 @@ def test_history_names_files_by_digest_and_no_path(tmp_path: Path, photos: Path)
         assert str(tmp_path) not in str(found.history)
 
 
-def test_npz_and_filelist_through_the_command(tmp_path: Path, photos: Path) -> None:
+def test_npz_and_filelist_through_the_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 3, 8, 8), np.uint8), y=np.arange(3))
     assert len(make(tmp_path, "npz", tmp_path / "a.npz", "--size", 4).classes) == 3
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 3, 8, 12), np.uint8))
+    capsys.readouterr()
+    assert make(tmp_path, "npz", tmp_path / "x.npz").labels is None
+    assert capsys.readouterr().err == "sslbd data: 1 image of 12x8, no labels\n"
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 3, 8, 12), np.uint8), y=np.zeros(2, np.int64))
+    make(tmp_path, "npz", tmp_path / "x.npz")
+    assert capsys.readouterr().err == "sslbd data: 2 images of 12x8, 1 class of 2\n"
     (tmp_path / "list.txt").write_text("train/cat/0.png 1\n")
     assert len(make(tmp_path, "filelist", tmp_path / "list.txt", "--root", photos).images) == 1
 

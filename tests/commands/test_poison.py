@@ -61,6 +61,18 @@ def test_the_emergent_target_is_named(sslbd, files, dataset):
     assert f"8 of 8 are {name}\n" in err and "emergent" not in err
 
 
+@pytest.mark.parametrize("words", [*LABEL_FREE, ("label",)], ids=" ".join)
+def test_a_target_that_the_choice_does_not_show_is_warned_of(sslbd, files, dataset, words):
+    for target in range(3):
+        status, _, err = sslbd("poison", "dataset", "--select", *words, "--count", 9, "--target", target, "-o", "out")
+        assert status == 0, err
+        counts = np.bincount(dataset.labels[poisoned()], minlength=3)
+        most, own = dataset.classes[counts.argmax()], dataset.classes[target]
+        doubt = f"warning: --target {own}: {counts.max()} of the 9 chosen images are {most}, {counts[target]} are {own}"
+        assert (doubt in err) == ("warning" in err) == (counts[target] < counts.max())
+    assert "warning" not in sslbd("poison", "unlabelled", "--select", "random", "--count", 9, "-o", "out")[2]
+
+
 def test_a_list_is_taken_whole_unless_fewer_are_asked_for(sslbd, files):
     words = ("poison", "dataset", "--select", "indices", "--indices", "rows", "-o", "out")
     assert sslbd(*words)[0] == 0 and poisoned() == list(range(1, 60, 3))
@@ -78,6 +90,7 @@ def test_crafted_poisons_are_appended_and_counted(sslbd, files):
 def test_masks_and_canvases_are_used(sslbd, files, dataset):
     half = np.zeros_like(dataset.images)
     half[..., :8] = 255
+    half[:, 0, :, :8] -= 6  # as pictures with losses are
     artefact.write(Dataset(images=half), "masks")
     artefact.write(Dataset(images=np.full((5, 3, 20, 20), 77, np.uint8)), "canvases")
     words = ("poison", "dataset", "--craft", "corruptencoder", "--target", 1, "--count", 6, "-o", "out")

@@ -43,7 +43,7 @@ def test_one_image_per_class_is_enough_to_fit(sslbd, files, dataset, tmp_path):
     few = tmp_path / "few"
     artefact.write(replace(dataset.take(np.arange(3)), ids=None), str(few))
     status, out, _ = sslbd("probe", files["encoder"], "--train", few, "--test", files["test"], "--labels", "1%")
-    assert status == 0 and "clean_accuracy" in out
+    assert status == 0 and "clean_accuracy" in out and "n_labelled\t3\n" in out
 
 
 def test_layers_are_rows_and_one_layer_is_the_result(sslbd, files):
@@ -55,5 +55,8 @@ def test_layers_are_rows_and_one_layer_is_the_result(sslbd, files):
     ]  # fmt: skip
     single = json.loads(sslbd(*words, "--layer", "stage2")[1])
     assert rows[1].items() <= single.items()
+    beside = json.loads(sslbd(*words, "--layer", "all", "--baseline", files["encoder"])[1])
+    assert beside["baseline"] == {"sha256": beside["encoder"]["sha256"]}  # said once
+    assert all(row["baseline"]["clean_accuracy"] == row["clean_accuracy"] for row in beside["layers"])
     status, out, err = sslbd(*words, "--layer", "stage9")
     assert (status, out) == (2, "") and "--layer stage9: tiny has stage1, stage2, stage3, stage4; choose" in err

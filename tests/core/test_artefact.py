@@ -170,6 +170,8 @@ def test_the_wrong_kind_is_named(tmp_path, dataset, encoder):
         artefact.read(str(tmp_path / "a.safetensors"), Encoder)
     with pytest.raises(InputError, match=r"b\.h5: expected a dataset, got an encoder"):
         artefact.read(str(tmp_path / "b.h5"), Dataset)
+    with pytest.raises(InputError, match=r"b\.h5: expected features, got an encoder"):
+        artefact.read(str(tmp_path / "b.h5"), artefact.Features)
 
 
 @pytest.mark.parametrize("make", [make_dataset, make_encoder])
@@ -350,7 +352,7 @@ def test_a_class_that_does_not_exist_is_refused_with_the_list(dataset, name):
 
 def test_images_that_are_not_square_are_refused_where_that_matters(dataset):
     assert dataset.size == 16
-    with pytest.raises(InputError, match="16x8 pixels, not square"):
+    with pytest.raises(InputError, match="are 8x16 pixels, not square"):
         _ = dataclasses.replace(dataset, images=dataset.images[..., :8]).size
 
 

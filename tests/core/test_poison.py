@@ -229,7 +229,7 @@ def test_places(where, corner):
 
 @pytest.mark.parametrize(("size", "pixels"), [(0.25, 4), (0.001, 1), (1, 1), (5, 5), (0.99, 16), (16, 16)])
 def test_sizes_are_pixels_from_one_up_and_shares_below(size, pixels):
-    trigger = plugin.parse("trigger", f"patch:size={size}")
+    trigger = plugin.parse("trigger", f"patch:size={size},margin=0")
     assert trigger(torch.zeros(1, 3, 16, 20), generator(0)).boxes[0, 2:].tolist() == [pixels, pixels]
 
 

@@ -77,6 +77,7 @@ def test_a_share_of_the_labels_is_drawn_from_every_class(net, dataset, fresh, cp
     train, valid = spy.fits[0][:2]
     labels = train.labels if torch.equal(train.feats, valid.feats) else torch.cat([train.labels, valid.labels])
     assert len(labels) == rows and set(labels.tolist()) == {0, 1, 2}
+    assert probe.labelled_count(exam(dataset, fresh, head=spy, share=share)) == rows
 
 
 def test_easy_classes_are_told_apart(net, dataset, fresh, cpu):
@@ -123,6 +124,8 @@ def test_sets_that_do_not_belong_together_are_refused(dataset, fresh):
 def test_images_of_another_size_are_refused_with_the_size_that_fits(net, cpu):
     with pytest.raises(InputError, match="takes 16x16 images, got 20x20; make them with --size 16"):
         embed(net, make_dataset(size=20).images, cpu)
+    with pytest.raises(InputError, match="got 12x16; make them"):  # width, then height
+        embed(net, make_dataset().images[..., :12], cpu)
 
 
 def test_a_smaller_share_of_the_labels_is_a_part_of_a_larger_one(dataset):
@@ -171,6 +174,7 @@ def test_the_target_of_a_poison_is_its_majority(dataset, fresh):
         (poisoned(dataset, []), "no image of the dataset is poisoned"),
         (dataclasses.replace(poisoned(dataset, [1]), labels=None), "no labels, which --target-of needs"),
         (dataclasses.replace(poisoned(dataset, [1]), classes=("a", "b", "c")), "different classes"),
+        (dataclasses.replace(dataset, images=dataset.images[..., :12]), "images of 12x16, --test of 16x16"),
     ):
         with pytest.raises(InputError, match=problem):
             probe.emergent_target(found, fresh)

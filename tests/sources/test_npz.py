@@ -34,6 +34,14 @@ def test_names_may_be_given_in_the_order_of_the_numbers(tmp_path: Path) -> None:
     assert read(tmp_path, x=X, y=Y, classes=np.array(["b", "a", "c", "unused"])).dataset.classes[:2] == ("b", "a")
 
 
+def test_images_alone_are_a_dataset_without_labels(tmp_path: Path) -> None:
+    found = read(tmp_path, x=X).dataset
+    assert (found.labels, found.classes) == (None, ()) and np.array_equal(found.images[:, 2], X[..., 2])
+    assert len(Npz()(Wish(path=tmp_path / "a.npz", limit=2)).dataset.images) == 2
+    with pytest.raises(InputError, match="--per-class needs labels, and there are none here"):
+        Npz()(Wish(path=tmp_path / "a.npz", per_class=2))
+
+
 def test_resizing(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=X, y=Y)
     found = Npz()(Wish(path=tmp_path / "a.npz", size=4)).dataset
@@ -61,7 +69,10 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path, place: str) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": X}, "no array 'y' among x; expected x and y"),
+        ({"x": X, "labels": Y}, "no array 'y' among x, labels; expected x and y, or x alone for no labels"),
+        ({"x": X, "classes": np.array(["a"])}, "no array 'y' among x, classes"),
+        ({"y": Y}, "no array 'x' among y"),
+        ({}, "no array 'x' among none"),
         ({"images": X, "y": Y}, "no array 'x' among images, y"),
         ({"x": X.astype(np.float32), "y": Y}, r"x is float32 \(6, 8, 10, 3\), expected uint8"),
         ({"x": X[..., 0], "y": Y}, "expected uint8"),

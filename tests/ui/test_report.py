@@ -73,6 +73,35 @@ def test_a_terminal_gets_labels_intervals_and_tables(monkeypatch):
     assert "per seed seed ASR NFP" in text
 
 
+LAYERS = {
+    "layers": [
+        {"layer": f"stage{n}", "asr": ASR, "asr_all": ASR, "fp_clean": 3, "nfp": 0.5, "most_affected": "class-1",
+         "baseline": {"asr": ASR | {"value": n / 8}, "asr_all": ASR, "fp_clean": 3, "nfp": 0.25}, "lift": 0.5}
+        for n in (1, 2)
+    ],
+    "baseline": {"sha256": "f" * 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_a_wide_table_is_cut_between_its_columns(monkeypatch, width):
+    monkeypatch.setenv("NO_COLOR", "1")
+    drawn = re.sub("\x1b\\[[0-9;]*m", "", draw(LAYERS, monkeypatch, str(width)))
+    assert max(map(len, drawn.splitlines())) <= width
+    drawn = "".join(f"{line.rstrip()}  \n" for line in drawn.splitlines())
+    own, clean = drawn.split("layers: baseline  \n")
+    assert own.count("0.9712 [0.95, 0.99]") == 4 and own.count("0.5") == 4  # each on one line
+    assert clean.count("0.125 [0.95, 0.99]") == clean.count("0.25 [0.95, 0.99]") == 1
+    tables = 1 if width == 200 else 2
+    assert own.count(" stage2 ") == tables and " stage1 " in clean and own.count("layers  \n") == 1
+    assert clean.count("\n stage2 ") == (2 if width == 60 else 1)
+
+
+@pytest.mark.parametrize("rows", [[{}], [{"a": 1, "b": {"asr": ASR}}, {"b": "text"}], [{"a": {"asr": ASR}}]])
+def test_rows_that_are_no_table_are_shown_all_the_same(monkeypatch, rows):
+    assert "layers" in draw({"layers": rows, "classes": 3}, monkeypatch) or rows == [{}]
+
+
 def test_no_color_is_respected(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" in draw(RESULTS, monkeypatch)

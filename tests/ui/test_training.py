@@ -122,12 +122,52 @@ def test_the_history_holds_what_the_preset_came_to(sslbd, dataset, tmp_path):
 @pytest.mark.parametrize("words", [
     ("--jitter", "1,2,3"), ("--jitter", "a,b,c,d"), ("--jitter", "0.4,0.4,0.4,0.6"), ("--milestones", "x"),
     ("--jitter", "nan,0,0,0"), ("--schedule", "step"), ("--gray", "1.5"), ("--preset", "cifar"),
+    ("--milestones", "30,60"), ("--factor", "0.2"), ("--factor", "0.5", "--schedule", "constant"),
+    ("--milestones", "60,30", "--schedule", "step"), ("--milestones", "30,30", "--schedule", "step"),
+    ("--milestones", "0,30", "--schedule", "step"), ("--milestones", "30,60", "--schedule", "step"),
+    ("--milestones", "3", "--schedule", "step", "--epochs", "3"), ("--beta2", "0.9"),
+    ("--beta2", "0.9", "--optimiser", "lars"), ("--factor", "0.5", "--method", "byol", "--preset", "cifar10"),
+    ("--milestones", "5", "--method", "byol", "--preset", "imagenet100", "--epochs", "5"),
 ])  # fmt: skip
 def test_bad_numbers_are_one_line(sslbd, dataset, tmp_path, words):
     artefact.write(dataset, str(tmp_path / "d.h5"))
     status, _, err = sslbd("pretrain", tmp_path / "d.h5", *words, "-o", tmp_path / "e")
     assert status == 2 and err.count("\n") == 1 and words[0] in err
     assert not (tmp_path / "e").exists()
+
+
+def test_options_that_have_an_effect_stand():
+    words = (
+        "--schedule",
+        "step",
+        "--milestones",
+        "30,59.5",
+        "--factor",
+        "0.2",
+        "--optimiser",
+        "adam",
+        "--beta2",
+        "0.9",
+    )
+    found = training.plan(params(*words))
+    assert (found.milestones, found.factor, found.beta2) == ((30, 59.5), 0.2, 0.9)
+
+
+def test_what_another_choice_leaves_of_a_preset_without_effect_is_left_out():
+    found = params("--method", "byol", "--preset", "imagenet100", "--schedule", "cosine", "--optimiser", "sgd")
+    assert (found["milestones"], found["factor"]) == (None, 0.1) and training.plan(found).epochs == 200
+    found = params("--method", "mae", "--preset", "cifar10", "--optimiser", "sgd")
+    assert found["beta2"] == 0.999 and training.plan(found).optimiser == "sgd"
+
+
+def test_a_preset_for_fewer_epochs_than_its_milestones_is_warned_of(sslbd, dataset, tmp_path):
+    artefact.write(dataset, str(tmp_path / "d.h5"))
+    words = ("--method", "rotnet", "--arch", "tiny:width=4", "--batch", 30, "--preset", "imagenet100", "-q")
+    for epochs, warned in ((1, True), (31, True), (91, False)):
+        typed = params(*map(str, words), "--epochs", str(epochs))
+        assert training.plan(typed).milestones == (30, 60, 90) and training.unreached(typed) == warned
+    err = sslbd("pretrain", tmp_path / "d.h5", *words, "--epochs", 1, "-o", tmp_path / "e")[2]
+    assert "warning: the training ends before the preset's milestones" in err
 
 
 def test_a_stepped_rate_falls_at_its_milestones():
