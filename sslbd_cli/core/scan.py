@@ -120,23 +120,37 @@ class FlipTest:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @torch.inference_mode()
     def flips(self, patches: Tensor, own: Tensor, first: int | None = None) -> Tensor:
-        """Count test images that a patch brings into its cluster, less those there before: float32 R.
+        """Return the share of test images that a patch brings into its cluster, less those there before: float32 R.
 
         patches: R,3,S,S, normalised; own: int64 R, each one's cluster; first: how many of the test images to use.
         """
+        landed, before = self._landings(patches, first)
+        after = (landed == own[:, None]).sum(1) - (before[None] == own[:, None]).sum(1)
+        return after.float() / landed.shape[1]
+
+    def gains(self, patches: Tensor, first: int | None = None) -> Tensor:
+        """Return by what share of the test images a patch makes each cluster grow: float32 R,K, negative for losses."""
+        landed, before = self._landings(patches, first)
+        count = len(self.clusters.centers)
+        sizes = torch.zeros(len(landed), count, device=landed.device).scatter_add_(
+            1, landed, torch.ones_like(landed).float()
+        )
+        return (sizes - torch.bincount(before, minlength=count)) / landed.shape[1]
+
+    @torch.inference_mode()
+    def _landings(self, patches: Tensor, first: int | None) -> tuple[Tensor, Tensor]:
+        """Return the cluster of each test image with each patch, int64 R,M, and without, int64 M."""
         count = min(first or len(self), len(self))
-        images, boxes, before = self.images[:count], self.boxes[:count], self.before[:count]
-        together = max(1, self.lens.batch // count)
+        images, boxes = self.images[:count], self.boxes[:count]
         found = []
-        for group, clusters in zip(torch.split(patches, together), torch.split(own, together), strict=True):
+        for group in torch.split(patches, max(1, self.lens.batch // count)):
             pasted = images.repeat(len(group), 1, 1, 1).contiguous(memory_format=torch.channels_last)
             geometry.paste(pasted, group.repeat_interleave(count, 0), boxes.repeat(len(group), 1))
             feats = self.lens.embed(pasted)
-            landed = self.clusters.assign(feats if self.raw else F.normalize(feats, dim=1)).view(len(group), count)
-            found.append((landed == clusters[:, None]).sum(1) - (before[None] == clusters[:, None]).sum(1))
-        return torch.cat(found).float() / count
+            landed = self.clusters.assign(feats if self.raw else F.normalize(feats, dim=1))
+            found.append(landed.view(len(group), count))
+        return torch.cat(found), self.before[:count]
 
 
 def _central(clusters: Clusters, count: int, gen: torch.Generator) -> Tensor:
