@@ -12,6 +12,7 @@ from sslbd_cli.core.kmeans import kmeans
 BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 27  # similarities held at once: 32 MB and 512 MB
 CHUNK = 64  # similarities of which only the largest is looked at first
 SAMPLE = 2048  # rows that a silhouette is taken of; its error is then below 0.01
+LEAST = 20  # images of a cluster below which its spread or its parts say nothing
 NORMAL_MAD, NORMAL_MEAN = 1.4826, 1.2533  # standard deviations per median and mean absolute deviation of a normal
 
 

@@ -56,7 +56,13 @@ def test_the_published_rule_takes_its_share_of_a_clean_set_too(cpu):
     assert whole.scores[whole.flagged].min() >= whole.scores[~whole.flagged].max()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+def test_small_clusters_of_clean_images_are_not_flagged(cpu):
+    """Of three images one is always far out by their own median."""
+    found = look("spectral:clusters=60", make_scenes().images, cpu)
+    assert not found.flagged.any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 25])
 def test_few_or_equal_images_say_nothing(cpu, count):
     found = look("spectral:clusters=1", make_scenes(count).images[:1].repeat(count, 0), cpu)
     assert not found.flagged.any() and np.isfinite(found.scores).all()
