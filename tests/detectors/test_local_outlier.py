@@ -77,10 +77,10 @@ def test_poison_rarer_than_k_is_sparse_and_more_of_it_is_dense(cpu):
 
 def test_rare_poison_is_flagged_and_no_clean_image(cpu):
     data = make_poisoned()
-    found = look("local-outlier:batch=50", data.images, cpu)
+    found = look("local-outlier:batch=50,z=8", data.images, cpu)
     assert found.flagged.sum() >= 6 and data.truth.poisoned[found.flagged].all()
-    assert not look("local-outlier:batch=50", data.images, cpu, make_wired(backdoor=False)).flagged.any()
-    assert not look("local-outlier:batch=50", make_scenes().images, cpu).flagged.any()
+    assert not look("local-outlier:batch=50,z=8", data.images, cpu, make_wired(backdoor=False)).flagged.any()
+    assert not look("local-outlier:batch=50,z=8", make_scenes().images, cpu).flagged.any()
 
 
 def test_no_batch_is_too_small_for_its_neighbours(cpu):
