@@ -28,7 +28,7 @@ class Spectral(Detector):
 
     Ours is the rule: as published, a fixed share of each class is removed (1.5 times the expected poison; the upper
     15 % in BackdoorBench), of a clean set too: `spectral:rule=share`. The default flags projections that lie more than
-    z robust standard deviations from the cluster's median; the largest of 50,000 clean images was 4.2 (CIFAR-10,
+    z robust standard deviations from the cluster's median; the largest of 50,000 clean images was 4.5 (CIFAR-10,
     SimCLR); clusters of fewer than 20 images are not judged. compat=authors projects features without centring them,
     as BackdoorBench does: the cluster's mean then outweighs what differs.
     """
