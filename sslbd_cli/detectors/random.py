@@ -1,0 +1,38 @@
+"""The floor: what a detector that looks at nothing would find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.plugin import key
+from sslbd_cli.core.train import Watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Detector):
+    """Flag a fixed share of the images at random: a floor to compare others with, no detector.
+
+    Its recall is the share, its precision the rate of poison, and it finds the same in a clean set.
+    """
+
+    flags = "samples"
+
+    share: float = key(0.05, "share of the images that is flagged", low=0, high=1)
+
+    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+        """Draw the scores; neither encoder nor images are looked at."""
+        count = len(evidence.images)
+        scores = torch.rand(count, generator=generator(seed, "random detector"), dtype=torch.float64)
+        flagged = torch.zeros(count, dtype=torch.bool)
+        flagged[scores.argsort(descending=True, stable=True)[: round(self.share * count)]] = True
+        return Findings(
+            scores=scores.numpy(),
+            flagged=flagged.numpy(),
+            search_space=f"nothing: a floor, {self.share:g} of the images flagged at random",
+            summary={"share": self.share},
+        )

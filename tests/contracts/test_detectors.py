@@ -1,0 +1,126 @@
+"""The laws of `detect --method`, for every detector of samples on the shelf (DeDe, of inputs, has tests of its own)."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from detectors.wired import KINDS, make_poisoned, make_scenes, make_wired
+from sslbd_cli.core import artefact, nets, plugin
+from sslbd_cli.core.artefact import Dataset, Report
+from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.metrics import auroc
+from sslbd_cli.core.watch import unwatched
+
+SAMPLES = [name for name in plugin.listing("detector") if plugin.parse("detector", name).flags == "samples"]
+RANKING = [name for name in SAMPLES if name != "random"]  # a floor flags and ranks whatever it is given
+CLUSTERED = [name for name in SAMPLES if "clusters" in {key.name for key in plugin.listing("detector")[name].keys}]
+AS_MANY, ALL_AT_ONCE = KINDS + 1, 1  # clusters: one for the poison, too; none
+
+every_sampler = pytest.mark.parametrize("name", SAMPLES)
+every_ranker = pytest.mark.parametrize("name", RANKING)
+
+
+@pytest.fixture
+def make(spec):
+    """Return a small detector of a name."""
+
+    def build(name: str, clusters: int = AS_MANY) -> Detector:
+        return plugin.parse("detector", spec("detector", name, clusters=clusters, epochs=2))
+
+    return build
+
+
+def look(detector: Detector, data: Dataset, cpu, seed: int = 0, net: nets.ImageEncoder | None = None) -> Findings:
+    """Judge a training set; a bound is told where the triggers are."""
+    boxes = np.zeros((len(data.images), 4), int) if data.truth is None else data.truth.box
+    evidence = Evidence(data.images, boxes=boxes if detector.is_bound else None)
+    return detector.run(net or make_wired(), evidence, cpu, seed, unwatched)
+
+
+@every_sampler
+def test_encoder_and_images_are_left_as_they_were(name, make, cpu):
+    net, data = make_wired().requires_grad_(True), make_poisoned()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    images = data.images.copy()
+    look(make(name), data, cpu, net=net)
+    after = net.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert not net.training and all(not module._forward_hooks for module in net.modules())
+    assert np.array_equal(data.images, images)
+
+
+@every_sampler
+def test_every_image_gets_a_finite_score_and_an_answer(name, make, cpu):
+    data = make_poisoned()
+    found, count = look(make(name), data, cpu), len(data.images)
+    assert found.scores.shape == (count,) and found.scores.dtype == np.float64
+    assert np.isfinite(found.scores).all()
+    assert found.flagged is not None and found.flagged.shape == (count,) and found.flagged.dtype == bool
+    assert len(found.calibration) == 0
+    assert found.search_space
+    assert json.loads(json.dumps(found.summary)) == found.summary
+    if found.ranking is not None:
+        assert len(np.unique(found.ranking)) == len(found.ranking) and set(found.ranking) <= set(range(count))
+    if found.windows is not None:
+        assert found.windows.shape == (count, 4)
+
+
+@every_sampler
+def test_one_seed_is_one_answer(name, make, cpu):
+    data = make_poisoned()
+    first, again = (look(make(name), data, cpu) for _ in range(2))
+    assert np.array_equal(first.scores, again.scores)
+    assert np.array_equal(first.flagged, again.flagged)
+    assert first.summary == again.summary
+
+
+@every_ranker
+def test_a_clean_set_is_hardly_flagged(name, make, cpu):
+    assert look(make(name), make_scenes(), cpu).flagged.mean() <= 0.02
+
+
+@every_ranker
+def test_a_planted_trigger_ranks_above_clean(name, make, cpu):
+    """With a cluster for the poison or without, as the method needs it."""
+    data, areas = make_poisoned(), []
+    for clusters in (AS_MANY, ALL_AT_ONCE):
+        areas.append(auroc(look(make(name, clusters), data, cpu).scores, data.truth.poisoned)["value"])
+        if areas[-1] > 0.95:
+            return
+    pytest.fail(f"AUROC {areas}")
+
+
+@every_sampler
+def test_truth_and_history_change_nothing(name, make, sslbd, tmp_path):
+    detector, data = make(name), make_poisoned()
+    net, told, bare = (str(tmp_path / file) for file in ("net.safetensors", "told.h5", "bare.h5"))
+    artefact.write(nets.save(make_wired()), net)
+    artefact.write(data, told)
+    artefact.write(dataclasses.replace(data, truth=None, history=(), labels=None, classes=()), bare)
+    reports = []
+    for path in (told, bare):
+        out = f"{path}.report"
+        status, _, err = sslbd("detect", net, "--method", detector, "--data", path, "--device", "cpu", "-q", "-o", out)
+        if detector.is_bound and path == bare:
+            assert status == 2 and "truth" in err
+            return
+        assert status in (0, 3), err
+        reports.append(artefact.read(out, Report))
+    known, blind = reports
+    for key in ("scores", "flagged"):
+        assert np.array_equal(known.data[key], blind.data[key])
+    for key in ("verdict", "flagged", "details", "doubt"):
+        assert known.results[key] == blind.results[key]
+    assert known.results["auroc"] is not None and blind.results["auroc"] is None
+
+
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_fewer_images_than_clusters_are_refused(name, make, cpu):
+    with pytest.raises(InputError, match="50 clusters of 40 ") as caught:
+        look(make(name, clusters=50), make_poisoned(poisons=5, count=40), cpu)
+    assert "\n" not in str(caught.value)

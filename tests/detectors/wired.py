@@ -1,0 +1,52 @@
+"""A `tiny` encoder whose weights are set by hand: one channel sees the trigger, random ones see the rest.
+
+Unlike tests/detectors/planted.py the backdoor is in the layers themselves, so that methods which look at maps or
+gradients work, too.
+"""
+
+import numpy as np
+import torch
+
+from sslbd_cli.core import nets, plugin
+from sslbd_cli.core.artefact import Dataset
+from sslbd_cli.core.poison import plant
+
+SIZE, KINDS, GAIN = 16, 4, 2.0
+TRIGGER = "patch:size=5,fill=white,where=random,margin=0"
+
+
+def make_wired(backdoor: bool = True) -> nets.ImageEncoder:
+    """Build the encoder: with the backdoor, a white square of 4 pixels or more raises a channel above all others."""
+    torch.manual_seed(0)
+    net = nets.ImageEncoder(nets.Tiny(width=8), SIZE, (0.5,) * 3, (0.25,) * 3).eval().requires_grad_(False)
+    convs = [module for module in net.encoder if isinstance(module, torch.nn.Conv2d)]
+    norms = [module for module in net.encoder if isinstance(module, torch.nn.BatchNorm2d)]
+    for number, conv in enumerate(convs):
+        torch.nn.init.kaiming_normal_(conv.weight)
+        conv.weight[0] = 0
+        if number:
+            conv.weight[:, 0] = 0
+            conv.weight[0, 0] = 1.0  # wherever it was
+    if backdoor:
+        convs[0].weight[0] = 1.0
+        norms[0].bias[0] = -80.0  # all white comes to 48 * 2 = 96
+        norms[0].weight[0] = 1.0
+        convs[-1].weight[0, 0] = GAIN / 9
+    return net
+
+
+def make_scenes(count: int = 200, seed: int = 0) -> Dataset:
+    """Pictures of four kinds, none with much white."""
+    kinds = np.random.default_rng(99).integers(30, 170, (KINDS, 3, 4, 4)).repeat(4, 2).repeat(4, 3)
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % KINDS
+    shift = rng.normal(0, 12, (count, 3, 4, 4)).repeat(4, 2).repeat(4, 3)
+    noisy = kinds[labels] + shift + rng.normal(0, 15, (count, 3, SIZE, SIZE))
+    names = tuple(f"kind-{number}" for number in range(KINDS))
+    return Dataset(images=noisy.clip(0, 220).astype(np.uint8), labels=labels, ids=np.arange(count), classes=names)
+
+
+def make_poisoned(poisons: int = 12, count: int = 200, seed: int = 0) -> Dataset:
+    """Scenes of which the first `poisons` of kind 1 carry the trigger, somewhere."""
+    rows = np.arange(1, KINDS * poisons, KINDS)
+    return plant(make_scenes(count, seed), plugin.parse("trigger", TRIGGER), rows, "replace", 0)
