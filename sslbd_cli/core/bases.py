@@ -308,13 +308,30 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Purifier(Plugin):
-    """Base of `purify --method`: make a clean encoder from a suspicious one."""
+    """Base of `purify --method`: what a purifier is given says which of the two classes below it is."""
 
     shelf: ClassVar[str] = "purifier"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderPurifier(Purifier):
+    """Base of purifiers that make a clean encoder from a suspicious one."""
 
     @abstractmethod
     def clean(self, encoder: ImageEncoder, images: np.ndarray, device: Device, seed: int, watch: Watch) -> ImageEncoder:
         """Return a purified encoder, using clean unlabeled images uint8 N,3,H,W. The input is left untouched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetPurifier(Purifier):
+    """Base of purifiers that take images out of a suspicious training set, by what a detector of samples said."""
+
+    @abstractmethod
+    def keep(self, scores: np.ndarray, flagged: np.ndarray, quantile: float | None) -> np.ndarray:
+        """Return which images stay, bool N, by their scores float64 N (higher is more suspicious) and flags bool N.
+
+        quantile: the share of images to keep instead, or None to go by the flags.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

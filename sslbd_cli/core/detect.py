@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sslbd_cli.core import metrics
-from sslbd_cli.core.artefact import Dataset
+from sslbd_cli.core.artefact import Dataset, Report
 from sslbd_cli.core.bases import Detector, Evidence, Findings, Trigger
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.errors import InputError
@@ -246,3 +246,22 @@ def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
         if len(shown):
             data["pictures/poisoned"] = case.poisoned[shown]
     return data | findings.extras
+
+
+def said_of(report: Report, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores, float64 N, and flags, bool N, of a dataset's images from a report on that very dataset.
+
+    Raises InputError for another kind of report, and for one of other images.
+    """
+    results, scores, flagged = report.results, report.data.get("scores"), report.data.get("flagged")
+    if report.command != "detect" or results.get("flags") != "samples" or scores is None or flagged is None:
+        raise InputError("--report does not judge a training set; make one with sslbd detect --method poisoncam")
+    judged = results.get("data")
+    if not isinstance(judged, dict) or judged.get("sha256") != dataset.sha256:
+        raise InputError("--report judges another dataset (its content differs); run sslbd detect on this one")
+    shape = (len(dataset.images),)
+    if scores.shape != shape or flagged.shape != shape or scores.dtype.kind != "f" or flagged.dtype != np.bool_:
+        raise InputError(f"--report judges {len(scores)} of {shape[0]} images; run sslbd detect without --limit")
+    if not np.isfinite(scores).all():
+        raise InputError("--report holds scores that are not finite: it is damaged")
+    return scores, flagged

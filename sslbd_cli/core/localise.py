@@ -6,6 +6,7 @@ can do from above as `random` does from below.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -91,6 +92,7 @@ class Mask(Localiser):
     ) -> None:  # fmt: skip
         super().__init__(lens, pool, clusters, side)
         self.fill, self.coarse = fill, coarse
+        self.landings: Tensor | None = None
         self.offsets = grid(lens.size, side, stride)
         self.count = len(self.offsets)  # positions along one side
         self.bias = torch.zeros(self.count, self.count, device=lens.device.torch)
@@ -98,6 +100,12 @@ class Mask(Localiser):
             every = self._square(torch.arange(self.count))
             drops = [self._drops(part, every.expand(len(part), -1, -1)) for part in torch.split(reference, 64)]
             self.bias = torch.cat(drops).mean(0).view(self.count, self.count)
+
+    def toward(self, landings: Tensor) -> Mask:
+        """Return a localiser that looks for what draws an image to the nearest of some clusters, not to its own."""
+        other = copy.copy(self)
+        other.landings = landings
+        return other
 
     def together(self) -> int:
         return max(1, self.lens.batch // max(1, (self.count // self.coarse + 1) ** 2))
@@ -132,9 +140,17 @@ class Mask(Localiser):
         hidden = down[:, :, None, :, None] & across[:, :, None, None, :]  # B,P,1,H,W
         masked = torch.where(hidden, self._filling(x)[:, None], x[:, None]).flatten(0, 1)
         feats = F.normalize(self.lens.embed(masked.contiguous(memory_format=torch.channels_last)), dim=1)
-        own = F.normalize(self.clusters.centers[self.clusters.labels[rows.to(self.clusters.labels.device)]], dim=1)
+        own = self._centers(rows)
         whole = (self.clusters.feats[rows.to(own.device)] * own).sum(1, keepdim=True)
         return whole - torch.einsum("bpd,bd->bp", feats.view(len(x), -1, feats.shape[1]), own)
+
+    def _centers(self, rows: Tensor) -> Tensor:
+        """Return the direction of each row's center: unit, float32 B,D."""
+        at = rows.to(self.clusters.labels.device)
+        nearest = self.clusters.labels[at]
+        if self.landings is not None:
+            nearest = self.landings[(self.clusters.feats[at] @ self.clusters.centers[self.landings].T).argmax(1)]
+        return F.normalize(self.clusters.centers[nearest], dim=1)
 
     def _filling(self, x: Tensor) -> Tensor:
         """Return what stands in a hole, broadcast to x: the dataset's mean, the image's mean, its blur, or noise."""

@@ -71,7 +71,7 @@ def _network(size: int) -> nn.Module:
     if size > 64:
         network: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=1)
         return network
-    tiny = Tiny()
+    tiny = Tiny(width=16)
     return nn.Sequential(tiny.backbone(size), nn.Linear(4 * tiny.width, 1))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.bases import Purifier
+from sslbd_cli.core.bases import EncoderPurifier
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
@@ -20,7 +20,7 @@ from sslbd_cli.core.train import Fit, Plan, Terms, Watch, ema, freeze
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(Purifier):
+class Distill(EncoderPurifier):
     """Distil into a fresh student by similarities to a momentum queue on clean images (CompRess; SSL-Backdoor, 5).
 
     For one augmented image seen by both: p = softmax(Q_T t / tau), q = softmax(Q_S s / tau) over queues of earlier

@@ -6,14 +6,32 @@ import torch
 
 from micro import make_dataset
 from sslbd_cli.core import artefact, nets, plugin
-from sslbd_cli.core.bases import Purifier
+from sslbd_cli.core.bases import DatasetPurifier, EncoderPurifier
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.watch import unwatched
 
+SHELF = [plugin.parse("purifier", name) for name in plugin.listing("purifier")]
 
-@pytest.fixture(params=plugin.listing("purifier"))
-def purifier(request, spec) -> Purifier:
+
+@pytest.fixture(params=[p.name for p in SHELF if isinstance(p, EncoderPurifier)])
+def purifier(request, spec) -> EncoderPurifier:
     return plugin.parse("purifier", spec("purifier", request.param, epochs=3, batch=20))
+
+
+def test_a_purifier_says_what_it_cleans():
+    assert all(isinstance(p, EncoderPurifier) != isinstance(p, DatasetPurifier) for p in SHELF)
+
+
+@pytest.fixture(params=[p.name for p in SHELF if isinstance(p, DatasetPurifier)])
+def sieve(request) -> DatasetPurifier:
+    return plugin.parse("purifier", request.param)
+
+
+def test_what_is_flagged_goes_and_a_quantile_keeps_its_share(sieve):
+    scores, flagged = np.array([0.5, 3.0, -1.0, 2.0, 0.0]), np.array([False, True, False, False, True])
+    assert sieve.keep(scores, flagged, None).tolist() == [True, False, True, True, False]
+    assert sieve.keep(scores, flagged, 0.4).tolist() == [False, False, True, False, True]
+    assert scores.tolist() == [0.5, 3.0, -1.0, 2.0, 0.0] and flagged.sum() == 2
 
 
 @pytest.fixture
