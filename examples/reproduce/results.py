@@ -2,8 +2,8 @@
 
     results.py TITLE SCALE OUT RESULTS OUT/results/SECTION/METHOD/KIND/SEED.json ...
 
-The files are what `sslbd probe --json` printed. Shares become percent. What a scale has measured replaces what
-measured.json held of that scale; the others stay. The title, what was chosen and why, and known deviations come from
+The files are what `sslbd probe --json` and `sslbd detect --json` printed. Shares become percent. What a scale has
+measured replaces what measured.json held of that scale; the others stay. The title, what was chosen and why, and known deviations come from
 expected.json where the paper has one; the command from the environment variable COMMAND.
 """
 
@@ -27,6 +27,16 @@ COLUMNS = {
     "asr": "ASR",
     "asr_all": "ASR with target-class images",
     "lift": "ASR above control",
+    "top": "poisons among the first 20",
+    "recall": "recall",
+    "precision": "precision",
+    "removed": "removed",
+    "false": "of them clean",
+    "auroc": "AUROC",
+    "center": "window hits the trigger's centre, first 20",
+    "contained": "shows all of it, first 20",
+    "center_all": "hits, all poisons looked at",
+    "nothing": "`nothing found`",
 }
 SHOWN = ("--method", "--arch", "--epochs", "--batch", "--lr", "--optimiser", "--schedule", "--crop-scale")
 
@@ -43,6 +53,25 @@ def numbers(result: dict) -> dict[str, float]:
         if "asr" in found:
             found["lift"] = found["asr"] - found["control_asr"]
     return found
+
+
+def detection(result: dict) -> dict[str, float]:
+    """Return a detection's numbers by key, shares in percent; those that do not exist are left out."""
+    found: dict[str, float] = {"removed": result["flagged"], "nothing": 100 * (result["verdict"] == "nothing found")}
+    found["false"] = result["flagged"] * (1 - result["precision"]["value"]) if result.get("precision") else None
+    found["recall"] = 100 * result["recall"]["value"] if result.get("recall") else None
+    found["precision"] = 100 * result["precision"]["value"] if result.get("precision") else None
+    found["auroc"] = 100 * result["auroc"]["value"] if result["auroc"] else None
+    if first := (result.get("top_accuracy") or {}).get("20"):
+        found["top"] = 100 * first
+    elif result.get("top_accuracy"):
+        found["top"] = 0.0
+    for place, suffix in (("top", ""), ("all", "_all")):
+        hits = (result.get("localisation") or {}).get(place, {"n": 0})
+        if hits["n"]:
+            found[f"center{suffix}"] = 100 * hits["center_hit"]["value"]
+            found[f"contained{suffix}"] = 100 * hits["contained"]["value"]
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def history(encoder: Path) -> list[dict]:
@@ -67,6 +96,8 @@ def recipe(entries: list[dict]) -> str:
 def row(out: Path, name: str, files: list[Path]) -> dict:
     """Gather the seeds of one row."""
     results = [json.loads(file.read_text()) for file in files]
+    if "verdict" in results[0]:
+        return scan_row(files, results)
     _, method, kind = name.split("/")
     made = history(out / "encoders" / kind / method / f"{files[0].stem}.safetensors")
     each = [numbers(result) for result in results]
@@ -83,6 +114,21 @@ def row(out: Path, name: str, files: list[Path]) -> dict:
         "made_with": sorted({(e["version"], e["torch"], e["device"]) for e in made if "torch" in e}),
         "values": {key: [values[key] for values in each] for key in each[0]},
         "asr_interval": [[100 * r["asr"]["low"], 100 * r["asr"]["high"]] for r in results if "asr" in r],
+    }
+
+
+def scan_row(files: list[Path], results: list[dict]) -> dict:
+    """Gather the seeds of one row of a detector; a number that one seed lacks (no precision where nothing is flagged)
+    is of the others."""
+    each = [detection(result) for result in results]
+    keys = dict.fromkeys(key for values in each for key in values)
+    return {
+        "seeds": [int(file.stem) for file in files],
+        "n": [result["n_judged"] for result in results],
+        "spec": results[0]["method"],
+        "recipe": "",
+        "made_with": [],
+        "values": {key: [values[key] for values in each if key in values] for key in keys},
     }
 
 
@@ -130,8 +176,13 @@ def attacks(found: dict) -> str:
 
 
 def setting(rows: dict[str, dict]) -> str:
-    """Say what a section's numbers are of: head, labels, n, targets and triggers."""
+    """Say what a section's numbers are of: head, labels, n, targets and triggers; or the detectors' keys."""
     first = next(iter(rows.values()))
+    if "spec" in first:
+        ns = sorted({n for r in rows.values() for n in r["n"]})
+        specs = {r["spec"]: name.rsplit("/", 1)[1] for name, r in rows.items()}
+        said = f"Training sets of {' or '.join(map(str, ns))} images, judged by themselves."
+        return "\n".join([said, "", *(f"- {name}: `{spec}`" for spec, name in specs.items())])
     said = [f"Head `{first['head']}` on {100 * first['labels']:g} % of the labels, {first['n_test']} test images"]
     if first["trigger"][0]:
         ns = sorted({n for r in rows.values() for n in r["n"]})

@@ -237,6 +237,8 @@ def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
         data["calibration"] = findings.calibration
     if findings.windows is not None:
         data["windows"] = findings.windows
+    if findings.ranking is not None:
+        data["ranking"] = findings.ranking
     data |= {f"control/{name}": scores for name, scores in findings.controls.items()}
     data |= {f"pictures/{name}": images for name, images in findings.pictures.items()}
     if len(shown):
@@ -245,6 +247,8 @@ def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
         data["truth/poisoned"] = case.poisoned
         if len(shown):
             data["pictures/poisoned"] = case.poisoned[shown]
+        if "found/rows" in findings.extras:
+            data["found/poisoned"] = case.poisoned[findings.extras["found/rows"]]
     return data | findings.extras
 
 
