@@ -39,8 +39,11 @@ def command(
     """Draw reports of probe, detect and others as one HTML page that needs no network.
 
     The reports are what `sslbd probe` and `sslbd detect` write with -o. The page shows verdicts, one table over all
-    reports, sample images, what the detector saw, score histograms, ROC curves, every number and the lineage. A row is
-    named after its file.
+    probes and one over all detectors, sample images, what the detector saw, score histograms, ROC curves, every number
+    and the lineage. A row is named after its file; rows keep the order given, such as before and after.
+
+    Of a training set's detector it shows the surest images with their windows outlined, the recovered trigger, and
+    precision and recall over how many are taken.
     """
     from sslbd_cli.core.artefact import Report
     from sslbd_cli.core.errors import InputError

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from sslbd_cli.core.artefact import Report
-from sslbd_cli.ui import plots
+from sslbd_cli.ui import contact, plots
+from sslbd_cli.ui.contact import Suspects
 from sslbd_cli.ui.plots import CLEAN, INK, TRIGGERED, Block
 from sslbd_cli.ui.report import is_interval
 
 SHEET = 12  # images of a sample sheet
+FOUND = 20  # surest images of a training set's detector
 EXAMPLES = 6  # clean, and as many triggered, pictures of a detector
 
 
@@ -33,8 +35,8 @@ class Picture:
 
 def pictures(report: Report) -> list[Picture]:
     """Return every figure that a report's arrays allow."""
-    found = [_sheet(report), _triptychs(report), _histogram(report), _roc(report), _confusions(report)]
-    return [picture for picture in found if picture is not None]
+    kinds = (_sheet, _suspects, _triptychs, _histogram, _retrieval, _roc, _confusions)
+    return [picture for kind in kinds if (picture := kind(report)) is not None]
 
 
 def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
@@ -48,8 +50,10 @@ def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
         found.append(Picture("overview", caption, plots.overview(rows)))
     if len(curves) > 1:
         named = {f"{label}{_area(dict(reports)[label])}": curve for label, curve in curves.items()}
-        caption = "Detectors compared: share of triggered images found against share of clean images flagged."
-        found.append(Picture("roc-all", caption, plots.roc(named)))
+        kinds = {_positive(report) for label, report in reports if label in curves}
+        positive = kinds.pop() if len(kinds) == 1 else "triggered"
+        caption = f"Detectors compared: share of {positive} images found against share of clean images flagged."
+        found.append(Picture("roc-all", caption, plots.roc(named, positive=positive)))
     return found
 
 
@@ -74,6 +78,28 @@ def _sheet(report: Report) -> Picture | None:
     if clean is None:
         return None
     return sheet(clean, triggered if triggered is not None and triggered.shape == clean.shape else None)
+
+
+def _suspects(report: Report) -> Picture | None:
+    images, patches, trigger = (_images(report, f"found/{name}") for name in ("images", "patches", "trigger"))
+    images, patches = (None if each is None else each[:FOUND] for each in (images, patches))
+    if images is None and patches is None and trigger is None:
+        return None
+    windows, poisoned, scores = None, None, None
+    caption = "What the detector takes for the trigger."
+    if images is not None:
+        windows = _windows(report, len(images))
+        poisoned = None if (truth := _column(report, "found/poisoned", at_least=len(images))) is None else truth != 0
+        scores = _column(report, "found/scores", at_least=len(images))
+        caption = f"The {len(images)} training images that the detector is surest of"
+        caption += "" if scores is None else ", with their scores"
+        caption += "; outlined is where it saw the trigger." if windows is not None else "."
+        if poisoned is not None:
+            hits = int(poisoned[: len(images)].sum())
+            blind = "" if report.results.get("sees_truth") is True else ", which it never saw"
+            caption += f" By the recorded truth{blind}, {hits} of them are poisoned."
+    parts = Suspects(images, windows, scores, poisoned, patches, trigger)
+    return Picture("found", caption, contact.contact(parts), fixed=True)
 
 
 def _triptychs(report: Report) -> Picture | None:
@@ -123,26 +149,50 @@ def _histogram(report: Report) -> Picture | None:
     scores, calibration = _column(report, "scores"), _column(report, "calibration")
     if scores is None or not np.isfinite(scores).any():
         return None
-    judged = _judged(report)
-    if judged is None:
-        groups = {"judged": scores}
-    else:
+    judged, flagged, by_itself = _judged(report), _flagged(report, len(scores)), _is_of_samples(report)
+    prefix, threshold = "judged, ", _number(report.results.get("threshold"))
+    caption = "Scores of the detector. The threshold is set on calibration images alone, which carry no trigger."
+    if by_itself:
+        prefix, threshold, calibration = "", None, None
+        caption = "Scores of the training images. The detector judges them among themselves and decides by itself."
+    if judged is not None:
         kept, poisoned = judged
-        name = "poisoned" if report.results.get("flags") == "samples" else "triggered"
-        groups = {"judged, clean": kept[~poisoned], f"judged, {name}": kept[poisoned]}
+        groups = {f"{prefix}clean": kept[~poisoned], f"{prefix}{_positive(report)}": kept[poisoned]}
+    elif by_itself and flagged is not None and flagged.any():
+        groups = {"not flagged": scores[~flagged], "flagged": scores[flagged]}
+    else:
+        groups = {"training images" if by_itself else "judged": scores}
     if calibration is not None:
         groups = {"calibration (known clean)": calibration} | groups
-    caption = "Scores of the detector. The threshold is set on calibration images alone, which carry no trigger."
-    return Picture("scores", caption, plots.histogram(groups, _number(report.results.get("threshold"))))
+    return Picture("scores", caption, plots.histogram(groups, threshold))
+
+
+def _retrieval(report: Report) -> Picture | None:
+    judged, scores = _judged(report), _column(report, "scores")
+    if judged is None or scores is None or not _is_of_samples(report):
+        return None
+    kept, poisoned = judged
+    flagged = _flagged(report, len(scores))
+    if flagged is not None:
+        flagged = flagged[~np.isnan(scores)]
+    caption = "Precision and recall of the k images of highest score. Images drawn by chance have the base rate, "
+    caption += f"{100 * poisoned.mean():.3g} %, as precision."
+    if flagged is not None:
+        caption += " Points are the images flagged." if flagged.any() else " No image is flagged."
+    return Picture("retrieval", caption, plots.retrieval(kept, poisoned, flagged))
 
 
 def _roc(report: Report) -> Picture | None:
     curve = _judged(report)
     if curve is None:
         return None
-    caption = "ROC curve of the judged images against the recorded truth, which the detector never sees."
+    judged = "training" if _is_of_samples(report) else "judged"
+    caption = f"ROC curve of the {judged} images against the recorded truth, which the detector never sees."
+    if report.results.get("sees_truth") is True:
+        caption = f"ROC curve of the {judged} images. This one is a bound: it was told the recorded truth."
     name = f"{report.results.get('method', 'detector')!s}".split(":")[0] + _area(report)
-    return Picture("roc", caption, plots.roc({name: curve}, _number(report.results.get("threshold"))))
+    threshold = None if _is_of_samples(report) else _number(report.results.get("threshold"))
+    return Picture("roc", caption, plots.roc({name: curve}, threshold, _positive(report)))
 
 
 def _confusions(report: Report) -> Picture | None:
@@ -166,12 +216,34 @@ def _images(report: Report, name: str) -> np.ndarray | None:
     return array if fits and array is not None and array.size else None
 
 
-def _column(report: Report, name: str, length: int | None = None) -> np.ndarray | None:
+def _column(report: Report, name: str, length: int | None = None, at_least: int = 1) -> np.ndarray | None:
     """Return a one-dimensional array as float64, where it is one, holds something, and has the length asked for."""
     array = report.data.get(name)
-    if array is None or array.ndim != 1 or not len(array) or (length is not None and len(array) != length):
+    if array is None or array.ndim != 1 or len(array) < at_least or (length is not None and len(array) != length):
         return None
     return np.asarray(array, np.float64)
+
+
+def _windows(report: Report, least: int) -> np.ndarray | None:
+    """Return the windows of the images found, int K,4, where any of them says where its trigger is."""
+    array = report.data.get("found/windows")
+    if array is None or array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != 4 or len(array) < least:
+        return None
+    return array[:least] if (array[:least, 2:] > 0).all(1).any() else None
+
+
+def _flagged(report: Report, length: int) -> np.ndarray | None:
+    array = report.data.get("flagged")
+    return array if array is not None and array.dtype == np.bool_ and array.shape == (length,) else None
+
+
+def _is_of_samples(report: Report) -> bool:
+    """Tell whether a detector judged training images among themselves: no calibration, no threshold."""
+    return report.results.get("flags") == "samples"
+
+
+def _positive(report: Report) -> str:
+    return "poisoned" if _is_of_samples(report) else "triggered"
 
 
 def _judged(report: Report) -> tuple[np.ndarray, np.ndarray] | None:

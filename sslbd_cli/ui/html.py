@@ -25,20 +25,38 @@ SCALE = 96 / DPI  # pixels of the page per pixel of a figure: as large as drawn,
 #: The first keys of a table of numbers, in this order; artefacts store their keys sorted by name.
 ORDER = (
     "method", "head", "verdict", "flags", "search_space", "clean_accuracy", "patched_accuracy", "asr", "asr_all",
-    "lift", "fp_clean", "fp_triggered", "nfp", "auroc", "average_precision", "tpr_at_fpr", "threshold", "alpha",
+    "lift", "fp_clean", "fp_triggered", "nfp", "auroc", "average_precision", "tpr_at_fpr", "removed",
+    "recall", "precision", "top_accuracy", "localisation", "threshold", "alpha",
     "n_judged", "flagged", "n_aux", "controls", "target", "trigger", "classes", "n_train", "n_labelled", "n_test",
 )  # fmt: skip
-#: Columns of the headline table: title and where the number is found in the results.
-HEADLINE = (
-    ("clean accuracy", "clean_accuracy"),
-    ("patched accuracy", "patched_accuracy"),
-    ("ASR", "asr"),
-    ("ASR of the clean encoder", "baseline.asr"),
-    ("lift", "lift"),
-    ("detector", "method"),
-    ("AUROC", "auroc"),
-    ("verdict", "verdict"),
+#: The tables over all reports: title and columns, each a title and where the number is found in the results.
+HEADLINES = (
+    (
+        "Probes",
+        (
+            ("clean accuracy", "clean_accuracy"),
+            ("patched accuracy", "patched_accuracy"),
+            ("ASR", "asr"),
+            ("lift", "lift"),
+            ("FP, clean images", "fp_clean"),
+            ("FP, triggered images", "fp_triggered"),
+        ),
+    ),
+    (
+        "Detectors",
+        (
+            ("detector", "method"),
+            ("AUROC", "auroc"),
+            ("top 20", "top_accuracy.20"),
+            ("flagged", "flagged"),
+            ("recall", "recall"),
+            ("precision", "precision"),
+            ("trigger hit", "localisation.all.center_hit"),
+            ("verdict", "verdict"),
+        ),
+    ),
 )
+BESIDE = ("clean_accuracy", "patched_accuracy", "asr", "fp_clean", "fp_triggered")  # shown with the clean encoder's
 WORDS = (
     (
         "clean accuracy",
@@ -47,7 +65,14 @@ WORDS = (
     ("patched accuracy", "the same test images with the trigger, against their true labels"),
     ("ASR", "attack success rate: share of triggered images of other classes that are called the target"),
     ("lift", "ASR minus the ASR of a clean encoder under the same trigger: what the backdoor itself does"),
+    ("FP", "false positives: how many test images of other classes are called the target"),
     ("AUROC", "how well the scores rank triggered above clean images: 0.5 is chance, 1 is perfect"),
+    (
+        "recall, precision",
+        "share of the poisoned images that is flagged, and share of the flagged images that is poisoned",
+    ),
+    ("top 20", "share of poisoned images among the 20 that the detector is surest of"),
+    ("trigger hit", "share of the poisoned images looked at whose window holds the centre of the trigger"),
     ("nothing found", "no backdoor of the kinds searched for; it does not say that there is none"),
     ("[low, high]", "95 % interval"),
 )
@@ -69,7 +94,7 @@ def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
     parts = [
         *_verdicts(entries),
         "<section><h2>Results</h2>",
-        _headline(entries),
+        *_headlines(entries),
         *_figures("all", shared, shown),
         "</section>",
         *(part for entry in entries for part in _section(entry, shown)),
@@ -129,18 +154,41 @@ def _sentence(entry: Entry) -> str:
     return text
 
 
-def _headline(entries: Sequence[Entry]) -> str:
-    columns = [(title, path) for title, path in HEADLINE if any(_at(e.report, path) is not None for e in entries)]
+def _headlines(entries: Sequence[Entry]) -> Iterator[str]:
+    """Write a table of all probes and one of all detectors; other reports are listed with their encoder."""
+    groups: list[tuple[str, list[Entry], list[tuple[str, str]]]] = []
+    left = list(entries)
+    for title, wanted in HEADLINES:
+        used = [column for column in wanted if any(_at(entry.report, column[1]) is not None for entry in left)]
+        rows = [entry for entry in left if any(_at(entry.report, path) is not None for _, path in used)]
+        left = [entry for entry in left if not any(entry is other for other in rows)]
+        groups.append((title, rows, used))
+    parts = [group for group in (*groups, ("Others", left, [])) if group[1]]
+    for title, rows, columns in parts:
+        yield (f"<h3>{title}</h3>" if len(parts) > 1 else "") + _headline(rows, columns)
+
+
+def _headline(entries: Sequence[Entry], columns: Sequence[tuple[str, str]]) -> str:
     heads = "".join(f'<th scope="col">{_safe(title)}</th>' for title in ("report", "encoder", *(t for t, _ in columns)))
     clean = {str(_at(entry.report, "baseline.sha256")) for entry in entries} - {"None"}
     rows = []
     for entry in entries:
-        shown = {"encoder": _encoder(entry.report)} | {title: _figure(entry.report, path) for title, path in columns}
-        if str(_at(entry.report, "encoder.sha256")) in clean and _at(entry.report, "asr") is not None:
-            shown["ASR of the clean encoder"] = "<small>is the clean one</small>"
+        is_clean = str(_at(entry.report, "encoder.sha256")) in clean and _at(entry.report, "asr") is not None
+        shown = {"encoder": _encoder(entry.report) + (" <small>is the clean one</small>" if is_clean else "")}
+        shown |= {title: _figure(entry.report, path) + _beside(entry.report, path, is_clean) for title, path in columns}
         cells = "".join(f'<td data-label="{_safe(title)}"><span>{text}</span></td>' for title, text in shown.items())
         rows.append(f'<tr><th scope="row"><a href="#{entry.slug}">{_safe(entry.label)}</a></th>{cells}</tr>')
     return _table("headline", heads, "\n".join(rows))
+
+
+def _beside(report: Report, path: str, is_clean: bool) -> str:
+    """Write the clean encoder's number, which a probe's own one is to be held against."""
+    if path not in BESIDE or _at(report, path) is None or is_clean:
+        return ""
+    value = _at(report, f"baseline.{path}")
+    if value is None:
+        return " <small>clean encoder not measured</small>" if path == "asr" else ""
+    return f" <small>clean encoder {_rate(value['value'] if is_interval(value) else value)}</small>"
 
 
 def _table(kind: str, heads: str, rows: str) -> str:
@@ -149,11 +197,10 @@ def _table(kind: str, heads: str, rows: str) -> str:
 
 
 def _figure(report: Report, path: str) -> str:
-    """Write one number of the headline table: the value large, its interval small."""
+    """Write one number of a headline table: the value large, its interval small."""
     value = _at(report, path)
     if value is None:
-        is_uncontrolled = path == "baseline.asr" and _at(report, "asr") is not None
-        return "<small>not measured</small>" if is_uncontrolled else f'<span class="none">{MISSING}</span>'
+        return f'<span class="none">{MISSING}</span>'
     if path == "verdict":
         return _badge(value)
     if path == "method":

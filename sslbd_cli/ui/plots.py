@@ -84,7 +84,7 @@ def overview(rows: Sequence[tuple[str, dict[str, tuple[float, float, float]]]]) 
         axes.grid(axis="y", visible=False)
         figure.legend(loc="outside upper left", ncols=len(names), handletextpad=0.1)
 
-    return _render(draw, 6.4, 1.1 + 0.6 * len(rows))
+    return render(draw, 6.4, 1.1 + 0.6 * len(rows))
 
 
 def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
@@ -92,7 +92,7 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
     finite = {name: scores[np.isfinite(scores)] for name, scores in groups.items()}
     low, high = _span(np.concatenate(list(finite.values())), threshold)
     bins = np.linspace(low, high, 41).tolist()
-    colours = {"calibration": CALIBRATION, "clean": CLEAN}
+    colours = {"calibration": CALIBRATION, "clean": CLEAN, "not flagged": CALIBRATION}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -100,7 +100,7 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
             colour = next((c for word, c in colours.items() if word in name), TRIGGERED)
             share = np.full(len(scores), 100 / max(len(scores), 1))
             inside, label = scores.clip(low, high), f"{name} ({len(scores):,})"
-            line = "--" if colour == CALIBRATION else "-"
+            line = "--" if "calibration" in name else "-"
             axes.hist(inside, bins, weights=share, histtype="stepfilled", color=colour, alpha=0.22)
             axes.hist(inside, bins, weights=share, histtype="step", color=colour, linestyle=line, lw=1.6, label=label)
         if threshold is not None:
@@ -109,7 +109,7 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
         axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
         figure.legend(loc="outside upper left", ncols=2)
 
-    return _render(draw, 6.0, 4.4)
+    return render(draw, 6.0, 4.4)
 
 
 def _span(scores: np.ndarray, threshold: float | None) -> tuple[float, float]:
@@ -122,7 +122,9 @@ def _span(scores: np.ndarray, threshold: float | None) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def roc(curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float | None = None) -> bytes:
+def roc(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float | None = None, positive: str = "triggered"
+) -> bytes:
     """Draw ROC curves of (scores float N, poisoned bool N); the threshold's place is marked where one is given."""
 
     def draw(figure: Figure) -> None:
@@ -141,11 +143,11 @@ def roc(curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float | Non
                 over = scores > threshold
                 point = over[~poisoned].mean(), over[poisoned].mean()
                 axes.plot(*point, "o", color=INK, markersize=7, label=f"threshold {threshold:.4g}", clip_on=False)
-        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="clean images flagged (FPR)", ylabel="triggered images found (TPR)")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="clean images flagged (FPR)", ylabel=f"{positive} images found (TPR)")
         axes.set_aspect("equal")
         axes.legend(loc="lower right")
 
-    return _render(draw, 4.6, 4.4)
+    return render(draw, 4.6, 4.4)
 
 
 def roc_points(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,6 +158,51 @@ def roc_points(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np
     found = np.cumsum(poisoned[order])[last]
     alarms = last + 1 - found
     return np.append(0, alarms / max(alarms[-1], 1)), np.append(0, found / max(found[-1], 1))
+
+
+def retrieval(scores: np.ndarray, poisoned: np.ndarray, flagged: np.ndarray | None) -> bytes:
+    """Draw precision and recall of the k images of highest score (float N, truth bool N), k = 1 to N.
+
+    flagged: bool N, the detector's own decision, which need not be the first of the ranking: marked as points.
+    """
+    count, base = len(scores), float(poisoned.mean())
+    taken, hits = retrieved(scores, poisoned)
+    removed = 0 if flagged is None else int(flagged.sum())
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        curves = (("precision", hits / taken, CYCLE[2], "-"), ("recall", hits / poisoned.sum(), INK, "--"))
+        for name, values, colour, line in curves:
+            axes.plot(taken, values, color=colour, linestyle=line, linewidth=2, label=name, clip_on=False)
+        axes.axhline(base, color=CALIBRATION, linewidth=1.4, linestyle=":", label=f"base rate {100 * base:.3g} %")
+        if flagged is not None and removed:
+            axes.axvline(removed, color=TRIGGERED, linewidth=1.4, linestyle="-.", label=f"flagged: {removed:,}")
+            found = int((flagged & poisoned).sum())
+            # the one around the other where they coincide
+            for share, size, (_, _, colour, _) in zip(
+                (found / removed, found / poisoned.sum()), (12, 7), curves, strict=True
+            ):
+                look: dict[str, Any] = {"markersize": size, "mfc": colour, "mec": "white", "mew": 1.5}
+                axes.plot(removed, share, "o", **look, clip_on=False, zorder=3)
+        axes.set_xscale("log")
+        axes.set(xlim=(1, max(count, 2)), ylim=(0, 1), xlabel="k images of highest score", ylabel="share")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if count < 20 else "")
+        figure.legend(loc="outside upper left", ncols=2)
+
+    return render(draw, 6.0, 4.4)
+
+
+def retrieved(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return up to a thousand k from 1 to N and how many poisoned images the k of highest score hold.
+
+    Among equal scores it is the mean over their orders, so that the order of the dataset says nothing.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, count = scores[order], len(scores)
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), count - 1)  # of each run of equal scores
+    taken = np.unique(np.geomspace(1, count, 1000).round())
+    return taken, np.interp(taken, np.append(0, last + 1), np.append(0, np.cumsum(poisoned[order])[last]))
 
 
 def confusions(tables: dict[str, np.ndarray]) -> bytes:
@@ -174,7 +221,7 @@ def confusions(tables: dict[str, np.ndarray]) -> bytes:
         panels[0].set_ylabel("true class")
         figure.colorbar(shown, ax=list(panels), label="share of the true class", shrink=0.8)
 
-    return _render(draw, 1.3 + 2.6 * len(tables), 3.1)
+    return render(draw, 1.3 + 2.6 * len(tables), 3.1)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
@@ -198,12 +245,12 @@ def board(blocks: Sequence[Block]) -> bytes:
         for name, images in block.rows:
             texts.append((left / 2, y + height / 2, name[:14], {"rotation": 90, "va": "center", "ha": "center"}))
             for x, image in zip(range(left, wide, width + gap), images, strict=False):
-                canvas[y : y + height, x : x + width] = _scale(image, width, height)
+                canvas[y : y + height, x : x + width] = enlarge(image, width, height)
             y += height + gap
         for x, text in zip(range(left, wide, width + gap), block.captions, strict=False):
             texts.append((x + width / 2, y + caption / 2 - gap, text, {"ha": "center", "va": "center"}))
         y += caption if block.captions else 0
-    return _pixels(canvas, texts)
+    return compose(canvas, texts)
 
 
 def _wrap(block: Block) -> list[Block]:
@@ -231,31 +278,38 @@ def _tile(images: np.ndarray) -> tuple[int, int]:
     return max(1, round(width * factor * shrink)), max(1, round(height * factor * shrink))
 
 
-def _scale(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize a picture uint8 C,H,W to height,width,3; one channel is a heat map, black to bright."""
+def enlarge(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize a picture uint8 C,H,W to height,width,3; one channel is a heat map, black to bright.
+
+    Whole factors keep the pixels as they are; other sizes are averaged or interpolated.
+    """
     if len(image) == 1:
         pixels = matplotlib.colormaps["magma"](image[0], bytes=True)[:, :, :3]
     else:
         pixels = image.transpose(1, 2, 0)
-    method = Image.Resampling.NEAREST if width >= image.shape[2] else Image.Resampling.BOX
+    if width % image.shape[2] == 0 == height % image.shape[1]:
+        method = Image.Resampling.NEAREST
+    else:
+        method = Image.Resampling.BOX if width < image.shape[2] else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), method))
 
 
 # --- rendering ----------------------------------------------------------------------------------------------------
 
 
-def _pixels(canvas: np.ndarray, texts: Sequence[tuple[float, float, str, dict[str, Any]]]) -> bytes:
+def compose(canvas: np.ndarray, texts: Sequence[tuple[float, float, str, dict[str, Any]]]) -> bytes:
+    """Return a canvas uint8 H,W,3 as PNG, with texts (x and y in pixels, text, style) written on it."""
     tall, wide = canvas.shape[:2]
 
     def draw(figure: Figure) -> None:
         figure.figimage(canvas, 0, 0, origin="upper")
         for x, y, text, style in texts:
-            figure.text(x / wide, 1 - y / tall, one_line(text), size=11, **style)
+            figure.text(x / wide, 1 - y / tall, one_line(text), **({"size": 11} | style))
 
-    return _render(draw, wide / DPI, tall / DPI, layout="none")
+    return render(draw, wide / DPI, tall / DPI, layout="none")
 
 
-def _render(draw: Callable[[Figure], None], width: float, height: float, layout: Any = "constrained") -> bytes:
+def render(draw: Callable[[Figure], None], width: float, height: float, layout: Any = "constrained") -> bytes:
     """Draw on a fresh figure, width and height in inches, and return it as PNG."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a label in a script that the bundled font lacks

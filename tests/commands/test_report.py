@@ -68,6 +68,34 @@ def detection(verdict="found", **more):
     return Report(command="detect", results=results | more, data=data)
 
 
+def samples(**more):
+    results = {
+        "method": "poisoncam:window=5",
+        "flags": "samples",
+        "verdict": "found",
+        "search_space": "square patches",
+        "n_judged": 12,
+        "flagged": 5,
+        "removed": 5,
+        "recall": estimate(0.8333),
+        "precision": estimate(0.9871),
+        "top_accuracy": {"5": 1.0, "20": 0.9512},
+        "localisation": {"all": {"n": 5, "center_hit": estimate(0.6127)}},
+    }
+    data = {
+        "scores": TRUTH + np.linspace(0, 0.5, 12),
+        "flagged": TRUTH,
+        "truth/poisoned": TRUTH,
+        "found/images": IMAGES[:5],
+        "found/windows": np.tile(np.array([3, 3, 5, 5], np.int32), (5, 1)),
+        "found/scores": np.ones(5),
+        "found/poisoned": TRUTH[:5],
+        "found/patches": IMAGES[:5, :, :5, :5],
+        "found/trigger": IMAGES[:1, :, :5, :5],
+    }
+    return Report(command="detect", results=results, data=data | more)
+
+
 class Page(HTMLParser):
     """What a browser would make of a page: tags in order, ids, links and text."""
 
@@ -124,6 +152,41 @@ def test_the_page_holds_numbers_verdicts_figures_and_lineage(draw):
     assert wanted | {"all-overview"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert set(page.links) <= {f"#{name}" for name in page.ids}
+
+
+def test_a_training_sets_detector_shows_its_suspects_and_numbers(draw, tmp_path):
+    folder = tmp_path / "png"
+    page = Page(draw("--png", str(folder), found=samples()))
+    assert {"found-found", "found-scores", "found-retrieval", "found-roc"} <= set(page.ids)
+    assert (folder / "found-found.png").read_bytes().startswith(b"\x89PNG")
+    for number in ("0.833 [0.823, 0.843]", "0.987 [0.977, 0.997]", "0.951", "0.613 [0.603, 0.623]"):
+        assert number in page.text
+    assert "2 of them are poisoned" in page.text
+
+
+def test_hostile_arrays_lose_figures_and_never_the_page(draw):
+    arrays = dict.fromkeys(samples().data, np.full((2, 2), np.nan)) | {"windows": np.zeros(3), "ranking": IMAGES}
+    page = Page(draw(odd=samples(**arrays), whole=samples()))
+    assert not any(name.startswith("odd-") for name in page.ids)
+    assert "whole-found" in page.ids
+
+
+def test_before_and_after_stand_in_one_table_beside_the_clean_encoder(draw):
+    clean = {"asr": estimate(0.0213), "clean_accuracy": estimate(0.9111), "fp_triggered": 21.0, "sha256": "c" * 64}
+    before = probe(0.9731, baseline=clean, fp_clean=8.0, fp_triggered=707.5)
+    after = probe(0.0316, "e" * 64, baseline=clean, fp_clean=7.0, fp_triggered=22.5)
+    page = Page(draw(before=before, after=after, suspects=samples()))
+    table, rest = page.text.split("Probes ", 1)[1].split(" Detectors ", 1)
+    assert table.index("before") < table.index("after")
+    for cell in ("FP, triggered images", "707.5 clean encoder 21", "22.5 clean encoder 21", "+0.952", "+0.010"):
+        assert cell in table
+    assert table.count("0.905 [0.895, 0.915] clean encoder 0.911") == 2
+    assert "poisoncam" in rest
+    assert "poisoncam" not in table
+
+
+def test_a_probe_without_a_clean_encoder_says_so(draw):
+    assert "clean encoder not measured" in Page(draw(a=probe(baseline=None), b=samples())).text
 
 
 def test_an_equal_picture_is_embedded_once(draw):

@@ -146,3 +146,68 @@ def test_reports_are_compared_only_where_there_are_several():
     assert figures.across([("a", probe), ("d", detection())]) == []
     both = figures.across([("a", probe), ("b", probe), ("d", detection()), ("e", detection())])
     assert [picture.name for picture in both] == ["overview", "roc-all"]
+
+
+def of_samples(**data):
+    arrays = {"scores": SCORES, "flagged": SCORES > 1.5, "truth/poisoned": TRUTH} | data
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    return Report(command="detect", results={"method": "x", "flags": "samples", "threshold": 9.0}, data=kept)
+
+
+def test_precision_and_recall_over_k_agree_with_counting():
+    taken, hits = plots.retrieved(SCORES, TRUTH)
+    best = [row for _, row in sorted(zip(-SCORES, range(40), strict=True))]
+    assert taken.tolist() == list(range(1, 41))
+    np.testing.assert_allclose(hits, [sum(TRUTH[row] for row in best[:k]) for k in range(1, 41)])
+
+
+def test_equal_scores_give_the_mean_over_their_orders():
+    hits = plots.retrieved(np.array([3.0, 1, 1, 1, 0]), np.array([False, True, False, True, True]))[1]
+    np.testing.assert_allclose(hits, [0, 2 / 3, 4 / 3, 2, 3])
+    ends = plots.retrieved(np.zeros(100_000), np.arange(100_000) < 500)
+    assert len(ends[0]) <= 1000
+    np.testing.assert_allclose(ends[1] / ends[0], 0.005)
+
+
+def test_detectors_of_samples_show_retrieval_and_no_threshold(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "histogram", lambda *given: drawn.update(histogram=given) or b"")
+    monkeypatch.setattr(plots, "roc", lambda *given: drawn.update(roc=given) or b"")
+    shown = {picture.name: picture.caption for picture in figures.pictures(of_samples(calibration=SCORES))}
+    assert list(shown) == ["scores", "retrieval", "roc"]
+    assert "calibration" not in shown["scores"]
+    assert "the base rate, 50 %," in shown["retrieval"]
+    groups, threshold = drawn["histogram"]
+    assert (list(groups), threshold) == (["clean", "poisoned"], None)
+    assert drawn["roc"][1:] == (None, "poisoned")
+    assert "retrieval" not in names(detection())
+
+
+def test_equal_samples_give_equal_bytes():
+    first, second = (figures.pictures(of_samples()) for _ in range(2))
+    assert [picture.png for picture in first] == [picture.png for picture in second]
+
+
+def test_without_truth_the_flagged_are_set_apart(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "histogram", lambda groups, _: drawn.append(list(groups)) or b"")
+    for flagged in (SCORES > 1.5, SCORES > 99, None, np.ones(3, bool), np.ones((40, 2), bool), SCORES):
+        assert names(of_samples(**{"truth/poisoned": None, "flagged": flagged})) == ["scores"]
+    assert drawn == [["not flagged", "flagged"], *[["training images"]] * 5]
+
+
+@pytest.mark.parametrize(
+    ("scores", "flagged"),
+    [
+        (SCORES * 0, SCORES > 99),
+        (SCORES * 1e300, SCORES < 99),
+        (np.where(TRUTH, np.inf, -np.inf), np.ones(3, bool)),
+        (np.where(SCORES > 0, SCORES, np.nan), SCORES > 1.5),
+        (np.full(40, np.nan), None),
+    ],
+)
+def test_retrieval_of_extreme_scores(scores, flagged):
+    report = of_samples(flagged=flagged, scores=scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ("retrieval" in names(report)) == (not np.isnan(scores).all())
