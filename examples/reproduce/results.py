@@ -3,8 +3,8 @@
     results.py TITLE SCALE OUT RESULTS OUT/results/SECTION/METHOD/KIND/SEED.json ...
 
 The files are what `sslbd probe --json` and `sslbd detect --json` printed. Shares become percent. What a scale has
-measured replaces what measured.json held of that scale; the others stay. The title, what was chosen and why, and known deviations come from
-expected.json where the paper has one; the command from the environment variable COMMAND.
+measured replaces what measured.json held of that scale; the others stay. The title, what was chosen and why, and known
+deviations come from expected.json where the paper has one; the command from the environment variable COMMAND.
 """
 
 import json
