@@ -131,6 +131,7 @@ def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
 
     center_hit: the box's centre lies in the window; contained and half_contained: all of the box, or half of its area;
     iou_half: the intersection is at least half of the union, which a window of another size than the box may not reach.
+    All None where there is no window.
     """
     low = np.maximum(windows[:, :2], boxes[:, :2])
     high = np.minimum(windows[:, :2] + windows[:, 2:], boxes[:, :2] + boxes[:, 2:])
@@ -144,7 +145,8 @@ def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
         "half_contained": 2 * shared >= area,
         "iou_half": 2 * shared >= union,
     }
-    return {"n": len(windows)} | {name: share([(int(hits.sum()), len(hits))]) for name, hits in kinds.items()}
+    counted = {name: share([(int(hits.sum()), len(hits))]) if len(hits) else None for name, hits in kinds.items()}
+    return {"n": len(windows)} | counted
 
 
 def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
