@@ -106,7 +106,7 @@ class Scan:
     def __init__(self, keys: PatchScan, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int) -> None:
         self.keys, self.evidence, self.device, self.seed = keys, evidence, device, seed
         size = evidence.images.shape[2]
-        side = pixels(keys.window, size, size)
+        side = pixels(keys.window, size, size, "window")
         self.lens, self.pool = Lens(encoder, device), Pool(evidence.images, device)
         self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, seed)
         raw = keys.compat == "authors"
