@@ -64,6 +64,8 @@ class PatchScan(Detector):
                           high=1)  # fmt: skip
     largest: float = key(0.36, "largest side of a pasted patch (80 of 224 pixels)", low=0.01, high=1)
 
+    share: float = key(0.25, "of what the median trigger carries, that a window must to be verified", low=0, high=1)
+
     @property
     def is_bound(self) -> bool:
         return self.localiser == "oracle"
@@ -168,12 +170,12 @@ class Scan:
         """Keep the flagged images in which a window carries test images where the triggers carry them: bool N.
 
         gains: float32 T,K of the triggers. The window is the one whose masking takes the image farthest from the
-        nearest of the triggers' clusters; it must carry half of what the median trigger does. windows is filled in.
+        nearest of the triggers' clusters; it must carry a `share` of the median trigger's. windows is filled in.
         """
         spread = gains.mean(0)
         landings = spread.topk(min(LANDINGS, len(spread))).indices
         landings = landings[spread[landings] > 0.1 * spread.max()]
-        least = 0.5 * float(gains[:, landings].sum(1).median())
+        least = self.keys.share * float(gains[:, landings].sum(1).median())
         rows = torch.from_numpy(np.flatnonzero(flagged))
         localiser = self.localiser
         if isinstance(localiser, Mask):
