@@ -26,7 +26,7 @@ from sslbd_cli.core.train import Watch
 
 LANDINGS = 5  # clusters that a trigger's images may be split over
 SHOWN = 20  # of the ranking, in the report
-CHECKS = 64  # test images that a flagged image's window is pasted on
+CHECKS = 128  # test images that a flagged image's window is pasted on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class PatchScan(Detector):
                           high=1)  # fmt: skip
     largest: float = key(0.36, "largest side of a pasted patch (80 of 224 pixels)", low=0.01, high=1)
 
-    share: float = key(0.25, "of what the median trigger carries, that a window must to be verified", low=0, high=1)
+    share: float = key(0.15, "of what the median trigger carries, that a window must to be verified", low=0, high=1)
 
     @property
     def is_bound(self) -> bool:

@@ -16,7 +16,8 @@ class PoisonCAM(PatchScan):
     cosine with the own cluster's center; the window is where a square mask, of the images' mean colour, lowers it most,
     beside what the same mask does to other images. Candidates, flip test, schedule and poison classifier are those of
     patchsearch. What the classifier sees is then verified (decision=verified): the window that draws the image to the
-    triggers' clusters is pasted on other images, and must carry a quarter as many of them there as the triggers do.
+    triggers' clusters is pasted on other images, and must carry a seventh as many of them there as the triggers do
+    (windows of clean images carried a tenth at most).
     """
 
     localiser: str = key("mask", "how a window is chosen; oracle is told and random knows nothing: bounds",
