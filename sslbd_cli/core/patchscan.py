@@ -78,7 +78,7 @@ class PatchScan(Detector):
         )
         first = Candidates(found.rows[: self.top], found.windows[: self.top], found.scores[: self.top])
         gains = scan.gains(first)
-        carried = gains.topk(min(LANDINGS, self.clusters), 1).values.sum(1)
+        carried = gains.clamp(min=0).topk(min(LANDINGS, self.clusters), 1).values.sum(1)  # the gains of all add up to 0
         proven = (carried >= self.capture).cpu()
         triggers = Candidates(first.rows[proven], first.windows[proven], first.scores[proven])
         scores = np.zeros(len(evidence.images))
