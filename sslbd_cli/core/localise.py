@@ -204,7 +204,7 @@ class Cam(Localiser):
         super().__init__(lens, pool, clusters, side)
         known = list(layers(lens.net).values())
         if not known:
-            raise InputError(f"localiser=cam cannot read the maps of {lens.net.arch}; take localiser=mask")
+            raise self._unreadable()
         blocks = getattr(lens.net.encoder, "blocks", None)
         self.is_transformer = isinstance(blocks, nn.Sequential)
         # what comes after a transformer's last attention shows only the class token to the embedding
@@ -214,12 +214,16 @@ class Cam(Localiser):
     def together(self) -> int:
         return max(1, self.lens.batch // 4)
 
+    def _unreadable(self) -> InputError:
+        return InputError(f"localiser=cam cannot read the maps of {self.lens.net.arch}; take localiser=mask")
+
     @torch.inference_mode(False)
     def corners(self, rows: Tensor) -> Tensor:
         caught: list[Tensor] = []
 
         def catch(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
-            caught.append(out.clone())  # what follows may change the maps in place
+            # what follows may change the maps in place; what comes before needs no gradient, and may allow none
+            caught.append(out.detach().clone().requires_grad_())
             return caught[0]
 
         hook = self.layer.register_forward_hook(catch)
@@ -229,6 +233,8 @@ class Cam(Localiser):
                 feats = self.lens.net(pixels)
         finally:
             hook.remove()
+        if not caught:
+            raise self._unreadable()
         maps = as_maps(self.lens.net.encoder, caught[0])
         centers = self.clusters.centers.clone()
         own = F.normalize(centers[self.clusters.labels[rows.to(centers.device)].clone()], dim=1)

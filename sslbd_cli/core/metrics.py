@@ -127,7 +127,7 @@ def removal(flagged: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
 
 
 def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
-    """Return how windows int K,4 (x, y, width, height) hit true boxes int K,4.
+    """Return how windows int K,4 (x, y, width, height) hit true boxes int K,4; shares are None where K is 0.
 
     center_hit: the box's centre lies in the window; contained and half_contained: all of the box, or half of its area;
     iou_half: the intersection is at least half of the union, which a window of another size than the box may not reach.
@@ -144,7 +144,9 @@ def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
         "half_contained": 2 * shared >= area,
         "iou_half": 2 * shared >= union,
     }
-    return {"n": len(windows)} | {name: share([(int(hits.sum()), len(hits))]) for name, hits in kinds.items()}
+    return {"n": len(windows)} | {
+        name: share([(int(hits.sum()), len(hits))]) if len(hits) else None for name, hits in kinds.items()
+    }
 
 
 def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
