@@ -278,7 +278,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
             ["encoder", "--data", "larger", "--method", "poisoncam"],
             "--data holds 20x20 images, the encoder takes 16x16; make them with --size 16",
         ),
-        ("detect", [*SAMPLES, "--method", "poisoncam", "--aux", "test"], "judges a training set by itself and takes no"),
+        ("detect", [*SAMPLES, "--method", "poisoncam", "--aux", "test"], "judges a training set by itself"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--trigger", "patch"], "takes no --trigger"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.05"], "takes no --alpha"),
         ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against images held to be clean: give them as --aux"),

@@ -10,7 +10,7 @@ from detectors.wired import SIZE, make_scattered, make_sharp
 from micro import make_dataset, make_encoder
 from sslbd_cli.core import localise, nets, plugin
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.features import embed, layers
+from sslbd_cli.core.features import layers
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.localise import Cam, Mask, Oracle, Random, Rise, brightest, cam_weights, grid
 from sslbd_cli.core.metrics import localisation
@@ -170,7 +170,8 @@ def test_windows_lie_inside_and_one_may_be_the_whole_image(where):
 def by_autograd(net, pixels, own):
     """Grad-CAM's weights and maps at the last layer, from the cosine with a center."""
     caught = []
-    hook = list(layers(net).values())[-1].register_forward_hook(lambda m, i, out: caught.append(out.clone()) or caught[0])
+    last = list(layers(net).values())[-1]
+    hook = last.register_forward_hook(lambda module, given, out: caught.append(out.clone()) or caught[0])
     feats = net(pixels)
     hook.remove()
     (slope,) = torch.autograd.grad(F.cosine_similarity(feats, own).sum(), caught[0])
