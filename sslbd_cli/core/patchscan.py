@@ -74,7 +74,8 @@ class PatchScan(Detector):
         side, tests = scan.test.side, len(scan.test)
         space = (
             f"windows of {side} pixels, chosen by {self.localiser} in {len(found.rows)} of {len(evidence.images)}"
-            f" images, that carry {self.capture:.0%} of {tests} other images into {LANDINGS} of {self.clusters} clusters"
+            f" images, that carry {self.capture:.0%} of {tests} other images into {LANDINGS} of {self.clusters}"
+            " clusters"
         )
         first = Candidates(found.rows[: self.top], found.windows[: self.top], found.scores[: self.top])
         gains = scan.gains(first)
@@ -106,6 +107,8 @@ class Scan:
     def __init__(self, keys: PatchScan, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int) -> None:
         self.keys, self.evidence, self.device, self.seed = keys, evidence, device, seed
         size = evidence.images.shape[2]
+        if keys.window > size:
+            raise InputError(f"{keys.name}: a window of {keys.window:g} pixels is larger than the images of {size}")
         side = pixels(keys.window, size, size)
         self.lens, self.pool = Lens(encoder, device), Pool(evidence.images, device)
         self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, seed)
@@ -180,7 +183,7 @@ class Scan:
             localiser = localiser.toward(landings)
         kept = torch.zeros(len(flagged), dtype=torch.bool)
         with watch(len(rows), "images", "verify") as ticker:
-            for part in torch.split(rows, 512):
+            for part in torch.split(rows, 512) if len(rows) else ():
                 at = localiser(part)
                 carried = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()
                 kept[part] = carried >= least
