@@ -98,7 +98,8 @@ class Mask(Localiser):
         self.bias = torch.zeros(self.count, self.count, device=lens.device.torch)
         if reference is not None:
             every = self._square(torch.arange(self.count))
-            drops = [self._drops(part, every.expand(len(part), -1, -1)) for part in torch.split(reference, 64)]
+            parts = torch.split(reference, max(1, lens.batch // len(every)))
+            drops = [self._drops(part, every.expand(len(part), -1, -1)) for part in parts]
             self.bias = torch.cat(drops).mean(0).view(self.count, self.count)
 
     def toward(self, landings: Tensor) -> Mask:

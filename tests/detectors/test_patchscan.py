@@ -14,8 +14,7 @@ from sslbd_cli.core.watch import unwatched
 
 #: small enough for a second; windows of 5 of 16 pixels carry more of a scene than 10 of 32: a higher bar
 SMALL = {"clusters": 6, "per_cluster": 4, "window": 5, "tests": 64, "stride": 1, "capture": 0.6, "models": 1,
-         "steps": 80,
-         "batch": 32, "smallest": 0.25, "largest": 0.4}  # fmt: skip
+         "steps": 80, "batch": 32, "smallest": 0.25, "largest": 0.4}  # fmt: skip
 NAMES = ["patchsearch", "poisoncam"]
 every_name = pytest.mark.parametrize("name", NAMES)
 
