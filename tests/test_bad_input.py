@@ -162,6 +162,7 @@ def test_a_gpu_that_is_not_there(refused, files, name):
         assert f"--device {device}: " in refused(name, given, *words(name, files), "--device", device)
 
 
+SAMPLES = ["encoder", "--data", "dataset"]
 KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices", "--indices"]
 
 
@@ -266,6 +267,21 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
             "sslbd probe: --target and --target-of both name the target: give one of them",
         ),
         ("probe", ["encoder", "--train", "dataset", "--test", "test", "--labels", "150%"], "--labels 150%: expected"),
+        ("detect", [*SAMPLES, "--method", "poisoncam"], "100 clusters of 90 images: give clusters=N with fewer"),
+        ("detect", [*SAMPLES, "--method", "patchsearch"], "100 clusters of 90 images: give clusters=N with fewer"),
+        ("detect", [*SAMPLES, "--method", "poisoncam:window=17"], "a window of 17 pixels is larger than the images"),
+        ("detect", [*SAMPLES, "--method", "poisoncam:clusters=3"], "poisoncam: clusters=3: expected a value >= 4"),
+        ("detect", [*SAMPLES, "--method", "patchsearch:localiser=oracle"], "a bound needs the recorded truth"),
+        ("detect", [*SAMPLES, "--method", "patchsearch:localiser=gradcam"], "patchsearch: localiser=gradcam"),
+        (
+            "detect",
+            ["encoder", "--data", "larger", "--method", "poisoncam"],
+            "--data holds 20x20 images, the encoder takes 16x16; make them with --size 16",
+        ),
+        ("detect", [*SAMPLES, "--method", "poisoncam", "--aux", "test"], "judges a training set by itself"),
+        ("detect", [*SAMPLES, "--method", "poisoncam", "--trigger", "patch"], "takes no --trigger"),
+        ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.05"], "takes no --alpha"),
+        ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against images held to be clean: give them as --aux"),
         ("embed", ["encoder"], "Missing option '--data'"),
         ("badencoder", ["encoder", "--data", "dataset"], "give one of --reference"),
     ],

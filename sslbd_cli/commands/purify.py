@@ -91,7 +91,9 @@ def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[st
     scores, flagged = detect.said_of(report, dataset)
     kept = method.keep(scores, flagged, params["keep_quantile"])
     if not kept.any():
-        raise InputError("nothing would be left: the report flags every image")
+        few = params["keep_quantile"] is not None
+        why = "--keep-quantile keeps less than one" if few else "the report flags every"
+        raise InputError(f"nothing would be left: {why} image")
     told = ""
     if dataset.truth is not None and dataset.truth.poisoned.any():
         left, total = int(dataset.truth.poisoned[kept].sum()), int(dataset.truth.poisoned.sum())

@@ -8,14 +8,14 @@ from torch import Tensor
 from sslbd_cli.core.errors import InputError
 
 
-def side(size: float, height: int, width: int, what: str = "trigger") -> int:
+def side(size: float, height: int, width: int) -> int:
     """Return a patch's side in pixels: `size` itself from 1 up, below 1 a share of the shorter side.
 
     Raises InputError where the patch is larger than the image.
     """
     pixels = round(size) if size >= 1 else max(1, round(size * min(height, width)))
     if pixels > min(height, width):
-        raise InputError(f"the {what} of {pixels} pixels is larger than the image of {width}x{height}; lower its size")
+        raise InputError(f"the trigger of {pixels} pixels is larger than the image of {width}x{height}; lower its size")
     return pixels
 
 

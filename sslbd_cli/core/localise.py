@@ -98,7 +98,8 @@ class Mask(Localiser):
         self.bias = torch.zeros(self.count, self.count, device=lens.device.torch)
         if reference is not None:
             every = self._square(torch.arange(self.count))
-            drops = [self._drops(part, every.expand(len(part), -1, -1)) for part in torch.split(reference, 64)]
+            parts = torch.split(reference, max(1, lens.batch // len(every)))
+            drops = [self._drops(part, every.expand(len(part), -1, -1)) for part in parts]
             self.bias = torch.cat(drops).mean(0).view(self.count, self.count)
 
     def toward(self, landings: Tensor) -> Mask:
@@ -112,12 +113,14 @@ class Mask(Localiser):
 
     def corners(self, rows: Tensor) -> Tensor:
         start = torch.unique(torch.cat([torch.arange(0, self.count, self.coarse), torch.tensor([self.count - 1])]))
-        best = self._best(rows, self._square(start).expand(len(rows), -1, -1))
+        places = self._square(start).expand(len(rows), -1, -1)
+        drops = self._beyond(rows, places)
         if self.coarse > 1:
+            best = places[torch.arange(len(rows)), drops.argmax(1)]
             near = self._square(torch.arange(1 - self.coarse, self.coarse))
-            best = self._best(rows, (best[:, None] + near).clamp(0, self.count - 1))
-        corners: Tensor = self.offsets[best]
-        return corners
+            places = (best[:, None] + near).clamp(0, self.count - 1)
+            drops = self._beyond(rows, places)
+        return middle(self.offsets[places], drops)
 
     @staticmethod
     def _square(line: Tensor) -> Tensor:
@@ -125,10 +128,9 @@ class Mask(Localiser):
         y, x = torch.meshgrid(line, line, indexing="ij")
         return torch.stack([x.flatten(), y.flatten()], dim=1)
 
-    def _best(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Return the grid place of largest drop among each row's own places B,P,2: int64 B,2 on the CPU."""
-        drops = self._drops(rows, places) - self.bias[places[..., 1], places[..., 0]]
-        return places[torch.arange(len(rows)), drops.argmax(1).cpu()]
+    def _beyond(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Return the drops at each row's own places B,P,2 beyond those of other images: float32 B,P on the CPU."""
+        return (self._drops(rows, places) - self.bias[places[..., 1], places[..., 0]]).cpu()
 
     def _drops(self, rows: Tensor, places: Tensor) -> Tensor:
         """Return by how much masking at grid places B,P,2 lowers the cosine with the own center: float32 B,P."""
@@ -163,6 +165,17 @@ class Mask(Localiser):
             return F.avg_pool2d(x, wide, 1, wide // 2, count_include_pad=False)
         gen = torch.Generator().manual_seed(0)
         return torch.randn(1, *x.shape[1:], generator=gen).to(x)
+
+
+def middle(corners: Tensor, drops: Tensor) -> Tensor:
+    """Return the middle of the corners B,P,2 whose drops B,P come within a tenth of the largest: int64 B,2.
+
+    A trigger loses its effect once a part of it is hidden: many places do nearly as well as the best, and those that
+    hide all of it lie in their middle.
+    """
+    best = drops.amax(1, keepdim=True)
+    good = (drops >= best - 0.1 * best.abs())[..., None]
+    return ((corners * good).sum(1) / good.sum(1)).round().long()
 
 
 class Rise(Localiser):
@@ -204,7 +217,7 @@ class Cam(Localiser):
         super().__init__(lens, pool, clusters, side)
         known = list(layers(lens.net).values())
         if not known:
-            raise InputError(f"localiser=cam cannot read the maps of {lens.net.arch}; take localiser=mask")
+            raise self._unreadable()
         blocks = getattr(lens.net.encoder, "blocks", None)
         self.is_transformer = isinstance(blocks, nn.Sequential)
         # what comes after a transformer's last attention shows only the class token to the embedding
@@ -214,12 +227,16 @@ class Cam(Localiser):
     def together(self) -> int:
         return max(1, self.lens.batch // 4)
 
+    def _unreadable(self) -> InputError:
+        return InputError(f"localiser=cam cannot read the maps of {self.lens.net.arch}; take localiser=mask")
+
     @torch.inference_mode(False)
     def corners(self, rows: Tensor) -> Tensor:
         caught: list[Tensor] = []
 
         def catch(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
-            caught.append(out.clone())  # what follows may change the maps in place
+            # what follows may change the maps in place; what comes before needs no gradient, and may allow none
+            caught.append(out.detach().clone().requires_grad_())
             return caught[0]
 
         hook = self.layer.register_forward_hook(catch)
@@ -229,6 +246,8 @@ class Cam(Localiser):
                 feats = self.lens.net(pixels)
         finally:
             hook.remove()
+        if not caught:
+            raise self._unreadable()
         maps = as_maps(self.lens.net.encoder, caught[0])
         centers = self.clusters.centers.clone()
         own = F.normalize(centers[self.clusters.labels[rows.to(centers.device)].clone()], dim=1)

@@ -127,7 +127,7 @@ def removal(flagged: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
 
 
 def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
-    """Return how windows int K,4 (x, y, width, height) hit true boxes int K,4.
+    """Return how windows int K,4 (x, y, width, height) hit true boxes int K,4; shares are None where K is 0.
 
     center_hit: the box's centre lies in the window; contained and half_contained: all of the box, or half of its area;
     iou_half: the intersection is at least half of the union, which a window of another size than the box may not reach.

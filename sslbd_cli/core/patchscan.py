@@ -80,25 +80,27 @@ class PatchScan(Detector):
         )
         first = Candidates(found.rows[: self.top], found.windows[: self.top], found.scores[: self.top])
         gains = scan.gains(first)
-        carried = gains.topk(min(LANDINGS, self.clusters), 1).values.sum(1)
+        carried = gains.clamp(min=0).topk(min(LANDINGS, self.clusters), 1).values.sum(1)  # the gains of all add up to 0
         proven = (carried >= self.capture).cpu()
         triggers = Candidates(first.rows[proven], first.windows[proven], first.scores[proven])
         scores = np.zeros(len(evidence.images))
         scores[found.rows.numpy()] = found.scores.double().numpy()
         windows = np.zeros((len(evidence.images), 4), np.int32)
         windows[found.rows.numpy()] = found.windows.numpy()
-        flagged = np.zeros(len(scores), bool)
+        flagged, classified = np.zeros(len(scores), bool), 0
         if len(triggers.rows):
             scores = scan.classify(scores, triggers, watch)
             flagged = scores > 0
+            classified = int(flagged.sum())
             if self.decision == "verified":
-                flagged = scan.verify(flagged, windows, triggers, gains[proven], watch)
+                flagged = scan.verify(flagged, windows, triggers, watch)
+                scores[~flagged] = scores[~flagged].clip(max=0)  # so that scores and flags say the same
         return Findings(
             scores=scores, flagged=flagged, windows=windows, ranking=found.rows.numpy(), search_space=space,
             extras=scan.pictures(found, triggers),
             summary={"candidates": len(found.rows), "best_flips": float(found.scores[0]),
                      "best_capture": float(carried.max()), "triggers": len(triggers.rows), "window": side,
-                     "classified": int((scores > 0).sum()) if len(triggers.rows) else 0},
+                     "classified": classified},
         )  # fmt: skip
 
 
@@ -108,7 +110,9 @@ class Scan:
     def __init__(self, keys: PatchScan, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int) -> None:
         self.keys, self.evidence, self.device, self.seed = keys, evidence, device, seed
         size = evidence.images.shape[2]
-        side = pixels(keys.window, size, size, "window")
+        if keys.window > size:
+            raise InputError(f"{keys.name}: a window of {keys.window:g} pixels is larger than the images of {size}")
+        side = pixels(keys.window, size, size)
         self.lens, self.pool = Lens(encoder, device), Pool(evidence.images, device)
         self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, seed)
         raw = keys.compat == "authors"
@@ -164,14 +168,14 @@ class Scan:
         models = poisonnet.train(self.pool, rows, patches, lesson, self.seed, watch)
         return poisonnet.score(models, self.pool)
 
-    def verify(
-        self, flagged: np.ndarray, windows: np.ndarray, triggers: Candidates, gains: Tensor, watch: Watch
-    ) -> np.ndarray:
+    def verify(self, flagged: np.ndarray, windows: np.ndarray, triggers: Candidates, watch: Watch) -> np.ndarray:
         """Keep the flagged images in which a window carries test images where the triggers carry them: bool N.
 
-        gains: float32 T,K of the triggers. The window is the one whose masking takes the image farthest from the
-        nearest of the triggers' clusters; it must carry a `share` of the median trigger's. windows is filled in.
+        The window is the one whose masking takes the image farthest from the
+        nearest of the triggers' clusters; it must carry a `share` of the median trigger's. Windows of images that
+        stay flagged are filled in, int32 N,4.
         """
+        gains = self.gains(triggers, CHECKS)  # by the test images that the flagged ones meet
         spread = gains.mean(0)
         landings = spread.topk(min(LANDINGS, len(spread))).indices
         landings = landings[spread[landings] > 0.1 * spread.max()]
@@ -182,11 +186,12 @@ class Scan:
             localiser = localiser.toward(landings)
         kept = torch.zeros(len(flagged), dtype=torch.bool)
         with watch(len(rows), "images", "verify") as ticker:
-            for part in torch.split(rows, 512):
+            for part in torch.split(rows, 512) if len(rows) else ():
                 at = localiser(part)
                 carried = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()
-                kept[part] = carried >= least
-                windows[part.numpy()] = at.numpy()
+                good = carried >= least
+                kept[part] = good
+                windows[part[good].numpy()] = at[good].numpy()
                 ticker.advance(len(part))
         # a trigger that the search has proven stays flagged, whatever another window of its image says
         kept[triggers.rows] = True

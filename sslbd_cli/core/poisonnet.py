@@ -85,6 +85,7 @@ def paste_some(x: Tensor, patches: Tensor, sides: tuple[float, float], gen: torc
     draws = torch.rand(count, 5, generator=gen, device=x.device)
     picked = patches[(draws[:, 0] * len(patches)).long()]
     side = (sides[0] + draws[:, 1] * (sides[1] - sides[0])) * min(height, width)
+    side = side.clamp(min=1)  # a smaller one would fall between the pixels
     left, top = draws[:, 2] * (width - side), draws[:, 3] * (height - side)
     # pixel centres in the patch's own coordinates, -1 ... 1 from edge to edge
     across = (torch.arange(width, device=x.device) + 0.5 - left[:, None]) / side[:, None] * 2 - 1

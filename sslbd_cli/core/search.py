@@ -16,6 +16,7 @@ from sslbd_cli.core.scan import Clusters, FlipTest, crop
 from sslbd_cli.core.train import Ticker
 
 FIRST = 128  # test images that every candidate is tried on; the best eighth meets the rest
+SETTLED = 40  # so many meet the rest at least: more than are shown, or teach the poison classifier
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def _turns(clusters: Clusters, gen: torch.Generator) -> list[Tensor]:
 def _settled(localiser: Localiser, test: FlipTest, tried: Candidates) -> Candidates:
     """Score the best eighth on all test images; the others keep what the first ones said, but rank below it."""
     order = torch.argsort(tried.scores, descending=True, stable=True)
-    again, rest = order[: max(1, -(-len(order) // 8))], order[max(1, -(-len(order) // 8)) :]
+    count = max(SETTLED, -(-len(order) // 8))
+    again, rest = order[:count], order[count:]
     whole = score(localiser, test, tried.rows[again], tried.windows[again], len(test))
     scores = tried.scores.clone()
     scores[again] = whole

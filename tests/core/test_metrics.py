@@ -148,3 +148,45 @@ def test_binomial_tail():
     assert metrics.binomial_tail(0, 10, 0.1) == 1
     assert metrics.binomial_tail(10, 10, 0.5) == pytest.approx(0.5**10)
     assert metrics.binomial_tail(2, 3, 0.5) == pytest.approx(0.5)
+
+
+def test_top_accuracy_by_hand():
+    positive = np.array([True, False, True, False, True, False, False, False, False, False])
+    ranking = np.array([4, 0, 1, 2, 9, 3])
+    assert metrics.top_accuracy(ranking, positive) == {"5": 0.6, "10": None, "20": None}
+    assert metrics.top_accuracy(ranking, positive, (1, 2, 3, 6)) == {"1": 1, "2": 1, "3": 2 / 3, "6": 0.5}
+
+
+def test_removal_by_hand():
+    positive, flagged = np.arange(10) < 4, np.isin(np.arange(10), [0, 1, 2, 8, 9])
+    found = metrics.removal(flagged, positive)
+    assert (found["removed"], found["recall"]["value"], found["precision"]["value"]) == (5, 3 / 4, 3 / 5)
+    assert (found["recall"]["n"], found["precision"]["n"]) == (4, 5)
+    assert metrics.removal(np.zeros(10, bool), positive)["precision"] is None
+    assert metrics.removal(np.zeros(10, bool), positive)["recall"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("window", "center", "contained", "half", "iou"),
+    [
+        ((3, 3, 4, 4), 1, 1, 1, 1),  # the box itself
+        ((0, 0, 10, 10), 1, 1, 1, 0),  # 16 of 100 pixels
+        ((0, 0, 6, 6), 1, 0, 1, 0),  # 9 of 16; of 43 together
+        ((2, 3, 4, 4), 1, 0, 1, 1),  # 12 of 16; of 20
+        ((5, 5, 2, 2), 1, 0, 0, 0),  # 4 of 16, the centre on the corner
+        ((6, 6, 4, 4), 0, 0, 0, 0),
+        ((7, 3, 4, 4), 0, 0, 0, 0),  # side by side
+        ((3, 5, 4, 2), 1, 0, 1, 1),  # half of it exactly
+    ],
+)
+def test_localisation_by_hand(window, center, contained, half, iou):
+    found = metrics.localisation(np.array([window]), np.array([[3, 3, 4, 4]]))
+    values = [found[name]["value"] for name in ("center_hit", "contained", "half_contained", "iou_half")]
+    assert values == [center, contained, half, iou] and found["n"] == 1
+
+
+def test_localisation_counts_and_has_no_share_of_nothing():
+    windows, boxes = np.array([[0, 0, 2, 2], [8, 8, 2, 2], [1, 1, 2, 2]]), np.tile([1, 1, 2, 2], (3, 1))
+    assert metrics.localisation(windows, boxes)["contained"]["value"] == pytest.approx(1 / 3)
+    none = metrics.localisation(windows[:0], boxes[:0])
+    assert none.pop("n") == 0 and set(none.values()) == {None}

@@ -50,3 +50,24 @@ def make_poisoned(poisons: int = 12, count: int = 200, seed: int = 0) -> Dataset
     """Scenes of which the first `poisons` of kind 1 carry the trigger, somewhere."""
     rows = np.arange(1, KINDS * poisons, KINDS)
     return plant(make_scenes(count, seed), plugin.parse("trigger", TRIGGER), rows, "replace", 0)
+
+
+def make_sharp(backdoor: bool = True) -> nets.ImageEncoder:
+    """Build an encoder of one convolution, whose maps show where things are, as the 2x2 maps of `tiny` do not.
+
+    Channel 0 is the brighter the more of a 4x4 square is white; the others answer to patterns, each to its own.
+    """
+    gen = torch.Generator().manual_seed(0)
+    net = nets.ImageEncoder(nets.Tiny(width=4), SIZE, (0.5,) * 3, (0.25,) * 3)
+    conv = torch.nn.Conv2d(3, 64, 4, 1)
+    conv.weight.data = torch.randn(conv.weight.shape, generator=gen)
+    conv.bias.data = torch.full((64,), -4.0)
+    conv.weight.data[0], conv.bias.data[0] = 3.0 * backdoor, -3 * 45.0
+    net.encoder = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    return net.eval().requires_grad_(False)
+
+
+def make_scattered(poisons: int = 30, count: int = 240, seed: int = 0) -> Dataset:
+    """Scenes of all kinds, the first `poisons` with the trigger: it is all that they have in common."""
+    rows = np.random.default_rng(seed).permutation(count)[:poisons]
+    return plant(make_scenes(count, seed), plugin.parse("trigger", TRIGGER), rows, "replace", 0)
