@@ -89,11 +89,11 @@ class Clusters:
         return torch.bincount(self.labels, minlength=len(self.centers))
 
 
-def find_clusters(feats: Tensor, count: int, rounds: int, seed: int) -> Clusters:
-    """Cluster unit features N,D by k-means. Raises InputError for fewer images than clusters."""
+def find_clusters(feats: Tensor, count: int, rounds: int, seed: int, half: bool = False) -> Clusters:
+    """Cluster unit features N,D by k-means, compared in bf16 where half. Raises InputError for too few images."""
     if count > len(feats):
         raise InputError(f"{count} clusters of {len(feats)} images: give clusters=N with fewer, or more images")
-    found = kmeans(feats, count, generator(seed, "scan clusters"), rounds=rounds)
+    found = kmeans(feats, count, generator(seed, "scan clusters"), rounds=rounds, half=half)
     return Clusters(found.centers, found.labels, feats)
 
 
