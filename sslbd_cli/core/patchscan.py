@@ -74,7 +74,7 @@ class PatchScan(Detector):
         side, tests = scan.test.side, len(scan.test)
         space = (
             f"windows of {side} pixels, chosen by {self.localiser} in {len(found.rows)} of {len(evidence.images)}"
-            f" images, that carry {self.capture:.0%} of {tests} other images into {LANDINGS} of {self.clusters} clusters"
+            f" images, that carry {self.capture:.0%} of {tests} others into {LANDINGS} of {self.clusters} clusters"
         )
         first = Candidates(found.rows[: self.top], found.windows[: self.top], found.scores[: self.top])
         gains = scan.gains(first)
