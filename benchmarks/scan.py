@@ -13,11 +13,11 @@ whole    PoisonCAM of 5,000 images in 600 s of two cores
 memory   the peak grows with the batch, not with images times places
 
 Last run (AMD EPYC with AVX512-bf16, no AMX, one thread, a busy machine; Python 3.11, torch 2.15.0, scikit-learn 1.9.1;
-50,000 CIFAR-10 images, 2,500 poisoned, a `tiny` encoder of SimCLR; every tenth image except for k-means; median, range):
+50,000 CIFAR-10 images, 2,500 poisoned, `tiny` of SimCLR; every tenth image except for k-means; median, range):
 masked: stride 1, 1.11 times plain forwards (0.255 s, 0.242-0.261, n = 5); stride 2, 1.07 (0.246 s, 0.240-0.260).
 scoring: 2.02x, missed (0.436 s, 0.434-0.445, against 0.882, 0.862-0.912, n = 5), scores 0.0000 apart: batched scoring
 is as fast as plain forwards, and without AMX bf16 convolutions are only about twice as fast as fp32.
-halving: 3.90x (4.8 s against 18.8, n = 1), but 11 of the best 20 the same, missed: clusters are pruned by other scores.
+halving: 3.90x (4.8 s against 18.8, n = 1), but only 11 of the best 20 the same, missed; why is not yet examined.
 kmeans: bf16 1.30x scikit-learn (0.756 s, 0.740-0.778, n = 3; 2 starts), inertia 0.9998 and 0.9999; fp32 0.78x, missed;
 faiss-cpu 1.15.1 0.94x. whole: not yet run to its end. memory: 18 MB for a batch of 512 and 256 images (n = 1); larger
 ones not yet since the scan was made faster.
