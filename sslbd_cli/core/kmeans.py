@@ -102,12 +102,14 @@ def lloyd(feats: Tensor, centers: Tensor, rounds: int = 100, tolerance: float = 
     compared = (feats - middle).bfloat16() if half else feats  # about the mean, bf16 keeps more of what differs
     variance = float(torch.linalg.vector_norm(feats)) ** 2 / len(feats) - float(middle @ middle)  # of all dimensions
     rest = tolerance * variance / feats.shape[1]
+    labels = torch.full((len(feats),), len(centers), device=feats.device)  # of none yet
+    sums = feats.new_zeros(len(centers) + 1, feats.shape[1])  # the last row takes those of none
     done, shift = 0, 1.0
     while done < rounds:
         done += 1
-        labels, sums = _round(feats, compared, centers if compared is feats else centers - middle)
+        _round(feats, compared, centers if compared is feats else centers - middle, labels, sums)
         counts = torch.bincount(labels, minlength=len(centers))
-        moved = sums / counts.clamp(min=1)[:, None]
+        moved = sums[:-1] / counts.clamp(min=1)[:, None]
         if bool((empty := counts == 0).any()):
             moved[empty] = _farthest(feats, centers, labels, int(empty.sum()))
         shift = float((moved - centers).square().sum())
@@ -117,31 +119,34 @@ def lloyd(feats: Tensor, centers: Tensor, rounds: int = 100, tolerance: float = 
         if shift <= rest:
             compared = feats  # bf16 has brought them as near as it can: the last rounds are exact
     if shift or compared is not feats:  # else the centers are where they were compared
-        labels = _round(feats, feats, centers, last=True)[0]
+        _round(feats, feats, centers, labels, None)
     return Clusters(centers, labels, float(_spread(feats, centers, labels).cpu().double().sum()), done)
 
 
-def _round(feats: Tensor, compared: Tensor, centers: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
-    """Return each row's nearest center, int64 N, and the sums K,D of each center's rows (zeros in the last round).
+def _round(feats: Tensor, compared: Tensor, centers: Tensor, labels: Tensor, sums: Tensor | None) -> None:
+    """Write each row's nearest center into labels, int64 N, and the sums of each center's rows into sums K+1,D.
 
-    |x - c|^2 is least where x.c - |c|^2 / 2 is largest. On the CPU numpy finds a row's largest several times faster
-    than torch; on an accelerator a product with one-hot rows sums in a fixed order, as atomic additions do not.
+    |x - c|^2 is least where x.c - |c|^2 / 2 is largest; the second term stays fp32, for its rounding would favour the
+    same centers in every row. On the CPU numpy finds a row's largest several times faster than torch, and only rows
+    that change centers move between the sums; on an accelerator a product with one-hot rows sums in a fixed order, as
+    atomic additions do not.
     """
     on_cpu = feats.device.type == "cpu"
-    weights, bias = centers.T.to(compared.dtype), (-0.5 * centers.square().sum(1)).to(compared.dtype)
-    labels = torch.empty(len(feats), dtype=torch.long, device=feats.device)
-    sums = torch.zeros_like(centers)
+    weights, bias = centers.T.to(compared.dtype), -0.5 * centers.square().sum(1)
     step = max(1, (BLOCK_CPU if on_cpu else BLOCK_DEVICE) // max(len(centers), feats.shape[1]))
+    if sums is not None and not on_cpu:
+        sums.zero_()
     for start in range(0, len(feats), step):
-        scores = torch.addmm(bias, compared[start : start + step], weights)
-        near = torch.from_numpy(scores.float().numpy().argmax(1)) if on_cpu else scores.argmax(1)
-        labels[start : start + step] = near
-        rows = feats[start : start + step]
-        if on_cpu and not last:
-            sums.index_add_(0, near, rows)
-        elif not last:
-            sums.addmm_(torch.nn.functional.one_hot(near, len(centers)).to(rows).T, rows)
-    return labels, sums
+        part = slice(start, start + step)
+        scores = (compared[part] @ weights).float().add_(bias)
+        near = torch.from_numpy(scores.numpy().argmax(1)) if on_cpu else scores.argmax(1)
+        if sums is not None and on_cpu:
+            changed = (near != labels[part]).nonzero()[:, 0]
+            rows = feats[part][changed]
+            sums.index_add_(0, near[changed], rows).index_add_(0, labels[part][changed], rows, alpha=-1)
+        elif sums is not None:
+            sums[:-1].addmm_(torch.nn.functional.one_hot(near, len(centers)).to(feats).T, feats[part])
+        labels[part] = near
 
 
 def _farthest(feats: Tensor, centers: Tensor, labels: Tensor, count: int) -> Tensor:

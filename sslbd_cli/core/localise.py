@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import as_maps, layers
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.core.scan import Clusters, Lens
+from sslbd_cli.core.scan import Clusters, Lens, window
 
 NAMES = ("cam", "mask", "rise", "oracle", "random")
 
@@ -135,13 +135,15 @@ class Mask(Localiser):
     def _drops(self, rows: Tensor, places: Tensor) -> Tensor:
         """Return by how much masking at grid places B,P,2 lowers the cosine with the own center: float32 B,P."""
         x = self.images(rows)
-        corners = self.offsets[places].to(x.device)  # B,P,2
-        span = torch.arange(self.lens.size, device=x.device)
-        across = (span >= corners[..., :1]) & (span < corners[..., :1] + self.side)  # B,P,W
-        down = (span >= corners[..., 1:]) & (span < corners[..., 1:] + self.side)
-        hidden = down[:, :, None, :, None] & across[:, :, None, None, :]  # B,P,1,H,W
-        masked = torch.where(hidden, self._filling(x)[:, None], x[:, None]).flatten(0, 1)
-        feats = F.normalize(self.lens.embed(masked.contiguous(memory_format=torch.channels_last)), dim=1)
+        area = self.lens.size**2
+        at = window(self.offsets[places].to(x.device), self.side, self.lens.size)  # B,P,S*S
+        first = area * torch.arange(places.shape[0] * places.shape[1], device=x.device).view(*places.shape[:2], 1)
+        filling = self._filling(x).expand_as(x).permute(0, 2, 3, 1).flatten(0, 2)  # B*H*W,3
+        # only the hidden pixels are written into copies: a choice of all by masks takes twice the time
+        masked = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None].repeat(1, places.shape[1], 1, 1).flatten(0, 2)
+        masked[(first + at).flatten()] = filling[(first[:, :1] // places.shape[1] + at).flatten()]
+        feats = self.lens.embed(masked.view(-1, *x.shape[2:], 3).permute(0, 3, 1, 2))
+        feats = F.normalize(feats, dim=1)
         own = self._centers(rows)
         whole = (self.clusters.feats[rows.to(own.device)] * own).sum(1, keepdim=True)
         return whole - torch.einsum("bpd,bd->bp", feats.view(len(x), -1, feats.shape[1]), own)

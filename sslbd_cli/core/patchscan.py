@@ -114,7 +114,8 @@ class Scan:
             raise InputError(f"{keys.name}: a window of {keys.window:g} pixels is larger than the images of {size}")
         side = pixels(keys.window, size, size)
         self.lens, self.pool = Lens(encoder, device), Pool(evidence.images, device)
-        self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, seed)
+        half = self.lens.dtype == torch.bfloat16
+        self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, seed, half)
         raw = keys.compat == "authors"
         self.test = FlipTest(self.lens, self.pool, self.clusters, keys.tests, side, seed, raw)
         self.localiser = self._localiser(side, raw)

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core import boxes as geometry
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.kmeans import kmeans
@@ -89,11 +88,11 @@ class Clusters:
         return torch.bincount(self.labels, minlength=len(self.centers))
 
 
-def find_clusters(feats: Tensor, count: int, rounds: int, seed: int) -> Clusters:
-    """Cluster unit features N,D by k-means. Raises InputError for fewer images than clusters."""
+def find_clusters(feats: Tensor, count: int, rounds: int, seed: int, half: bool = False) -> Clusters:
+    """Cluster unit features N,D by k-means, compared in bf16 where half. Raises InputError for too few images."""
     if count > len(feats):
         raise InputError(f"{count} clusters of {len(feats)} images: give clusters=N with fewer, or more images")
-    found = kmeans(feats, count, generator(seed, "scan clusters"), rounds=rounds)
+    found = kmeans(feats, count, generator(seed, "scan clusters"), rounds=rounds, half=half)
     return Clusters(found.centers, found.labels, feats)
 
 
@@ -116,6 +115,9 @@ class FlipTest:
         corners = torch.randint(max(1, free), (len(rows), 2), generator=gen)
         self.boxes = torch.cat([corners, torch.full_like(corners, side)], dim=1)
         self.before = clusters.labels[rows.to(clusters.labels.device)]
+        self._pixels = self.images.permute(0, 2, 3, 1).flatten(0, 2)  # M*H*W,3, a view of channels-last images
+        first = torch.arange(len(rows), device=self.images.device)[:, None] * lens.size**2
+        self._places = first + window(corners.to(self.images.device), side, lens.size)  # M,S*S
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -142,12 +144,13 @@ class FlipTest:
     def _landings(self, patches: Tensor, first: int | None) -> tuple[Tensor, Tensor]:
         """Return the cluster of each test image with each patch, int64 R,M, and without, int64 M."""
         count = min(first or len(self), len(self))
-        images, boxes = self.images[:count], self.boxes[:count]
+        pixels, places = self._pixels[: count * self.lens.size**2], self._places[:count].flatten()
         found = []
-        for group in torch.split(patches, max(1, self.lens.batch // count)):
-            pasted = images.repeat(len(group), 1, 1, 1).contiguous(memory_format=torch.channels_last)
-            geometry.paste(pasted, group.repeat_interleave(count, 0), boxes.repeat(len(group), 1))
-            feats = self.lens.embed(pasted)
+        for group in torch.split(patches.to(pixels), max(1, self.lens.batch // count)):
+            pasted = pixels.repeat(len(group), 1, 1)
+            values = group.permute(0, 2, 3, 1).flatten(1, 2)[:, None].expand(-1, count, -1, -1)
+            pasted[:, places] = values.flatten(1, 2)
+            feats = self.lens.embed(pasted.view(-1, self.lens.size, self.lens.size, 3).permute(0, 3, 1, 2))
             landed = self.clusters.assign(feats if self.raw else F.normalize(feats, dim=1))
             found.append(landed.view(len(group), count))
         return torch.cat(found), self.before[:count]
@@ -168,6 +171,13 @@ def _central(clusters: Clusters, count: int, gen: torch.Generator) -> Tensor:
     if len(chosen) > count:
         chosen = chosen[torch.randperm(len(chosen), generator=gen)[:count].to(chosen.device)]
     return chosen.cpu()
+
+
+def window(corners: Tensor, side: int, size: int) -> Tensor:
+    """Number the pixels of windows whose corners (x, y), int64 ...,2, are given, in images of `size`: ...,side*side."""
+    span = torch.arange(side, device=corners.device)
+    rows, columns = corners[..., 1, None] + span, corners[..., 0, None] + span
+    return (rows[..., :, None] * size + columns[..., None, :]).flatten(-2)
 
 
 def crop(images: Tensor, windows: Tensor) -> Tensor:
