@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.core import poisonnet
@@ -25,6 +26,7 @@ from sslbd_cli.core.search import Candidates, Schedule, planned, search
 from sslbd_cli.core.train import Watch
 
 LANDINGS = 5  # clusters that a trigger's images may be split over
+ALIKE = 0.7  # cosine of what two patches make of the clusters, from which they are one trigger
 SHOWN = 20  # of the ranking, in the report
 CHECKS = 128  # test images that a flagged image's window is pasted on
 
@@ -48,6 +50,7 @@ class PatchScan(Detector):
     exhaustive: bool = key(False, "test every candidate on all of the test images, mask all positions")
     top: int = key(20, "patches that teach the poison classifier, at most", low=1)
     capture: float = key(0.2, "least share of test images that a trigger carries into five clusters", low=0, high=1)
+    support: int = key(4, "so many of the first patches must carry images to the same clusters", low=1)
     fill: str = key("mean", "what a mask shows", choices=("mean", "image", "blur", "noise"))
     stride: int = key(2, "pixels between positions of the mask", low=1)
     coarse: int = key(3, "every so many positions are tried first, those around the best next", low=1)
@@ -57,13 +60,10 @@ class PatchScan(Detector):
     steps: int = key(400, "training steps of each (2000 in the paper)", low=1)
     batch: int = key(128, "images per step (32 in the paper)", low=2)
     lr: float = key(0.05, "learning rate of the classifiers (0.01 in the paper)", low=0)
-    exclude: float = key(
-        0.1, "share of the images, the likeliest poisons, that classifiers do not see", low=0, high=0.9
-    )
+    exclude: float = key(0.1, "share of the images, the likeliest poisons, kept from classifiers", low=0, high=0.9)
     smallest: float = key(0.09, "least side of a pasted patch, as a share of the image's (20 of 224 pixels)", low=0.01,
                           high=1)  # fmt: skip
     largest: float = key(0.36, "largest side of a pasted patch (80 of 224 pixels)", low=0.01, high=1)
-
     share: float = key(0.15, "of what the median trigger carries, that a window must to be verified", low=0, high=1)
 
     @property
@@ -76,12 +76,11 @@ class PatchScan(Detector):
         side, tests = scan.test.side, len(scan.test)
         space = (
             f"windows of {side} pixels, chosen by {self.localiser} in {len(found.rows)} of {len(evidence.images)}"
-            f" images, that carry {self.capture:.0%} of {tests} others into {LANDINGS} of {self.clusters} clusters"
+            f" images, of which {self.support} carry {self.capture:.0%} of {tests} others to the same of"
+            f" {self.clusters} clusters"
         )
         first = Candidates(found.rows[: self.top], found.windows[: self.top], found.scores[: self.top])
-        gains = scan.gains(first)
-        carried = gains.clamp(min=0).topk(min(LANDINGS, self.clusters), 1).values.sum(1)  # the gains of all add up to 0
-        proven = (carried >= self.capture).cpu()
+        proven, carried = scan.prove(first)
         triggers = Candidates(first.rows[proven], first.windows[proven], first.scores[proven])
         scores = np.zeros(len(evidence.images))
         scores[found.rows.numpy()] = found.scores.double().numpy()
@@ -150,6 +149,18 @@ class Scan:
     def gains(self, some: Candidates, first: int | None = None) -> Tensor:
         """Return by what share of the test images each candidate makes each cluster grow: float32 C,K."""
         return self.test.gains(self.patches(some), first)
+
+    def prove(self, some: Candidates) -> tuple[Tensor, Tensor]:
+        """Tell which candidates act as a trigger, bool C, and what share of the test images each carries, float32 C.
+
+        A trigger carries `capture` into its main clusters, and recurs: `support` candidates do so, into the same.
+        Windows of clean images (a white wall) carry as much at times, each into clusters of its own.
+        """
+        rises = self.gains(some).clamp(min=0)  # with the falls they would add up to 0
+        carried = rises.topk(min(LANDINGS, self.keys.clusters), 1).values.sum(1)
+        strong, unit = carried >= self.keys.capture, F.normalize(rises, dim=1)
+        fellows = ((unit @ unit.T >= ALIKE) & strong).sum(1)
+        return (strong & (fellows >= min(self.keys.support, len(strong)))).cpu(), carried
 
     def classify(self, scores: np.ndarray, triggers: Candidates, watch: Watch) -> np.ndarray:
         """Return the poison classifiers' mean logit of every image, taught with the triggers: float64 N.
