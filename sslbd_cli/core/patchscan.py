@@ -6,6 +6,7 @@ The two differ in how a window is found and in what is flagged: each subclass gi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,10 +38,11 @@ class PatchScan(Detector):
 
     flags = "samples"
 
-    localiser: str
-    window: float
-    decision: str
-    compat: str
+    if TYPE_CHECKING:  # keys whose defaults are each subclass's own: no fields here, so that theirs come last in help
+        localiser: str
+        window: float
+        decision: str
+        compat: str
 
     clusters: int = key(100, "clusters of the images' embeddings (1000 on ImageNet-100 in the paper)", low=4)
     rounds: int = key(20, "rounds of k-means at most", low=1)
