@@ -132,6 +132,7 @@ SIDES = [
     for param in main.toolkit.get_command(None, name).params
     if isinstance(param.type, ArtefactPath) and param.param_type_name == "option"
     if param.name not in ("output", "checkpoint", "files")  # what is written, and pictures
+    if (name, param.name) != ("purify", "report")  # of datasets alone: below
 ]
 
 
@@ -140,6 +141,11 @@ SIDES = [
 def test_a_side_input_that_is_not_what_it_should_be(refused, files, name, side, what):
     given = files / (WORDS[name][0] or "dataset")
     assert str(files / what) in refused(name, given, *words(name, files, **{side: str(files / what)}))
+
+
+@pytest.mark.parametrize("what", ["features", "missing", "cut"])
+def test_a_report_to_filter_by_that_is_none(refused, files, what):
+    assert str(files / what) in refused("purify", files / "dataset", "--method", "filter", "--report", files / what)
 
 
 #: Side inputs that hold no images, or may hold images of any size.

@@ -103,7 +103,7 @@ RUNS = {
     "ssl-backdoor": "METHODS='simclr rotnet' PRETRAIN_rotnet= CLEAN=60 DISTILL=distill:epochs=1,batch=30",
     "no-label-backdoors": "SELECTORS='random contrastive label'",
     "poisoncam": "DETECTORS='poisoncam oracle-window random' UNSEEN=blend "
-    "DETECT=,clusters=10,tests=40,models=1,steps=4",
+    "DETECT=,clusters=10,tests=40,models=1,steps=4,capture=1",
     "ssl-quality": "METHODS=simclr",
     "badencoder": "SEEDS=2 'SHADOW=shapes --count 120' 'TASK-TRAIN=shapes --count 120' "
     "ATTACK=badencoder:epochs=1,batch=60 SPEC_mlp=mlp:epochs=1",
