@@ -62,8 +62,8 @@ def wander(count: int, shape: tuple[int, int, int], low: float, high: float, gen
 
 
 def paste(x: Tensor, patch: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tensor:
-    """Paste a patch C,S,S, or one of each image's own B,C,S,S, into x B,C,H,W at boxes B,4, in place; returns x."""
-    channels, pixels = patch.shape[-3], patch.shape[-1]
+    """Paste patch C,S,S into images x B,C,H,W at boxes B,4 of side S, in place; returns x."""
+    channels, pixels = patch.shape[0], patch.shape[-1]
     span = torch.arange(pixels)
     rows = (boxes[:, 1, None] + span).to(x.device)  # B,S
     columns = (boxes[:, 0, None] + span).to(x.device)

@@ -20,8 +20,6 @@ from sslbd_cli.core.features import as_maps, layers
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.scan import Clusters, Lens, window
 
-NAMES = ("cam", "mask", "rise", "oracle", "random")
-
 
 class Localiser(ABC):
     """Chooses a window of `side` pixels in each image asked about."""

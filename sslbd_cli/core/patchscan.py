@@ -42,7 +42,6 @@ class PatchScan(Detector):
         localiser: str
         window: float
         decision: str
-        compat: str
 
     clusters: int = key(100, "clusters of the images' embeddings (1000 on ImageNet-100 in the paper)", low=4)
     rounds: int = key(20, "rounds of k-means at most", low=1)
@@ -66,6 +65,7 @@ class PatchScan(Detector):
     smallest: float = key(0.09, "least side of a pasted patch, as a share of the image's (20 of 224 pixels)", low=0.01,
                           high=1)  # fmt: skip
     largest: float = key(0.36, "largest side of a pasted patch (80 of 224 pixels)", low=0.01, high=1)
+    compat: str = key("fixed", "authors: with the released code's faults", choices=("fixed", "authors"))
     share: float = key(0.15, "of what the median trigger carries, that a window must to be verified", low=0, high=1)
 
     @property
@@ -185,9 +185,9 @@ class Scan:
     def verify(self, flagged: np.ndarray, windows: np.ndarray, triggers: Candidates, watch: Watch) -> np.ndarray:
         """Keep the flagged images in which a window carries test images where the triggers carry them: bool N.
 
-        The window is the one whose masking takes the image farthest from the
-        nearest of the triggers' clusters; it must carry a `share` of the median trigger's. Windows of images that
-        stay flagged are filled in, int32 N,4.
+        The window is the one whose masking takes the image farthest from the nearest of the triggers' clusters; it must
+        carry a `share` of the median trigger's. windows, int32 N,4, is filled in for all that were looked at: hits
+        counted among the kept alone would flatter.
         """
         gains = self.gains(triggers, CHECKS)  # by the test images that the flagged ones meet
         spread = gains.mean(0)
@@ -203,9 +203,8 @@ class Scan:
             for part in torch.split(rows, 512) if len(rows) else ():
                 at = localiser(part)
                 carried = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()
-                good = carried >= least
-                kept[part] = good
-                windows[part[good].numpy()] = at[good].numpy()
+                kept[part] = carried >= least
+                windows[part.numpy()] = at.numpy()
                 ticker.advance(len(part))
         # a trigger that the search has proven stays flagged, whatever another window of its image says
         kept[triggers.rows] = True

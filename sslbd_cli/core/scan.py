@@ -183,8 +183,7 @@ def window(corners: Tensor, side: int, size: int) -> Tensor:
 def crop(images: Tensor, windows: Tensor) -> Tensor:
     """Cut windows, int64 B,4 of one side S, out of images B,C,H,W: B,C,S,S."""
     side = int(windows[0, 2])
-    span = torch.arange(side, device=images.device)
-    rows = windows[:, 1, None].to(images.device) + span
-    columns = windows[:, 0, None].to(images.device) + span
-    image = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    places = window(windows[:, :2].to(images.device), side, images.shape[-1])  # B,S*S
+    pixels = images.permute(0, 2, 3, 1).flatten(1, 2)  # B,H*W,C
+    image = torch.arange(len(images), device=images.device)[:, None]
+    return pixels[image, places].mT.reshape(len(images), -1, side, side)

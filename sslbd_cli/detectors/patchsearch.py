@@ -26,4 +26,3 @@ class PatchSearch(PatchScan):
     window: float = key(0.268, "side of the window: pixels, below 1 a share of the image's (60 of 224)", low=0.01)
     decision: str = key("classifier", "what is flagged: all that the classifier says, or what also flips (verified)",
                         choices=("classifier", "verified"))  # fmt: skip
-    compat: str = key("fixed", "authors: with the released code's faults", choices=("fixed", "authors"))

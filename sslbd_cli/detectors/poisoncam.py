@@ -25,4 +25,3 @@ class PoisonCAM(PatchScan):
     window: float = key(0.3, "side of the window: pixels, below 1 a share of the image's", low=0.01)
     decision: str = key("verified", "what is flagged: all that the classifier says, or what also flips (verified)",
                         choices=("classifier", "verified"))  # fmt: skip
-    compat: str = key("fixed", "authors: features compared at their own length", choices=("fixed", "authors"))
