@@ -244,12 +244,21 @@ class Injected:
 
 @dataclass(frozen=True, kw_only=True)
 class Detector(Plugin):
-    """Base of `detect --method`. Higher scores are more suspicious. Blind to truth and history by construction."""
+    """Base of `detect --method`. Higher is more suspicious. Blind to truth and history by construction.
+
+    What it judges says which of its two kinds it is: ImageDetector below, or EncoderDetector in core/audit.py.
+    """
 
     shelf: ClassVar[str] = "detector"
     #: inputs: images that the encoder may be given, judged against others held to be clean (`evidence.aux`);
-    #: samples: the images that it was trained on, judged among themselves, with no clean one at hand.
+    #: samples: the images that it was trained on, judged among themselves, with no clean one at hand;
+    #: encoder: the encoder itself, by clean images and, where there are any, encoders known to be clean.
     flags: ClassVar[Literal["encoder", "inputs", "samples"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDetector(Detector):
+    """Base of detectors that judge images: inputs or samples."""
 
     @abstractmethod
     def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:

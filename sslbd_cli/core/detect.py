@@ -12,7 +12,7 @@ import numpy as np
 
 from sslbd_cli.core import metrics
 from sslbd_cli.core.artefact import Dataset, Report
-from sslbd_cli.core.bases import Detector, Evidence, Findings, Trigger
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector, Trigger
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.nets import ImageEncoder
@@ -40,7 +40,7 @@ class Case:
         return self.poisoned if self.poisoned is not None and 0 < self.poisoned.sum() < len(self.poisoned) else None
 
 
-def make_samples_case(data: Dataset, detector: Detector) -> Case:
+def make_samples_case(data: Dataset, detector: ImageDetector) -> Case:
     """Gather a training set to judge. A bound is told the recorded boxes, without which it raises InputError."""
     if data.truth is None:
         if detector.is_bound:
@@ -84,7 +84,7 @@ def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
     return filled
 
 
-def need_calibration(detector: Detector, aux: int, alpha: float) -> int:
+def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
     """Return the number of calibration images. Raises InputError where they cannot support alpha."""
     if not 0 < alpha <= 0.5:  # not a number, too
         raise InputError(f"--alpha {alpha:g}: expected a share above 0, of at most 0.5")
@@ -119,7 +119,7 @@ class Ruling:
         return metrics.binomial_tail(ours, ours + theirs, 0.5)
 
 
-def judge(detector: Detector, net: ImageEncoder, case: Case, device: Device, seed: int, watch: Watch) -> Ruling:
+def judge(detector: ImageDetector, net: ImageEncoder, case: Case, device: Device, seed: int, watch: Watch) -> Ruling:
     """Run a detector on the evidence; inputs are flagged where their conformal p-value is at most alpha."""
     findings = detector.run(net, case.evidence, device, seed, watch)
     if case.alpha is None:

@@ -66,18 +66,18 @@ class Patched(Trigger):
 
 
 def digest(trigger: str, file: str, expected: str) -> str:
-    """Return the sha256 of a trigger's picture file.
+    """Return the sha256 of a trigger's file.
 
     Raises InputError where the file cannot be read, or is not the one that was expected ("" expects any).
     """
     if not file:
-        raise InputError(f"{trigger}: it has no picture; give {trigger}:file=PATH")
+        raise InputError(f"{trigger}: it has no file; give {trigger}:file=PATH")
     try:
         found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"{trigger}: file={file}: {error.strerror}; give {trigger}:file=PATH") from None
     if expected not in ("", found):
-        raise InputError(f"{trigger}: {file} is not the picture it was: its digest differs from sha256={expected}")
+        raise InputError(f"{trigger}: {file} is not the file it was: its digest differs from sha256={expected}")
     return found
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.core import poisonnet
-from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.boxes import side as pixels
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
@@ -33,7 +33,7 @@ CHECKS = 128  # test images that a flagged image's window is pasted on
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchScan(Detector):
+class PatchScan(ImageDetector):
     """Base of detectors that look for a patch which moves other images into its cluster."""
 
     flags = "samples"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
@@ -31,7 +31,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationClustering(Detector):
+class ActivationClustering(ImageDetector):
     """Flag the smaller part of clusters that fall in two (activation clustering, SafeAI 2019).
 
     Chen et al.: the features of each class, centred and reduced to 10 independent components, are split by 2-means;

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import mae
-from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.checks import FLAGS
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
@@ -24,7 +24,7 @@ SHARPNESS = 8  # spreads per temperature; AUROC moves by less than 0.01 from 4 t
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeDe(Detector):
+class DeDe(ImageDetector):
     """Flag inputs that their own embedding does not reconstruct: a trigger hides what they show (DeDe, CVPR 2025).
 
     A masked autoencoder learns on clean images to paint hidden patches from few visible ones and the victim's

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed
@@ -21,7 +21,7 @@ TINY = 1e-6  # distance of unit features below which they are the same
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalOutlier(Detector):
+class LocalOutlier(ImageDetector):
     """Flag images whose neighbourhood is sparser, or denser, than their neighbours' own (DAO, ICLR 2025).
 
     Published for poisoned image-text sets, where rare poison lies apart: with d_k the distance to the k-th neighbour

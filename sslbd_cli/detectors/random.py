@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
@@ -14,7 +14,7 @@ from sslbd_cli.core.train import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Detector):
+class Random(ImageDetector):
     """Flag a fixed share of the images at random: a floor to compare others with, no detector.
 
     Its recall is the share, its precision the rate of poison, and it finds the same in a clean set.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder
@@ -18,7 +18,7 @@ from sslbd_cli.core.train import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectral(Detector):
+class Spectral(ImageDetector):
     """Flag images far out along the main direction of their cluster (spectral signatures, NeurIPS 2018).
 
     Tran, Li, Madry: a class that holds few poisoned images varies most between them and the others, so an image scores

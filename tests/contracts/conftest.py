@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslbd_cli.core import plugin
+from sslbd_cli.core import artefact, plugin
+from sslbd_cli.core.artefact import Report
 
 
 @pytest.fixture(scope="session")
@@ -18,12 +19,24 @@ def picture(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def spec(picture) -> Callable[..., str]:
-    """Return the spec of a plugin by name: its defaults, a picture for each key `file`, and the keys given."""
+def report(tmp_path_factory) -> Path:
+    """A report on an encoder that holds a trigger: a red corner, and a little light everywhere."""
+    path = tmp_path_factory.mktemp("report") / "detection.h5"
+    keep, add = np.ones((1, 20, 16), np.float32), np.full((3, 20, 16), 0.05, np.float32)
+    keep[:, 12:, 8:], add[:, 12:, 8:] = 0, np.float32([0.9, 0, 0])[:, None, None]
+    artefact.write(Report(command="detect", results={}, data={"witness/keep": keep, "witness/add": add}), str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def spec(picture, report) -> Callable[..., str]:
+    """Return the spec of a plugin by name: its defaults, a file for each key `file`, and the keys given."""
 
     def write(shelf: str, name: str, **keys: object) -> str:
         known = [key.name for key in plugin.listing(shelf)[name].keys]
-        given = ({"file": picture} if "file" in known else {}) | {k: v for k, v in keys.items() if k in known}
+        given = ({"file": report if name == "witness" else picture} if "file" in known else {}) | {
+            k: v for k, v in keys.items() if k in known
+        }
         return name + (":" + ",".join(f"{k}={v}" for k, v in given.items()) if given else "")
 
     return write

@@ -10,7 +10,7 @@ import torch
 from detectors.wired import KINDS, make_poisoned, make_scattered, make_scenes, make_sharp, make_wired
 from sslbd_cli.core import artefact, nets, plugin
 from sslbd_cli.core.artefact import Dataset, Report
-from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.watch import unwatched
@@ -31,13 +31,13 @@ every_ranker = pytest.mark.parametrize("name", RANKING)
 def make(spec):
     """Return a small detector of a name."""
 
-    def build(name: str, clusters: int = AS_MANY) -> Detector:
+    def build(name: str, clusters: int = AS_MANY) -> ImageDetector:
         return plugin.parse("detector", spec("detector", name, clusters=clusters, epochs=2, **SMALL))
 
     return build
 
 
-def look(detector: Detector, data: Dataset, cpu, seed: int = 0, net: nets.ImageEncoder | None = None) -> Findings:
+def look(detector: ImageDetector, data: Dataset, cpu, seed: int = 0, net: nets.ImageEncoder | None = None) -> Findings:
     """Judge a training set; a bound is told where the triggers are."""
     boxes = np.zeros((len(data.images), 4), int) if data.truth is None else data.truth.box
     evidence = Evidence(data.images, boxes=boxes if detector.is_bound else None)

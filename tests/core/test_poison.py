@@ -242,7 +242,7 @@ def test_an_image_trigger_pastes_its_file_and_knows_it_again(tmp_path):
     stamped = trigger(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), generator(0)).images[0]
     assert (stamped[:, :4, :4] == torch.tensor([200, 100, 50]).view(3, 1, 1)).all() and not stamped[:, 4:].any()
     Image.new("RGB", (3, 3)).save(path)
-    with pytest.raises(InputError, match="not the picture it was"):
+    with pytest.raises(InputError, match="not the file it was"):
         plugin.parse("trigger", str(trigger))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
 from sslbd_cli.core import detect, mae, plugin
-from sslbd_cli.core.bases import Detector, Evidence, Findings
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import auroc
@@ -238,7 +238,7 @@ def test_a_decoder_that_learned_nothing_is_in_doubt(cpu):
     assert why.startswith("F07")
 
 
-class Told(Detector):
+class Told(ImageDetector):
     """Says what it is told to say."""
 
     flags = "inputs"

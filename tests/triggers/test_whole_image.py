@@ -75,7 +75,7 @@ def test_blend_takes_a_picture_from_a_file_and_knows_it_again(tmp_path):
     assert np.abs(stamp(f"blend:file={path}", images).numpy() - wanted).max() == 0
     written = str(plugin.parse("trigger", f"blend:file={path}"))
     path.write_bytes(path.read_bytes() + b"0")
-    with pytest.raises(InputError, match="not the picture it was"):
+    with pytest.raises(InputError, match="not the file it was"):
         plugin.parse("trigger", written)
     with pytest.raises(InputError, match="give blend:file=PATH"):
         plugin.parse("trigger", f"blend:file={tmp_path}")

@@ -1,0 +1,228 @@
+"""Judge an encoder itself: the contract of such detectors, the witness they find, and a pool of clean encoders.
+
+A statistic means little alone: what is usual differs by architecture, resolution and pre-training. Encoders known to be
+clean give it a scale, as an empirical p-value; without them a detector's own rule, stated with its source, decides.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core import metrics
+from sslbd_cli.core.artefact import Dataset, Report
+from sslbd_cli.core.bases import Detector
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Watch
+
+POOL = 4  # fewer clean encoders than this set no scale: the detector's own rule decides
+HELD = 0.25  # share of the images that a witness is tested on, and that nothing is searched on
+LEAST = 64  # images that an audit needs, of which a quarter is held out
+SHOWN = 8  # held-out images that the report shows with the witness
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A trigger that was found: x -> clip(keep * x + add, 0, 1), pixels in [0,1].
+
+    keep: float32 1,H,W or 3,H,W; add: float32 3,H,W. A pattern p under a mask m is keep = 1 - m, add = m * p; noise
+    that is added is keep = 1.
+    """
+
+    keep: Tensor
+    add: Tensor
+
+    def stamp(self, pixels: Tensor) -> Tensor:
+        """Apply it to pixels B,3,H,W, uint8 or float in [0,1]; uint8 is rounded."""
+        keep, add = self.keep.to(pixels.device), self.add.to(pixels.device)
+        if pixels.dtype != torch.uint8:
+            return (pixels * keep + add).clamp(0, 1).to(pixels.dtype)
+        return (pixels * keep + add * 255).round().clamp(0, 255).to(torch.uint8)
+
+    @property
+    def area(self) -> float:
+        """Return the share of the pixels that it changes: the mean over pixels of what it takes away of them."""
+        return float((1 - self.keep).abs().mean())
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What the auditor of an encoder holds. Clean images uint8, to search on and, held out, to test a witness on.
+
+    labels and held_labels: int64, for detectors that need a downstream task, which has `classes`.
+    clean, backdoored: encoders known to be so, for detectors that learn from examples.
+    """
+
+    images: np.ndarray
+    held: np.ndarray
+    labels: np.ndarray | None = None
+    held_labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    clean: tuple[ImageEncoder, ...] = ()
+    backdoored: tuple[ImageEncoder, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a detector says of an encoder. statistic: higher is more suspicious; threshold: its own rule, or None.
+
+    witness: the trigger that was found, and success: what it does to held-out images, as a share of them, by the
+    detector's own definition. search_space: what was looked for; doubt: why the result cannot be vouched for, empty
+    where it can. pictures: named uint8 K,3,H,W; extras: further arrays; summary: plain values.
+    """
+
+    statistic: float
+    threshold: float | None
+    search_space: str
+    witness: Witness | None = None
+    success: float | None = None
+    doubt: str = ""
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDetector(Detector):
+    """Base of detectors that judge an encoder itself."""
+
+    flags = "encoder"
+    needs_labels: ClassVar[bool] = False  # whether the images' labels make a downstream task for it
+    learns: ClassVar[bool] = False  # whether it learns from encoders known to be clean and known to be backdoored
+
+    @abstractmethod
+    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
+        """Judge an encoder. It is left as it was, on the device, in eval mode and without gradients.
+
+        Raises InputError where the images do not do for the search.
+        """
+
+
+def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: int) -> Clues:
+    """Draw the images of an audit: the first `limit`, a quarter of them held out at random.
+
+    Raises InputError for fewer than 64 images, and for a missing downstream task.
+    """
+    labels = None
+    if detector.needs_labels:
+        labels = data.need_labels(f"--method {detector.name}")[:limit]
+    images = data.images[:limit]
+    if len(images) < LEAST:
+        raise InputError(f"{len(images)} images of --data are too few for an audit; give {LEAST} at least")
+    order = torch.randperm(len(images), generator=generator(seed, "audit")).numpy()
+    held, rest = np.sort(order[: int(HELD * len(order))]), np.sort(order[int(HELD * len(order)) :])
+    if labels is None:
+        return Clues(images[rest], images[held])
+    return Clues(images[rest], images[held], labels[rest], labels[held], data.classes)
+
+
+# --- what a pool of clean encoders makes of a statistic -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An opinion among clean encoders. p_value: (1 + #{clean >= statistic}) / (n + 1), None without any.
+
+    false_alarms: the share of clean encoders that may be called backdoored; with few of them it is 1 / (n + 1), and an
+    encoder must exceed them all. None where the detector's own rule decides.
+    """
+
+    opinion: Opinion
+    pool: np.ndarray
+    p_value: float | None
+    false_alarms: float | None
+
+    def verdict(self) -> tuple[str, str]:
+        """Return the verdict and, where it is `inconclusive`, why."""
+        opinion = self.opinion
+        if opinion.doubt:
+            return "inconclusive", opinion.doubt
+        if self.false_alarms is not None and self.p_value is not None:
+            return ("found" if self.p_value <= self.false_alarms + 1e-12 else "nothing found"), ""
+        assert opinion.threshold is not None
+        if opinion.statistic <= opinion.threshold:
+            return "nothing found", ""
+        if len(self.pool) and self.pool.max() > opinion.threshold:
+            return "inconclusive", "a clean encoder exceeds the threshold, too; give more of them as --baseline"
+        return "found", ""
+
+
+def stand(opinion: Opinion, pool: list[float], alpha: float) -> Standing:
+    """Set an opinion among the statistics of clean encoders. Raises InputError where nothing can decide."""
+    known = np.array(pool, np.float64)
+    p_value = float(metrics.conformal(known, np.array([opinion.statistic]))[0]) if len(known) else None
+    if len(known) < POOL:
+        if opinion.threshold is None:
+            raise InputError(f"this detector has no threshold of its own: give {POOL} clean encoders as --baseline")
+        return Standing(opinion, known, p_value, None)
+    return Standing(opinion, known, p_value, max(alpha, 1 / (len(known) + 1)))
+
+
+def statistic_of(report: Report, method: str, data: Dataset, count: int) -> float:
+    """Return what an earlier report says of a clean encoder, so that it need not be examined again.
+
+    Raises InputError for a report by another method, or on other images.
+    """
+    results = report.results
+    if report.command != "detect" or results.get("flags") != "encoder":
+        raise InputError("--baseline: a report that does not judge an encoder; make one with sslbd detect")
+    if results.get("method") != method:
+        raise InputError(f"--baseline: a report of {str(results.get('method'))[:200]}, not of {method}")
+    if results.get("data") != {"sha256": data.sha256} or results.get("n_images") != count:
+        raise InputError("--baseline: a report on other images than --data; examine the clean encoder on these")
+    value = results.get("statistic")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
+        raise InputError("--baseline: a report without a statistic: it is damaged or was inconclusive")
+    return float(value)
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def results_of(standing: Standing, clues: Clues) -> dict[str, Any]:
+    """Return the numbers of the report."""
+    opinion, (verdict, doubt) = standing.opinion, standing.verdict()
+    witness = opinion.witness
+    return {
+        "verdict": verdict,
+        "doubt": doubt or None,
+        "search_space": opinion.search_space,
+        "statistic": opinion.statistic,
+        "threshold": opinion.threshold,
+        "p_value": standing.p_value,
+        "false_alarms": standing.false_alarms,
+        "baseline_statistics": [float(value) for value in standing.pool],
+        "witness": witness and {"area": witness.area, "success": opinion.success, "n_held": len(clues.held)},
+        "n_images": len(clues.images),
+        "details": opinion.summary,
+    }
+
+
+def arrays_of(opinion: Opinion, clues: Clues) -> dict[str, np.ndarray]:
+    """Return the arrays of the report: the witness, and what it does to some held-out images."""
+    data = dict(opinion.extras)
+    if (witness := opinion.witness) is not None:
+        clean = torch.from_numpy(np.array(clues.held[:SHOWN]))
+        data["witness/keep"] = witness.keep.float().cpu().numpy()
+        data["witness/add"] = witness.add.float().cpu().numpy()
+        data["sheet/clean"], data["sheet/triggered"] = clean.numpy(), witness.stamp(clean).cpu().numpy()
+    return data | {f"pictures/{name}": images for name, images in opinion.pictures.items()}
+
+
+def witness_of(report: Report, option: str) -> Witness:
+    """Return the trigger that a report on an encoder holds. Raises InputError where it holds none, or a damaged one."""
+    keep, add = (report.data.get(f"witness/{part}") for part in ("keep", "add"))
+    if keep is None or add is None:
+        raise InputError(f"{option}: the report holds no trigger; make one with sslbd detect --method decree")
+    fits = keep.ndim == add.ndim == 3 and keep.shape[0] in (1, 3) and add.shape[0] == 3
+    fits &= keep.shape[1:] == add.shape[1:] and keep.dtype == add.dtype == np.float32
+    if not fits or not np.isfinite(keep).all() or not np.isfinite(add).all():
+        raise InputError(f"{option}: the trigger that the report holds is damaged")
+    return Witness(torch.from_numpy(np.array(keep)), torch.from_numpy(np.array(add)))

@@ -1,0 +1,51 @@
+"""The witness trigger: what a detector of encoders found, replayed."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslbd_cli.core import artefact, audit
+from sslbd_cli.core.bases import Phase, Trigger
+from sslbd_cli.core.patches import digest
+from sslbd_cli.core.plugin import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Witness(Trigger):
+    """Replay the trigger that `sslbd detect` found in an encoder and saved in its report.
+
+    `sslbd probe --trigger witness:file=detection.h5` measures what it does to a downstream classifier, on other
+    images than it was searched with. On images of another size it is scaled bilinearly.
+
+    Source: reversed triggers, as of Neural Cleanse (Wang et al., S&P 2019) and DECREE (Feng et al., CVPR 2023).
+    Lost to: what the trigger it found is lost to.
+    """
+
+    file: str = key("", "path of the report; its bytes enter the history by digest")
+    sha256: str = key("", "digest the report must have (filled in when it is first read)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sha256", digest(self.name, self.file, self.sha256))
+
+    def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
+        found = _read(self.file, self.sha256)
+        keep, add = (self._fitted(part, x) for part in (found.keep, found.add))
+        return x * keep + add
+
+    def _fitted(self, part: Tensor, like: Tensor) -> Tensor:
+        shape = tuple(like.shape[2:])
+        if part.shape[1:] != shape:
+            part = F.interpolate(part[None], shape, mode="bilinear", align_corners=False, antialias=True)[0]
+        return part.to(like.device, like.dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(file: str, sha256: str) -> audit.Witness:
+    """Read the report once per content."""
+    return audit.witness_of(artefact.read(file, artefact.Report), f"--trigger witness:file={file}")

@@ -1,0 +1,159 @@
+"""What `detect` reads for each kind of detector, and the report it makes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sslbd_cli.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sslbd_cli.core.artefact import Dataset, Encoder, Report
+    from sslbd_cli.core.audit import Clues, Opinion
+    from sslbd_cli.core.detect import Case
+    from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.ui.run import Run
+
+#: Options that only some kinds of detectors take, and what those judge by instead.
+REFUSED = {
+    "inputs": ((), "inputs"),
+    "samples": (("aux", "trigger", "alpha"), "a training set by itself"),
+    "encoder": (("aux", "trigger"), "an encoder, not images,"),
+}
+
+
+def check_options(run: Run, params: dict[str, Any]) -> None:
+    """Raise InputError where options do not belong to what the detector judges."""
+    from click.core import ParameterSource
+
+    method = params["method"]
+    refused, what = REFUSED[method.flags]
+    given = [f"--{name}" for name in refused
+             if run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)]  # fmt: skip
+    if given:
+        raise InputError(f"--method {method.name} judges {what} and takes no {' or '.join(given)}")
+    learns = getattr(method, "learns", False)
+    if params["backdoored"] and not learns:
+        raise InputError(f"--method {method.name} does not learn from backdoored encoders; leave --backdoored out")
+    if method.flags != "encoder" and len(params["baseline"]) > 1:
+        raise InputError(f"--method {method.name} takes one --baseline, the clean encoder to judge the same images by")
+    if method.flags == "inputs" and not params["aux"]:
+        raise InputError(f"--method {method.name} judges inputs against images held to be clean: give them as --aux")
+
+
+def _check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
+    side = encoder.size
+    if dataset.images.shape[2:] != (side, side):
+        raise InputError(
+            f"{option} holds {dataset.extent} images, the encoder takes {side}x{side}; make them with --size {side}"
+        )
+
+
+def _read_clean(run: Run, path: str, encoder: Encoder, option: str = "--baseline") -> Encoder:
+    from sslbd_cli.core.artefact import Encoder
+
+    found = run.read(path, Encoder, option)
+    if found.size != encoder.size:
+        raise InputError(f"{option} takes images of {found.size} pixels, the encoder of {encoder.size}")
+    return found
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str]:
+    """Judge inputs or samples, by the clean encoder too; the second value says why the report is in doubt."""
+    from sslbd_cli.core import detect, nets
+    from sslbd_cli.core.artefact import Dataset, Report, shared_images
+
+    method, seed = params["method"], params["seed"]
+    data = run.read(params["data"], Dataset, "--data")
+    aux = run.read(params["aux"], Dataset, "--aux") if params["aux"] else None
+    baseline = _read_clean(run, params["baseline"][0], encoder) if params["baseline"] else None
+    case = _case(encoder, data, aux, params)
+    if aux is not None and (shared := shared_images(data, aux)):
+        run.warn(f"{shared} of {len(data.images)} images of --data are in --aux too, which is held to be clean")
+    ruling = detect.judge(method, nets.load(encoder), case, run.device(), seed, run.progress)
+    control = None
+    if baseline is not None:
+        control = detect.judge(method, nets.load(baseline), case, run.device(), seed, run.progress)
+    answer, doubt = detect.verdict(ruling, control)
+    findings = ruling.findings
+    results = {
+        "method": str(method), "flags": method.flags, "verdict": answer, "doubt": doubt or None,
+        "search_space": findings.search_space, "threshold": ruling.threshold, "alpha": case.alpha,
+        "flagged": int(ruling.flagged.sum()), "p_value": ruling.p_value, "n_aux": len(case.evidence.aux),
+        "n_calibration": len(findings.calibration), "n_judged": len(findings.scores), "sees_truth": method.is_bound,
+        "trigger": params["trigger"] and str(params["trigger"]), **detect.measure(ruling, case),
+        "controls": detect.controls(ruling, case, control), "details": findings.summary,
+        "data": {"sha256": data.sha256}, "encoder": _named(encoder), "baseline": baseline and _named(baseline),
+    }  # fmt: skip
+    return Report(command="detect", results=results, data=detect.arrays(ruling, case)), doubt
+
+
+def _case(encoder: Encoder, data: Dataset, aux: Dataset | None, params: dict[str, Any]) -> Case:
+    import numpy as np
+
+    from sslbd_cli.core import detect
+
+    for option, dataset in (("--data", data), ("--aux", aux)):
+        if dataset is not None:
+            _check_size(encoder, option, dataset)
+    chosen = data.take(np.arange(len(data.images))[: params["limit"]])
+    if aux is None:
+        return detect.make_samples_case(chosen, params["method"])
+    detect.need_calibration(params["method"], len(aux.images), params["alpha"])
+    return detect.make_case(chosen, aux, params["trigger"], params["alpha"], params["seed"])
+
+
+def _named(encoder: Encoder) -> dict[str, str]:
+    return {"arch": encoder.arch, "sha256": encoder.sha256}
+
+
+# --- encoders -----------------------------------------------------------------------------------------------------
+
+
+def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str]:
+    """Judge an encoder among those known to be clean; the second value says why the report is in doubt."""
+    from sslbd_cli.core import audit, nets
+    from sslbd_cli.core.artefact import Dataset, Report
+
+    method, seed = params["method"], params["seed"]
+    data = run.read(params["data"], Dataset, "--data")
+    _check_size(encoder, "--data", data)
+    clues = audit.gather(data, method, params["limit"], seed)
+    told, clean = _baselines(run, encoder, data, clues, params)
+    if method.learns:
+        backdoored = [_read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
+        clues = replace(clues, clean=tuple(map(nets.load, clean)), backdoored=tuple(map(nets.load, backdoored)))
+        clean = []  # it has learned from them: they are no independent scale
+
+    def examine(net: ImageEncoder) -> Opinion:
+        opinion: Opinion = method.examine(net.to(run.device().torch), clues, run.device(), seed, run.progress)
+        return opinion
+
+    pool = told + [examine(nets.load(each)).statistic for each in clean]
+    standing = audit.stand(examine(nets.load(encoder)), pool, params["alpha"])
+    results = {
+        "method": str(method), "flags": method.flags, **audit.results_of(standing, clues),
+        "data": {"sha256": data.sha256}, "encoder": _named(encoder),
+    }  # fmt: skip
+    report = Report(command="detect", results=results, data=audit.arrays_of(standing.opinion, clues))
+    return report, standing.verdict()[1]
+
+
+def _baselines(
+    run: Run, encoder: Encoder, data: Dataset, clues: Clues, params: dict[str, Any]
+) -> tuple[list[float], list[Encoder]]:
+    """Read the clean encoders, and the statistics of those that were examined before."""
+    from sslbd_cli.core import artefact, audit
+
+    told, clean = [], []
+    for path in params["baseline"]:
+        found = artefact.read_any(path)
+        if isinstance(found, artefact.Report):
+            run.note("--baseline", found)
+            told.append(audit.statistic_of(found, str(params["method"]), data, len(clues.images)))
+        else:
+            clean.append(_read_clean(run, path, encoder))
+    return told, clean
