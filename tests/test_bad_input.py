@@ -132,7 +132,7 @@ SIDES = [
     for param in main.toolkit.get_command(None, name).params
     if isinstance(param.type, ArtefactPath) and param.param_type_name == "option"
     if param.name not in ("output", "checkpoint", "files")  # what is written, and pictures
-    if (name, param.name) != ("purify", "report")  # of datasets alone: below
+    if (name, param.name) not in (("purify", "report"), ("detect", "backdoored"))  # of some methods alone: below
 ]
 
 
