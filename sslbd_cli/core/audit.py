@@ -146,7 +146,8 @@ class Standing:
             return "inconclusive", opinion.doubt
         if self.false_alarms is not None and self.p_value is not None:
             return ("found" if self.p_value <= self.false_alarms + 1e-12 else "nothing found"), ""
-        assert opinion.threshold is not None
+        if opinion.threshold is None:
+            return "inconclusive", f"it has no threshold of its own; give {POOL} clean encoders as --baseline"
         if opinion.statistic <= opinion.threshold:
             return "nothing found", ""
         if len(self.pool) and self.pool.max() > opinion.threshold:
@@ -155,12 +156,10 @@ class Standing:
 
 
 def stand(opinion: Opinion, pool: list[float], alpha: float) -> Standing:
-    """Set an opinion among the statistics of clean encoders. Raises InputError where nothing can decide."""
+    """Set an opinion among the statistics of clean encoders."""
     known = np.array(pool, np.float64)
     p_value = float(metrics.conformal(known, np.array([opinion.statistic]))[0]) if len(known) else None
     if len(known) < POOL:
-        if opinion.threshold is None:
-            raise InputError(f"this detector has no threshold of its own: give {POOL} clean encoders as --baseline")
         return Standing(opinion, known, p_value, None)
     return Standing(opinion, known, p_value, max(alpha, 1 / (len(known) + 1)))
 
@@ -179,7 +178,7 @@ def statistic_of(report: Report, method: str, data: Dataset, count: int) -> floa
         raise InputError("--baseline: a report on other images than --data; examine the clean encoder on these")
     value = results.get("statistic")
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
-        raise InputError("--baseline: a report without a statistic: it is damaged or was inconclusive")
+        raise InputError("--baseline: a report without a statistic: it is damaged")
     return float(value)
 
 

@@ -51,8 +51,9 @@ def test_a_doubtful_search_says_so_whatever_came_out():
 
 
 def test_nothing_decides_without_threshold_and_without_pool():
-    with pytest.raises(InputError, match="4 clean encoders"):
-        stand(opinion(1.0, threshold=None), [0.1, 0.2, 0.3], 0.05)
+    verdict, why = stand(opinion(1.0, threshold=None), [0.1, 0.2, 0.3], 0.05).verdict()
+    assert verdict == "inconclusive" and "4 clean encoders" in why
+    assert stand(opinion(1.0, threshold=None), [0.1, 0.2, 0.3, 0.4], 0.05).verdict()[0] == "found"
 
 
 def test_a_witness_pastes_and_adds_on_both_pixel_types():
