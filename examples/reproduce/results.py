@@ -11,6 +11,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import check
@@ -257,16 +258,21 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def main(title: str, scale: str, out: Path, results: Path, files: list[Path]) -> None:
-    """Update measured.json with a run of one scale, then RESULTS.md."""
-    results.mkdir(parents=True, exist_ok=True)
-    kept = results / "measured.json"
+def update(folder: Path, scale: str, found: dict, page: Callable[[dict], str]) -> None:
+    """Put what a run of one scale found into the folder's measured.json, then write its RESULTS.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "measured.json"
     measured = json.loads(kept.read_text()) if kept.exists() else {}
-    measured[scale] = gather(out, files)
+    measured[scale] = found
+    write(kept, json.dumps(measured, indent=1) + "\n")
+    write(folder / "RESULTS.md", page(measured))
+
+
+def main(title: str, scale: str, out: Path, folder: Path, files: list[Path]) -> None:
+    """Update measured.json with a run of one scale, then RESULTS.md."""
     wanted = Path("expected.json")
     expected = json.loads(wanted.read_text()) if wanted.exists() else None
-    write(kept, json.dumps(measured, indent=1) + "\n")
-    write(results / "RESULTS.md", page(title, measured, expected))
+    update(folder, scale, gather(out, files), lambda measured: page(title, measured, expected))
 
 
 if __name__ == "__main__":
