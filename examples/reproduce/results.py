@@ -28,6 +28,7 @@ COLUMNS = {
     "asr": "ASR",
     "asr_all": "ASR with target-class images",
     "lift": "ASR above control",
+    "seconds": "seconds to make",
     "top": "poisons among the first 20",
     "recall": "recall",
     "precision": "precision",
@@ -94,6 +95,12 @@ def recipe(entries: list[dict]) -> str:
     return ", then ".join(said)
 
 
+def took(file: Path) -> dict[str, float]:
+    """Return how many seconds the making of an encoder took, where the run has noted it."""
+    noted = file.with_suffix(".seconds")
+    return {"seconds": float(noted.read_text())} if noted.exists() else {}
+
+
 def row(out: Path, name: str, files: list[Path]) -> dict:
     """Gather the seeds of one row."""
     results = [json.loads(file.read_text()) for file in files]
@@ -101,7 +108,10 @@ def row(out: Path, name: str, files: list[Path]) -> dict:
         return scan_row(files, results)
     _, method, kind = name.split("/")
     made = history(out / "encoders" / kind / method / f"{files[0].stem}.safetensors")
-    each = [numbers(result) for result in results]
+    each = [
+        numbers(result) | took(out / "encoders" / kind / method / file.name)
+        for file, result in zip(files, results, strict=True)
+    ]
     return {
         "seeds": [int(file.stem) for file in files],
         "n": [result["asr"]["n"] if "asr" in result else result["n_test"] for result in results],
