@@ -21,6 +21,8 @@ class Random(ImageDetector):
     """
 
     flags = "samples"
+    cost = 1
+    is_floor = True
 
     share: float = key(0.05, "share of the images that is flagged", low=0, high=1)
 

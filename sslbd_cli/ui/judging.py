@@ -24,12 +24,9 @@ REFUSED = {
 
 def check_options(run: Run, params: dict[str, Any]) -> None:
     """Raise InputError where options do not belong to what the detector judges."""
-    from click.core import ParameterSource
-
     method = params["method"]
     refused, what = REFUSED[method.flags]
-    given = [f"--{name}" for name in refused
-             if run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)]  # fmt: skip
+    given = [f"--{name}" for name in refused if is_given(run, params, name)]
     if given:
         raise InputError(f"--method {method.name} judges {what} and takes no {' or '.join(given)}")
     learns = getattr(method, "learns", False)
@@ -41,7 +38,15 @@ def check_options(run: Run, params: dict[str, Any]) -> None:
         raise InputError(f"--method {method.name} judges inputs against images held to be clean: give them as --aux")
 
 
-def _check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
+def is_given(run: Run, params: dict[str, Any], name: str) -> bool:
+    """Tell whether the user gave an option, and nothing has taken it away since (from a method that takes none)."""
+    from click.core import ParameterSource
+
+    given = run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
+    return given and params[name] is not None and params[name] != ()
+
+
+def check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
     side = encoder.size
     if dataset.images.shape[2:] != (side, side):
         raise InputError(
@@ -49,7 +54,7 @@ def _check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
         )
 
 
-def _read_clean(run: Run, path: str, encoder: Encoder, option: str = "--baseline") -> Encoder:
+def read_clean(run: Run, path: str, encoder: Encoder, option: str = "--baseline") -> Encoder:
     from sslbd_cli.core.artefact import Encoder
 
     found = run.read(path, Encoder, option)
@@ -69,7 +74,7 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
     method, seed = params["method"], params["seed"]
     data = run.read(params["data"], Dataset, "--data")
     aux = run.read(params["aux"], Dataset, "--aux") if params["aux"] else None
-    baseline = _read_clean(run, params["baseline"][0], encoder) if params["baseline"] else None
+    baseline = read_clean(run, params["baseline"][0], encoder) if params["baseline"] else None
     case = _case(encoder, data, aux, params)
     if aux is not None and (shared := shared_images(data, aux)):
         run.warn(f"{shared} of {len(data.images)} images of --data are in --aux too, which is held to be clean")
@@ -86,7 +91,7 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
         "n_calibration": len(findings.calibration), "n_judged": len(findings.scores), "sees_truth": method.is_bound,
         "trigger": params["trigger"] and str(params["trigger"]), **detect.measure(ruling, case),
         "controls": detect.controls(ruling, case, control), "details": findings.summary,
-        "data": {"sha256": data.sha256}, "encoder": _named(encoder), "baseline": baseline and _named(baseline),
+        "data": {"sha256": data.sha256}, "encoder": named(encoder), "baseline": baseline and named(baseline),
     }  # fmt: skip
     return Report(command="detect", results=results, data=detect.arrays(ruling, case)), doubt
 
@@ -98,7 +103,7 @@ def _case(encoder: Encoder, data: Dataset, aux: Dataset | None, params: dict[str
 
     for option, dataset in (("--data", data), ("--aux", aux)):
         if dataset is not None:
-            _check_size(encoder, option, dataset)
+            check_size(encoder, option, dataset)
     chosen = data.take(np.arange(len(data.images))[: params["limit"]])
     if aux is None:
         return detect.make_samples_case(chosen, params["method"])
@@ -106,7 +111,7 @@ def _case(encoder: Encoder, data: Dataset, aux: Dataset | None, params: dict[str
     return detect.make_case(chosen, aux, params["trigger"], params["alpha"], params["seed"])
 
 
-def _named(encoder: Encoder) -> dict[str, str]:
+def named(encoder: Encoder) -> dict[str, str]:
     return {"arch": encoder.arch, "sha256": encoder.sha256}
 
 
@@ -120,11 +125,11 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
 
     method, seed = params["method"], params["seed"]
     data = run.read(params["data"], Dataset, "--data")
-    _check_size(encoder, "--data", data)
+    check_size(encoder, "--data", data)
     clues = audit.gather(data, method, params["limit"], seed)
     told, clean = _baselines(run, encoder, data, clues, params)
     if method.learns:
-        backdoored = [_read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
+        backdoored = [read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
         clues = replace(clues, clean=tuple(map(nets.load, clean)), backdoored=tuple(map(nets.load, backdoored)))
         clean = []  # it has learned from them: they are no independent scale
 
@@ -136,7 +141,7 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
     standing = audit.stand(examine(nets.load(encoder)), pool, params["alpha"])
     results = {
         "method": str(method), "flags": method.flags, **audit.results_of(standing, clues),
-        "data": {"sha256": data.sha256}, "encoder": _named(encoder),
+        "data": {"sha256": data.sha256}, "encoder": named(encoder),
     }  # fmt: skip
     report = Report(command="detect", results=results, data=audit.arrays_of(standing.opinion, clues))
     return report, standing.verdict()[1]
@@ -155,5 +160,5 @@ def _baselines(
             run.note("--baseline", found)
             told.append(audit.statistic_of(found, str(params["method"]), data, len(clues.images)))
         else:
-            clean.append(_read_clean(run, path, encoder))
+            clean.append(read_clean(run, path, encoder))
     return told, clean
