@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,10 @@ from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.features import Layer, embed, stratified_rows
+from sslbd_cli.core.features import Layer, embed, plane, stratified_rows
 from sslbd_cli.core.nets import ImageEncoder
+
+PLACED = 300  # images on the embedding map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +48,16 @@ class Exam:
 
 @dataclass(frozen=True)
 class Answers:
-    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, the width of the features."""
+    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, the width of the features.
+
+    places: where some test images lie on the plane of most variance, clean and triggered, where there are such.
+    """
 
     clean: list[np.ndarray]
     triggered: list[np.ndarray]
     chosen: list[dict[str, Any]]
     dim: int
+    places: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
@@ -116,7 +122,7 @@ def measure(
         shown = views if views is None else views[:, torch.searchsorted(used, rows).to(device.torch)]
         return Labelled(feats[rows.to(device.torch)], labels[rows].to(device.torch), shown)
 
-    answers = Answers([], [], [], feats.shape[1])
+    answers = Answers([], [], [], feats.shape[1], _places(tests, truth, exam))
     for number, (fit, held) in enumerate(splits, seed):
         train = part(fit)
         valid = part(held) if len(held) else train  # one image per class: nothing can be held out
@@ -126,6 +132,15 @@ def measure(
         answers.triggered.extend(tables[1:])
         answers.chosen.append(fitted.chosen)
     return answers
+
+
+def _places(tests: list[Tensor], truth: np.ndarray, exam: Exam) -> dict[str, np.ndarray]:
+    """Return the embedding map of at most PLACED test images, spread over the set, without and with the trigger."""
+    if len(tests) < 2:
+        return {}
+    rows = np.unique(np.linspace(0, len(truth) - 1, min(PLACED, len(truth))).astype(int))
+    (clean, triggered), share = plane([feats[torch.from_numpy(rows).to(feats.device)] for feats in tests])
+    return {"clean": clean, "triggered": triggered, "of_target": truth[rows] == exam.target, "variance": share}
 
 
 def _views(read: Callable[..., Tensor], exam: Exam, rows: Tensor, size: int, gen: torch.Generator) -> Tensor | None:
@@ -195,6 +210,7 @@ def evidence(answers: list[Answers]) -> dict[str, np.ndarray]:
     The first answers are the encoder's, the second, if there are any, the clean encoder's.
     """
     arrays = {"confusion/clean": answers[0].clean[0]}
+    arrays |= {f"map/{name}": array for name, array in answers[0].places.items()}
     if not answers[0].triggered:
         return arrays
     arrays["confusion/triggered"] = answers[0].triggered[0]

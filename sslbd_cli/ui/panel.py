@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from sslbd_cli.core.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sslbd_cli.core.artefact import Dataset, Encoder, History, Report
     from sslbd_cli.core.bases import Trigger
     from sslbd_cli.ui.run import Run

@@ -182,19 +182,19 @@ def _several(
             with _limited(run, budget):
                 reports.append(_single(run, encoder, own, panel)[0])
         except OutOfTime:
-            not_run.append({"method": str(method), "reason": f"the budget of {params['budget']:g} s was spent"})
+            not_run.append({"method": method.name, "reason": f"the budget of {params['budget']:g} s was spent"})
         except Unsound as error:
             reports.append(_unsound(method, encoder, str(error)))
         except InputError as error:
             if not everything:
                 raise
-            not_run.append({"method": str(method), "reason": str(error)})
+            not_run.append({"method": method.name, "reason": str(error)})
         else:
             run.say(_line(reports[-1]))
     if not reports and all("budget" not in row["reason"] for row in not_run):
-        raise InputError("; ".join(f"{row['method'].split(':')[0]}: {row['reason']}" for row in not_run[:3]))
+        raise InputError("; ".join(f"{row['method']}: {row['reason']}" for row in not_run[:3]))
     for row in not_run:
-        run.say(f"{row['method'].split(':')[0]} did not run: {row['reason']}")
+        run.say(f"{row['method']} did not run: {row['reason']}")
     found = screen.combine(reports, not_run)
     shared = {"encoder": judging.named(encoder), "alpha": params["alpha"]}
     return replace(found, results=found.results | shared), found.results["doubt"] or ""
@@ -257,8 +257,7 @@ def shown(report: Report, *, json_lines: bool) -> dict[str, Any]:
     rows = [{key: value for key, value in row.items() if key != "part"} for row in results["methods"]]
     if json_lines:
         return {"rows": [*rows, results | {"methods": [row["method"] for row in rows]}]}
-    not_run = [row | {"method": row["method"].split(":")[0]} for row in results["not_run"]]
-    return results | {"methods": [_brief(row) for row in rows], "not_run": not_run}
+    return results | {"methods": [_brief(row) for row in rows]}
 
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
