@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +14,9 @@ from sslbd_cli.ui.run import Run
 from sslbd_cli.ui.spec import Spec
 
 if TYPE_CHECKING:
-    from sslbd_cli.core.artefact import Report
     from sslbd_cli.core.bases import Trigger
     from sslbd_cli.ui.figures import Picture
     from sslbd_cli.ui.html import Entry
-
-    Row = tuple[str, str, Report, bool]  # label, slug, report, and whether it is part of the one before
 
 
 @options.command(
@@ -57,6 +52,7 @@ def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> N
     from sslbd_cli.core.artefact import Report
     from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.storage import atomic_output
+    from sslbd_cli.ui import exhibits
 
     card, data, trigger, png = (params[name] for name in ("card", "data", "trigger", "png"))
     if output == "-" and sys.stdout.isatty():
@@ -69,71 +65,35 @@ def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> N
         raise InputError("--card holds no figures: leave --data and --png out, or draw them by another run")
     paths = reports or (() if card is not None else ("-",))
     found = [run.read(path, Report, "REPORT") for path in paths]
-    rows = [part for name, report in zip(_labels(paths), found, strict=True) for part in _apart(*name, report)]
-    text = _draw(run, rows, params) if card is None else _card(run, rows, params)
+    entries = exhibits.entries(paths, found)
+    text = _draw(run, entries, params) if card is None else _card(run, entries, params)
     with atomic_output(output) as file:
         file.write(text.encode())
 
 
-def _draw(run: Run, rows: list[Row], params: dict[str, Any]) -> str:
+def _draw(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
     """Draw the page, and the figures where they are wanted."""
+    from dataclasses import replace
+
     from sslbd_cli.ui import figures, html
 
-    shared = figures.across([(label, report) for label, _, report, _ in rows])
+    shared = figures.across([(entry.label, entry.report) for entry in entries])
     if params["data"] is not None:
         shared.append(_sample(run, params["data"], params["trigger"]))
-    entries = [
-        html.Entry(label, slug, report, figures.pictures(report), is_part) for label, slug, report, is_part in rows
-    ]
+    drawn = [replace(entry, pictures=figures.pictures(entry.report)) for entry in entries]
     if params["png"] is not None:
-        _write_figures(Path(params["png"]), entries, shared)
-    return html.page(entries, shared)
+        _write_figures(Path(params["png"]), drawn, shared)
+    return html.page(drawn, shared)
 
 
-def _card(run: Run, rows: list[Row], params: dict[str, Any]) -> str:
-    """Write the model card. Raises InputError for a report of another encoder."""
+def _card(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
+    """Write the model card."""
     from sslbd_cli.core.artefact import Encoder
-    from sslbd_cli.core.errors import InputError
-    from sslbd_cli.ui.card import Card, page
+    from sslbd_cli.ui import card, exhibits
 
     encoder = run.read(params["card"], Encoder, "--card")
-    for label, _, report, _ in rows:
-        named = report.results.get("encoder")
-        if not isinstance(named, dict) or named.get("sha256") != encoder.sha256:
-            raise InputError(f"{label}: is no report of the encoder of --card (its content differs); leave it out")
     name = "encoder" if params["card"] == "-" else Path(params["card"]).stem
-    told = [(label, report) for label, _, report, _ in rows if "kinds" not in report.results]  # whose parts are told
-    return page(Card(name, encoder, told, params["license"] or "unknown"))
-
-
-def _labels(paths: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name reports after their files, with the folder where two have the same name: label and unique slug of each."""
-    stems = ["standard input" if path == "-" else Path(path).stem for path in paths]
-    count, used = Counter(stems), Counter[str]()
-    named = []
-    for path, stem in zip(paths, stems, strict=True):
-        label = f"{Path(path).resolve().parent.name}/{stem}" if count[stem] > 1 else stem
-        slug = re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-") or "report"
-        used[slug] += 1
-        if used[slug] > 1:
-            label, slug = f"{label} ({used[slug]})", f"{slug}-{used[slug]}"
-        named.append((label, slug))
-    return named
-
-
-def _apart(label: str, slug: str, report: Report) -> list[Row]:
-    """Take a report of several methods apart, into the whole without its methods and each of them; any other stays."""
-    from sslbd_cli.core.artefact import Report
-    from sslbd_cli.core.screen import split
-
-    parts = split(report)
-    if not parts:
-        return [(label, slug, report, False)]
-    results = {key: value for key, value in report.results.items() if key != "methods"}
-    rows: list[Row] = [(label, slug, Report(command=report.command, results=results, history=report.history), False)]
-    for number, (name, part) in enumerate(parts, 1):
-        rows.append((f"{label}: {name}", f"{slug}-method-{number}", part, True))
-    return rows
+    return card.page(card.Card(name, encoder, exhibits.of(entries, encoder), params["license"] or "unknown"))
 
 
 def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:

@@ -80,13 +80,17 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One report on the page. slug: its anchor, unique; pictures: its figures; is_part: of a report before it."""
+    """One report on the page. slug: its anchor, unique; pictures: its figures; is_part: of a report before it.
+
+    digest: of the whole file that the report is a part of; without it, the report's own.
+    """
 
     label: str
     slug: str
     report: Report
     pictures: Sequence[Picture] = field(default=(), repr=False)
     is_part: bool = False
+    digest: str = ""
 
 
 def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
@@ -166,9 +170,7 @@ def _over_all(entry: Entry, kinds: dict[str, Any]) -> str:
         by = f" by {_safe(cell(get('found_by')))}" if get("found_by") else ""
         p_value = get("p_value")
         sure = f", corrected p-value {chance(p_value)}" if isinstance(p_value, float) else ""
-        told.append(
-            f"{_safe(kind)}: <b>{_safe(get('verdict'))}</b>{by}{chance} ({_safe(cell(get('methods')))} methods)"
-        )
+        told.append(f"{_safe(kind)}: <b>{_safe(get('verdict'))}</b>{by}{sure}, {_safe(cell(get('methods')))} run")
     text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>, all methods: ' + "; ".join(told)
     left_out = entry.report.results.get("not_run")
     if isinstance(left_out, list) and left_out:
@@ -262,7 +264,7 @@ def _section(entry: Entry, shown: dict[bytes, str]) -> Iterator[str]:
     yield from _figures(entry.slug, entry.pictures, shown)
     yield f"<details{'' if entry.pictures else ' open'}><summary>All numbers</summary>{_numbers(report)}</details>"
     yield "<details><summary>Lineage: the commands that made it</summary>"
-    yield f"<p>Content digest of this report: <code>{_safe(report.sha256)}</code></p>"
+    yield f"<p>Content digest of this report: <code>{_safe(entry.digest or report.sha256)}</code></p>"
     yield "".join(_steps(report.history, set())) + "</details></section>"
 
 
