@@ -131,7 +131,7 @@ SIDES = [
     for name in READERS
     for param in main.toolkit.get_command(None, name).params
     if isinstance(param.type, ArtefactPath) and param.param_type_name == "option"
-    if param.name not in ("output", "checkpoint", "files")  # what is written, and pictures
+    if param.name not in ("output", "checkpoint", "files", "sarif")  # what is written, and pictures
     if (name, param.name) not in (("purify", "report"), ("detect", "backdoored"))  # of some methods alone: below
 ]
 
@@ -288,6 +288,16 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("detect", [*SAMPLES, "--method", "poisoncam", "--trigger", "patch"], "takes no --trigger"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.05"], "takes no --alpha"),
         ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against images held to be clean: give them as --aux"),
+        (
+            "detect",
+            ["encoder", "--method", "spectral"],
+            "Missing option '--data': --method spectral judges the training",
+        ),
+        ("detect", ["encoder", "--method", "all", "--aux", "larger"], "--aux holds 20x20 images"),
+        ("detect", ["encoder", "--budget", "5"], "--budget divides time among several methods"),
+        ("detect", ["encoder", "--sarif", "no/s"], "--sarif no/s: no such folder"),
+        ("report", ["report", "--license", "mit"], "--license is a line of the model card"),
+        ("report", ["report", "--card", "encoder"], "report: is no report of the encoder of --card"),
         ("embed", ["encoder"], "Missing option '--data'"),
         ("badencoder", ["encoder", "--data", "dataset"], "give one of --reference"),
     ],

@@ -211,10 +211,11 @@ def test_a_report_of_several_methods_is_shown_method_by_method(draw, tmp_path):
     assert {"all", "all-method-1", "all-method-2", "all-method-1-panel", "all-method-1-roc", "all-method-2-roc"} <= set(
         page.ids
     )
-    assert "all, all methods: inputs: found by dede, corrected p-value below 1e-15, 2 run" in page.text.replace(
-        " ,", ","
+    assert (
+        "all, all methods. inputs: found by dede, corrected p-value below 1e-15; methods run: 2"
+        in page.text.replace(" ,", ",")
     )
-    assert "1 methods did not run" in page.text and "judges a training set" in page.text
+    assert "1 more did not run" in page.text and "judges a training set" in page.text
     assert "1 report, drawn by" in page.text
     assert (tmp_path / "png" / "all-method-1-panel.png").read_bytes().startswith(b"\x89PNG")
     assert page.text.count(artefact.read(str(tmp_path / "all.h5"), Report).sha256) == 3
