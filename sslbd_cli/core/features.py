@@ -210,13 +210,15 @@ def plane(groups: list[Tensor]) -> tuple[list[np.ndarray], np.ndarray]:
 
     Returns float32 K,2 of each group, and the share of the variance that each direction holds, float32 2.
     """
-    unit = [F.normalize(group.double().cpu(), dim=1) for group in groups]
-    middle = torch.cat(unit).mean(0)
-    _, spread, directions = torch.linalg.svd(torch.cat(unit) - middle, full_matrices=False)
-    axes = F.pad(directions[:2], (0, 0, 0, 2 - len(directions[:2])))
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # a direction has no sign of its own
-    share = F.pad(spread[:2].square(), (0, 2 - len(spread[:2]))) / spread.square().sum().clamp_min(1e-300)
-    return [((group - middle) @ axes.T).float().numpy() for group in unit], share.float().numpy()
+    unit = torch.cat([F.normalize(group.double().cpu(), dim=1) for group in groups])
+    apart = unit - unit.mean(0)
+    # images are few and inner layers wide: their products with one another say the same as the directions themselves
+    values, vectors = torch.linalg.eigh(apart @ apart.T)
+    values = F.pad(values.flip(0).clamp_min(0), (0, 2))
+    places = F.pad(vectors.flip(1), (0, 2))[:, :2] * values[:2].sqrt()
+    places = places * places.gather(0, places.abs().argmax(0, keepdim=True)).sign()  # a direction has no sign
+    share = values[:2] / values.sum().clamp_min(1e-300)
+    return [part.float().numpy() for part in places.split([len(group) for group in groups])], share.float().numpy()
 
 
 def numbers(text: str, owner: str) -> tuple[int, ...]:

@@ -195,6 +195,7 @@ def _several(
         raise InputError("; ".join(f"{row['method']}: {row['reason']}" for row in not_run[:3]))
     for row in not_run:
         run.say(f"{row['method']} did not run: {row['reason']}")
+    run.inputs[:] = {(row["option"], row["sha256"]): row for row in run.inputs}.values()  # each method noted its own
     found = screen.combine(reports, not_run)
     shared = {"encoder": judging.named(encoder), "alpha": params["alpha"]}
     return replace(found, results=found.results | shared), found.results["doubt"] or ""

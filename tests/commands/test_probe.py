@@ -60,3 +60,17 @@ def test_layers_are_rows_and_one_layer_is_the_result(sslbd, files):
     assert all(row["baseline"]["clean_accuracy"] == row["clean_accuracy"] for row in beside["layers"])
     status, out, err = sslbd(*words, "--layer", "stage9")
     assert (status, out) == (2, "") and "--layer stage9: tiny has stage1, stage2, stage3, stage4; choose" in err
+
+
+def test_the_report_keeps_where_clean_and_triggered_images_lie(sslbd, files, tmp_path):
+    words = ("probe", files["encoder"], "--train", files["train"], "--test", files["test"], "-q", "-o")
+    attack = ("--trigger", "patch:size=8,fill=white,margin=0", "--target", "1")
+    assert sslbd(*words, tmp_path / "plain.h5")[0] == sslbd(*words, tmp_path / "triggered.h5", *attack)[0] == 0
+    plain, data = (artefact.read(str(tmp_path / f"{name}.h5"), artefact.Report).data for name in ("plain", "triggered"))
+    assert not any(name.startswith("map/") for name in plain)
+    assert data["map/clean"].shape == data["map/triggered"].shape == (30, 2)
+    assert data["map/of_target"].tolist() == [
+        label == 1 for label in artefact.read(str(files["test"]), artefact.Dataset).labels
+    ]
+    apart = np.linalg.norm(data["map/clean"] - data["map/triggered"], axis=1).mean()
+    assert apart > 0.01 and 0 < data["map/variance"][1] <= data["map/variance"][0] <= 1

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sslbd_cli.core import nets
+from sslbd_cli.core import features, nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import Layer, embed, find_layers, knn_predict, split_rows, stratified_rows
@@ -100,3 +100,24 @@ def test_every_family_names_its_layers():
     assert find_layers(resnet, ("layer2", "stem", "layer2")) == ["layer2", "stem"]
     with pytest.raises(InputError, match="--layer layer5: resnet18 has stem, layer1, layer2, layer3, layer4; choose"):
         find_layers(resnet, ("layer5",))
+
+
+def test_the_plane_of_most_variance_is_that_of_sklearn():
+    from sklearn.decomposition import PCA
+
+    gen = torch.Generator().manual_seed(0)
+    groups = [torch.randn(n, 9, generator=gen) * torch.arange(1, 10) for n in (40, 25)]
+    (first, second), share = features.plane(groups)
+    unit = torch.cat(groups).double()
+    unit = (unit / unit.norm(dim=1, keepdim=True)).numpy()
+    fitted = PCA(2).fit(unit)
+    np.testing.assert_allclose(share, fitted.explained_variance_ratio_, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(np.concatenate([first, second])), np.abs(fitted.transform(unit)), atol=1e-5)
+    assert first.dtype == np.float32 and (first.shape, second.shape) == ((40, 2), (25, 2))
+
+
+def test_a_plane_of_a_single_direction_or_of_equal_images_is_flat():
+    (one,), share = features.plane([torch.tensor([[1.0], [-1.0], [1.0]])])
+    assert one.shape == (3, 2) and np.abs(one[:, 1]).max() < 1e-6 and share == pytest.approx([1.0, 0.0])
+    (same, other), share = features.plane([torch.ones(5, 4), torch.ones(2, 4)])
+    assert not np.abs(same).max() > 1e-6 and np.isfinite(other).all() and np.isfinite(share).all()

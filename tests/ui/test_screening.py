@@ -244,6 +244,15 @@ def test_what_all_share_is_read_once_and_noted_once(look, shelf, files):
     assert [row["option"] for row in inputs] == ["INPUT", "--data", "--aux"]
 
 
+def test_equal_runs_write_equal_bytes_and_name_each_input_once(look, shelf, files):
+    shelf("whiteness", "norm", "blind")
+    for name in ("one.out", "two.out"):
+        assert look("--method", "all", "--aux", "aux.h5", "--baseline", files / "good", "-q", "-o", name)[0] == 0
+    assert (files / "one.out").read_bytes() == (files / "two.out").read_bytes()
+    inputs = artefact.read(str(files / "one.out"), Report).history[-1]["inputs"]
+    assert [row["option"] for row in inputs] == ["INPUT", "--aux", "--baseline"]
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
