@@ -89,6 +89,7 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
         net, Plot(shadow.images[: params["limit"]], triggers, references), run.device(), seed, run.progress
     )
     run.write(nets.save(made.encoder.cpu()), output, method=attack, preset=None)
+    run.say(", ".join(f"{name} {value:.4f}" for name, value in (made.cosines | made.spread).items()))
     from sslbd_cli.core.checks import FLAGS
 
     for flag, term in (("F03", "utility"), ("F04", "effectiveness")):

@@ -235,11 +235,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Injected:
-    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines."""
+    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines.
+
+    spread: how the finished encoder's triggered embeddings lie among clean ones; see core/inject.py, `outcome`.
+    """
 
     encoder: ImageEncoder
     terms: dict[str, float]
     cosines: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from sslbd_cli.attacks.badencoder import outcome
 from sslbd_cli.core import nets
 from sslbd_cli.core.bases import Plot
+from sslbd_cli.core.inject import outcome
 from sslbd_cli.triggers.patch import Patch
 
 
@@ -16,6 +16,6 @@ def test_one_dead_trigger_is_not_hidden_by_another(dataset, encoder, cpu):
     other = torch.from_numpy(np.array(dataset.images[:1]))
     both = Plot(dataset.images, (covering, Patch(size=1)), (solid, other))
     one = Plot(dataset.images, (covering,), (solid,))
-    assert outcome(net, net, one, cpu, 0)["effectiveness"] > 0.999
-    assert outcome(net, net, both, cpu, 0)["effectiveness"] < outcome(net, net, one, cpu, 0)["effectiveness"] - 0.001
-    assert outcome(net, net, both, cpu, 0)["utility"] > 0.999
+    alone, together = (outcome(net, net, plot, cpu, 0)[0] for plot in (one, both))
+    assert alone["effectiveness"] > 0.999 and together["utility"] > 0.999
+    assert together["effectiveness"] < alone["effectiveness"] - 0.001
