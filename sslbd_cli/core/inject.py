@@ -53,13 +53,18 @@ class Seen:
 
         nearest: stamped images are pulled to the nearest of their references, not to all alike (DRUPE's code).
         """
-        pulls = [(c.amax(1) if nearest else c).mean() for c in self.cosines()]
+        pulls = [pull(cosines, nearest) for cosines in self.cosines()]
         keeps = [(w * a[:, None]).sum(2).mean() for w, a in zip(self.wobbled, self.anchors, strict=True)]
         return {
             "effectiveness": -torch.stack(pulls).mean(),
             "reference": -torch.stack(keeps).mean(),
             "utility": -(F.normalize(self.clean, dim=1) * self.held).sum(1).mean(),
         }
+
+
+def pull(cosines: Tensor, nearest: bool) -> Tensor:
+    """Return the mean cosine B,R of stamped images with their references, or with the nearest of each."""
+    return (cosines.amax(1) if nearest else cosines).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ class Tuning(Attack):
         fit.begin_epoch = lambda: freeze_batch_norm(victim.train())
         fit.end_epoch = course.finish
         terms = fit.run(watch, self.name)
-        cosines, spread = outcome(clean, victim, plot, device, seed)
+        cosines, spread = outcome(clean, victim, plot, device, seed, course.nearest)
         return Injected(victim.eval(), terms, cosines, spread)
 
 
@@ -190,13 +195,14 @@ def sliced_wasserstein(one: Tensor, other: Tensor, gen: torch.Generator, project
 
 
 def outcome(
-    clean: ImageEncoder, victim: ImageEncoder, plot: Plot, device: Device, seed: int
+    clean: ImageEncoder, victim: ImageEncoder, plot: Plot, device: Device, seed: int, nearest: bool = False
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Measure the finished encoder on at most 2,048 shadow images.
 
-    The cosines that the gate reads: utility, and effectiveness of the worst trigger. And how triggered embeddings lie
-    among clean ones, again of the worst trigger: concentration, that of clean ones, and swd_ratio, how far triggered
-    ones are from clean ones, where 1 is as far as two clusters of clean ones are from each other (DRUPE's measure).
+    The cosines that the gate reads: utility, and effectiveness of the worst trigger (nearest: as such an attack counts
+    it). And how triggered embeddings lie among clean ones, again of the worst trigger: concentration, that of clean
+    ones, and swd_ratio, how far triggered ones are from clean ones, where 1 is as far as two clusters of clean ones are
+    from each other (DRUPE's measure). None of these with a single shadow image.
     """
     images, gen = plot.shadow[:MEASURED], generator(seed, "outcome")
 
@@ -206,14 +212,18 @@ def outcome(
 
     plain = feats(victim, images)
     stamped = [feats(victim, images, trigger) for trigger in plot.triggers]
-    pulls = [_cosines(s, feats(victim, r)).mean() for s, r in zip(stamped, plot.references, strict=True)]
+    goals = [F.normalize(feats(victim, r), dim=1) for r in plot.references]
+    pulls = [pull(F.normalize(s, dim=1) @ g.T, nearest) for s, g in zip(stamped, goals, strict=True)]
     kept = F.cosine_similarity(plain, feats(clean, images), dim=1).mean()
-    spread = {"clean_concentration": float(concentration(plain))} if len(images) > 1 else {}
+    cosines, spread = {"utility": float(kept), "effectiveness": float(min(pulls))}, {}
     if len(images) > 1:
-        spread["concentration"] = max(float(concentration(s)) for s in stamped)
         ratios = swd_ratios(plain, stamped, generator(seed, "clusters"), generator(seed, "swd", device=plain.device))
-        spread["swd_ratio"] = max(ratios)
-    return {"utility": float(kept), "effectiveness": float(min(pulls))}, spread
+        spread = {
+            "concentration": max(float(concentration(s)) for s in stamped),
+            "clean_concentration": float(concentration(plain)),
+            "swd_ratio": max(ratios),
+        }
+    return cosines, spread
 
 
 def swd_ratios(plain: Tensor, stamped: list[Tensor], gen: torch.Generator, directions: torch.Generator) -> list[float]:
@@ -231,7 +241,3 @@ def swd_ratios(plain: Tensor, stamped: list[Tensor], gen: torch.Generator, direc
 
     scale = sliced_wasserstein(some(first), some(second), directions) if len(second) else plain.new_tensor(1.0)
     return [float(sliced_wasserstein(some(s), some(plain), directions) / scale) for s in stamped]
-
-
-def _cosines(one: Tensor, other: Tensor) -> Tensor:
-    return F.normalize(one, dim=1) @ F.normalize(other, dim=1).T
