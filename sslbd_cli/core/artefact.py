@@ -111,9 +111,7 @@ class Dataset(Artefact):
                 poisoned=checked.array(arrays, "truth/poisoned", np.bool_, (count,)),
                 box=checked.array(arrays, "truth/box", np.int32, (count, 4)),
                 source=checked.array(arrays, "truth/source", np.int64, (count,)),
-                caption=checked.array(arrays, "truth/caption", np.int64, (count,))
-                if "truth/caption" in arrays
-                else None,
+                caption=optional,
             )
         return cls(
             images=images, labels=labels, ids=ids, captions=captions, classes=classes, truth=truth, history=history

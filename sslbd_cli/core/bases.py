@@ -343,6 +343,7 @@ class Head(Plugin):
     """Base of `probe --head`: a classifier on frozen features."""
 
     shelf: ClassVar[str] = "head"
+    takes_texts: ClassVar[bool] = False  # whether it is fitted on features of texts, not of labelled images
 
     def augmented(self) -> int:
         """Return how many augmented views of each image the head wants beside the plain one; by default none."""
