@@ -86,7 +86,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     )
     amount, *alike = choose.report(dataset, rows, target, count, len(poisoned.images))
     if wording is not None:  # the captions name the target, whatever the images show
-        alike = [f"captions exchanged for {len(wording.captions)} of the target's"]
+        alike = [f"their captions are drawn from {len(wording.captions)} of the target's"]
     elif doubt := choose.other_target(dataset, select, rows, target):
         run.warn(doubt)
     for line in filter(None, (planned, f"poisoned {amount} with {trigger}", *alike)):
