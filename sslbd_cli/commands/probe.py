@@ -13,6 +13,7 @@ from sslbd_cli.ui.spec import Spec
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder
     from sslbd_cli.core.features import Layer
+    from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.core.probe import Exam
 
 SHEET = 12  # pairs of clean and triggered images kept for the report
@@ -70,12 +71,13 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     baseline = run.read(params["baseline"], Encoder, "--baseline") if params["baseline"] else None
     encoders = [encoder] if baseline is None else [encoder, baseline]
     target, consistency = _target(run, test, params)
+    nets = [probing.loaded(each, params["head"]) for each in encoders]
     learned = train or probing.texts(run, params["text"], test, encoders)
     exam = Exam(train=learned, test=test, head=params["head"], share=parse_share(params["labels"]),
                 seeds=params["seeds"], trigger=params["trigger"], target=target)  # fmt: skip
     if train and (shared := shared_images(test, train)):
         run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
-    results, data = _measure(run, exam, encoders, params, seed)
+    results, data = _measure(run, exam, list(zip(encoders, nets, strict=True)), params, seed)
     results |= {} if consistency is None else {"consistency": consistency}
     print_results(results, json_lines=json_lines)
     if output is not None:
@@ -102,11 +104,11 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
     return target, share
 
 
-def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, Any], seed: int) -> Any:
+def _measure(run: Run, exam: Exam, pairs: list[tuple[Encoder, ImageEncoder]], params: dict[str, Any], seed: int) -> Any:
     """Measure the encoder, and the clean one if there are two, on the embedding or on each layer asked for."""
     from sslbd_cli.core import features, probe
 
-    loaded = [probing.loaded(encoder, exam.head) for encoder in encoders]
+    encoders, loaded = zip(*pairs, strict=True)
     layers: list[Layer | None] = [None]
     if params["names"]:
         names = [features.find_layers(net, params["names"]) for net in loaded]
