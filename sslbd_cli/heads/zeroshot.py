@@ -20,7 +20,8 @@ class ZeroShot(Head):
     For encoders trained on images and captions: give --text, the prompts' features, instead of --train. Prompts of one
     class are averaged as unit vectors, and the average is scaled to unit length. An encoder of `pretrain --method clip`
     meets its texts behind the projection stored beside it; where the embedding is the space of the texts itself, as in
-    image towers whose last layer is that projection, say space=embedding.
+    image towers whose last layer is that projection, say space=embedding. Files of CLASS<tab>PROMPT lines for GTSRB and
+    SVHN, as BadEncoder's zero-shot script words them, are in examples/prompts.
     """
 
     takes_texts: ClassVar[bool] = True
