@@ -169,6 +169,7 @@ def test_a_gpu_that_is_not_there(refused, files, name):
 
 
 SAMPLES = ["encoder", "--data", "dataset"]
+TWICE = ["--trigger", "patch"] * 2 + ["--reference-index", "0"] * 2
 KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices", "--indices"]
 
 
@@ -289,6 +290,54 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.05"], "takes no --alpha"),
         ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against images held to be clean: give them as --aux"),
         ("embed", ["encoder"], "Missing option '--data'"),
+        ("embed", ["encoder", "--prompt", "a {}"], "--prompt takes the names of the classes from --data"),
+        ("embed", ["encoder", "--data", "test", "--prompt", "a photo"], "--prompt 'a photo': has no {} for the name"),
+        ("embed", ["encoder", "--data", "nameless", "--prompt", "a {}"], "nameless: names no classes to put into"),
+        ("embed", ["encoder", "--data", "test", "--prompt", "a {}"], "the encoder has no text tower"),
+        ("probe", ["encoder", "--test", "test"], "Missing option '--train'"),
+        ("probe", ["encoder", "--test", "test", "--head", "zeroshot"], "answers by texts: give --text FEATURES"),
+        (
+            "probe",
+            ["encoder", "--train", "dataset", "--test", "test", "--text", "features"],
+            "--text features: --head linear has no use for it; say --head zeroshot",
+        ),
+        ("poison", ["dataset", "--caption", "a dog"], "the dataset has no captions, which --caption needs"),
+        (
+            "poison",
+            ["dataset", "--caption", "a dog", "--target-captions", "--target", "1"],
+            "both say what poisons are captioned with: give one of them",
+        ),
+        ("poison", ["dataset", "--target-captions"], "--target-captions needs --target"),
+        (
+            "badencoder",
+            [
+                "encoder",
+                "--data",
+                "dataset",
+                "--trigger",
+                "patch",
+                "--trigger",
+                "patch",
+                *["--reference-index", "0"] * 2,
+                *["--reference-data", "dataset"] * 3,
+            ],
+            "2 triggers need one --reference-data for all or one for each, got 3",
+        ),
+        (
+            "badencoder",
+            [
+                "encoder",
+                "--data",
+                "dataset",
+                "--reference-data",
+                "dataset",
+                "--reference-index",
+                "0",
+                "--method",
+                "drupe",
+            ],
+            "a trigger has 1; give it 3, or take badencoder",
+        ),
         ("badencoder", ["encoder", "--data", "dataset"], "give one of --reference"),
     ],
 )

@@ -43,6 +43,10 @@ sslbd detect backdoored.safetensors --aux own.h5 --data test.h5 --trigger patch 
     --baseline encoder.safetensors -o detect-backdoored.h5 --json > detect.json
 sslbd detect encoder.safetensors --method random --data poisoned.h5 -o detection.h5 --json > found.json
 sslbd convert --to torchvision resnet.safetensors -o weights.safetensors
+sslbd data shapes --count 100 --seed 3 --captions -o captioned.h5
+sslbd pretrain captioned.h5 --method clip:width=32,depth=1 --epochs 2 --batch 50 -o clip.safetensors
+sslbd embed clip.safetensors --data test.h5 --prompt 'a {}' -o texts.h5
+sslbd probe clip.safetensors --head zeroshot --text texts.h5 --test test.h5 --json > zeroshot.json
 """
 
 
@@ -185,7 +189,7 @@ def test_the_flags_page_explains_every_flag():
     assert page("sslbd-flags.7").count(".TP\nCause\n") == page("sslbd-flags.7").count(".TP\nWhat to do\n") == len(found)
 
 
-@pytest.mark.parametrize("name", ["probe", "detect"])
+@pytest.mark.parametrize("name", ["probe", "detect", "zeroshot"])
 def test_the_metrics_page_names_every_key(name, stage):
     results = json.loads((stage / f"{name}.json").read_text())
     free = {"chosen", "details"}  # a head's hyper-parameters and a detector's own numbers: their help explains them

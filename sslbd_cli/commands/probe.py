@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslbd_cli.ui import options
+from sslbd_cli.ui import options, probing
 from sslbd_cli.ui.run import Run
 from sslbd_cli.ui.spec import Spec
 
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder
     from sslbd_cli.core.features import Layer
+    from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.core.probe import Exam
 
 SHEET = 12  # pairs of clean and triggered images kept for the report
@@ -25,10 +26,12 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
         "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
         " --baseline encoder.safetensors --json",
         "sslbd probe encoder.safetensors --train train.h5 --test test.h5 --head compress --labels 10%",
+        "sslbd probe clip.safetensors --head zeroshot --text texts.h5 --test test.h5",
     ),
 )
 @options.input_argument("ENCODER")
-@options.artefact("--train", required=True, help="Labelled dataset that the head is fitted on.")
+@options.artefact("--train", help="Labelled dataset that the head is fitted on.")
+@options.artefact("--text", help="Features of texts on the classes, for --head zeroshot instead of --train.")
 @options.artefact("--test", required=True, help="Labelled dataset that is answered once.")
 @click.option("--head", type=Spec("head"), default="linear", show_default=True, metavar="SPEC",
               help="Classifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
@@ -51,7 +54,8 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     """Measure an encoder by a classifier on its frozen features: clean accuracy and attack success.
 
     The head's hyper-parameters are chosen on a part of --train; the test split is touched once. ASR counts images
-    whose true class is not the target. Give --baseline, or the numbers of an attack have no control.
+    whose true class is not the target. Give --baseline, or the numbers of an attack have no control. For encoders that
+    learned from captions, --head zeroshot answers by texts, which `sslbd embed --prompt` makes.
     """
     from sslbd_cli.core.artefact import Dataset, Encoder, shared_images
     from sslbd_cli.core.errors import InputError
@@ -60,16 +64,20 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
 
     if params["target"] is not None and params["target_of"] is not None:
         raise InputError("--target and --target-of both name the target: give one of them")
+    probing.check(params)
     encoder = run.read(input, Encoder)
-    train, test = (run.read(params[name], Dataset, f"--{name}") for name in ("train", "test"))
+    train = run.read(params["train"], Dataset, "--train") if params["train"] else None
+    test = run.read(params["test"], Dataset, "--test")
     baseline = run.read(params["baseline"], Encoder, "--baseline") if params["baseline"] else None
-    target, consistency = _target(run, test, params)
-    exam = Exam(train=train, test=test, head=params["head"], share=parse_share(params["labels"]), seeds=params["seeds"],
-                trigger=params["trigger"], target=target)  # fmt: skip
-    if shared := shared_images(test, train):
-        run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
     encoders = [encoder] if baseline is None else [encoder, baseline]
-    results, data = _measure(run, exam, encoders, params, seed)
+    target, consistency = _target(run, test, params)
+    nets = [probing.loaded(each, params["head"]) for each in encoders]
+    learned = train or probing.texts(run, params["text"], test, encoders)
+    exam = Exam(train=learned, test=test, head=params["head"], share=parse_share(params["labels"]),
+                seeds=params["seeds"], trigger=params["trigger"], target=target)  # fmt: skip
+    if train and (shared := shared_images(test, train)):
+        run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
+    results, data = _measure(run, exam, list(zip(encoders, nets, strict=True)), params, seed)
     results |= {} if consistency is None else {"consistency": consistency}
     print_results(results, json_lines=json_lines)
     if output is not None:
@@ -96,11 +104,11 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
     return target, share
 
 
-def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, Any], seed: int) -> Any:
+def _measure(run: Run, exam: Exam, pairs: list[tuple[Encoder, ImageEncoder]], params: dict[str, Any], seed: int) -> Any:
     """Measure the encoder, and the clean one if there are two, on the embedding or on each layer asked for."""
-    from sslbd_cli.core import features, nets, probe
+    from sslbd_cli.core import features, probe
 
-    loaded = [nets.load(encoder) for encoder in encoders]
+    encoders, loaded = zip(*pairs, strict=True)
     layers: list[Layer | None] = [None]
     if params["names"]:
         names = [features.find_layers(net, params["names"]) for net in loaded]
@@ -121,7 +129,7 @@ def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, An
     results: dict[str, Any] = {
         "head": str(exam.head), "trigger": exam.trigger and str(exam.trigger),
         "target": None if exam.target is None else exam.test.classes[exam.target],
-        "n_train": len(exam.train.images), "labels": exam.share, "n_labelled": probe.labelled_count(exam),
+        **probing.learned(exam),
         "n_test": len(exam.test.images), "classes": len(exam.test.classes),
         "encoder": {"arch": encoders[0].arch, "sha256": encoders[0].sha256},
     }  # fmt: skip

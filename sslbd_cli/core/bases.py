@@ -235,11 +235,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Injected:
-    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines."""
+    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines.
+
+    spread: how the finished encoder's triggered embeddings lie among clean ones; see core/inject.py, `outcome`.
+    """
 
     encoder: ImageEncoder
     terms: dict[str, float]
     cosines: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +352,7 @@ class Head(Plugin):
     """Base of `probe --head`: a classifier on frozen features."""
 
     shelf: ClassVar[str] = "head"
+    takes_texts: ClassVar[bool] = False  # whether it is fitted on features of texts, not of labelled images
 
     def augmented(self) -> int:
         """Return how many augmented views of each image the head wants beside the plain one; by default none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -213,6 +213,12 @@ def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encode
         dim=net.dim(),
         tensors={k: v.detach().cpu().contiguous().numpy() for k, v in state.items()},
     )
+
+
+def beside(changed: Encoder, original: Encoder) -> Encoder:
+    """Put what is stored beside an encoder (projector, text tower) beside a changed one of the same kind, as it is."""
+    parts = {name: tensor for name, tensor in original.tensors.items() if not name.startswith("encoder.")}
+    return replace(changed, tensors=changed.tensors | parts)
 
 
 def _triple(buffer: Tensor) -> tuple[float, float, float]:
