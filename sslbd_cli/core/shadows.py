@@ -91,15 +91,15 @@ class Panel(nn.Module):
 
     def forward(self, told: Tensor) -> Tensor:
         """Score standardised answers K,S,I: K,S."""
-        scores: Tensor = F.relu(told @ self.inner + self.shift) @ self.outer + self.bias
-        return scores.squeeze(2)
+        hidden = F.relu(told @ self.inner + self.shift)
+        return (hidden @ self.outer + self.bias).squeeze(2)
 
 
 def _layers(width: int, hidden: int, gen: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw the weights of both linear layers as torch's nn.Linear does."""
 
     def uniform(*shape: int, fan: int) -> Tensor:
-        return (torch.rand(shape, generator=gen) * 2 - 1) / fan**0.5
+        return torch.empty(shape).uniform_(-(fan**-0.5), fan**-0.5, generator=gen)
 
     return (
         uniform(width, hidden, fan=width),

@@ -91,7 +91,7 @@ class MNTD(EncoderDetector):
         if clean < LEAST or (backdoored < LEAST and self.variant == "two-class") or 0 < backdoored < LEAST:
             raise InputError(
                 f"{self.name}: {clean} clean and {backdoored} backdoored shadow encoders; give {LEAST} of each at "
-                "least: --baseline, pre-trained with other seeds; --backdoored, made by badencoder --trigger jumbo:seed=N"
+                "least: --baseline, pre-trained with other seeds; --backdoored, by badencoder --trigger jumbo:seed=N"
             )
         widths = {net.dim() for net in (encoder, *clues.clean, *clues.backdoored)}
         if self.features == "raw" and len(widths) > 1:
