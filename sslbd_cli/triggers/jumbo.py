@@ -32,8 +32,8 @@ class Jumbo(Trigger):
 
     Every seed is another trigger, at the same place in all images. On 32-pixel images the side is 2, 3, 4, 5 or 32
     pixels, as likely each; a patch is opaque (one in four) or has an opacity of 0.2 to 0.5, a whole image one of 0.05
-    to 0.2; pixels are uniform in [-e, 1 + e], clipped, e uniform in [0, 1]. Other images get the same cells, enlarged.
-    BadEncoder needs larger patches than a classifier's backdoor does: `scale` multiplies their sides.
+    to 0.2; pixels are uniform in 0 to 1 widened by e at both ends, e uniform in 0 to 1, and clipped. Other images get
+    the same cells, enlarged. Where small patches do not take in an encoder, `scale` multiplies their sides.
 
     Source: Xu et al., S&P 2021, jumbo learning; CIFAR-10's numbers of the released code.
     Lost to: small patches to crops and blur, faint ones to noise; whole images to blur.
