@@ -75,7 +75,8 @@ class Opinion:
 
     witness: the trigger that was found, and success: what it does to held-out images, as a share of them, by the
     detector's own definition. search_space: what was looked for; doubt: why the result cannot be vouched for, empty
-    where it can. pictures: named uint8 K,3,H,W; extras: further arrays; summary: plain values.
+    where it can. pool: statistics of clean encoders that a detector which learns has held out, by its own making
+    comparable with the encoder's. pictures: named uint8 K,3,H,W; extras: further arrays; summary: plain values.
     """
 
     statistic: float
@@ -84,6 +85,7 @@ class Opinion:
     witness: Witness | None = None
     success: float | None = None
     doubt: str = ""
+    pool: np.ndarray = field(default_factory=lambda: np.zeros(0))
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -156,8 +158,8 @@ class Standing:
 
 
 def stand(opinion: Opinion, pool: list[float], alpha: float) -> Standing:
-    """Set an opinion among the statistics of clean encoders."""
-    known = np.array(pool, np.float64)
+    """Set an opinion among the statistics of clean encoders: those given, and those that it brings itself."""
+    known = np.array([*pool, *opinion.pool], np.float64)
     p_value = float(metrics.conformal(known, np.array([opinion.statistic]))[0]) if len(known) else None
     if len(known) < POOL:
         return Standing(opinion, known, p_value, None)

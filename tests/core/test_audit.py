@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,12 @@ def test_leave_one_out_over_clean_encoders_gives_at_most_the_false_alarms_said()
     values = np.random.default_rng(0).normal(size=9)
     alarms = [stand(opinion(v), list(np.delete(values, i)), 0.05).verdict()[0] == "found" for i, v in enumerate(values)]
     assert sum(alarms) == 1  # the largest of nine
+
+
+def test_clean_encoders_that_a_learner_held_out_are_a_pool_too():
+    brought = dataclasses.replace(opinion(0.5), pool=np.array([0.1, 0.2, 0.3, 0.4]))
+    assert stand(brought, [], 0.05).p_value == pytest.approx(1 / 5)
+    assert stand(brought, [0.6], 0.05).p_value == pytest.approx(2 / 6)
 
 
 def test_a_doubtful_search_says_so_whatever_came_out():
