@@ -42,6 +42,8 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
               help="Probe an inner layer instead of the embedding; may be repeated.")  # fmt: skip
 @click.option("--pool", default=0, show_default=True, type=click.IntRange(0), metavar="SIDE",
               help="Cells of the grid that a layer's maps are averaged on; 0 makes about 9216 numbers.")  # fmt: skip
+@click.option("--certify", type=Spec("certificate"), metavar="SPEC",
+              help="Also certify a defended classifier, such as patchguard:size=5.")  # fmt: skip
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head; report spread.")
 @options.json_lines
 @options.seed
@@ -91,6 +93,8 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
         run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of it")
     if (params["trigger"] is None) != (target is None):
         raise InputError("--trigger and --target belong together: give both or neither")
+    if params["certify"] is not None and params["names"]:
+        raise InputError("--certify works on the local features behind the embedding: leave --layer out")
     if params["pool"] and not params["names"]:
         raise InputError("--pool is for inner layers: give --layer too")
     return target, share
@@ -98,7 +102,7 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
 
 def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, Any], seed: int) -> Any:
     """Measure the encoder, and the clean one if there are two, on the embedding or on each layer asked for."""
-    from sslbd_cli.core import features, nets, probe
+    from sslbd_cli.core import certify, features, nets, probe
 
     loaded = [nets.load(encoder) for encoder in encoders]
     layers: list[Layer | None] = [None]
@@ -107,6 +111,11 @@ def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, An
         layers = [features.Layer(name, params["pool"]) for name in names[0]]
     device = run.device()
     stamped = None if exam.trigger is None else probe.triggered_images(exam.test, exam.trigger, seed)
+    proofs = []
+    if params["certify"] is not None:  # first: it may refuse the encoder
+        proofs = [
+            certify.certified(net, exam, params["certify"], stamped, device, run.progress, seed) for net in loaded
+        ]
     rows, data = [], {"sheet/clean": exam.test.images[:SHEET]}
     if stamped is not None:
         data["sheet/triggered"] = stamped[:SHEET]
@@ -126,6 +135,8 @@ def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, An
         "encoder": {"arch": encoders[0].arch, "sha256": encoders[0].sha256},
     }  # fmt: skip
     results |= rows[0] if len(rows) == 1 else {"layers": rows, "baseline": None}
+    if proofs:
+        results["certify"] = proofs[0] | ({"baseline": proofs[1]} if len(proofs) > 1 else {})
     if len(encoders) > 1:
         results["baseline"] = (results["baseline"] or {}) | {"sha256": encoders[1].sha256}
     return results, data

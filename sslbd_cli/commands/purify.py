@@ -13,9 +13,6 @@ from sslbd_cli.ui.spec import Spec
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder, Report
     from sslbd_cli.core.bases import DatasetPurifier, EncoderPurifier, Purifier
-    from sslbd_cli.ui.progress import Progress
-
-SAMPLE = 2048  # clean images on which the purified encoder is compared with the original
 
 
 @options.command(
@@ -72,37 +69,23 @@ def _check_options(method: Purifier, params: dict[str, Any]) -> None:
 
 
 def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str, Any]) -> Encoder:
-    import time
-
-    from sslbd_cli.core import audit, nets, similarity
+    from sslbd_cli.core import audit, nets, repair
     from sslbd_cli.core.artefact import Dataset, Report
     from sslbd_cli.core.bases import Supplies
-    from sslbd_cli.core.checks import not_collapsed
-    from sslbd_cli.core.features import embed
 
     net = nets.load(encoder)
     images = run.read(params["data"], Dataset, "--data").images[: params["limit"]]
     net.need_size(*images.shape[2:])
     report = run.read(params["report"], Report, "--report") if params["report"] else None
-    witness = None if report is None else audit.witness_of(report, "--report")
-    device, start, seen = run.device(), time.monotonic(), 0
-
-    def watch(total: int, unit: str, label: str) -> Progress:
-        nonlocal seen
-        seen += total if unit == "images" else 0
-        return run.progress(total, unit, label)
-
-    purified = method.clean(net, Supplies(images, witness), device, params["seed"], watch)
-    seconds, sample = time.monotonic() - start, images[:SAMPLE]
-    before, after = embed(net, sample, device), embed(purified, sample, device)
-    not_collapsed(after)
-    alike = f"cosine {similarity.mean_cosine(before, after):.3f}, CKA {similarity.linear_cka(before, after):.3f}"
-    run.say(f"{seen} images seen in {seconds:.1f} s; to the original on {len(sample)} clean images: {alike}")
-    if witness is not None:
-        stamped = [embed(each, sample, device, change=witness.stamp) for each in (net, purified)]
-        first, last = similarity.mean_cosine(before, stamped[0]), similarity.mean_cosine(before, stamped[1])
-        run.say(f"with the trigger of --report: cosine {first:.3f} before, {last:.3f} now")
-    return nets.save(purified.cpu())
+    supplies = Supplies(images, None if report is None else audit.witness_of(report, "--report"))
+    done = repair.purify(method, net, supplies, run.device(), params["seed"], run.progress)
+    run.say(str(done))
+    if done.restored is not None:
+        before, now = done.restored
+        run.say(
+            f"images with the trigger of --report, to the original's without it: cosine {before:.3f}, now {now:.3f}"
+        )
+    return nets.save(done.encoder.cpu())
 
 
 def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[str, Any]) -> Dataset:

@@ -342,7 +342,7 @@ class EncoderPurifier(Purifier):
     """Base of purifiers that make a clean encoder from a suspicious one. With `report` among its needs it gets a witness."""
 
     cleans = "an encoder"
-    needs = ("data",)
+    needs: ClassVar[tuple[str, ...]] = ("data",)
     takes = ("limit",)
 
     @abstractmethod
@@ -399,3 +399,47 @@ class Classifier:
 
     predict: Callable[[Tensor], Tensor]
     chosen: dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task that a certificate is computed for. Images uint8 N,3,H,W and M,3,H,W; labels int64 N.
+
+    triggered: the test images with a trigger, or None.
+    """
+
+    train: np.ndarray
+    labels: Tensor
+    test: np.ndarray
+    truth: Tensor
+    classes: int
+    triggered: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What a certified classifier answers. Answers int64 M: without the defence (plain) and with it.
+
+    certified: bool M, whether the defended answer is right and no patch can change it. details: plain values.
+    """
+
+    plain: Tensor
+    defended: Tensor
+    certified: Tensor
+    triggered_plain: Tensor | None = None
+    triggered_defended: Tensor | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Plugin):
+    """Base of `probe --certify`: a defended classifier on an encoder, and a proof of how far its answers hold."""
+
+    shelf: ClassVar[str] = "certificate"
+
+    @abstractmethod
+    def certify(self, encoder: ImageEncoder, task: Task, device: Device, seed: int, watch: Watch) -> Certified:
+        """Fit a classifier on the frozen encoder, on the device, and certify its answers on the test images.
+
+        Raises InputError where the proof does not apply to the encoder.
+        """

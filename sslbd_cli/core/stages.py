@@ -110,7 +110,9 @@ def _writers(net: ImageEncoder, stage: Stage) -> tuple[nn.Module, ...]:
             shortcut = nn.Sequential(getattr(net.encoder, "bn1", nn.Identity()))  # the stem's maps go straight through
         writers += [norm, *([] if shortcut is None else [list(shortcut.children())[-1]])]
     if not writers or not all(isinstance(writer, nn.BatchNorm2d) for writer in writers):
-        raise InputError(f"the channels of {net.arch} cannot be switched off: {stage.name} has no batch norm that we know")
+        raise InputError(
+            f"the channels of {net.arch} cannot be switched off: {stage.name} has no batch norm that we know"
+        )
     return tuple(writers)  # type: ignore[arg-type]
 
 

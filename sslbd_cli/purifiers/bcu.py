@@ -1,4 +1,4 @@
-"""BCU (Pang et al., CVPR 2023) for encoders: forget a random part of the weights, and learn it back from the original."""
+"""BCU (Pang et al., CVPR 2023) for encoders: forget weights at random, and learn them back from the original."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.plugin import key
-from sslbd_cli.core.repair import relational, training
+from sslbd_cli.core.repair import original_of, relational, training
 from sslbd_cli.core.ssl import cosine_loss
 from sslbd_cli.core.stages import stages
-from sslbd_cli.core.train import Terms, Watch, freeze
+from sslbd_cli.core.train import Terms, Watch
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -49,7 +49,7 @@ class BCU(EncoderPurifier):
         student = encoder.twin().requires_grad_(True)
         self.forget_weights(student, seed)
         student = student.to(device.torch)
-        original = freeze(encoder.twin().to(device.torch).eval())
+        original = original_of(encoder, device)
         pool = Pool(supplies.images, device)
         recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)  # crop and flip
 

@@ -14,10 +14,10 @@ from sslbd_cli.core.features import embed, knn_predict, split_rows
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
-from sslbd_cli.core.repair import Recovery
+from sslbd_cli.core.repair import Recovery, original_of
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.core.stages import Channels, channels, reading
-from sslbd_cli.core.train import Watch, freeze
+from sslbd_cli.core.train import Watch
 
 STEPS = 20  # of the search for how much may be pruned
 SAMPLE = 4096  # images that activations and neighbours are measured on
@@ -39,7 +39,7 @@ class FinePrune(Recovery):
     clusters: int = key(20, "that stand in for classes", low=2)
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        original = freeze(encoder.twin().to(device.torch).eval())
+        original = original_of(encoder, device)
         student = encoder.twin().to(device.torch).eval().requires_grad_(True)
         order = torch.randperm(len(supplies.images), generator=generator(seed, "sample"))[:SAMPLE].sort().values
         sample = supplies.images[order.numpy()]
@@ -55,7 +55,7 @@ class FinePrune(Recovery):
         return student.eval()
 
     def _most(self, net: ImageEncoder, ranks: list[Tensor], sample: np.ndarray, device: Device, seed: int) -> float:
-        """Return the largest share, in steps of a twentieth, before which the agreement never fell by more than drop."""
+        """Return the largest share, in twentieths, up to which the agreement never fell by more than drop."""
         rest, held = split_rows(len(sample), 0.25, generator(seed, "held out"))
         feats = unit(embed(net, sample, device))
         classes = min(self.clusters, len(rest) // 2)

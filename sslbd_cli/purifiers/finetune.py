@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sslbd_cli.core.bases import Supplies
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.repair import Recovery
-from sslbd_cli.core.train import Watch, freeze
+from sslbd_cli.core.repair import Recovery, original_of
+from sslbd_cli.core.train import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Finetune(Recovery):
     """
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        original = freeze(encoder.twin().to(device.torch).eval())
+        original = original_of(encoder, device)
         student = encoder.twin().to(device.torch).requires_grad_(True)
         self.recovery((original, student), supplies.images, device, seed).run(watch, self.name)
         return student.eval()

@@ -14,10 +14,10 @@ from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.plugin import key
-from sslbd_cli.core.repair import attention, projector, training
+from sslbd_cli.core.repair import attention, original_of, projector, training
 from sslbd_cli.core.ssl import nt_xent
 from sslbd_cli.core.stages import maps_of, reading, stages
-from sslbd_cli.core.train import Terms, Watch, freeze
+from sslbd_cli.core.train import Terms, Watch
 
 MIMICKED = 4  # stages, the last ones: a ResNet's layers
 
@@ -44,7 +44,7 @@ class Mimic(EncoderPurifier):
     temperature: float = key(0.5, "of NT-Xent", low=0.001)
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        original = freeze(encoder.twin().to(device.torch).eval())
+        original = original_of(encoder, device)
         mean, std = (tuple(b.flatten().tolist()) for b in (encoder.mean, encoder.std))
         student = new(encoder.arch, encoder.size, mean, std, generator(seed, "student")).to(device.torch)
         module = nn.ModuleList([student, projector(encoder.dim(), 128, seed, device)])
@@ -60,7 +60,9 @@ class Mimic(EncoderPurifier):
             pairs = zip(maps_of(original, theirs), maps_of(student, ours), strict=True)
             terms = {
                 "contrast": nt_xent(module[1](learned).float(), self.temperature),
-                "attention": torch.stack([F.mse_loss(attention(b[: len(batch)]), attention(a)) for a, b in pairs]).sum(),
+                "attention": torch.stack(
+                    [F.mse_loss(attention(b[: len(batch)]), attention(a)) for a, b in pairs]
+                ).sum(),
                 "clone": -F.cosine_similarity(learned[: len(batch)], taught, dim=1).mean(),
             }
             total = terms["contrast"] + self.attention * terms["attention"] + self.clone * terms["clone"]

@@ -16,9 +16,9 @@ from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
-from sslbd_cli.core.repair import training
+from sslbd_cli.core.repair import original_of, training
 from sslbd_cli.core.ssl import cosine_loss
-from sslbd_cli.core.train import Terms, Watch, freeze
+from sslbd_cli.core.train import Terms, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Unlearn(EncoderPurifier):
         witness, side = supplies.witness, encoder.size
         if witness is None or witness.add.shape[1:] != (side, side):
             raise InputError(f"the trigger of --report is not of {side}x{side} pixels, which the encoder takes")
-        original = freeze(encoder.twin().to(device.torch).eval())
+        original = original_of(encoder, device)
         student = encoder.twin().to(device.torch).eval().requires_grad_(True)
         witness = Witness(witness.keep.to(device.torch), witness.add.to(device.torch))
         pool, recipe = Pool(supplies.images, device), Recipe(size=side)
