@@ -25,6 +25,7 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
         "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
         " --baseline encoder.safetensors --json",
         "sslbd probe encoder.safetensors --train train.h5 --test test.h5 --head compress --labels 10%",
+        "sslbd probe local.safetensors --train train.h5 --test test.h5 --certify patchguard:size=5",
     ),
 )
 @options.input_argument("ENCODER")
@@ -53,7 +54,9 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     """Measure an encoder by a classifier on its frozen features: clean accuracy and attack success.
 
     The head's hyper-parameters are chosen on a part of --train; the test split is touched once. ASR counts images
-    whose true class is not the target. Give --baseline, or the numbers of an attack have no control.
+    whose true class is not the target. Give --baseline, or the numbers of an attack have no control; for a purified
+    encoder, the original as --baseline tells how far its embeddings moved. --certify needs an encoder whose locations
+    see small parts of an image (--arch tinybag or bagnet).
     """
     from sslbd_cli.core.artefact import Dataset, Encoder, shared_images
     from sslbd_cli.core.errors import InputError

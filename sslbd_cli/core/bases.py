@@ -339,7 +339,7 @@ class Supplies:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPurifier(Purifier):
-    """Base of purifiers that make a clean encoder from a suspicious one. With `report` among its needs it gets a witness."""
+    """Base of purifiers that make a clean encoder from a suspicious one; one that needs `report` gets a witness."""
 
     cleans = "an encoder"
     needs: ClassVar[tuple[str, ...]] = ("data",)

@@ -19,7 +19,7 @@ def certified(
     net: ImageEncoder, exam: Exam, certificate: Certificate, stamped: np.ndarray | None, device: Device, watch: Watch,
     seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Certify an encoder on the exam's test images, once per seed, with the labels that its heads see; see summarise."""
+    """Certify an encoder on the exam's test images, once per seed, by the labels that its heads see: `summarise`."""
     labels, truth = (torch.from_numpy(np.array(part.labels)) for part in (exam.train, exam.test))
     found = []
     for number in range(seed, seed + exam.seeds):

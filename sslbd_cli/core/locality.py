@@ -37,7 +37,7 @@ class Field:
         return _longest(self.rows.T), _longest(self.cols.T)
 
     def touched(self, size: int) -> tuple[int, int]:
-        """Return the locations, rows and columns, that a patch of size x size pixels touches at most, wherever it is."""
+        """Return the locations, rows and columns, that a patch of size x size touches at most, wherever it is."""
         height, width = (_longest(axis.unfold(0, size, 1).any(2)) for axis in (self.rows, self.cols))
         return height, width
 
@@ -80,7 +80,7 @@ def _measured(arch: str, size: int) -> Field:
 
 
 def _narrowest(net: ImageEncoder, size: int, axis: int) -> int:
-    """Return an extent of the other axis at which the network runs, the full one where it takes no other: to save time."""
+    """Return an extent of the other axis at which the network runs, the full one if need be; it saves time."""
     for extent in (1, 8, 16, 32, 64, 128):
         if extent < size:
             shape = (1, 3, size, extent) if axis == 2 else (1, 3, extent, size)

@@ -113,7 +113,7 @@ def _writers(net: ImageEncoder, stage: Stage) -> tuple[nn.Module, ...]:
         raise InputError(
             f"the channels of {net.arch} cannot be switched off: {stage.name} has no batch norm that we know"
         )
-    return tuple(writers)  # type: ignore[arg-type]
+    return tuple(writers)
 
 
 @contextlib.contextmanager
