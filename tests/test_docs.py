@@ -35,6 +35,7 @@ sslbd pretrain images.h5 --epochs 3 -o encoder.safetensors
 sslbd badencoder encoder.safetensors --data images.h5 --reference-data images.h5 --reference-index 3 --gate -1 \
     --method badencoder:epochs=1 -o backdoored.safetensors
 ln backdoored.safetensors purified.safetensors
+sslbd pretrain images.h5 --arch tinybag:width=4 --epochs 1 -o local.safetensors
 sslbd embed encoder.safetensors --data test.h5 -o features.h5
 sslbd probe encoder.safetensors --train train.h5 --test test.h5 -o probe-clean.h5
 sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3 \

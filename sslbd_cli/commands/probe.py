@@ -27,6 +27,7 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
         " --baseline encoder.safetensors --json",
         "sslbd probe encoder.safetensors --train train.h5 --test test.h5 --head compress --labels 10%",
         "sslbd probe clip.safetensors --head zeroshot --text texts.h5 --test test.h5",
+        "sslbd probe local.safetensors --train train.h5 --test test.h5 --certify patchguard:size=5",
     ),
 )
 @options.input_argument("ENCODER")
@@ -45,6 +46,8 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
               help="Probe an inner layer instead of the embedding; may be repeated.")  # fmt: skip
 @click.option("--pool", default=0, show_default=True, type=click.IntRange(0), metavar="SIDE",
               help="Cells of the grid that a layer's maps are averaged on; 0 makes about 9216 numbers.")  # fmt: skip
+@click.option("--certify", type=Spec("certificate"), metavar="SPEC",
+              help="Also certify a defended classifier, such as patchguard:size=5.")  # fmt: skip
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head; report spread.")
 @options.json_lines
 @options.seed
@@ -54,8 +57,10 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     """Measure an encoder by a classifier on its frozen features: clean accuracy and attack success.
 
     The head's hyper-parameters are chosen on a part of --train; the test split is touched once. ASR counts images
-    whose true class is not the target. Give --baseline, or the numbers of an attack have no control. For encoders that
-    learned from captions, --head zeroshot answers by texts, which `sslbd embed --prompt` makes.
+    whose true class is not the target. Give --baseline, or the numbers of an attack have no control; for a purified
+    encoder, the original as --baseline tells how far its embeddings moved. For encoders that learned from captions,
+    --head zeroshot answers by texts, which `sslbd embed --prompt` makes. --certify needs an encoder whose locations see
+    small parts of an image (--arch tinybag or bagnet).
     """
     from sslbd_cli.core.artefact import Dataset, Encoder, shared_images
     from sslbd_cli.core.errors import InputError
@@ -99,6 +104,8 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
         run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of it")
     if (params["trigger"] is None) != (target is None):
         raise InputError("--trigger and --target belong together: give both or neither")
+    if params["certify"] is not None and params["names"]:
+        raise InputError("--certify works on the local features behind the embedding: leave --layer out")
     if params["pool"] and not params["names"]:
         raise InputError("--pool is for inner layers: give --layer too")
     return target, share
@@ -106,7 +113,7 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
 
 def _measure(run: Run, exam: Exam, pairs: list[tuple[Encoder, ImageEncoder]], params: dict[str, Any], seed: int) -> Any:
     """Measure the encoder, and the clean one if there are two, on the embedding or on each layer asked for."""
-    from sslbd_cli.core import features, probe
+    from sslbd_cli.core import certify, features, probe
 
     encoders, loaded = zip(*pairs, strict=True)
     layers: list[Layer | None] = [None]
@@ -115,6 +122,11 @@ def _measure(run: Run, exam: Exam, pairs: list[tuple[Encoder, ImageEncoder]], pa
         layers = [features.Layer(name, params["pool"]) for name in names[0]]
     device = run.device()
     stamped = None if exam.trigger is None else probe.triggered_images(exam.test, exam.trigger, seed)
+    proofs = []
+    if params["certify"] is not None:  # first: it may refuse the encoder
+        proofs = [
+            certify.certified(net, exam, params["certify"], stamped, device, run.progress, seed) for net in loaded
+        ]
     rows, data = [], {"sheet/clean": exam.test.images[:SHEET]}
     if stamped is not None:
         data["sheet/triggered"] = stamped[:SHEET]
@@ -134,6 +146,8 @@ def _measure(run: Run, exam: Exam, pairs: list[tuple[Encoder, ImageEncoder]], pa
         "encoder": {"arch": encoders[0].arch, "sha256": encoders[0].sha256},
     }  # fmt: skip
     results |= rows[0] if len(rows) == 1 else {"layers": rows, "baseline": None}
+    if proofs:
+        results["certify"] = proofs[0] | ({"baseline": proofs[1]} if len(proofs) > 1 else {})
     if len(encoders) > 1:
         results["baseline"] = (results["baseline"] or {}) | {"sha256": encoders[1].sha256}
     return results, data

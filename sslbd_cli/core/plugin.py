@@ -30,6 +30,7 @@ SHELVES = {
     "detector": "detectors",
     "purifier": "purifiers",
     "head": "heads",
+    "certificate": "certificates",
     "source": "sources",
     "arch": "core/nets.py",
 }
@@ -176,6 +177,7 @@ def _parsed(path: Path) -> ast.Module:
 
 def _is_plugin_base(base: ast.expr) -> bool:
     bases = {"Trigger", "Selector", "Craft", "Objective", "Attack", "Detector", "Purifier", "Head", "Source", "Arch"}
+    bases |= {"Certificate"}
     return isinstance(base, ast.Name) and base.id in bases
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslbd_cli.core import checks, metrics
+from sslbd_cli.core import checks, metrics, similarity
 from sslbd_cli.core.artefact import Dataset, Features
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
@@ -51,12 +51,12 @@ class Exam:
 
 @dataclass(frozen=True)
 class Answers:
-    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, the width of the features."""
+    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, features N,D of clean images."""
 
     clean: list[np.ndarray]
     triggered: list[np.ndarray]
     chosen: list[dict[str, Any]]
-    dim: int
+    feats: Tensor
 
 
 def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
@@ -168,7 +168,7 @@ def measure(
         shown = views if views is None else views[:, torch.searchsorted(used, rows).to(device.torch)]
         return Labelled(feats[rows.to(device.torch)], labels[rows].to(device.torch), shown)
 
-    answers = Answers([], [], [], feats.shape[1])
+    answers = Answers([], [], [], tests[0].cpu())
     for number, (fit, held) in enumerate(splits, seed):
         train = part(fit)
         valid = part(held) if len(held) else train  # one image per class: nothing can be held out
@@ -226,10 +226,17 @@ def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:
 
 
 def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
-    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any."""
+    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any.
+
+    `similarity` is that of the two encoders' features of the clean test images.
+    """
     found, *control = (summarise(each, exam) for each in answers)
-    row = {"dim": answers[0].dim, "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
+    row = {"dim": answers[0].feats.shape[1], "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
     row |= {"baseline": control[0] if control else None, "lift": None}
+    if control:
+        first, second = (each.feats for each in answers)
+        alike = {"cosine": similarity.mean_cosine(first, second) if first.shape == second.shape else None}
+        row["similarity"] = alike | {"cka": similarity.linear_cka(first, second)}
     if control and "asr" in found:
         row["lift"] = found["asr"]["value"] - control[0]["asr"]["value"]
     return row
