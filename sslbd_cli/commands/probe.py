@@ -13,6 +13,7 @@ from sslbd_cli.ui.spec import Spec
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder
     from sslbd_cli.core.features import Layer
+    from sslbd_cli.core.guard import Post
     from sslbd_cli.core.probe import Exam
 
 SHEET = 12  # pairs of clean and triggered images kept for the report
@@ -25,6 +26,8 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
         "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
         " --baseline encoder.safetensors --json",
         "sslbd probe encoder.safetensors --train train.h5 --test test.h5 --head compress --labels 10%",
+        "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
+        " --guard guard.safetensors",
     ),
 )
 @options.input_argument("ENCODER")
@@ -36,6 +39,10 @@ SHEET = 12  # pairs of clean and triggered images kept for the report
 @click.option("--target", metavar="CLASS", help="Target class of the attack, by name or number.")
 @options.artefact("--target-of", help="Poisoned dataset: its target is the class that most poisoned images are of.")
 @options.artefact("--baseline", help="A clean encoder to measure beside it.")
+@options.artefact("--guard", help="Also measure behind a guard of this encoder, made by sslbd detect --save-guard.")
+@options.artefact("--reference", help="The independent encoder that the guard compares with, if it does.")
+@click.option("--alpha", default=0.05, show_default=True, type=options.Number(0, 0.5, min_open=True),
+              help="Share of clean images that the guard may reject.")  # fmt: skip
 @click.option("--labels", default="all", show_default=True, metavar="P%|all",
               help="Share of the training labels used, drawn from every class.")  # fmt: skip
 @click.option("--layer", "names", multiple=True, metavar="NAME|all",
@@ -52,6 +59,9 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
 
     The head's hyper-parameters are chosen on a part of --train; the test split is touched once. ASR counts images
     whose true class is not the target. Give --baseline, or the numbers of an attack have no control.
+
+    With --guard the head is fitted again on the training images that pass, and rejected test images are counted both
+    ways: left out, and as errors (of a triggered image: as a failure of the attack).
     """
     from sslbd_cli.core.artefact import Dataset, Encoder, shared_images
     from sslbd_cli.core.errors import InputError
@@ -69,7 +79,8 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     if shared := shared_images(test, train):
         run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
     encoders = [encoder] if baseline is None else [encoder, baseline]
-    results, data = _measure(run, exam, encoders, params, seed)
+    post = _post(run, encoder, params)
+    results, data = _measure(run, exam, encoders, params | {"post": post}, seed)
     results |= {} if consistency is None else {"consistency": consistency}
     print_results(results, json_lines=json_lines)
     if output is not None:
@@ -96,9 +107,22 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
     return target, share
 
 
+def _post(run: Run, encoder: Encoder, params: dict[str, Any]) -> Post | None:
+    """Read the guard and put it before the encoder."""
+    from sslbd_cli.core.errors import InputError
+    from sslbd_cli.ui import guarding
+
+    if params["guard"]:
+        return guarding.read_post(run, encoder, params)
+    if params["reference"]:
+        raise InputError("--reference is what a guard compares with: give --guard too")
+    return None
+
+
 def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, Any], seed: int) -> Any:
     """Measure the encoder, and the clean one if there are two, on the embedding or on each layer asked for."""
     from sslbd_cli.core import features, nets, probe
+    from sslbd_cli.ui import guarding
 
     loaded = [nets.load(encoder) for encoder in encoders]
     layers: list[Layer | None] = [None]
@@ -110,9 +134,11 @@ def _measure(run: Run, exam: Exam, encoders: list[Encoder], params: dict[str, An
     rows, data = [], {"sheet/clean": exam.test.images[:SHEET]}
     if stamped is not None:
         data["sheet/triggered"] = stamped[:SHEET]
+    behind = None if params["post"] is None else guarding.Filter(params["post"], exam, stamped, params["alpha"])
     for layer in layers:
         answers = [probe.measure(net, exam, stamped, device, seed, layer) for net in loaded]
         row = {"layer": layer and layer.name} | probe.compare(answers, exam)
+        row["guarded"] = behind and behind.measure(loaded[0], stamped, device, seed, layer)
         rows.append(row)
         for doubt in probe.doubts(answers, exam):
             run.warn(doubt if layer is None else f"{layer.name}: {doubt}")

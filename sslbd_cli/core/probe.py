@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,14 +16,17 @@ from sslbd_cli.core.artefact import Dataset
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.features import Layer, embed, stratified_rows
 from sslbd_cli.core.nets import ImageEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """What an encoder is measured on. share: the part of the training labels that the head may see."""
+    """What an encoder is measured on. share: the part of the training labels that the head may see.
+
+    kept: which clean and which triggered test images are answered, bool N each; None answers all.
+    """
 
     train: Dataset
     test: Dataset
@@ -32,6 +35,7 @@ class Exam:
     seeds: int = 1
     trigger: Trigger | None = None
     target: int | None = None
+    kept: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         self.train.need_labels("--train")
@@ -108,6 +112,9 @@ def measure(
     tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
     labels = torch.from_numpy(np.array(exam.train.labels))
     truth = np.array(exam.test.labels)
+    kept = exam.kept or (np.ones(len(truth), bool),) * 2
+    tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(tests, kept, strict=False)]
+    truths = [truth[rows] for rows in kept]
     splits = [split(labels, exam.share, number) for number in range(seed, seed + exam.seeds)]
     used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
     views = _views(read, exam, used, net.size, generator(seed, "probe views", device=device.torch))
@@ -121,7 +128,8 @@ def measure(
         train = part(fit)
         valid = part(held) if len(held) else train  # one image per class: nothing can be held out
         fitted = exam.head.fit(train, valid, len(exam.train.classes), number)
-        tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), len(exam.test.classes)) for x in tests]
+        tables = [metrics.confusion(known, fitted.predict(x).cpu().numpy(), len(exam.test.classes))
+                  for x, known in zip(tests, truths, strict=False)]  # fmt: skip
         answers.clean.append(tables[0])
         answers.triggered.extend(tables[1:])
         answers.chosen.append(fitted.chosen)
@@ -178,6 +186,39 @@ def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
     if control and "asr" in found:
         row["lift"] = found["asr"]["value"] - control[0]["asr"]["value"]
     return row
+
+
+def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.ndarray | None) -> Exam:
+    """Return the exam that a guard leaves of one, by what it rejects: bool N each.
+
+    Raises Unsound where it rejects all images of a kind, or every training image of a class.
+    """
+    labels = exam.train.need_labels("--train")
+    gone = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[~train]).tolist()))
+    if gone:
+        raise Unsound(f"the guard rejects every training image of {exam.train.classes[gone[0]]}; lower --alpha")
+    kept = ~clean, ~clean if triggered is None else ~triggered
+    if not kept[0].any():
+        raise Unsound("the guard rejects every clean test image: they differ from those that it was made on")
+    return replace(exam, train=exam.train.take(np.flatnonzero(~train)), kept=kept)
+
+
+def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
+    """Return clean accuracy and ASR behind a guard, rejections counted both ways.
+
+    `kept`: over the images that pass. `all`: over all images; a rejected clean image is an error, a rejected triggered
+    one a failure of the attack.
+    """
+    total = len(whole.test.images)
+    right = [metrics.accuracy(table) for table in answers.clean]
+    kept: dict[str, Any] = {"clean_accuracy": metrics.share(right)}
+    every: dict[str, Any] = {"clean_accuracy": metrics.share([(hits, total) for hits, _ in right])}
+    if answers.triggered and exam.target is not None:
+        hit = [metrics.false_positives(table, exam.target) for table in answers.triggered]
+        others = int((np.array(whole.test.labels) != exam.target).sum())
+        kept["asr"] = metrics.share(hit) if hit[0][1] else None
+        every["asr"] = metrics.share([(hits, others) for hits, _ in hit])
+    return {"kept": kept, "all": every}
 
 
 def doubts(answers: list[Answers], exam: Exam) -> list[str]:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
     from sslbd_cli.core.artefact import Dataset, Encoder, Report
     from sslbd_cli.core.bases import Findings
+    from sslbd_cli.core.device import Device
+    from sslbd_cli.core.features import Layer
     from sslbd_cli.core.guard import Post
+    from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.core.probe import Exam
     from sslbd_cli.ui.run import Run
 
 #: Options of detect that a guard has settled when it was made.
@@ -84,3 +88,32 @@ def _timed(post: Post, images: np.ndarray) -> tuple[Findings, dict[str, float]]:
     findings = post.look(images)
     took = (time.perf_counter() - started) / len(images)
     return findings, {"images_per_second": 1 / took, "forward_ratio": took / forward}
+
+
+class Filter:
+    """What a guard leaves of an exam: the images that pass, of each kind."""
+
+    def __init__(self, post: Post, exam: Exam, stamped: np.ndarray | None, alpha: float) -> None:
+        from sslbd_cli.core import probe
+
+        self.post, self.alpha, self.whole = post, alpha, exam
+        images = {"train": exam.train.images, "clean": exam.test.images}
+        images |= {} if stamped is None else {"triggered": stamped}
+        self.rejected = {kind: post.rejects(shown, alpha) for kind, shown in images.items()}
+        train, clean, triggered = (self.rejected.get(kind) for kind in ("train", "clean", "triggered"))
+        assert train is not None and clean is not None
+        self.exam = probe.filtered(exam, train, clean, triggered)
+
+    def measure(
+        self, net: ImageEncoder, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None
+    ) -> dict[str, Any]:
+        """Fit the head on what passes, and count what is rejected both ways."""
+        from sslbd_cli.core import probe
+
+        answers = probe.measure(net, self.exam, stamped, device, seed, layer)
+        return {
+            "guard": {"method": self.post.guard.method, "sha256": self.post.guard.sha256},
+            "alpha": self.alpha,
+            "rejected": {kind: float(rows.mean()) for kind, rows in self.rejected.items()},
+            **probe.behind_guard(answers, self.exam, self.whole),
+        }
