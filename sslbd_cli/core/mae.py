@@ -10,6 +10,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
 
 SHARPNESS = 8  # spreads per temperature; AUROC moves by less than 0.01 from 4 to 32
@@ -125,7 +126,8 @@ class Inverter:
 
     masks: one or more sets of visible patch numbers, the same for every image; errors are means over the masks. Errors
     are sums of squares over hidden pixels in normalised units. keep: bool N,S,S leaves all other pixels out.
-    judge: an independent encoder, by whose embeddings pictures are compared instead.
+    judge: an independent encoder, by whose embeddings pictures are compared instead. device: how the network runs; sums
+    are fp32.
     """
 
     def __init__(
@@ -135,8 +137,10 @@ class Inverter:
         neutral: Tensor,
         masks: list[Tensor],
         judge: ImageEncoder | None = None,
+        device: Device | None = None,
     ) -> None:
         self.network, self.neutral, self.judge = network, neutral, judge
+        self.device = device or Device(neutral.device, "fp32")
         self.mean, self.std = encoder.mean.to(neutral.device), encoder.std.to(neutral.device)
         self.masks = [mask.to(neutral.device) for mask in masks]
         self.chunk = max(16, min(512, (1 << 21) // (3 * encoder.size**2)))
@@ -178,7 +182,7 @@ class Inverter:
         visible = visible.expand(len(x), -1)
         hidden = hidden_patches(visible, self.network.tokens)[:, :, None]
         cells = patchify(x, self.network.patch)
-        return fold(torch.lerp(cells, self.network(x, feats, visible), hidden), self.network.patch)
+        return fold(torch.lerp(cells, self._paint(x, visible, feats), hidden), self.network.patch)
 
     @torch.inference_mode()
     def paint(self, images: np.ndarray, feats: Tensor) -> np.ndarray:
@@ -195,26 +199,38 @@ class Inverter:
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
             x = normalise(torch.from_numpy(np.array(images[rows])).to(self.mean.device), self.mean, self.std)
-            kept = torch.ones_like(x) if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x)
-            weight = patchify(kept.contiguous(), self.network.patch)
-            found = []
-            for mask in self.masks:
-                seen = mask.expand(len(x), -1)
-                found.append(errors(x, seen, rows, weight * hidden_patches(seen, self.network.tokens)[:, :, None]))
+            kept = None if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x).contiguous()
+            found = [errors(x, mask.expand(len(x), -1), rows, self._weight(mask, kept)) for mask in self.masks]
             parts.append(torch.stack(found).mean(0))
         return torch.cat(parts)
 
-    def _errors(self, x: Tensor, visible: Tensor, feats: Tensor, weight: Tensor) -> Tensor:
-        squares = (self.network(x, feats, visible) - patchify(x, self.network.patch)).square()
-        errors: Tensor = (squares * weight).sum((1, 2))
+    def _weight(self, mask: Tensor, kept: Tensor | None) -> Tensor | None:
+        """Return which pixels count, as patches: hidden ones that are kept; None where all do."""
+        if not len(mask) and kept is None:
+            return None
+        hidden = hidden_patches(mask[None], self.network.tokens)[:, :, None]
+        return hidden if kept is None else hidden * patchify(kept, self.network.patch)
+
+    def _paint(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
+        """Return the network's patches, float32 B,T,P."""
+        with self.device.autocast():
+            painted: Tensor = self.network(x, feats, visible).float()
+        return painted
+
+    def _errors(self, x: Tensor, visible: Tensor, feats: Tensor, weight: Tensor | None) -> Tensor:
+        squares = (self._paint(x, visible, feats) - patchify(x, self.network.patch)).square_()
+        errors: Tensor = (squares if weight is None else squares * weight).sum((1, 2))
         return errors
 
-    def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor) -> Tensor:
+    def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
         if visible.shape[1]:  # what is painted depends on the image too
             columns = [self._errors(x, visible, z.expand(len(x), -1), weight) for z in self.neutral]
             return torch.stack(columns, 1)
-        bank = self.network(x, self.neutral, visible[:1].expand(len(self.neutral), -1)).flatten(1)  # K,T*P
-        cells, weight = patchify(x, self.network.patch).flatten(1), weight.flatten(1)
+        bank = self._paint(x, visible[:1].expand(len(self.neutral), -1), self.neutral).flatten(1)  # K,T*P
+        cells = patchify(x, self.network.patch).flatten(1)
+        if weight is None:
+            return torch.addmm(cells.square().sum(1, keepdim=True) + bank.square().sum(1), cells, bank.T, alpha=-2)
+        weight = weight.flatten(1)
         seen = weight * cells
         errors: Tensor = (seen * cells).sum(1, keepdim=True) - 2 * seen @ bank.T + weight @ bank.square().T
         return errors

@@ -71,7 +71,7 @@ class DeDe(InputDetector):
         order = torch.randperm(len(images), generator=generator(setting.seed, "dede neutral"))[: self.neutral]
         masks = self._masks(network, setting.seed)
         bank = known[order.to(known.device)]
-        inverter = mae.Inverter(network, setting.encoder, bank, masks, setting.reference)
+        inverter = mae.Inverter(network, setting.encoder, bank, masks, setting.reference, setting.device)
         state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         state |= {"centre": centre, "scale": scale, "neutral": bank, "masks": torch.stack(masks)}
         # the temperatures come from images that neither set the threshold nor are judged
@@ -125,7 +125,8 @@ class DeDe(InputDetector):
             network = self._network(encoder.size, feats.shape[1])
         weights = {name.removeprefix("network."): t for name, t in state.items() if name.startswith("network.")}
         network.load_state_dict(weights, assign=True)
-        inverter = mae.Inverter(network.eval(), encoder, state["neutral"], list(state["masks"]), setting.reference)
+        masks, bank = list(state["masks"]), state["neutral"]
+        inverter = mae.Inverter(network.eval(), encoder, bank, masks, setting.reference, setting.device)
         spreads = float(state["spread"]), float(state.get("feature_spread", 0))
         return mae.Sight(inverter, images, feats, spreads)
 
