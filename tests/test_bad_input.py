@@ -128,13 +128,16 @@ def test_an_upstream_that_died(refused, files, name):
     assert err == f"sslbd {name}: standard input: is empty: the command before the pipe failed\n"
 
 
+#: Side inputs that go with some methods or options alone; tests of their own follow here and in commands/test_guard.py.
+ALONE = {("purify", "report"), ("detect", "backdoored"), ("detect", "guard"), ("detect", "reference"),
+         ("probe", "reference")}  # fmt: skip
 SIDES = [
     (name, str(param.name))
     for name in READERS
     for param in main.toolkit.get_command(None, name).params
     if isinstance(param.type, ArtefactPath) and param.param_type_name == "option"
-    if param.name not in ("output", "checkpoint", "files")  # what is written, and pictures
-    if (name, param.name) not in (("purify", "report"), ("detect", "backdoored"))  # of some methods alone: below
+    if param.name not in ("output", "checkpoint", "files", "save_guard")  # what is written, and pictures
+    if (name, param.name) not in ALONE
 ]
 
 
@@ -150,8 +153,16 @@ def test_a_report_to_filter_by_that_is_none(refused, files, what):
     assert str(files / what) in refused("purify", files / "dataset", "--method", "filter", "--report", files / what)
 
 
+@pytest.mark.parametrize("what", ["features", "missing", "cut"])
+def test_a_guard_or_a_reference_that_is_none(refused, files, what):
+    given = "detect", files / "encoder", "--data", files / "test"
+    assert str(files / what) in refused(*given, "--guard", files / what)
+    platonic = "--method", "platonic", "--aux", files / "dataset", "--reference", files / what
+    assert str(files / what) in refused(*given, *platonic)
+
+
 #: Side inputs that hold no images, or may hold images of any size.
-SIZELESS = {"baseline", "canvases", "encoder", "features", "indices", "text"}
+SIZELESS = {"baseline", "guard", "canvases", "encoder", "features", "indices", "text"}
 
 
 @pytest.mark.parametrize(("name", "side"), [s for s in SIDES if s[1] not in SIZELESS and s[0] != "report"])
@@ -319,6 +330,33 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("detect", [*SAMPLES, "--method", "poisoncam", "--trigger", "patch"], "takes no --trigger"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.05"], "takes no --alpha"),
         ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against images held to be clean: give them as --aux"),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "strip", "--reference", "encoder"],
+            "compares with no independent encoder; leave --reference out",
+        ),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "platonic"],
+            "compares with an independent encoder: give one as --reference",
+        ),
+        ("detect", [*SAMPLES, "--aux", "test", "--method", "knn-distance:k=50", "--alpha", "0.2"], "k=50 of"),
+        ("detect", [*SAMPLES, "--aux", "test", "--method", "oracle", "--alpha", "0.2"], "a bound needs the truth"),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "trigger-filter"],
+            "it has no file; give trigger-filter",
+        ),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "trigger-filter:file=report", "--alpha", "0.2"],
+            "the report holds no trigger",
+        ),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "beatrix:layer=none", "--alpha", "0.2"],
+            "no layer=none; tiny has stage1",
+        ),
         ("embed", ["encoder"], "Missing option '--data'"),
         ("embed", ["encoder", "--prompt", "a {}"], "--prompt takes the names of the classes from --data"),
         ("embed", ["encoder", "--data", "test", "--prompt", "a photo"], "--prompt 'a photo': has no {} for the name"),

@@ -41,7 +41,7 @@ sslbd probe encoder.safetensors --train train.h5 --test test.h5 -o probe-clean.h
 sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3 \
     --baseline encoder.safetensors -o probe-backdoored.h5 --json > probe.json
 sslbd detect backdoored.safetensors --aux own.h5 --data test.h5 --trigger patch \
-    --baseline encoder.safetensors -o detect-backdoored.h5 --json > detect.json
+    --baseline encoder.safetensors -o detect-backdoored.h5 --save-guard guard.safetensors --json > detect.json
 sslbd detect encoder.safetensors --method random --data poisoned.h5 -o detection.h5 --json > found.json
 sslbd convert --to torchvision resnet.safetensors -o weights.safetensors
 sslbd data shapes --count 100 --seed 3 --captions -o captioned.h5

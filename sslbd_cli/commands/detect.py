@@ -17,6 +17,7 @@ from sslbd_cli.ui.spec import Spec
         "sslbd detect backdoored.safetensors --method dede --data test.h5 --aux clean.h5 --trigger patch"
         " --baseline encoder.safetensors -o detection.h5",
         "sslbd detect backdoored.safetensors --method poisoncam --data poisoned.h5 -o detection.h5",
+        "sslbd detect backdoored.safetensors --guard guard.safetensors --data incoming.h5 --exit-code",
     ),
 )
 @options.input_argument("ENCODER")
@@ -31,6 +32,10 @@ from sslbd_cli.ui.spec import Spec
                        "or give such a detector's reports on clean encoders.")  # fmt: skip
 @options.artefact("--backdoored", multiple=True,
                   help="An encoder known to be backdoored, for detectors that learn from such; repeat it.")  # fmt: skip
+@options.artefact("--reference",
+                  help="An independent encoder, for detectors of inputs that compare with one.")  # fmt: skip
+@options.artefact("--save-guard", help="Write what a detector of inputs has learned here, to judge other images by.")
+@options.artefact("--guard", help="A guard of this encoder, made by --save-guard, to judge --data by.")
 @click.option("--alpha", default=0.05, show_default=True, type=options.Number(0, 0.5, min_open=True),
               help="Share of clean inputs, or of clean encoders, that may be flagged.")  # fmt: skip
 @click.option("--exit-code", is_flag=True, help="Exit 1 where a backdoor is found.")
@@ -49,17 +54,25 @@ def command(run: Run, input: str, output: str | None, json_lines: bool, exit_cod
     what they find on images held out; the report holds it, and --trigger witness:file=REPORT replays it. Clean encoders
     of the same kind, 4 or more, say what is usual. Truth recorded in --data, or known from --trigger, is used only
     afterwards, to measure. --limit is of --data.
+
+    --save-guard keeps what a detector of inputs has learned; --guard judges further images by it, without --aux, and
+    says how fast. A guard fits one encoder alone. The report holds a p-value for each image.
     """
     from sslbd_cli.core.artefact import Encoder
     from sslbd_cli.core.errors import Unsound
-    from sslbd_cli.ui import judging
+    from sslbd_cli.ui import guarding, judging
     from sslbd_cli.ui.report import print_results
 
-    encoder = run.read(input, Encoder)
-    judging.check_options(run, params)
-    judge = judging.judge_encoder if params["method"].flags == "encoder" else judging.judge_images
-    report, doubt = judge(run, encoder, params)
-    print_results(report.results, json_lines=json_lines)
+    speed: dict[str, float] = {}
+    if params["guard"]:
+        guarding.check_options(run)
+        report, doubt, speed = guarding.judge_stream(run, run.read(input, Encoder), params)
+    else:
+        encoder = run.read(input, Encoder)
+        judging.check_options(run, params)
+        judge = judging.judge_encoder if params["method"].flags == "encoder" else judging.judge_images
+        report, doubt = judge(run, encoder, params)
+    print_results(report.results | speed, json_lines=json_lines)
     if output is not None:
         run.write(report, output)
     if doubt:

@@ -274,6 +274,11 @@ class ImageDetector(Detector):
         """Whether it is told where the triggers are: not a detector, but what one could reach at best."""
         return False
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares the encoder with an independent one (`evidence.reference`)."""
+        return False
+
     def calibration_count(self, aux: int) -> int:
         """Return on how many of `aux` images the threshold is set: all, unless the detector learns on a part."""
         return aux
@@ -284,11 +289,13 @@ class Evidence:
     """What the defender holds. images: uint8 N,3,H,W to judge; aux: uint8 M,3,H,W to learn and calibrate on, or none.
 
     boxes: int N,4, where each image's trigger is (zeros where there is none): for bounds alone, else None.
+    reference: an independent encoder for detectors that compare with one, else None.
     """
 
     images: np.ndarray
     aux: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.uint8))
     boxes: np.ndarray | None = None
+    reference: ImageEncoder | None = None
 
 
 @dataclass(frozen=True)
@@ -301,7 +308,7 @@ class Findings:
     controls: scores of the judged images that should rank them worse (another score, a severed cue); rules: what other
     decision rules flag, bool N. outside: scores again with only the pixels kept, bool N,H,W (for evaluation).
     search_space: what was looked for; doubt: why the result cannot be vouched for, empty where it can.
-    extras: further named arrays; summary: plain values.
+    extras: further named arrays; summary: plain values. learned: tensors that a guard needs to judge other images.
     """
 
     scores: np.ndarray
@@ -318,6 +325,11 @@ class Findings:
     doubt: str = ""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    learned: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def scored(self, scores: np.ndarray, calibration: np.ndarray, learned: dict[str, Tensor]) -> Findings:
+        """Return these findings with scores, calibration and what was learned put in."""
+        return replace(self, scores=scores, calibration=calibration, learned=learned)
 
 
 @dataclass(frozen=True, kw_only=True)

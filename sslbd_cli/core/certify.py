@@ -20,11 +20,11 @@ def certified(
     seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Certify an encoder on the exam's test images, once per seed, by the labels that its heads see: `summarise`."""
-    labels, truth = (torch.from_numpy(np.array(part.labels)) for part in (exam.train, exam.test))
+    labels, truth = (torch.from_numpy(np.array(part.labels)) for part in (exam.taught, exam.test))
     found = []
     for number in range(seed, seed + exam.seeds):
         rows = torch.unique(torch.cat(split(labels, exam.share, number)))
-        train = exam.train.images if len(rows) == len(labels) else exam.train.images[rows.numpy()]
+        train = exam.taught.images if len(rows) == len(labels) else exam.taught.images[rows.numpy()]
         task = Task(train, labels[rows], exam.test.images, truth, len(exam.test.classes), stamped)
         found.append(certificate.certify(net, task, device, number, watch))
     return {"certificate": str(certificate), **summarise(found, truth, exam.target)}

@@ -157,6 +157,11 @@ def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return p
 
 
+def least_calibration(alpha: float) -> int:
+    """Return how many calibration scores it takes for a p-value of alpha: the least n with 1 / (n + 1) <= alpha."""
+    return math.ceil(1 / alpha - 1e-9) - 1
+
+
 def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
     """Return the score above which the conformal p-value is at most alpha. Needs at least 1/alpha - 1 scores."""
     allowed = _allowed(len(calibration), alpha)

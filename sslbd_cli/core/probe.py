@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslbd_cli.core import checks, metrics, similarity
 from sslbd_cli.core.artefact import Dataset, Features
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.features import Layer, embed, stratified_rows
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.text import project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,7 @@ class Exam:
     """What an encoder is measured on. share: the part of the training labels that the head may see.
 
     train: labelled images, or for a head that takes texts their features in the order of the test's classes.
+    kept: which clean and which triggered test images are answered, bool N each; None answers all.
     """
 
     train: Dataset | Features
@@ -36,6 +36,13 @@ class Exam:
     seeds: int = 1
     trigger: Trigger | None = None
     target: int | None = None
+    kept: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def taught(self) -> Dataset:
+        """Return the labelled images, of an exam whose head takes no texts."""
+        assert isinstance(self.train, Dataset)
+        return self.train
 
     def __post_init__(self) -> None:
         answers = self.test.need_labels("--test")
@@ -101,44 +108,6 @@ def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
     return int(counts.argmax()), float(counts.max() / len(labels))
 
 
-def measure_by_texts(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int) -> Answers:
-    """Let texts answer the test split, in the space that images and texts share. All seeds give one answer.
-
-    `net.parts` holds the projection to that space, unless the embedding is the space itself.
-    Raises InputError where texts and images have different widths.
-    """
-    assert isinstance(exam.train, Features) and exam.train.labels is not None
-    projection = net.parts.get("projector")
-
-    def read(images: np.ndarray) -> Tensor:
-        feats = embed(net, images, device)
-        return project(projection, feats) if isinstance(projection, nn.Linear) else feats
-
-    tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
-    width, dim = exam.train.feats.shape[1], tests[0].shape[1]
-    if width != dim:
-        raise InputError(f"--text holds features {width} wide, the encoder's images are {dim} wide; embed the texts by"
-                         " the text tower of this encoder")  # fmt: skip
-    texts = (torch.from_numpy(np.array(array)).to(device.torch) for array in (exam.train.feats, exam.train.labels))
-    data, classes = Labelled(*texts), len(exam.test.classes)
-    fitted, truth = exam.head.fit(data, data, classes, seed), np.array(exam.test.labels)
-    tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), classes) for x in tests]
-    return Answers(tables[:1] * exam.seeds, tables[1:] * exam.seeds, [fitted.chosen] * exam.seeds, dim)
-
-
-def texts_for(found: Features, test: Dataset) -> Features:
-    """Return texts with their labels numbered as the test's classes are. Raises InputError where classes differ."""
-    if found.labels is None:
-        how = "'sslbd embed ENCODER --data TEST --prompt TEXT', or --text with lines CLASS<tab>PROMPT"
-        raise InputError(f"--text: its texts name no classes; make them by {how}")
-    named = {found.classes[label] for label in np.unique(found.labels)}
-    for kind, odd in (("no text of", set(test.classes) - named), ("texts of an unknown", named - set(test.classes))):
-        if odd:
-            raise InputError(f"--text: {kind} class {sorted(odd)[0]} of {len(odd)}; it must name the classes of --test")
-    number = np.array([test.classes.index(name) if name in named else -1 for name in found.classes])
-    return replace(found, labels=number[found.labels], classes=test.classes)
-
-
 def measure(
     net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None = None
 ) -> Answers:
@@ -146,18 +115,19 @@ def measure(
 
     With `layer`, the head works on that inner layer. All seeds share the augmented views, where the head wants any.
     """
-    if isinstance(exam.train, Features):
-        return measure_by_texts(net, exam, stamped, device, seed)
     read = partial(embed, net, device=device, layer=layer)
-    feats = read(exam.train.images)
+    feats = read(exam.taught.images)
     tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
-    labels = torch.from_numpy(np.array(exam.train.labels))
+    labels = torch.from_numpy(np.array(exam.taught.labels))
     truth = np.array(exam.test.labels)
+    kept = exam.kept or (np.ones(len(truth), bool),) * 2
+    tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(tests, kept, strict=False)]
+    truths = [truth[rows] for rows in kept]
     splits = [split(labels, exam.share, number) for number in range(seed, seed + exam.seeds)]
     used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
     views = _views(
         read,
-        exam.train.images,
+        exam.taught.images,
         exam.head.augmented(),
         used,
         net.size,
@@ -172,8 +142,9 @@ def measure(
     for number, (fit, held) in enumerate(splits, seed):
         train = part(fit)
         valid = part(held) if len(held) else train  # one image per class: nothing can be held out
-        fitted = exam.head.fit(train, valid, len(exam.train.classes), number)
-        tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), len(exam.test.classes)) for x in tests]
+        fitted = exam.head.fit(train, valid, len(exam.taught.classes), number)
+        tables = [metrics.confusion(known, fitted.predict(x).cpu().numpy(), len(exam.test.classes))
+                  for x, known in zip(tests, truths, strict=False)]  # fmt: skip
         answers.clean.append(tables[0])
         answers.triggered.extend(tables[1:])
         answers.chosen.append(fitted.chosen)
@@ -210,9 +181,7 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def labelled_count(exam: Exam) -> int:
     """Return how many training images a head sees the labels of, those held out included; the same for every seed."""
-    if isinstance(exam.train, Features):
-        return 0
-    labels = torch.from_numpy(np.array(exam.train.labels))
+    labels = torch.from_numpy(np.array(exam.taught.labels))
     return sum(len(rows) for rows in split(labels, exam.share, seed=0))
 
 
@@ -240,6 +209,39 @@ def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
     if control and "asr" in found:
         row["lift"] = found["asr"]["value"] - control[0]["asr"]["value"]
     return row
+
+
+def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.ndarray | None) -> Exam:
+    """Return the exam that a guard leaves of one, by what it rejects: bool N each.
+
+    Raises Unsound where it rejects all images of a kind, or every training image of a class.
+    """
+    labels = exam.taught.need_labels("--train")
+    gone = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[~train]).tolist()))
+    if gone:
+        raise Unsound(f"the guard rejects every training image of {exam.taught.classes[gone[0]]}; lower --alpha")
+    kept = ~clean, ~clean if triggered is None else ~triggered
+    if not kept[0].any():
+        raise Unsound("the guard rejects every clean test image: they differ from those that it was made on")
+    return replace(exam, train=exam.taught.take(np.flatnonzero(~train)), kept=kept)
+
+
+def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
+    """Return clean accuracy and ASR behind a guard, rejections counted both ways.
+
+    `kept`: over the images that pass. `all`: over all images; a rejected clean image is an error, a rejected triggered
+    one a failure of the attack.
+    """
+    total = len(whole.test.images)
+    right = [metrics.accuracy(table) for table in answers.clean]
+    kept: dict[str, Any] = {"clean_accuracy": metrics.share(right)}
+    every: dict[str, Any] = {"clean_accuracy": metrics.share([(hits, total) for hits, _ in right])}
+    if answers.triggered and exam.target is not None:
+        hit = [metrics.false_positives(table, exam.target) for table in answers.triggered]
+        others = int((np.array(whole.test.labels) != exam.target).sum())
+        kept["asr"] = metrics.share(hit) if hit[0][1] else None
+        every["asr"] = metrics.share([(hits, others) for hits, _ in hit])
+    return {"kept": kept, "all": every}
 
 
 def doubts(answers: list[Answers], exam: Exam) -> list[str]:

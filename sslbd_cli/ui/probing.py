@@ -15,6 +15,21 @@ if TYPE_CHECKING:
 
 
 def check(params: dict[str, Any]) -> None:
+    """Raise InputError where options do not belong together."""
+    if params["target"] is not None and params["target_of"] is not None:
+        raise InputError("--target and --target-of both name the target: give one of them")
+    if (params["trigger"] is None) != (params["target"] is None and params["target_of"] is None):
+        raise InputError("--trigger and --target belong together: give both or neither")
+    if params["certify"] is not None and params["names"]:
+        raise InputError("--certify works on the local features behind the embedding: leave --layer out")
+    if params["pool"] and not params["names"]:
+        raise InputError("--pool is for inner layers: give --layer too")
+    if params["reference"] and not params["guard"]:
+        raise InputError("--reference is what a guard compares with: give --guard too")
+    _check_source(params)
+
+
+def _check_source(params: dict[str, Any]) -> None:
     """Raise InputError where the options name no training set for the head, or one that it has no use for."""
     head: Head = params["head"]
     if not head.takes_texts:
@@ -25,7 +40,8 @@ def check(params: dict[str, Any]) -> None:
         return
     if params["text"] is None:
         raise InputError(f"--head {head.name} answers by texts: give --text FEATURES, which sslbd embed --prompt makes")
-    unused = {"--train": params["train"], "--layer": params["names"], "--labels": params["labels"] != "all"}
+    unused = {"--train": params["train"], "--layer": params["names"], "--labels": params["labels"] != "all",
+              "--certify": params["certify"], "--guard": params["guard"]}  # fmt: skip
     for option in (name for name, given in unused.items() if given):
         raise InputError(f"{option}: --head {head.name} answers by texts alone, in one space; leave it out")
 
@@ -33,7 +49,7 @@ def check(params: dict[str, Any]) -> None:
 def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Features:
     """Read the texts, numbered as the test's classes. Warns where another encoder's text tower embedded them."""
     from sslbd_cli.core.artefact import Features
-    from sslbd_cli.core.probe import texts_for
+    from sslbd_cli.core.zeroshot import texts_for
 
     found = run.read(path, Features, "--text")
     entry = found.history[-1] if found.history else {}

@@ -153,15 +153,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def refuse_output(path: str | None) -> None:
+def refuse_output(path: str | None, option: str = "--output") -> None:
     """Refuse, before any work is done, an output file that could not be written after it."""
     if path is None or path == "-":
         return
     folder = Path(path).resolve().parent
     if not folder.is_dir() or Path(path).is_dir():
-        raise InputError(f"--output {path}: {'is a folder' if folder.is_dir() else 'no such folder'}; name a file")
+        raise InputError(f"{option} {path}: {'is a folder' if folder.is_dir() else 'no such folder'}; name a file")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"--output {path}: the folder is not writable")
+        raise InputError(f"{option} {path}: the folder is not writable")
 
 
 def refuse_terminal(path: str) -> None:

@@ -77,7 +77,8 @@ def test_a_certificate_is_printed_beside_the_clean_encoders(sslbd, files, tmp_pa
     for seed in (0, 1):
         artefact.write(make_encoder(seed=seed, arch=nets.TinyBag(field=5, width=4)), str(tmp_path / f"local{seed}"))
     argv = ["probe", tmp_path / "local0", "--train", files["train"], "--test", files["test"], "--trigger",
-            "patch:size=3", "--target", 1, "--certify", "patchguard:size=3,epochs=3", "--json", "--device", "cpu"]  # fmt: skip
+            "patch:size=3", "--target", 1, "--certify", "patchguard:size=3,epochs=3", "--json",
+            "--device", "cpu"]  # fmt: skip
     status, out, err = sslbd(*argv, "--baseline", tmp_path / "local1")
     assert status == 0, err
     found = json.loads(out)["certify"]

@@ -1,4 +1,4 @@
-"""The laws of `detect --method`, for every detector of samples on the shelf (DeDe, of inputs, has tests of its own)."""
+"""The laws of `detect --method`, for every detector of samples; those of inputs are in test_input_detectors.py."""
 
 import dataclasses
 import json

@@ -1,0 +1,76 @@
+"""A guard before an encoder: images judged in a second, against the encoder's own forward pass. One run measures all.
+
+Prints, for each detector of inputs with its defaults, images per second with the encoder's forward pass included and
+how many times that pass alone it takes, and what DeDe's decoder costs to learn. `tiny` and ResNet-18 with random
+weights on random 32-pixel images: neither speed depends on what they show. Gate of the specification: DeDe at most
+3 times the forward pass. `python benchmarks/guard.py cuda` measures on a GPU.
+
+NUMBERS
+"""
+
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+
+from sslbd_cli.core import device as devices
+from sslbd_cli.core import plugin
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.guard import Setting
+from sslbd_cli.core.nets import ResNet18, Tiny, new
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+ONE_PASS = ("feature-norm", "knn-distance", "platonic", "dede")  # beside them, others take many passes each
+SPECS, COUNTS = (
+    {"tiny": (*ONE_PASS, "beatrix", "scale-up", "strip"), "resnet18": ONE_PASS},
+    {"tiny": 512, "resnet18": 64},
+)
+ROUNDS, LEARN = 5, 500
+
+
+def main(where: str = "cpu") -> None:
+    """Learn briefly, for what was learned bears on no speed, then judge in turn, so that drift touches all alike."""
+    device = devices.pick(where)
+    rng = np.random.default_rng(0)
+    aux = rng.integers(0, 256, (LEARN, 3, 32, 32), np.uint8)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device.torch} {device.precision}; n = {ROUNDS}"
+    )
+    for arch in (ResNet18(), Tiny()):
+        count = COUNTS[arch.name] if device.kind == "cpu" else 16384
+        images = rng.integers(0, 256, (count, 3, 32, 32), np.uint8)
+        encoder = new(arch, 32, MEAN, STD, devices.generator(0, "bench")).eval().to(device.torch)
+        reference = new(Tiny(), 32, MEAN, STD, devices.generator(1, "bench")).eval().to(device.torch)
+        setting = Setting(encoder, device, reference=reference)
+        ways = {"forward pass": lambda net=encoder, x=images: embed(net, x, device).sum().item()}
+        for spec in SPECS[arch.name]:
+            detector = plugin.parse("detector", spec + (":epochs=1" if spec == "dede" else ""))
+            state = detector.learn(aux, setting)
+            ways[spec] = lambda d=detector, s=state, at=setting, x=images: d.look(x, s, at)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(ROUNDS + 1):
+            for name, way in ways.items():
+                if (took := timed(way)) and number:  # the first round warms up
+                    times[name].append(took)
+        base = statistics.median(times["forward pass"])
+        for name, took in times.items():
+            middle, low, high = (count / which(took) for which in (statistics.median, max, min))
+            ratio = statistics.median(took) / base
+            print(f"{arch.name:9} {name:13} {middle:9,.0f} images/s ({low:,.0f} to {high:,.0f})  {ratio:6.2f} x")
+    dede = plugin.parse("detector", "dede:epochs=4")
+    took = timed(lambda: dede.learn(aux, setting))  # the last encoder's pass included
+    print(f"DeDe learns {4 * LEARN / took:,.0f} images a second")
+
+
+def timed(way) -> float:  # type: ignore[no-untyped-def]
+    """Return seconds of processor time on a CPU, which other work hardly touches, else by the clock."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    started = clock()
+    way()
+    return clock() - started
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
