@@ -23,7 +23,6 @@ from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.outliers import robust_z
 from sslbd_cli.core.train import Watch
 
 POOL = 4  # fewer clean encoders than this set no scale: the detector's own rule decides
@@ -211,7 +210,7 @@ def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence
 
 
 def on_one_scale(own: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> tuple[float, np.ndarray, str]:
-    """Bring the parts of several encoders to one scale: their largest robust z among all of them, itself included.
+    """Bring the parts of several encoders to one scale: their largest z, in deviations of all of them, itself included.
 
     Returns it for the encoder in question and for the others, and which part is the largest of the former. All are
     treated alike, so that the p-value of the result stays valid: a clean encoder ranks anywhere among clean ones.
@@ -219,7 +218,9 @@ def on_one_scale(own: Mapping[str, float], others: Sequence[Mapping[str, float]]
     """
     if any(each.keys() != own.keys() for each in others):
         raise InputError("--baseline: a report without the statistic of every search; make it anew")
-    z = np.array([robust_z(torch.tensor([own[name], *(each[name] for each in others)])).numpy() for name in own])
+    values = np.array([[own[name], *(each[name] for each in others)] for name in own])
+    # of so few values a median deviation is often tiny by chance, and would call a clean encoder far out
+    z = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True).clip(1e-12)
     largest = z.max(0)
     return float(largest[0]), largest[1:], list(own)[int(z[:, 0].argmax())]
 
@@ -236,7 +237,8 @@ def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tupl
         raise InputError(f"--baseline: a report of {str(results.get('method'))[:200]}, not of {method}")
     if results.get("data") != {"sha256": data.sha256} or results.get("n_images") != count:
         raise InputError("--baseline: a report on other images than --data; examine the clean encoder on these")
-    value, parts = results.get("statistic"), results.get("parts") or {}
+    value: Any = results.get("statistic")
+    parts: Any = results.get("parts") or {}
     if not is_number(value) or not isinstance(parts, dict) or not all(map(is_number, parts.values())):
         raise InputError("--baseline: a report without a statistic: it is damaged or was inconclusive")
     return float(value), {str(name): float(part) for name, part in parts.items()}
@@ -259,6 +261,7 @@ def results_of(standing: Standing, clues: Clues) -> dict[str, Any]:
         "threshold": opinion.threshold,
         "p_value": standing.p_value,
         "false_alarms": standing.false_alarms,
+        "n_baseline": len(standing.pool),
         "baseline_statistics": [float(value) for value in standing.pool],
         "witness": witness and {"area": witness.area, "success": opinion.success, "n_held": len(clues.held)},
         "n_images": len(clues.images),

@@ -20,6 +20,7 @@ from sslbd_cli.core.train import Watch
 
 BUDGETS = {"patch": (0.02, 0.05, 0.1), "blend": (0.05, 0.1, 0.2), "noise": (4 / 255, 8 / 255, 16 / 255)}
 BUDGETS["low-frequency"] = BUDGETS["noise"]
+TINY = 1e-4  # beyond this, images are alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,9 @@ class TriggerSearch(EncoderDetector):
     (a patch of 2, 5 or 10 % of the image; a blend of 5, 10 or 20 %; noise or the lowest frequencies of at most 4, 8 or
     16 of 255), all optimised as one batch for the mean cosine between changed images, about the mean of clean ones
     (centred), which is then taken of held-out images. What any encoder does under a change of that strength is
-    subtracted: gain = (found - random) / (1 - random), with random a change of the same family and budget that was not
-    optimised. A family's part is its mean gain over budgets, statistic the largest part.
+    the yardstick: gain = log10((1 - random) / (1 - found)), by how many decades less the images differ than under a
+    change of the same family and budget that was not optimised; a trigger of the encoder's own leaves next to nothing.
+    A family's part is its mean gain over budgets, statistic the largest part.
 
     Clean encoders have universal perturbations, too, stronger in some families than in others, so that there is no
     threshold: give 4 or more clean encoders as --baseline. Among them each family's part is put on one scale, and the
@@ -69,7 +71,7 @@ class TriggerSearch(EncoderDetector):
                   range(len(budgets))]  # fmt: skip
         chance = self._chance(encoder, clues, space("random", 3.0), view, device)
         reached = np.array([each.similarity for each in caught])
-        gains = (reached - chance) / np.maximum(1 - chance, 1e-6)
+        gains = np.log10(np.maximum(1 - chance, TINY) / np.maximum(1 - reached, TINY))
         parts = {name: float(gains[[b.family == name for b in budgets]].mean()) for name in wanted}
         return self._opinion(found, caught, (budgets, gains, chance), parts, clues)
 
