@@ -226,7 +226,7 @@ def on_one_scale(own: Mapping[str, float], others: Sequence[Mapping[str, float]]
 
 
 def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tuple[float, dict[str, float]]:
-    """Return what an earlier report says of a clean encoder, statistic and parts, so that it need not be examined again.
+    """Return what an earlier report says of a clean encoder, with its parts, so that it is not examined again.
 
     Raises InputError for a report by another method, or on other images.
     """

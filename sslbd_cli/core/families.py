@@ -24,11 +24,12 @@ class Budget:
 
 
 def cosine_basis(side: int, band: int) -> Tensor:
-    """Return the `band` lowest functions of the cosine transform (DCT-II) on `side` pixels, float band,side, of norm 1."""
+    """Return the lowest functions of the cosine transform (DCT-II) on `side` pixels: float band,side, of norm 1."""
     x = (torch.arange(side) + 0.5) * math.pi / side
     basis = torch.cos(torch.arange(band)[:, None] * x) * (2 / side) ** 0.5
     basis[0] /= 2**0.5
-    return basis
+    lowest: Tensor = basis
+    return lowest
 
 
 class Bounded:
@@ -53,7 +54,7 @@ class Bounded:
     def _one(self, budget: Budget, free: Tensor) -> tuple[Tensor, Tensor]:
         mask, colours = free[:1], free[1:]
         if budget.family == "patch":
-            # the budget is dealt out to the pixels; what is beyond a pixel's whole is lost, so that the mean is at most it
+            # the budget is dealt out to the pixels; what is more than the whole of one is lost: the mean is at most it
             share = torch.softmax(mask.flatten(), 0).view_as(mask) * (budget.strength * mask.numel())
             whole = share.clamp(max=1)
             return 1 - whole, whole * (torch.tanh(colours) / 2 + 0.5)

@@ -13,15 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.audit import Clues, Witness
+from sslbd_cli.core.audit import Witness
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.outliers import NORMAL_MAD
+from sslbd_cli.core.outliers import anomaly_index
 from sslbd_cli.core.train import Watch
 
 PIXELS_CPU, PIXELS_DEVICE = 1 << 18, 1 << 24  # pixels that go through the encoder at once: 256 images of 32 pixels
@@ -103,7 +101,8 @@ class Inverted:
     @property
     def succeeded(self) -> np.ndarray:
         """Tell of each candidate whether it ever succeeded, bool K."""
-        return np.isfinite(self.size)
+        reached: np.ndarray = np.isfinite(self.size)
+        return reached
 
     def witness(self, number: int) -> Witness:
         """Return a candidate as a trigger."""
@@ -153,7 +152,8 @@ class Record:
         self.rounds += took
         if self.course.weight is not None:
             self._weigh(good, took & ~good)
-        return better[which]
+        best_yet: Tensor = better[which]
+        return best_yet
 
     def _weigh(self, good: Tensor, bad: Tensor) -> None:
         rule = self.course.weight
@@ -233,7 +233,7 @@ def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
     """Draw batches of rows, int64 B: every epoch in another order; what fills no batch sits the epoch out."""
     for epoch in itertools.count():
         order = torch.randperm(count, generator=generator(seed, "inversion order", epoch))
-        yield from order[: count - count % batch].split(batch)
+        yield from torch.split(order[: count - count % batch], batch)
 
 
 def _step(
@@ -244,7 +244,7 @@ def _step(
     limit = PIXELS_CPU if pool.device.kind == "cpu" else PIXELS_DEVICE
     group = max(1, limit // (images.shape[1] * images.shape[3] * images.shape[4]))
     found = []
-    for some in which.split(group):
+    for some in torch.split(which, group):
         made = keep, add, size = space.make(some)
         stamped = (images * keep[:, None] + add[:, None]).clamp(0, 1)
         with pool.device.autocast():
@@ -281,85 +281,7 @@ class Patches:
         return 1 - mask, add, self.scale * (add if self.painted else mask).mean((1, 2, 3))
 
 
-# --- what triggers do ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Coordinates that embeddings are compared in: (f - centre) @ turn, either of which may be absent."""
-
-    centre: Tensor | None = None
-    turn: Tensor | None = None
-
-    def __call__(self, feats: Tensor) -> Tensor:
-        """Return unit vectors of the last dimension."""
-        if self.centre is not None:
-            feats = feats - self.centre
-        if self.turn is not None:
-            feats = feats @ self.turn
-        return F.normalize(feats, dim=-1)
-
-
-def frame(feats: Tensor, kind: str) -> Frame:
-    """Return the frame of clean embeddings N,D: `raw`, `centred` on their mean, or `whitened`.
-
-    Embeddings of many encoders lie in a narrow cone, where all cosines are high; about their mean they do not.
-    Directions of less than a hundredth of the mean variance are not blown up any further.
-    """
-    if kind == "raw":
-        return Frame()
-    feats = feats.clone()  # no longer of inference mode: gradients pass by
-    centre = feats.mean(0)
-    if kind == "centred":
-        return Frame(centre)
-    values, vectors = torch.linalg.eigh(torch.cov((feats - centre).T.double()))
-    turn = vectors / (values.clamp(min=0) + 0.01 * values.mean()).sqrt()
-    return Frame(centre, turn.to(feats))
-
-
-def likeness(z: Tensor) -> Tensor:
-    """Return the mean cosine between different rows of unit vectors ...,B,D: the mean of B x B products, from one sum.
-
-    Raises ValueError for fewer than two rows, which have no pairs.
-    """
-    count = z.shape[-2]
-    if count < 2:
-        raise ValueError("the cosines between fewer than two vectors")
-    return (z.sum(-2).square().sum(-1) - z.square().sum((-1, -2))) / (count * (count - 1))
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What a trigger does to the embeddings of held-out images.
-
-    target: float32 D, of unit length, the mean direction that triggered search images take; similarity: the mean cosine
-    between different triggered images, in the frame searched in; success: the share of them whose cosine with the
-    target, in that frame, reaches the bar.
-    """
-
-    target: np.ndarray
-    similarity: float
-    success: float
-
-
-@torch.no_grad()
-def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar: float, device: Device) -> Capture:
-    """Measure where a trigger takes images that it was not searched on."""
-    seen, held = (embed(net, images, device, witness.stamp) for images in (clues.images, clues.held))
-    goal = F.normalize(view(seen).mean(0), dim=0)
-    z = view(held)
-    target = F.normalize(F.normalize(seen, dim=1).mean(0), dim=0)
-    return Capture(target.cpu().numpy(), float(likeness(z)), float((z @ goal >= bar).double().mean()))
-
-
-def anomaly_index(sizes: np.ndarray, double: bool = False) -> np.ndarray:
-    """Return how far each size lies below the median, in deviations of 1.4826 MAD (Neural Cleanse): float64 N.
-
-    double: divide by the MAD's 1.4826 / 0.6745, as SSL-Cleanse's code does, which scales twice. Zeros where the MAD is.
-    """
-    away = np.median(sizes) - np.asarray(sizes, np.float64)
-    scale = NORMAL_MAD * np.median(np.abs(away)) / (0.6745 if double else 1)
-    return away / scale if scale > 0 else np.zeros_like(away)
+# --- the one out of line ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from sslbd_cli.core.audit import Clues, EncoderDetector, Opinion
+from sslbd_cli.core.capture import capture, frame, likeness
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed
-from sslbd_cli.core.inversion import Course, Inverted, Patches, Weight, capture, frame, invert, likeness
+from sslbd_cli.core.inversion import Course, Inverted, Patches, Weight, invert
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
@@ -32,10 +33,10 @@ class DECREE(EncoderDetector):
     embedding=centred searches about the mean). Give clean encoders as --baseline where there are any.
 
     As in the released code: weights (1e-3, times or over 5 after 6 steps in a row), rates (0.5, from step 240 0.1, from
-    400 0.05: epochs 30 and 50 of 1,000 images) and the early stop, later (after 10 steps, the published number, a 10-pixel
-    trigger was still at 0.2). Ours: several starts as one batch, of which the
-    smallest counts; masks in float32; steps instead of epochs (published: at most 8,000); that no success is
-    `inconclusive`, where the released code says clean; held-out images.
+    400 0.05: epochs 30 and 50 of 1,000 images) and the early stop, but later (after the
+    published 10 steps a 10-pixel trigger was still at 0.2). Ours: several starts as one batch, of which the smallest
+    counts; masks in float32; steps instead of epochs (published: at most 8,000); that no success is `inconclusive`,
+    where the released code says clean; held-out images.
     """
 
     starts: int = key(3, "random starts, optimised together (published: 1)", low=1, high=100)

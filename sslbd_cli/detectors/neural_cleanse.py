@@ -95,7 +95,7 @@ class NeuralCleanse(EncoderDetector):
         """Fit the downstream classifier; returns it and its accuracy on the held-out images."""
         assert clues.labels is not None and clues.held_labels is not None
         labels, held = (torch.from_numpy(np.array(part)) for part in (clues.labels, clues.held_labels))
-        if len(labels.unique()) < 2:
+        if len(np.unique(clues.labels)) < 2:
             raise InputError("neural-cleanse: the images of --data are of one class; a task has 2 at least")
         feats = embed(encoder, clues.images, device).clone()
         rest, valid = stratified_rows(labels, 0.2, generator(seed, "neural cleanse validation"))

@@ -58,7 +58,7 @@ def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
 
 
 def sheet(clean: np.ndarray, triggered: np.ndarray | None, found: bool = False) -> Picture:
-    """Return the same images without and with the trigger, uint8 K,3,H,W both, and what changed; found: by a detector."""
+    """Return the same images without and with the trigger, uint8 K,3,H,W both; found: a detector found it."""
     rows, caption = [("clean", clean[:SHEET])], "Sample images."
     if triggered is not None:
         change = np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET])

@@ -82,7 +82,8 @@ def test_the_opinion_is_whole(name, look):
     assert np.isfinite(found.statistic) and found.search_space
     assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
     assert found.witness.keep.shape[1:] == found.witness.add.shape[1:] == (16, 16)
-    assert 0 <= found.success <= 1 and 0 < found.witness.area <= 1 or found.parts
+    assert 0 <= found.success <= 1
+    assert 0 < found.witness.area <= 1 or found.parts  # what is added takes nothing away
     assert all(images.dtype == np.uint8 and images.ndim == 4 for images in found.pictures.values())
     assert {len(images) for images in found.pictures.values()} == {len(found.extras["pictures/score"])}
 
@@ -170,7 +171,9 @@ def test_truth_and_history_change_nothing(name, make, files, sslbd, tmp_path, mo
     values = []
     for data in ("told.h5", "bare.h5"):
         detector = make(name, rounds=3, steps=3)
-        monkeypatch.setattr("sslbd_cli.ui.judging._baselines", lambda *given: ([(o.statistic, o.parts) for o in pool], []))
+        monkeypatch.setattr(
+            "sslbd_cli.ui.judging._baselines", lambda *given: ([(o.statistic, o.parts) for o in pool], [])
+        )
         out = str(tmp_path / f"{data}.report")
         status, _, err = sslbd(
             "detect", files / "net", "--method", detector, "--data", tmp_path / data, "--device", "cpu", "-q", "-o", out

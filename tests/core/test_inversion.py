@@ -6,11 +6,13 @@ import torch
 
 from detectors.wired import make_gated, make_scenes
 from sslbd_cli.core import inversion
+from sslbd_cli.core.capture import Frame, frame, likeness
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.families import FAMILIES, Bounded, Budget, cosine_basis
-from sslbd_cli.core.inversion import Course, Frame, Patches, Record, Weight, anomaly_index, frame, invert, likeness
+from sslbd_cli.core.inversion import Course, Patches, Record, Weight, invert
 from sslbd_cli.core.knee import knee
 from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.outliers import anomaly_index
 from sslbd_cli.core.watch import unwatched
 
 CPU = Device(torch.device("cpu"), "fp32")
