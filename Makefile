@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint man bench clean
+.PHONY: quickstart test lint man bench zoo clean
 
 quickstart: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/quickstart.sh build/quickstart
@@ -22,6 +22,11 @@ man: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+# Clean encoders, to give `sslbd detect --baseline`: of DATA, an archive or a folder, or of embedded images.
+zoo: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) -C examples/reproduce/encoder-zoo pool OUT=$(abspath build/zoo) \
+	    $(if $(DATA),DATA=$(abspath $(DATA)),SCALE=micro)
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,14 @@ step     one step of DECREE with one start of 128 images of 32 pixels, on `tiny`
 batched  rounds of several candidates as one batch against one candidate after another: 3 starts of 128 images
          (DECREE) and 10 classes of 32 (Neural Cleanse); the results agree
 
-HEADER
+The step is mostly the encoder's own forward and backward pass, which both do; a batch saves what each candidate's
+pass costs beside its arithmetic, hence more with small batches.
+
+Last run (AMD EPYC with AVX512-bf16, no AMX, one thread, a busy machine; torch 2.15.0; random weights; n = 5, median and
+range of processor time, 3 steps): step: released 0.185 s (0.179-0.189); ours, fp32 0.146 s (0.144-0.151), 1.26x; ours,
+bf16 0.097 s (0.094-0.101), 1.90x. batched: 3 starts of 128 images 0.267 s (0.260-0.278) against 0.289 s (0.282-0.304)
+one after another, 1.08x; 10 classes of 32 images 0.227 s (0.225-0.230) against 0.337 s (0.331-0.345), 1.48x; the mean
+cosines are equal to 4 digits.
 """
 
 import argparse

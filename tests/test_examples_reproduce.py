@@ -18,7 +18,8 @@ PAPERS = Path(__file__).resolve().parent.parent / "examples" / "reproduce"
 COMMANDS = {name: command for group in manpages.book().commands.values() for name, command in group.items()}
 EXPECTED = {path.parent.name: json.loads(path.read_text()) for path in sorted(PAPERS.glob("*/expected.json"))}
 SCALES = {
-    "badencoder": ["micro", "small"],
+    "badencoder": ["micro", "small", "paper"],
+    "encoder-zoo": ["micro", "small"],
     "no-label-backdoors": ["micro", "small", "paper"],
     "poisoncam": ["micro", "small", "photos", "paper"],
     "ssl-backdoor": ["micro", "small", "paper"],
@@ -105,8 +106,9 @@ RUNS = {
     "poisoncam": "DETECTORS='poisoncam oracle-window random' UNSEEN=blend "
     "DETECT=,clusters=10,tests=40,models=1,steps=4,capture=1",
     "ssl-quality": "METHODS=simclr",
-    "badencoder": "SEEDS=2 'SHADOW=shapes --count 120' 'TASK-TRAIN=shapes --count 120' "
-    "ATTACK=badencoder:epochs=1,batch=60 SPEC_mlp=mlp:epochs=1",
+    "badencoder": "SEEDS=2 ATTACKS='badencoder two' PURIFIERS=distill SPEC_distill=distill:epochs=1,batch=30 "
+    "'SHADOW=shapes --count 120' 'DEFENCE=shapes --count 60' 'TASK-TRAIN=shapes --count 120' "
+    "'TASK-TEST=shapes --count 60 --seed 3' ATTACK=badencoder:epochs=1,batch=60 SPEC_mlp=mlp:epochs=1",
 }
 
 

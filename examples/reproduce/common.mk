@@ -12,6 +12,7 @@ RESULTS ?= $(if $(filter micro,$(SCALE)),$(OUT),.)
 all-seeds := 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19
 seeds = $(wordlist 1,$(SEEDS),$(all-seeds))
 shared := $(dir $(lastword $(MAKEFILE_LIST)))
+WRITER ?= $(shared)results.py
 
 .PHONY: all check clean always
 .DELETE_ON_ERROR:
@@ -52,8 +53,8 @@ endef
 $(OUT)/encoders/clean/%.safetensors: $(OUT)/train.h5
 	$(call pretrain,$(*D),$(*F))
 
-$(RESULTS)/RESULTS.md: $$(probes) $(wildcard expected.json) $(shared)results.py $(shared)check.py
-	$(PYTHON) $(shared)results.py "$(TITLE)" $(SCALE) $(OUT) $(RESULTS) $(filter $(OUT)/results/%,$^)
+$(RESULTS)/RESULTS.md: $$(probes) $(wildcard expected.json) $(WRITER) $(shared)check.py
+	$(PYTHON) $(WRITER) "$(TITLE)" $(SCALE) $(OUT) $(RESULTS) $(filter $(OUT)/results/%,$^)
 
 # Per number: reproduced, outside tolerance, or not run. Reads what was measured, and runs nothing.
 check:

@@ -11,6 +11,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import check
@@ -27,6 +28,7 @@ COLUMNS = {
     "asr": "ASR",
     "asr_all": "ASR with target-class images",
     "lift": "ASR above control",
+    "seconds": "seconds to make",
     "top": "poisons among the first 20",
     "recall": "recall",
     "precision": "precision",
@@ -93,6 +95,12 @@ def recipe(entries: list[dict]) -> str:
     return ", then ".join(said)
 
 
+def took(file: Path) -> dict[str, float]:
+    """Return how many seconds the making of an encoder took, where the run has noted it."""
+    noted = file.with_suffix(".seconds")
+    return {"seconds": float(noted.read_text())} if noted.exists() else {}
+
+
 def row(out: Path, name: str, files: list[Path]) -> dict:
     """Gather the seeds of one row."""
     results = [json.loads(file.read_text()) for file in files]
@@ -100,7 +108,10 @@ def row(out: Path, name: str, files: list[Path]) -> dict:
         return scan_row(files, results)
     _, method, kind = name.split("/")
     made = history(out / "encoders" / kind / method / f"{files[0].stem}.safetensors")
-    each = [numbers(result) for result in results]
+    each = [
+        numbers(result) | took(out / "encoders" / kind / method / file.name)
+        for file, result in zip(files, results, strict=True)
+    ]
     return {
         "seeds": [int(file.stem) for file in files],
         "n": [result["asr"]["n"] if "asr" in result else result["n_test"] for result in results],
@@ -257,16 +268,21 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def main(title: str, scale: str, out: Path, results: Path, files: list[Path]) -> None:
-    """Update measured.json with a run of one scale, then RESULTS.md."""
-    results.mkdir(parents=True, exist_ok=True)
-    kept = results / "measured.json"
+def update(folder: Path, scale: str, found: dict, page: Callable[[dict], str]) -> None:
+    """Put what a run of one scale found into the folder's measured.json, then write its RESULTS.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "measured.json"
     measured = json.loads(kept.read_text()) if kept.exists() else {}
-    measured[scale] = gather(out, files)
+    measured[scale] = found
+    write(kept, json.dumps(measured, indent=1) + "\n")
+    write(folder / "RESULTS.md", page(measured))
+
+
+def main(title: str, scale: str, out: Path, folder: Path, files: list[Path]) -> None:
+    """Update measured.json with a run of one scale, then RESULTS.md."""
     wanted = Path("expected.json")
     expected = json.loads(wanted.read_text()) if wanted.exists() else None
-    write(kept, json.dumps(measured, indent=1) + "\n")
-    write(results / "RESULTS.md", page(title, measured, expected))
+    update(folder, scale, gather(out, files), lambda measured: page(title, measured, expected))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from sslbd_cli.core.checked import need
 from sslbd_cli.core.errors import InputError
 
 LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
-_DATASET = ("images", "labels", "ids", "captions", "truth/poisoned", "truth/box", "truth/source")
+_TRUTH = ("poisoned", "box", "source", "caption")
+_DATASET = ("images", "labels", "ids", "captions", *(f"truth/{name}" for name in _TRUTH))
 History = tuple[dict[str, Any], ...]
 A = TypeVar("A", bound="Artefact")
 
@@ -51,12 +52,18 @@ class Truth:
     """What the poisoner did, kept apart for evaluation only.
 
     poisoned: bool N. box: int32 N,4 as x, y, width, height in pixels (zeros where clean). source: int64 N, the row of
-    the input dataset that each image came from.
+    the input dataset that each image came from. caption: int64 N, the row that each caption came from, -1 for one that
+    the poisoner wrote; only where captions were exchanged.
     """
 
     poisoned: np.ndarray
     box: np.ndarray
     source: np.ndarray
+    caption: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what there is, by name."""
+        return {name: found for name in _TRUTH if (found := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +89,7 @@ class Dataset(Artefact):
         optional = {"labels": self.labels, "ids": self.ids, "captions": self.captions}
         arrays |= {name: array for name, array in optional.items() if array is not None}
         if self.truth is not None:
-            arrays |= {f"truth/{name}": getattr(self.truth, name) for name in ("poisoned", "box", "source")}
+            arrays |= {f"truth/{name}": array for name, array in self.truth.arrays().items()}
         return arrays
 
     @classmethod
@@ -99,10 +106,12 @@ class Dataset(Artefact):
         captions = checked.caption_array(arrays, count)
         truth = None
         if any(name.startswith("truth/") for name in arrays):
+            optional = checked.array(arrays, "truth/caption", np.int64, (count,)) if "truth/caption" in arrays else None
             truth = Truth(
                 poisoned=checked.array(arrays, "truth/poisoned", np.bool_, (count,)),
                 box=checked.array(arrays, "truth/box", np.int32, (count, 4)),
                 source=checked.array(arrays, "truth/source", np.int64, (count,)),
+                caption=optional,
             )
         return cls(
             images=images, labels=labels, ids=ids, captions=captions, classes=classes, truth=truth, history=history
@@ -148,9 +157,7 @@ class Dataset(Artefact):
 
     def take(self, rows: np.ndarray) -> Dataset:
         """Return the rows named, in that order, as a dataset of their own."""
-        truth = self.truth and Truth(
-            poisoned=self.truth.poisoned[rows], box=self.truth.box[rows], source=self.truth.source[rows]
-        )
+        truth = self.truth and Truth(**{name: array[rows] for name, array in self.truth.arrays().items()})
         return replace(
             self,
             images=np.ascontiguousarray(self.images[rows]),

@@ -81,7 +81,8 @@ class Opinion:
     detector's own definition. search_space: what was looked for; doubt: why the result cannot be vouched for, empty
     where it can. parts: where several searches are made, the statistic of each, on scales of their own: among clean
     encoders they are brought to one scale, and the one that stands out most has the witness (of `witnesses`, each with
-    its success). pictures: named uint8 K,3,H,W; extras: further arrays; summary: plain values.
+    its success). pool: statistics of clean encoders that a detector which learns has held out, by its own making
+    comparable with the encoder's. pictures: named uint8 K,3,H,W; extras: further arrays; summary: plain values.
     """
 
     statistic: float
@@ -92,6 +93,7 @@ class Opinion:
     doubt: str = ""
     parts: dict[str, float] = field(default_factory=dict)
     witnesses: dict[str, tuple[Witness, float]] = field(default_factory=dict)
+    pool: np.ndarray = field(default_factory=lambda: np.zeros(0))
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -182,7 +184,8 @@ class Standing:
             return "inconclusive", opinion.doubt
         if self.false_alarms is not None and self.p_value is not None:
             return ("found" if self.p_value <= self.false_alarms + 1e-12 else "nothing found"), ""
-        assert opinion.threshold is not None
+        if opinion.threshold is None:
+            return "inconclusive", f"it has no threshold of its own; give {POOL} clean encoders as --baseline"
         if opinion.statistic <= opinion.threshold:
             return "nothing found", ""
         if len(self.pool) and self.pool.max() > opinion.threshold:
@@ -191,11 +194,11 @@ class Standing:
 
 
 def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence[Mapping[str, float]] = ()) -> Standing:
-    """Set an opinion among the statistics of clean encoders, and among their parts where it has such.
+    """Set an opinion among clean encoders, those given and those that it brings itself, by its parts where it has such.
 
-    Raises InputError where nothing can decide.
+    Raises InputError where a clean encoder lacks parts.
     """
-    known = np.array(pool, np.float64)
+    known = np.array([*pool, *opinion.pool], np.float64)
     own, others, decisive = opinion.statistic, known, None
     if opinion.parts and len(known) >= POOL:
         own, others, decisive = on_one_scale(opinion.parts, parts)
@@ -203,8 +206,6 @@ def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence
         opinion = replace(opinion, witness=witness, success=success)
     p_value = float(metrics.conformal(others, np.array([own]))[0]) if len(known) else None
     if len(known) < POOL:
-        if opinion.threshold is None:
-            raise InputError(f"this detector has no threshold of its own: give {POOL} clean encoders as --baseline")
         return Standing(opinion, known, p_value, None)
     return Standing(opinion, known, p_value, max(alpha, 1 / (len(known) + 1)), decisive)
 
@@ -240,7 +241,7 @@ def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tupl
     value: Any = results.get("statistic")
     parts: Any = results.get("parts") or {}
     if not is_number(value) or not isinstance(parts, dict) or not all(map(is_number, parts.values())):
-        raise InputError("--baseline: a report without a statistic: it is damaged or was inconclusive")
+        raise InputError("--baseline: a report without a statistic: it is damaged")
     return float(value), {str(name): float(part) for name, part in parts.items()}
 
 

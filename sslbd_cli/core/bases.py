@@ -16,6 +16,7 @@ from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.plugin import Plugin
 
 if TYPE_CHECKING:
+    from sslbd_cli.core.audit import Witness
     from sslbd_cli.core.augment import Recipe
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.core.train import Watch
@@ -235,11 +236,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Injected:
-    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines."""
+    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines.
+
+    spread: how the finished encoder's triggered embeddings lie among clean ones; see core/inject.py, `outcome`.
+    """
 
     encoder: ImageEncoder
     terms: dict[str, float]
     cosines: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,23 +322,48 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Purifier(Plugin):
-    """Base of `purify --method`: what a purifier is given says which of the two classes below it is."""
+    """Base of `purify --method`: which of the two classes below it is says what it cleans.
+
+    needs: the options that it cannot do without; takes: those that it may be given.
+    """
 
     shelf: ClassVar[str] = "purifier"
+    cleans: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    takes: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """What an encoder is purified with: clean unlabeled images uint8 N,3,H,W, and a trigger that a detector found."""
+
+    images: np.ndarray
+    witness: Witness | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPurifier(Purifier):
-    """Base of purifiers that make a clean encoder from a suspicious one."""
+    """Base of purifiers that make a clean encoder from a suspicious one; one that needs `report` gets a witness."""
+
+    cleans = "an encoder"
+    needs: ClassVar[tuple[str, ...]] = ("data",)
+    takes = ("limit",)
 
     @abstractmethod
-    def clean(self, encoder: ImageEncoder, images: np.ndarray, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        """Return a purified encoder, using clean unlabeled images uint8 N,3,H,W. The input is left untouched."""
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+        """Return a purified encoder. The input is left untouched.
+
+        Raises InputError where the method does not know the architecture.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPurifier(Purifier):
     """Base of purifiers that take images out of a suspicious training set, by what a detector of samples said."""
+
+    cleans = "a dataset"
+    needs = ("report",)
+    takes = ("keep_quantile",)
 
     @abstractmethod
     def keep(self, scores: np.ndarray, flagged: np.ndarray, quantile: float | None) -> np.ndarray:
@@ -348,6 +378,7 @@ class Head(Plugin):
     """Base of `probe --head`: a classifier on frozen features."""
 
     shelf: ClassVar[str] = "head"
+    takes_texts: ClassVar[bool] = False  # whether it is fitted on features of texts, not of labelled images
 
     def augmented(self) -> int:
         """Return how many augmented views of each image the head wants beside the plain one; by default none."""
@@ -373,3 +404,47 @@ class Classifier:
 
     predict: Callable[[Tensor], Tensor]
     chosen: dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task that a certificate is computed for. Images uint8 N,3,H,W and M,3,H,W; labels int64 N.
+
+    triggered: the test images with a trigger, or None.
+    """
+
+    train: np.ndarray
+    labels: Tensor
+    test: np.ndarray
+    truth: Tensor
+    classes: int
+    triggered: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What a certified classifier answers. Answers int64 M: without the defence (plain) and with it.
+
+    certified: bool M, whether the defended answer is right and no patch can change it. details: plain values.
+    """
+
+    plain: Tensor
+    defended: Tensor
+    certified: Tensor
+    triggered_plain: Tensor | None = None
+    triggered_defended: Tensor | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Plugin):
+    """Base of `probe --certify`: a defended classifier on an encoder, and a proof of how far its answers hold."""
+
+    shelf: ClassVar[str] = "certificate"
+
+    @abstractmethod
+    def certify(self, encoder: ImageEncoder, task: Task, device: Device, seed: int, watch: Watch) -> Certified:
+        """Fit a classifier on the frozen encoder, on the device, and certify its answers on the test images.
+
+        Raises InputError where the proof does not apply to the encoder.
+        """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ import torchvision
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from sslbd_cli.core import plugin
+from sslbd_cli.core import bagnet, plugin
 from sslbd_cli.core.artefact import Encoder
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.plugin import Plugin, key
@@ -67,6 +67,55 @@ class ResNet34(_ResNet):
 @dataclass(frozen=True, kw_only=True)
 class ResNet50(_ResNet):
     """Use torchvision's ResNet-50 (2048-d)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BagNet(Arch):
+    """Use BagNet (Brendel and Bethge 2019): a ResNet-50 whose locations see few pixels (2048-d); for large images.
+
+    Each layer but the last halves the maps, nothing is padded: 26x26 locations on 224-pixel images for a field of 17,
+    and 2x2 on 32-pixel ones, which PatchGuard scales up to 192. tinybag is made for those.
+    """
+
+    field: int = key(17, "side of the square of pixels that a location sees: 9, 17 or 33", low=9, high=33)
+
+    def backbone(self, size: int) -> nn.Module:
+        if self.field not in (9, 17, 33):
+            raise InputError(f"bagnet: field={self.field}: choose 9, 17 or 33")
+        if size < self.field:
+            raise InputError(f"bagnet: images of {size} pixels are smaller than field={self.field}")
+        return bagnet.BagNet(self.field)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyBag(Arch):
+    """Use unpadded convolutions whose locations see 5 to 17 pixels (128-d): small images, on a CPU, in BagNet's manner.
+
+    Not a published network. A 3x3 convolution, one of stride 2 and as many more as the field asks for, then two 1x1
+    ones: 14x14 locations of a 32-pixel image for a field of 5, 12x12 for 9, 8x8 for 17.
+    """
+
+    field: int = key(9, "side of the square of pixels that a location sees: 5, 9, 13 or 17", low=5, high=17)
+    width: int = key(32, "channels of the first convolution; the embedding is four times as wide", low=4, high=512)
+
+    def backbone(self, size: int) -> nn.Module:
+        more, rest = divmod(self.field - 5, 4)
+        if rest:
+            raise InputError(f"tinybag: field={self.field}: choose 5, 9, 13 or 17")
+        if size < self.field:
+            raise InputError(f"tinybag: images of {size} pixels are smaller than field={self.field}")
+        w = self.width
+        plan = [
+            (3, w, 3, 1),
+            (w, 2 * w, 3, 2),
+            *[(2 * w, 2 * w, 3, 1)] * more,
+            (2 * w, 4 * w, 1, 1),
+            (4 * w, 4 * w, 1, 1),
+        ]
+        layers: list[nn.Module] = []
+        for cin, cout, kernel, stride in plan:
+            layers += [nn.Conv2d(cin, cout, kernel, stride, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +262,12 @@ def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encode
         dim=net.dim(),
         tensors={k: v.detach().cpu().contiguous().numpy() for k, v in state.items()},
     )
+
+
+def beside(changed: Encoder, original: Encoder) -> Encoder:
+    """Put what is stored beside an encoder (projector, text tower) beside a changed one of the same kind, as it is."""
+    parts = {name: tensor for name, tensor in original.tensors.items() if not name.startswith("encoder.")}
+    return replace(changed, tensors=changed.tensors | parts)
 
 
 def _triple(buffer: Tensor) -> tuple[float, float, float]:

@@ -30,6 +30,7 @@ SHELVES = {
     "detector": "detectors",
     "purifier": "purifiers",
     "head": "heads",
+    "certificate": "certificates",
     "source": "sources",
     "arch": "core/nets.py",
 }
@@ -137,7 +138,8 @@ def _read_source(shelf: str, path: Path) -> Iterator[PluginInfo]:
     for node in (n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")):
         if lineage := _lineage(node, tree):
             doc = ast.get_docstring(node) or ""
-            keys = tuple(k for cls in lineage for k in map(_read_key, cls.body) if k)
+            # as in a dataclass, a key that is declared anew keeps its place
+            keys = tuple({k.name: k for cls in lineage for k in map(_read_key, cls.body) if k}.values())
             name = _value_name(shelf, module, node.name)
             yield PluginInfo(name, doc.split("\n", 1)[0], doc, keys, node.name, module)
 
@@ -175,6 +177,7 @@ def _parsed(path: Path) -> ast.Module:
 
 def _is_plugin_base(base: ast.expr) -> bool:
     bases = {"Trigger", "Selector", "Craft", "Objective", "Attack", "Detector", "Purifier", "Head", "Source", "Arch"}
+    bases |= {"Certificate"}
     return isinstance(base, ast.Name) and base.id in bases
 
 

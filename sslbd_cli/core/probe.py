@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslbd_cli.core import checks, metrics
-from sslbd_cli.core.artefact import Dataset
+from sslbd_cli.core import checks, metrics, similarity
+from sslbd_cli.core.artefact import Dataset, Features
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import Layer, embed, stratified_rows
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.text import project
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """What an encoder is measured on. share: the part of the training labels that the head may see."""
+    """What an encoder is measured on. share: the part of the training labels that the head may see.
 
-    train: Dataset
+    train: labelled images, or for a head that takes texts their features in the order of the test's classes.
+    """
+
+    train: Dataset | Features
     test: Dataset
     head: Head
     share: float = 1.0
@@ -34,24 +38,25 @@ class Exam:
     target: int | None = None
 
     def __post_init__(self) -> None:
-        self.train.need_labels("--train")
         answers = self.test.need_labels("--test")
-        if self.train.classes != self.test.classes:
-            raise InputError("--train and --test have different classes; make them from one source")
-        if self.train.sha256 == self.test.sha256:
-            raise InputError("--train and --test are the same dataset; give a test split of its own")
+        if isinstance(self.train, Dataset):
+            self.train.need_labels("--train")
+            if self.train.classes != self.test.classes:
+                raise InputError("--train and --test have different classes; make them from one source")
+            if self.train.sha256 == self.test.sha256:
+                raise InputError("--train and --test are the same dataset; give a test split of its own")
         if self.target is not None and bool((answers == self.target).all()):
             raise InputError("all images of --test are of the target class: an attack has nothing to show on them")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, the width of the features."""
+    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, features N,D of clean images."""
 
     clean: list[np.ndarray]
     triggered: list[np.ndarray]
     chosen: list[dict[str, Any]]
-    dim: int
+    feats: Tensor
 
 
 def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
@@ -96,6 +101,44 @@ def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
     return int(counts.argmax()), float(counts.max() / len(labels))
 
 
+def measure_by_texts(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int) -> Answers:
+    """Let texts answer the test split, in the space that images and texts share. All seeds give one answer.
+
+    `net.parts` holds the projection to that space, unless the embedding is the space itself.
+    Raises InputError where texts and images have different widths.
+    """
+    assert isinstance(exam.train, Features) and exam.train.labels is not None
+    projection = net.parts.get("projector")
+
+    def read(images: np.ndarray) -> Tensor:
+        feats = embed(net, images, device)
+        return project(projection, feats) if isinstance(projection, nn.Linear) else feats
+
+    tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
+    width, dim = exam.train.feats.shape[1], tests[0].shape[1]
+    if width != dim:
+        raise InputError(f"--text holds features {width} wide, the encoder's images are {dim} wide; embed the texts by"
+                         " the text tower of this encoder")  # fmt: skip
+    texts = (torch.from_numpy(np.array(array)).to(device.torch) for array in (exam.train.feats, exam.train.labels))
+    data, classes = Labelled(*texts), len(exam.test.classes)
+    fitted, truth = exam.head.fit(data, data, classes, seed), np.array(exam.test.labels)
+    tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), classes) for x in tests]
+    return Answers(tables[:1] * exam.seeds, tables[1:] * exam.seeds, [fitted.chosen] * exam.seeds, dim)
+
+
+def texts_for(found: Features, test: Dataset) -> Features:
+    """Return texts with their labels numbered as the test's classes are. Raises InputError where classes differ."""
+    if found.labels is None:
+        how = "'sslbd embed ENCODER --data TEST --prompt TEXT', or --text with lines CLASS<tab>PROMPT"
+        raise InputError(f"--text: its texts name no classes; make them by {how}")
+    named = {found.classes[label] for label in np.unique(found.labels)}
+    for kind, odd in (("no text of", set(test.classes) - named), ("texts of an unknown", named - set(test.classes))):
+        if odd:
+            raise InputError(f"--text: {kind} class {sorted(odd)[0]} of {len(odd)}; it must name the classes of --test")
+    number = np.array([test.classes.index(name) if name in named else -1 for name in found.classes])
+    return replace(found, labels=number[found.labels], classes=test.classes)
+
+
 def measure(
     net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None = None
 ) -> Answers:
@@ -103,6 +146,8 @@ def measure(
 
     With `layer`, the head works on that inner layer. All seeds share the augmented views, where the head wants any.
     """
+    if isinstance(exam.train, Features):
+        return measure_by_texts(net, exam, stamped, device, seed)
     read = partial(embed, net, device=device, layer=layer)
     feats = read(exam.train.images)
     tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
@@ -110,13 +155,20 @@ def measure(
     truth = np.array(exam.test.labels)
     splits = [split(labels, exam.share, number) for number in range(seed, seed + exam.seeds)]
     used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
-    views = _views(read, exam, used, net.size, generator(seed, "probe views", device=device.torch))
+    views = _views(
+        read,
+        exam.train.images,
+        exam.head.augmented(),
+        used,
+        net.size,
+        generator(seed, "probe views", device=device.torch),
+    )
 
     def part(rows: Tensor) -> Labelled:
         shown = views if views is None else views[:, torch.searchsorted(used, rows).to(device.torch)]
         return Labelled(feats[rows.to(device.torch)], labels[rows].to(device.torch), shown)
 
-    answers = Answers([], [], [], feats.shape[1])
+    answers = Answers([], [], [], tests[0].cpu())
     for number, (fit, held) in enumerate(splits, seed):
         train = part(fit)
         valid = part(held) if len(held) else train  # one image per class: nothing can be held out
@@ -128,9 +180,10 @@ def measure(
     return answers
 
 
-def _views(read: Callable[..., Tensor], exam: Exam, rows: Tensor, size: int, gen: torch.Generator) -> Tensor | None:
+def _views(
+    read: Callable[..., Tensor], images: np.ndarray, count: int, rows: Tensor, size: int, gen: torch.Generator
+) -> Tensor | None:
     """Embed as many random resized crops (area 0.08 to 1), flipped by chance, of the rows' images as the head wants."""
-    count, images = exam.head.augmented(), exam.train.images
     if not count:
         return None
     if len(rows) < len(images):
@@ -157,6 +210,8 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def labelled_count(exam: Exam) -> int:
     """Return how many training images a head sees the labels of, those held out included; the same for every seed."""
+    if isinstance(exam.train, Features):
+        return 0
     labels = torch.from_numpy(np.array(exam.train.labels))
     return sum(len(rows) for rows in split(labels, exam.share, seed=0))
 
@@ -171,10 +226,17 @@ def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:
 
 
 def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
-    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any."""
+    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any.
+
+    `similarity` is that of the two encoders' features of the clean test images.
+    """
     found, *control = (summarise(each, exam) for each in answers)
-    row = {"dim": answers[0].dim, "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
+    row = {"dim": answers[0].feats.shape[1], "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
     row |= {"baseline": control[0] if control else None, "lift": None}
+    if control:
+        first, second = (each.feats for each in answers)
+        alike = {"cosine": similarity.mean_cosine(first, second) if first.shape == second.shape else None}
+        row["similarity"] = alike | {"cka": similarity.linear_cka(first, second)}
     if control and "asr" in found:
         row["lift"] = found["asr"]["value"] - control[0]["asr"]["value"]
     return row

@@ -125,8 +125,9 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
     pool, clean = _baselines(run, encoder, data, clues, params)
     if method.learns:
         backdoored = [_read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
+        _check_shadows(encoder, told, clean, backdoored)
         clues = replace(clues, clean=tuple(map(nets.load, clean)), backdoored=tuple(map(nets.load, backdoored)))
-        clean = []  # it has learned from them: they are no independent scale
+        clean = []  # it has learned from them: those that it held out are the scale, and it brings them
 
     def examine(net: ImageEncoder) -> Opinion:
         opinion: Opinion = method(net, clues, run.device(), seed, run.progress)
@@ -160,3 +161,15 @@ def _baselines(
         else:
             clean.append(_read_clean(run, path, encoder))
     return told, clean
+
+
+def _check_shadows(encoder: Encoder, told: list[float], clean: list[Encoder], backdoored: list[Encoder]) -> None:
+    """Refuse reports, from which nothing can be learned, and encoders that are told of twice."""
+    if told:
+        raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
+    seen = {encoder.sha256: "the encoder to judge"}
+    for option, group in (("--baseline", clean), ("--backdoored", backdoored)):
+        for each in group:
+            if each.sha256 in seen:
+                raise InputError(f"{option}: an encoder that is {seen[each.sha256]}, too; give each only once")
+            seen[each.sha256] = f"given as {option}"

@@ -22,6 +22,7 @@ from sslbd_cli.ui import manpage
 NAME = "sslbd-triggers.7"
 SIDE, PHOTOS, VIEWS = 32, 16, 8
 SHADES = " .:-=+*#%@"
+REPLAYED = ("witness",)  # looks as the report says that it replays: there is nothing to measure beforehand
 RECIPES = {
     "crop": Recipe(size=SIDE, flip=0, jitter=0, gray=0),
     "blur": Recipe(size=SIDE, crop=False, flip=0, jitter=0, gray=0, blur=1, sigma=(1, 1)),
@@ -67,8 +68,8 @@ def page(version: str) -> str:
     """Return the whole page, from the shelf as it is."""
     shelf = plugin.listing("trigger")
     with tempfile.TemporaryDirectory() as folder:
-        looks = {name: measure(example(name, Path(folder) / "picture.png")) for name in shelf}
-    entries = [entry(info, looks[name]) for name, info in shelf.items()]
+        looks = {name: measure(example(name, Path(folder) / "picture.png")) for name in shelf if name not in REPLAYED}
+    entries = [entry(info, looks.get(name)) for name, info in shelf.items()]
     pages = [("sslbd-poison", 1), ("sslbd-badencoder", 1), ("sslbd-probe", 1), ("sslbd-report", 1)]
     return manpage.join(
         manpage.head("sslbd-triggers", 7, version),
@@ -95,14 +96,14 @@ def _share(value: float) -> str:
     return f"{5 * round(20 * value)} %"
 
 
-def entry(info: plugin.PluginInfo, look: Look) -> str:
-    """Return one trigger's part of the page: its docstring, its last paragraph as a list, and its picture."""
+def entry(info: plugin.PluginInfo, look: Look | None) -> str:
+    """Return one trigger's part of the page: its docstring, its last paragraph as a list, and its picture if any."""
     *paragraphs, last = info.doc.split("\n\n")
     facts = re.findall(r"^([A-Z][\w ]*): (.*?)(?=^[A-Z][\w ]*: |\Z)", last, re.MULTILINE | re.DOTALL)
     return "\n".join([
         f".SS {manpage.escape(info.name)}\n" + manpage.prose("\n\n".join(paragraphs)).removeprefix(".PP\n"),
         manpage.definitions({manpage.bold(term): text for term, text in facts}),
-        manpage.code(draw(look.change)),
+        *([] if look is None else [manpage.code(draw(look.change))]),
     ])  # fmt: skip
 
 

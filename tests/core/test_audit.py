@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,12 @@ def test_leave_one_out_over_clean_encoders_gives_at_most_the_false_alarms_said()
     assert sum(alarms) == 1  # the largest of nine
 
 
+def test_clean_encoders_that_a_learner_held_out_are_a_pool_too():
+    brought = dataclasses.replace(opinion(0.5), pool=np.array([0.1, 0.2, 0.3, 0.4]))
+    assert stand(brought, [], 0.05).p_value == pytest.approx(1 / 5)
+    assert stand(brought, [0.6], 0.05).p_value == pytest.approx(2 / 6)
+
+
 def test_a_doubtful_search_says_so_whatever_came_out():
     assert stand(opinion(9.0, doubt="never converged"), [], 0.05).verdict() == ("inconclusive", "never converged")
 
@@ -74,8 +82,9 @@ def test_over_parts_too_one_of_the_clean_encoders_is_the_largest():
 
 
 def test_nothing_decides_without_threshold_and_without_pool():
-    with pytest.raises(InputError, match="4 clean encoders"):
-        stand(opinion(1.0, threshold=None), [0.1, 0.2, 0.3], 0.05)
+    verdict, why = stand(opinion(1.0, threshold=None), [0.1, 0.2, 0.3], 0.05).verdict()
+    assert verdict == "inconclusive" and "4 clean encoders" in why
+    assert stand(opinion(1.0, threshold=None), [0.1, 0.2, 0.3, 0.4], 0.05).verdict()[0] == "found"
 
 
 def test_a_witness_pastes_and_adds_on_both_pixel_types():

@@ -11,7 +11,7 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.ui import triggerpage
 
 PAGE = triggerpage.page(__version__)
-TRIGGERS = list(plugin.listing("trigger"))
+TRIGGERS = [name for name in plugin.listing("trigger") if name not in triggerpage.REPLAYED]
 
 
 def plain(text: str) -> str:
@@ -31,6 +31,12 @@ def test_every_trigger_has_a_row_a_source_an_end_and_a_picture(name):
     rows = re.findall(r"^\|(.*)\|$", part(name), re.MULTILINE)
     assert [len(row) for row in rows] == [32] * 16
     assert "@" in "".join(rows) and set("".join(rows)) <= set(" .:-=+*#%@")
+
+
+@pytest.mark.parametrize("name", triggerpage.REPLAYED)
+def test_what_is_replayed_is_explained_without_a_picture(name):
+    assert plugin.listing("trigger")[name].summary.split("`")[0] in " ".join(part(name).split())
+    assert "|" not in part(name) and not re.search(rf"^{name} +\d", plain(PAGE), re.MULTILINE)
 
 
 def test_the_picture_of_a_patch_is_where_the_patch_is():
