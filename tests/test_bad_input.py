@@ -329,6 +329,18 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("detect", [*SAMPLES, "--method", "poisoncam", "--aux", "test"], "judges a training set by itself"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--trigger", "patch"], "takes no --trigger"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.05"], "takes no --alpha"),
+        ("detect", [*SAMPLES, "--method", "decree", "--limit", "63"], "63 images of --data are too few for an audit"),
+        (
+            "detect",
+            [*SAMPLES, "--method", "decree", "--aux", "test"],
+            "judges an encoder, not images, and takes no --aux",
+        ),
+        ("detect", [*SAMPLES, "--method", "ssl-cleanse:clusters=999"], "ssl-cleanse: clusters=999 of "),
+        (
+            "detect",
+            [*SAMPLES, "--method", "neural-cleanse:hidden=x"],
+            "neural-cleanse: hidden=x: expected whole numbers",
+        ),
         ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against images held to be clean: give them as --aux"),
         (
             "detect",

@@ -162,7 +162,7 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
     data = run.read(params["data"], Dataset, "--data")
     check_size(encoder, "--data", data)
     clues = audit.gather(data, method, params["limit"], seed)
-    told, clean = _baselines(run, encoder, data, clues, params)
+    pool, clean = _baselines(run, encoder, data, clues, params)
     if method.learns:
         backdoored = [read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
         _check_shadows(encoder, told, clean, backdoored)
@@ -170,11 +170,14 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
         clean = []  # it has learned from them: those that it held out are the scale, and it brings them
 
     def examine(net: ImageEncoder) -> Opinion:
-        opinion: Opinion = method.examine(net.to(run.device().torch), clues, run.device(), seed, run.progress)
+        opinion: Opinion = method(net, clues, run.device(), seed, run.progress)
         return opinion
 
-    pool = told + [examine(nets.load(each)).statistic for each in clean]
-    standing = audit.stand(examine(nets.load(encoder)), pool, params["alpha"])
+    for each in clean:
+        known = examine(nets.load(each))
+        pool.append((known.statistic, known.parts))
+    statistics, parts = [value for value, _ in pool], [part for _, part in pool]
+    standing = audit.stand(examine(nets.load(encoder)), statistics, params["alpha"], parts)
     results = {
         "method": str(method), "flags": method.flags, **audit.results_of(standing, clues),
         "data": {"sha256": data.sha256}, "encoder": named(encoder),
@@ -185,8 +188,8 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
 
 def _baselines(
     run: Run, encoder: Encoder, data: Dataset, clues: Clues, params: dict[str, Any]
-) -> tuple[list[float], list[Encoder]]:
-    """Read the clean encoders, and the statistics of those that were examined before."""
+) -> tuple[list[tuple[float, dict[str, float]]], list[Encoder]]:
+    """Read the clean encoders, and what was said of those that were examined before."""
     from sslbd_cli.core import artefact, audit
 
     told, clean = [], []
