@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sslbd_cli.ui import options
-from sslbd_cli.ui.run import Run
+from sslbd_cli.ui.run import Run, refuse_output
 from sslbd_cli.ui.spec import Spec
 
 
@@ -18,12 +18,21 @@ from sslbd_cli.ui.spec import Spec
         " --baseline encoder.safetensors -o detection.h5",
         "sslbd detect backdoored.safetensors --method poisoncam --data poisoned.h5 -o detection.h5",
         "sslbd detect backdoored.safetensors --guard guard.safetensors --data incoming.h5 --exit-code",
+        "sslbd detect encoder.safetensors --method all --budget 600 --exit-code --sarif detection.sarif",
     ),
 )
 @options.input_argument("ENCODER")
-@click.option("--method", type=Spec("detector"), default="dede", show_default=True, metavar="SPEC",
-              help="Detector; 'help' lists, 'NAME:help' explains.")  # fmt: skip
-@options.artefact("--data", required=True, help="Images to judge; of an encoder, clean ones to search a trigger with.")
+@click.option(
+    "--method",
+    type=Spec("detector", also=("all",)),
+    multiple=True,
+    default=("dede",),
+    show_default="dede",
+    metavar="SPEC|all",
+    help="Detector; 'help' lists, 'NAME:help' explains; repeat it, or all that apply.",
+)
+@options.artefact("--data", help="Images to judge; of an encoder, clean ones to search a trigger with; "
+                                 "left out, common triggers on --aux or on built-in images.")  # fmt: skip
 @options.artefact("--aux", help="Other unlabeled images, held to be clean, to learn and calibrate on; for inputs.")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC",
               help="Judge --data with this trigger too, to measure a detector of inputs; it is not told.")  # fmt: skip
@@ -38,13 +47,19 @@ from sslbd_cli.ui.spec import Spec
 @options.artefact("--guard", help="A guard of this encoder, made by --save-guard, to judge --data by.")
 @click.option("--alpha", default=0.05, show_default=True, type=options.Number(0, 0.5, min_open=True),
               help="Share of clean inputs, or of clean encoders, that may be flagged.")  # fmt: skip
+@click.option("--budget", type=options.Number(0, min_open=True), metavar="SECONDS",
+              help="Time for all methods, the cheapest first; what is left then does not run.")  # fmt: skip
 @click.option("--exit-code", is_flag=True, help="Exit 1 where a backdoor is found.")
+@click.option("--sarif", type=options.ArtefactPath(), metavar="FILE",
+              help="Also write what is found as SARIF 2.1.0 here, for code scanning.")  # fmt: skip
 @options.json_lines
 @options.limit
 @options.seed
 @options.device()
 @options.report_output
-def command(run: Run, input: str, output: str | None, json_lines: bool, exit_code: bool, **params: Any) -> None:
+def command(
+    run: Run, input: str, output: str | None, json_lines: bool, exit_code: bool, sarif: str | None, **params: Any
+) -> None:
     """Look for a backdoor, and say how far the answer can be trusted.
 
     The verdict is found, nothing found (within the search space named) or inconclusive (exit 3); never clean. Detectors
@@ -57,25 +72,37 @@ def command(run: Run, input: str, output: str | None, json_lines: bool, exit_cod
 
     --save-guard keeps what a detector of inputs has learned; --guard judges further images by it, without --aux, and
     says how fast. A guard fits one encoder alone. The report holds a p-value for each image.
+
+    Without --data, common triggers, those named by the encoder's history and --trigger are stamped on a part of --aux,
+    or on built-in synthetic images, and each is judged by itself. Training sets are only judged where they are given.
+
+    Of several methods, p-values are corrected for their number by Holm's method; a method that decides by a published
+    rule of its own has none, and counts as it is. The verdict over all is found where any method's is after the
+    correction; inconclusive where a finding does not outlast it, or where no method came to an answer.
     """
     from sslbd_cli.core.artefact import Encoder
-    from sslbd_cli.core.errors import Unsound
-    from sslbd_cli.ui import guarding, judging
+    from sslbd_cli.core.errors import InputError, Unsound
+    from sslbd_cli.ui import guarding, screening
     from sslbd_cli.ui.report import print_results
 
+    if sarif == "-":
+        raise InputError("--sarif -: standard output carries the report; name a file")
+    refuse_output(sarif, "--sarif")
     speed: dict[str, float] = {}
     if params["guard"]:
         guarding.check_options(run)
         report, doubt, speed = guarding.judge_stream(run, run.read(input, Encoder), params)
     else:
-        encoder = run.read(input, Encoder)
-        judging.check_options(run, params)
-        judge = judging.judge_encoder if params["method"].flags == "encoder" else judging.judge_images
-        report, doubt = judge(run, encoder, params)
-    print_results(report.results | speed, json_lines=json_lines)
+        report, doubt = screening.judge(run, run.read(input, Encoder), params)
+    print_results(screening.shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
-        run.write(report, output)
+        run.write(report, output, method=screening.method_ran(report, params))
+    is_stop = exit_code and report.results["verdict"] == "found"
+    if sarif is not None:
+        from sslbd_cli.ui.sarif import write
+
+        write(sarif, input, report, status=3 if doubt else int(is_stop))
     if doubt:
         raise Unsound(f"inconclusive: {doubt}")
-    if exit_code and report.results["verdict"] == "found":
+    if is_stop:
         raise click.exceptions.Exit(1)

@@ -1,12 +1,10 @@
-"""Draw reports as one HTML page and PNG figures."""
+"""Draw reports as one HTML page and PNG figures, or write an encoder's model card."""
 
 from __future__ import annotations
 
-import re
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,60 +24,76 @@ if TYPE_CHECKING:
     examples=(
         "sslbd report probe-clean.h5 probe-backdoored.h5 detect-backdoored.h5 -o report.html",
         "sslbd report probe-backdoored.h5 --data test.h5 --trigger patch --png figures -o report.html",
+        "sslbd report probe-backdoored.h5 --card backdoored.safetensors --license mit -o README.md",
     ),
 )
 @click.argument("reports", nargs=-1, type=ArtefactPath(), metavar="[REPORT]...")
 @options.artefact("--data", help="Also show a sample of this dataset, with --trigger also triggered.")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Trigger of the sample; 'help' lists.")
 @click.option("--png", metavar="DIR", help="Also write every figure as a PNG file into this folder.")
+@options.artefact(
+    "--card", help="Write the model card (Markdown) of this encoder instead, with what reports say of it."
+)
+@click.option("--license", metavar="ID", help="License that the card names.  [default: unknown]")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where the page goes; - is a pipe.  [default: -]")
-def command(
-    run: Run, reports: tuple[str, ...], data: str | None, trigger: Trigger | None, png: str | None, output: str
-) -> None:
-    """Draw reports of probe, detect and others as one HTML page that needs no network.
+def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> None:
+    """Draw reports of probe, detect and others as one HTML page that needs no network, or write a model card.
 
     The reports are what `sslbd probe` and `sslbd detect` write with -o. The page shows verdicts, one table over all
     probes and one over all detectors, sample images, what the detector saw, score histograms, ROC curves, every number
     and the lineage. A row is named after its file; rows keep the order given, such as before and after.
 
     Of a training set's detector it shows the surest images with their windows outlined, the recovered trigger, and
-    precision and recall over how many are taken.
+    precision and recall over how many are taken. A report of several methods is shown method by method.
+
+    --card writes Hugging Face's model card: architecture, input, the commands that made the encoder, what the reports
+    measured and found. An encoder is marked as backdoored, in its tags too, where its history or a report says so.
     """
     from sslbd_cli.core.artefact import Report
     from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.storage import atomic_output
-    from sslbd_cli.ui import figures, html
+    from sslbd_cli.ui import exhibits
 
+    card, data, trigger, png = (params[name] for name in ("card", "data", "trigger", "png"))
     if output == "-" and sys.stdout.isatty():
         raise InputError("standard output is a terminal: name a file with -o report.html, or pipe the page")
     if trigger is not None and data is None:
         raise InputError("--trigger needs the images of --data DATASET")
-    paths = reports or ("-",)
+    if card is None and params["license"] is not None:
+        raise InputError("--license is a line of the model card: give --card ENCODER too")
+    if card is not None and (data is not None or png is not None):
+        raise InputError("--card holds no figures: leave --data and --png out, or draw them by another run")
+    paths = reports or (() if card is not None else ("-",))
     found = [run.read(path, Report, "REPORT") for path in paths]
-    named = _labels(paths)
-    shared = figures.across([(label, report) for (label, _), report in zip(named, found, strict=True)])
-    if data is not None:
-        shared.append(_sample(run, data, trigger))
-    entries = [html.Entry(*name, report, figures.pictures(report)) for name, report in zip(named, found, strict=True)]
-    if png is not None:
-        _write_figures(Path(png), entries, shared)
+    entries = exhibits.entries(paths, found)
+    text = _draw(run, entries, params) if card is None else _card(run, entries, params)
     with atomic_output(output) as file:
-        file.write(html.page(entries, shared).encode())
+        file.write(text.encode())
 
 
-def _labels(paths: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name reports after their files, with the folder where two have the same name: label and unique slug of each."""
-    stems = ["standard input" if path == "-" else Path(path).stem for path in paths]
-    count, used = Counter(stems), Counter[str]()
-    named = []
-    for path, stem in zip(paths, stems, strict=True):
-        label = f"{Path(path).resolve().parent.name}/{stem}" if count[stem] > 1 else stem
-        slug = re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-") or "report"
-        used[slug] += 1
-        if used[slug] > 1:
-            label, slug = f"{label} ({used[slug]})", f"{slug}-{used[slug]}"
-        named.append((label, slug))
-    return named
+def _draw(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
+    """Draw the page, and the figures where they are wanted."""
+    from dataclasses import replace
+
+    from sslbd_cli.ui import figures, html
+
+    shared = figures.across([(entry.label, entry.report) for entry in entries])
+    if params["data"] is not None:
+        shared.append(_sample(run, params["data"], params["trigger"]))
+    drawn = [replace(entry, pictures=figures.pictures(entry.report)) for entry in entries]
+    if params["png"] is not None:
+        _write_figures(Path(params["png"]), drawn, shared)
+    return html.page(drawn, shared)
+
+
+def _card(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
+    """Write the model card."""
+    from sslbd_cli.core.artefact import Encoder
+    from sslbd_cli.ui import card, exhibits
+
+    encoder = run.read(params["card"], Encoder, "--card")
+    name = "encoder" if params["card"] == "-" else Path(params["card"]).stem
+    return card.page(card.Card(name, encoder, exhibits.of(entries, encoder), params["license"] or "unknown"))
 
 
 def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core import checks, metrics
+from sslbd_cli.core import checks, metrics, screen
 from sslbd_cli.core.artefact import Dataset, Report
 from sslbd_cli.core.bases import Detector
 from sslbd_cli.core.checked import is_number
@@ -104,6 +104,7 @@ class EncoderDetector(Detector):
     """Base of detectors that judge an encoder itself."""
 
     flags = "encoder"
+    cost: ClassVar[float] = 100
     needs_labels: ClassVar[bool] = False  # whether the images' labels make a downstream task for it
     learns: ClassVar[bool] = False  # whether it learns from encoders known to be clean and known to be backdoored
 
@@ -231,7 +232,7 @@ def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tupl
 
     Raises InputError for a report by another method, or on other images.
     """
-    results = report.results
+    results = screen.one(report, method).results
     if report.command != "detect" or results.get("flags") != "encoder":
         raise InputError("--baseline: a report that does not judge an encoder; make one with sslbd detect")
     if results.get("method") != method:

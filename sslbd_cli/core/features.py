@@ -205,6 +205,20 @@ def linear_classifier(
     return torch.no_grad()(lambda feats: net(feats).argmax(1))
 
 
+def plane(groups: list[Tensor]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Lay unit features of several groups, each K,D, on the two directions in which all together vary most (PCA).
+
+    Returns float32 K,2 of each group, and the share of the variance that each direction holds, float32 2.
+    """
+    unit = [F.normalize(group.double().cpu(), dim=1) for group in groups]
+    middle = torch.cat(unit).mean(0)
+    _, spread, directions = torch.linalg.svd(torch.cat(unit) - middle, full_matrices=False)
+    axes = F.pad(directions[:2], (0, 0, 0, 2 - len(directions[:2])))
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # a direction has no sign of its own
+    share = F.pad(spread[:2].square(), (0, 2 - len(spread[:2]))) / spread.square().sum().clamp_min(1e-300)
+    return [((group - middle) @ axes.T).float().numpy() for group in unit], share.float().numpy()
+
+
 def numbers(text: str, owner: str) -> tuple[int, ...]:
     """Read whole numbers joined by dashes, such as 15-30; none of an empty text. Raises InputError for anything else.
 

@@ -180,6 +180,18 @@ def exceedance_tail(hits: int, total: int, calibration: int, alpha: float) -> fl
     return float(min(1.0, betabinom.sf(hits - 1, total, allowed, calibration + 1 - allowed)))
 
 
+def holm(p_values: list[float]) -> list[float]:
+    """Correct p-values for their number (Holm 1979): held to a level, all of them together err at most so often.
+
+    The k-th smallest of m is multiplied by m - k + 1, and no smaller than the one before; dependence does no harm.
+    """
+    order, adjusted, least = np.argsort(p_values, kind="stable"), [1.0] * len(p_values), 0.0
+    for rank, at in enumerate(order.tolist()):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = least
+    return adjusted
+
+
 def _allowed(calibration: int, alpha: float) -> int:
     """Return floor(alpha (n + 1)), the rank of the threshold from above; at least 1 is needed."""
     allowed = math.floor(alpha * (calibration + 1) + 1e-9)

@@ -37,6 +37,7 @@ class PatchScan(ImageDetector):
     """Base of detectors that look for a patch which moves other images into its cluster."""
 
     flags = "samples"
+    cost = 50
 
     if TYPE_CHECKING:  # keys whose defaults are each subclass's own: no fields here, so that theirs come last in help
         localiser: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,10 @@ from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError, Unsound
-from sslbd_cli.core.features import Layer, embed, stratified_rows
+from sslbd_cli.core.features import Layer, embed, plane, stratified_rows
 from sslbd_cli.core.nets import ImageEncoder
+
+PLACED = 300  # images on the embedding map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +60,16 @@ class Exam:
 
 @dataclass(frozen=True)
 class Answers:
-    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, features N,D of clean images."""
+    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, features N,D of clean images.
+
+    places: where some test images lie on the plane of most variance, clean and triggered, where there are such.
+    """
 
     clean: list[np.ndarray]
     triggered: list[np.ndarray]
     chosen: list[dict[str, Any]]
     feats: Tensor
+    places: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
@@ -117,11 +123,11 @@ def measure(
     """
     read = partial(embed, net, device=device, layer=layer)
     feats = read(exam.taught.images)
-    tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
+    stamps = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])  # clean, then triggered
     labels = torch.from_numpy(np.array(exam.taught.labels))
     truth = np.array(exam.test.labels)
     kept = exam.kept or (np.ones(len(truth), bool),) * 2
-    tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(tests, kept, strict=False)]
+    tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(stamps, kept, strict=False)]
     truths = [truth[rows] for rows in kept]
     splits = [split(labels, exam.share, number) for number in range(seed, seed + exam.seeds)]
     used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
@@ -138,7 +144,7 @@ def measure(
         shown = views if views is None else views[:, torch.searchsorted(used, rows).to(device.torch)]
         return Labelled(feats[rows.to(device.torch)], labels[rows].to(device.torch), shown)
 
-    answers = Answers([], [], [], tests[0].cpu())
+    answers = Answers([], [], [], stamps[0].cpu(), _places(stamps, truth, exam))
     for number, (fit, held) in enumerate(splits, seed):
         train = part(fit)
         valid = part(held) if len(held) else train  # one image per class: nothing can be held out
@@ -149,6 +155,15 @@ def measure(
         answers.triggered.extend(tables[1:])
         answers.chosen.append(fitted.chosen)
     return answers
+
+
+def _places(tests: list[Tensor], truth: np.ndarray, exam: Exam) -> dict[str, np.ndarray]:
+    """Return the embedding map of at most PLACED test images, spread over the set, without and with the trigger."""
+    if len(tests) < 2:
+        return {}
+    rows = np.unique(np.linspace(0, len(truth) - 1, min(PLACED, len(truth))).astype(int))
+    (clean, triggered), share = plane([feats[torch.from_numpy(rows).to(feats.device)] for feats in tests])
+    return {"clean": clean, "triggered": triggered, "of_target": truth[rows] == exam.target, "variance": share}
 
 
 def _views(
@@ -259,6 +274,7 @@ def evidence(answers: list[Answers]) -> dict[str, np.ndarray]:
     The first answers are the encoder's, the second, if there are any, the clean encoder's.
     """
     arrays = {"confusion/clean": answers[0].clean[0]}
+    arrays |= {f"map/{name}": array for name, array in answers[0].places.items()}
     if not answers[0].triggered:
         return arrays
     arrays["confusion/triggered"] = answers[0].triggered[0]

@@ -46,6 +46,7 @@ class ActivationClustering(ImageDetector):
     """
 
     flags = "samples"
+    cost = 2
 
     clusters: int = key(100, "clusters of unit features that stand for the classes; 1: all images", low=1)
     reduce: str = key("ica", "independent components, or principal ones", choices=("ica", "pca"))

@@ -37,6 +37,7 @@ class LocalOutlier(ImageDetector):
     """
 
     flags = "samples"
+    cost = 1
 
     k: int = key(16, "neighbours of an image", low=2, high=10000)
     score: str = key("dao", "what is measured", choices=("dao", "slof", "distance", "lid"))

@@ -22,6 +22,8 @@ class Random(ImageDetector):
     """
 
     flags = "samples"
+    cost = 1
+    is_floor = True
 
     of: str = key("samples", "what it judges: samples, a training set, or inputs, with --aux",
                   choices=("samples", "inputs"))  # fmt: skip

@@ -34,6 +34,7 @@ class Spectral(ImageDetector):
     """
 
     flags = "samples"
+    cost = 1
 
     clusters: int = key(100, "clusters of unit features that stand for the classes; 1: all images", low=1)
     rule: str = key("robust", "robust: by z; share: a fixed share of each cluster, as published",

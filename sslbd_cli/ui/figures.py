@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sslbd_cli.core.artefact import Report
+from sslbd_cli.core.detect import BEYOND_CHANCE
 from sslbd_cli.ui import contact, plots
 from sslbd_cli.ui.contact import Suspects
 from sslbd_cli.ui.plots import CLEAN, INK, TRIGGERED, Block
@@ -20,6 +21,7 @@ from sslbd_cli.ui.report import is_interval
 
 SHEET = 12  # images of a sample sheet
 FOUND = 20  # surest images of a training set's detector
+MOST = 40  # triggers of a panel
 EXAMPLES = 6  # clean, and as many triggered, pictures of a detector
 
 
@@ -35,7 +37,7 @@ class Picture:
 
 def pictures(report: Report) -> list[Picture]:
     """Return every figure that a report's arrays allow."""
-    kinds = (_sheet, _suspects, _triptychs, _histogram, _retrieval, _roc, _confusions)
+    kinds = (_sheet, _suspects, _panel, _triptychs, _map, _histogram, _retrieval, _roc, _confusions)
     return [picture for kind in kinds if (picture := kind(report)) is not None]
 
 
@@ -102,6 +104,41 @@ def _suspects(report: Report) -> Picture | None:
             caption += f" By the recorded truth{blind}, {hits} of them are poisoned."
     parts = Suspects(images, windows, scores, poisoned, patches, trigger)
     return Picture("found", caption, contact.contact(parts), fixed=True)
+
+
+def _panel(report: Report) -> Picture | None:
+    """Draw how many images each trigger of a panel had flagged."""
+    given, rows = report.results.get("panel"), []
+    for row in given if isinstance(given, list) else []:
+        counts = [_number(row.get(key)) for key in ("flagged", "n")] if isinstance(row, dict) else [None, None]
+        flagged, total = counts
+        if flagged is None or total is None or not 0 <= flagged <= total or total < 1:
+            return None
+        p_value = _number(row.get("p_value_adjusted"))
+        origin = {"documented": " (documented)", "given": " (given)"}.get(str(row.get("origin")), "")
+        name = "no trigger" if row.get("trigger") is None else str(row["trigger"]).split(",")[0] + origin
+        rows.append((name, flagged / total, p_value is not None and p_value < BEYOND_CHANCE))
+    level = _number(report.results.get("alpha"))
+    if not rows or level is None:
+        return None
+    caption = "Images flagged under each trigger of the panel. Coloured: more than chance explains, corrected for the"
+    return Picture("panel", f"{caption} number of triggers.", plots.bars(rows[:MOST], level))
+
+
+def _map(report: Report) -> Picture | None:
+    """Draw where clean and triggered images are embedded."""
+    clean, triggered = (_points(report, f"map/{name}") for name in ("clean", "triggered"))
+    shares = _column(report, "map/variance", 2)
+    if clean is None or triggered is None or shares is None or not np.isfinite(shares).all():
+        return None
+    target = _column(report, "map/of_target", len(clean))
+    mine = np.zeros(len(clean), bool) if target is None else target != 0
+    groups = [("clean", clean[~mine], CLEAN, "o"), ("clean, of the target class", clean[mine], "#009E73", "s")]
+    groups.append(("triggered", triggered, TRIGGERED, "x"))
+    caption = "Embeddings of test images, by the two directions in which they vary most (PCA of unit features). A"
+    caption += " backdoor draws the triggered ones away from their clean originals, to one place."
+    png = plots.places([group for group in groups if len(group[1])], (float(shares[0]), float(shares[1])))
+    return Picture("map", caption, png)
 
 
 def _triptychs(report: Report) -> Picture | None:
@@ -225,6 +262,14 @@ def _column(report: Report, name: str, length: int | None = None, at_least: int 
     if array is None or array.ndim != 1 or len(array) < at_least or (length is not None and len(array) != length):
         return None
     return np.asarray(array, np.float64)
+
+
+def _points(report: Report, name: str) -> np.ndarray | None:
+    """Return places on a plane as float64 K,2, where they are such."""
+    array = report.data.get(name)
+    if array is None or array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] != 2 or not len(array):
+        return None
+    return np.asarray(array, np.float64) if np.isfinite(array).all() else None
 
 
 def _windows(report: Report, least: int) -> np.ndarray | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sslbd_cli.ui.run import Run
 
 #: Options of detect that a guard has settled when it was made.
-SETTLED = ("method", "aux", "baseline", "backdoored", "save_guard")
+SETTLED = ("method", "aux", "baseline", "backdoored", "save_guard", "budget")
 FORWARDS = 2048  # images by which the encoder's own forward pass is timed
 
 
@@ -34,6 +34,8 @@ def check_options(run: Run) -> None:
              if run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)]  # fmt: skip
     if given:
         raise InputError(f"--guard has learned already and takes no {' or '.join(given)}")
+    if not run.ctx.params["data"]:
+        raise InputError("Missing option '--data': the images that the guard is to judge")
 
 
 def read_post(run: Run, encoder: Encoder, params: dict[str, Any]) -> Post:

@@ -18,7 +18,7 @@ from sslbd_cli.core.artefact import History, Report
 from sslbd_cli.ui.figures import Picture
 from sslbd_cli.ui.plots import DPI
 from sslbd_cli.ui.recipe import command_line
-from sslbd_cli.ui.report import MISSING, cell, is_interval, label, lines, one_line, tables
+from sslbd_cli.ui.report import MISSING, cell, chance, is_interval, label, lines, one_line, tables
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 SCALE = 96 / DPI  # pixels of the page per pixel of a figure: as large as drawn, sharp on dense screens
@@ -106,12 +106,17 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One report on the page. slug: its anchor, unique; pictures: its figures."""
+    """One report on the page. slug: its anchor, unique; pictures: its figures; is_part: of a report before it.
+
+    digest: of the whole file that the report is a part of; without it, the report's own.
+    """
 
     label: str
     slug: str
     report: Report
     pictures: Sequence[Picture] = field(default=(), repr=False)
+    is_part: bool = False
+    digest: str = ""
 
 
 def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
@@ -127,7 +132,8 @@ def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
         *_environment(entries),
         *_glossary(),
     ]
-    count = f"{len(entries)} report" + ("s" if len(entries) > 1 else "")
+    whole = sum(not entry.is_part for entry in entries)
+    count = f"{whole} report" + ("s" if whole > 1 else "")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -168,6 +174,8 @@ def _badge(verdict: Any) -> str:
 def _sentence(entry: Entry) -> str:
     """Say in words what a detector did, with what it can say of."""
     get = entry.report.results.get
+    if isinstance(kinds := get("kinds"), dict):
+        return _over_all(entry, kinds)
     text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>: {_safe(str(get("method") or "detector").split(":")[0])}'
     if get("flagged") is not None and get("n_judged") is not None:
         text += f" flags {_safe(cell(get('flagged')))} of {_safe(cell(get('n_judged')))} judged images"
@@ -188,10 +196,26 @@ def _sentence(entry: Entry) -> str:
     return text
 
 
+def _over_all(entry: Entry, kinds: dict[str, Any]) -> str:
+    """Say in words what several methods came to, kind by kind."""
+    told = []
+    for kind, row in kinds.items():
+        get = row.get if isinstance(row, dict) else {}.get
+        by = f" by {_safe(cell(get('found_by')))}" if get("found_by") else ""
+        p_value = get("p_value")
+        sure = f", corrected p-value {chance(p_value)}" if isinstance(p_value, float) else ""
+        told.append(f"{_safe(kind)}: <b>{_safe(get('verdict'))}</b>{by}{sure}, {_safe(cell(get('methods')))} run")
+    text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>, all methods: ' + "; ".join(told)
+    left_out = entry.report.results.get("not_run")
+    if isinstance(left_out, list) and left_out:
+        text += f". <small>{len(left_out)} methods did not run; why is said below.</small>"
+    return text
+
+
 def _headlines(entries: Sequence[Entry]) -> Iterator[str]:
     """Write a table of all probes and one of all detectors; other reports are listed with their encoder."""
     groups: list[tuple[str, list[Entry], list[tuple[str, str]]]] = []
-    left = list(entries)
+    left = [entry for entry in entries if "kinds" not in entry.report.results]  # whose parts are entries, too
     for title, needed, wanted in HEADLINES:
         rows = [
             entry
@@ -278,7 +302,7 @@ def _section(entry: Entry, shown: dict[bytes, str]) -> Iterator[str]:
     yield from _figures(entry.slug, entry.pictures, shown)
     yield f"<details{'' if entry.pictures else ' open'}><summary>All numbers</summary>{_numbers(report)}</details>"
     yield "<details><summary>Lineage: the commands that made it</summary>"
-    yield f"<p>Content digest of this report: <code>{_safe(report.sha256)}</code></p>"
+    yield f"<p>Content digest of this report: <code>{_safe(entry.digest or report.sha256)}</code></p>"
     yield "".join(_steps(report.history, set())) + "</details></section>"
 
 
@@ -353,7 +377,7 @@ def _environment(entries: Sequence[Entry]) -> Iterator[str]:
     """Say what every report was computed with, from its history alone."""
     names = {"version": "sslbd", "torch": "torch", "device": "device"}
     rows = ""
-    for entry in entries:
+    for entry in (each for each in entries if not each.is_part):
         history = entry.report.history
         columns = [[step[key] for step in history if key in step] for key in names]
         columns.append([step["args"]["--precision"] for step in history if "--precision" in step["args"]])

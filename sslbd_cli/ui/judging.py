@@ -26,12 +26,9 @@ REFUSED = {
 
 def check_options(run: Run, params: dict[str, Any]) -> None:
     """Raise InputError where options do not belong to what the detector judges."""
-    from click.core import ParameterSource
-
     method = params["method"]
     refused, what = REFUSED[method.flags]
-    given = [f"--{name}" for name in refused
-             if run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)]  # fmt: skip
+    given = [f"--{name}" for name in refused if is_given(run, params, name)]
     if given:
         raise InputError(f"--method {method.name} judges {what} and takes no {' or '.join(given)}")
     learns = getattr(method, "learns", False)
@@ -58,6 +55,14 @@ def check_place(path: str | None, method: Detector) -> None:
     if path == "-":
         raise InputError("--save-guard -: standard output carries the report; name a file")
     refuse_output(path, "--save-guard")
+
+
+def is_given(run: Run, params: dict[str, Any], name: str) -> bool:
+    """Tell whether the user gave an option, and nothing has taken it away since (from a method that takes none)."""
+    from click.core import ParameterSource
+
+    given = run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
+    return given and params[name] is not None and params[name] != ()
 
 
 def check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
@@ -165,7 +170,7 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
     pool, clean = _baselines(run, encoder, data, clues, params)
     if method.learns:
         backdoored = [read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
-        _check_shadows(encoder, told, clean, backdoored)
+        _check_shadows(encoder, bool(pool), clean, backdoored)
         clues = replace(clues, clean=tuple(map(nets.load, clean)), backdoored=tuple(map(nets.load, backdoored)))
         clean = []  # it has learned from them: those that it held out are the scale, and it brings them
 
@@ -203,7 +208,7 @@ def _baselines(
     return told, clean
 
 
-def _check_shadows(encoder: Encoder, told: list[float], clean: list[Encoder], backdoored: list[Encoder]) -> None:
+def _check_shadows(encoder: Encoder, told: bool, clean: list[Encoder], backdoored: list[Encoder]) -> None:
     """Refuse reports, from which nothing can be learned, and encoders that are told of twice."""
     if told:
         raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")

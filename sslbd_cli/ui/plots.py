@@ -160,6 +160,39 @@ def roc_points(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np
     return np.append(0, alarms / max(alarms[-1], 1)), np.append(0, found / max(found[-1], 1))
 
 
+def places(groups: Sequence[tuple[str, np.ndarray, str, str]], variance: tuple[float, float]) -> bytes:
+    """Draw where images lie, groups of label, float K,2, colour and marker; variance: shares that the axes hold."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, points, colour, marker in groups:
+            look: dict[str, Any] = {"color": colour, "alpha": 0.6, "linewidths": 0.8}
+            axes.scatter(points[:, 0], points[:, 1], s=22, marker=marker, label=f"{name} ({len(points):,})", **look)
+        axes.set_xlabel(f"main direction ({100 * variance[0]:.0f} % of the variance)")
+        axes.set_ylabel(f"second ({100 * variance[1]:.0f} %)")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        figure.legend(loc="outside upper left", ncols=1)
+
+    return render(draw, 4.8, 4.8)
+
+
+def bars(rows: Sequence[tuple[str, float, bool]], level: float) -> bytes:
+    """Draw a share for each label, those that are beyond chance in another colour; level: what chance comes to."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        colours = [TRIGGERED if is_beyond else CALIBRATION for _, _, is_beyond in rows]
+        axes.barh(range(len(rows)), [share for _, share, _ in rows], color=colours, height=0.62)
+        axes.axvline(level, color=INK, linewidth=1.2, linestyle=":", label=f"expected of clean images: {level:g}")
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="share of the images flagged")
+        axes.set_yticks(range(len(rows)), [_short(label) for label, _, _ in rows])
+        axes.grid(axis="y", visible=False)
+        figure.legend(loc="outside upper left")
+
+    return render(draw, 6.4, 1.2 + 0.34 * len(rows))
+
+
 def retrieval(scores: np.ndarray, poisoned: np.ndarray, flagged: np.ndarray | None) -> bytes:
     """Draw precision and recall of the k images of highest score (float N, truth bool N), k = 1 to N.
 

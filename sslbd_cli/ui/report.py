@@ -37,6 +37,7 @@ LABELS = {
     "tpr_at_fpr": "TPR at FPR",
 }
 MISSING = "–"
+LEAST_CHANCE = 1e-15  # p-values below are differences of numbers near 1
 GAP, EDGES = 3, 2  # characters between a table's columns, and at its sides
 
 
@@ -128,6 +129,11 @@ def number(value: float) -> str:
     if isinstance(value, int) or abs(value) >= 1e4:
         return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.3e}"
     return f"{value:.4g}"
+
+
+def chance(p_value: float) -> str:
+    """Write a p-value; one that is lost in rounding is not nothing."""
+    return number(p_value) if p_value >= LEAST_CHANCE else f"below {LEAST_CHANCE:g}"
 
 
 def is_interval(value: Any) -> bool:

@@ -34,6 +34,8 @@ PRESENTATION = {
     "resume",
     "monitor",
     "root",
+    "sarif",
+    "budget",  # what it left time for is in the history
 }
 
 
@@ -49,6 +51,7 @@ class Run:
         self.history: tuple[dict[str, Any], ...] = ()
         self._device: Device | None = None
         self._has_read_stdin = False
+        self._lent: dict[tuple[str, str], Artefact] = {}
         refuse_output(ctx.params.get("output"))
 
     # --- in
@@ -57,12 +60,19 @@ class Run:
         """Read one artefact and note its digest; INPUT's history is carried on, another's is kept in the entry."""
         from sslbd_cli.core import artefact
 
+        lent = self._lent.get((option, path))
+        if isinstance(lent, kind):
+            return lent
         if path == "-" and self._has_read_stdin:
             raise InputError(f"{option} -: standard input can be read once, and it already is another input")
         self._has_read_stdin |= path == "-"
         found = artefact.read(path, kind)
         self.note(option, found)
         return found
+
+    def lend(self, option: str, path: str, artefact: Artefact) -> None:
+        """Let every later `read` of an option's path return this: read once for many, or made by the run itself."""
+        self._lent[option, path] = artefact
 
     def note(self, option: str, found: Artefact) -> None:
         """Record an artefact as an input of this run."""

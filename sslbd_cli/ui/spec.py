@@ -13,12 +13,14 @@ from sslbd_cli.core.errors import InputError
 class Spec(click.ParamType):  # type: ignore[type-arg]
     """A click type that turns a spec string into an object of one shelf."""
 
-    def __init__(self, shelf: str) -> None:
-        self.shelf = shelf
+    def __init__(self, shelf: str, also: tuple[str, ...] = ()) -> None:
+        self.shelf, self.also = shelf, also  # words that are values, too, and stay as they are
         self.name = "spec"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str) or (ctx is not None and ctx.resilient_parsing):  # completion builds nothing
+        if (
+            value in self.also or not isinstance(value, str) or (ctx is not None and ctx.resilient_parsing)
+        ):  # completion builds nothing
             return value
         if value == "help" or value.endswith(":help"):
             click.echo(explain(self.shelf, value.removesuffix("help").rstrip(":")))
@@ -33,7 +35,8 @@ class Spec(click.ParamType):  # type: ignore[type-arg]
         from click.shell_completion import CompletionItem
 
         rows = plugin.listing(self.shelf).values()
-        return [CompletionItem(row.name, help=row.summary) for row in rows if row.name.startswith(incomplete)]
+        words = [CompletionItem(word) for word in self.also if word.startswith(incomplete)]
+        return words + [CompletionItem(row.name, help=row.summary) for row in rows if row.name.startswith(incomplete)]
 
 
 def explain(shelf: str, name: str = "") -> str:

@@ -151,11 +151,9 @@ def test_an_impossible_alpha_is_refused(sslbd, files, alpha):
     assert look(sslbd, files, "--alpha", alpha)[0] == 2
 
 
-@pytest.mark.parametrize("missing", ["--data", "--aux"])
-def test_a_missing_option_is_named(sslbd, files, missing):
-    given = {"--data": files / "data.h5", "--aux": files / "aux.h5"}
-    del given[missing]
-    status, _, err = sslbd("detect", files / "bad", *[word for pair in given.items() for word in pair])
+@pytest.mark.parametrize(("given", "missing"), [(("--data", "data.h5"), "--aux"), (("--method", "spectral"), "--data")])
+def test_a_missing_option_is_named(sslbd, files, given, missing):
+    status, _, err = sslbd("detect", files / "bad", *(files / word if ".h5" in word else word for word in given))
     assert status == 2
     assert missing in err
 
