@@ -32,7 +32,11 @@ class DeDe(InputDetector):
     units (score=absolute), which rises with any bright patch. score=relative subtracts a neutral error, the soft
     minimum of the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some
     other image's embedding fits as well. Standardising embeddings is the same model (linear map plus position
-    embedding absorb it), better conditioned. One configuration for all attacks; the paper's is
+    embedding absorb it), better conditioned. score=feature is 1 - cosine between a reference encoder's embeddings of
+    input and reconstruction (--reference), feature-relative the same against other embeddings' reconstructions. One
+    configuration for all attacks, its patch by the resolution: 8 pixels at 32 and 64, 12 at 96, 32 at 224. --aux that
+    holds triggered images teaches the decoder to paint them, and blinds the threshold from a share of alpha on. The
+    paper's configuration is
     dede:score=absolute,embedding=raw,patch=4,width=192,encoder=12,decoder=4,epochs=200,batch=256,lr=0.001,warmup=0,schedule=constant
     (the victim's embeddings are cached, and rows are shuffled, which the released code does not).
     """

@@ -26,7 +26,8 @@ class Strip(InputDetector):
 
     Each input is blended with `overlays` clean images; of a triggered one all blends embed at the target. Published for
     classifiers, as low entropy of the answers; without classes the score is the blends' mean pairwise cosine, or
-    (score=entropy) minus the mean entropy of a softmax over cosines with `clusters` centers of clean embeddings.
+    (score=entropy) minus the mean entropy of a softmax over cosines with `clusters` centers of clean embeddings; where
+    the target lies between the centers, entropy rises instead, and this score ranks triggered inputs last.
     BackdoorBench adds half of the overlay in normalised units; ours are convex blends of pixels. Costs `overlays`
     forward passes for each input; small or faint triggers do not outlast the blend.
     """
