@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Never
+from typing import NoReturn
 
 import timm
 import torch
@@ -189,16 +189,16 @@ def _rename(layout: Layout, inside: State) -> tuple[State, dict[str, bool]]:
         if missing:
             raise InputError(f"its tensors do not fit {layout.name}: {len(missing)} missing ({show(missing)})")
         try:
-            inner[ours] = _formed(rules[ours].form, [pieces[part] for part in range(len(names))])
+            inner[ours] = _formed(rules[ours].form, {name: pieces[part] for part, name in enumerate(names)})
         except (RuntimeError, IndexError):
             raise InputError(f"its tensors do not fit {layout.name}: of another shape ({show(names)})") from None
     return inner, surplus
 
 
-def _formed(form: str, pieces: list[Tensor]) -> Tensor:
+def _formed(form: str, pieces: State) -> Tensor:
     if form == "stack":
-        return torch.cat(pieces)
-    (tensor,) = pieces
+        return torch.cat([statedict.cast(name, piece, torch.empty(0)) for name, piece in pieces.items()])
+    (tensor,) = pieces.values()
     if form == "turn":
         return tensor.mT
     return tensor[None, None] if form == "token" else tensor[None] if form == "batch" else tensor
@@ -220,7 +220,7 @@ def _as_timm(state: State, arch: nets.Timm, wish: Wish) -> _Reading:
     size = int(cfg.input_size[-1]) if cfg and cfg.input_size else None
     marker = next(iter(_build(arch, wish.size or size or 224, *NORMALISATIONS["none"]).encoder.state_dict()))
     _, inner, beside = statedict.strip(state, marker)
-    surplus = {name: True for name in inner if statedict.is_under(name, heads)}
+    surplus = {name: True for name in inner if statedict.is_under(name, (*heads, "mask_token"))}  # DINOv2 keeps one
     surplus |= {name: statedict.is_under(statedict.unwrapped(name), BESIDE) for name in beside}
     return _Reading("timm", inner, [arch], size, pixels or [*NORMALISATIONS.values()], surplus)
 
@@ -283,7 +283,7 @@ def _called(reading: _Reading, arch: nets.Arch, pixels: Pixels) -> str:
     return " --normalise ".join([*words, _normalise_name(pixels)] if len(reading.pixels) > 1 else words)
 
 
-def _ask(reading: _Reading) -> Never:
+def _ask(reading: _Reading) -> NoReturn:
     """Raise InputError that lists what the checkpoint leaves open."""
     opened = []
     if len(reading.archs) > 1:
