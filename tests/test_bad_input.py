@@ -161,11 +161,13 @@ def test_a_guard_or_a_reference_that_is_none(refused, files, what):
     assert str(files / what) in refused(*given, *platonic)
 
 
-#: Side inputs that hold no images, or may hold images of any size.
+#: Side inputs that hold no images, or may hold images of any size (as those of `convert` and `report` may).
 SIZELESS = {"baseline", "guard", "canvases", "encoder", "features", "indices", "text"}
 
 
-@pytest.mark.parametrize(("name", "side"), [s for s in SIDES if s[1] not in SIZELESS and s[0] != "report"])
+@pytest.mark.parametrize(
+    ("name", "side"), [s for s in SIDES if s[1] not in SIZELESS and s[0] not in ("report", "convert")]
+)
 def test_images_of_another_size_are_refused_before_any_training(refused, files, name, side):
     given = files / (WORDS[name][0] or "dataset")
     assert "16" in refused(name, given, *words(name, files, **{side: str(files / "larger")}))

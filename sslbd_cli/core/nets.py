@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -11,10 +12,12 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from timm.layers import QuickGELU
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from sslbd_cli.core import bagnet, plugin
+from sslbd_cli.core import bagnet, plugin, resnets
 from sslbd_cli.core.artefact import Encoder
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.plugin import Plugin, key
@@ -51,7 +54,7 @@ class _ResNet(Arch):
                     choices=("auto", "cifar", "solo", "imagenet"))  # fmt: skip
 
     def backbone(self, size: int) -> nn.Module:
-        return _resnet(self.name, self.stem, size)
+        return resnets.stemmed(getattr(torchvision.models, self.name)(weights=None), self.stem, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,40 @@ class TinyBag(Arch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResNet(_ResNet):
+    """Use a ResNet of torchvision's kind of any depth and width; SimCLR's ResNet-50 (2x) is width=128 (4096-d)."""
+
+    blocks: str = key("3-4-6-3", "residual blocks in each of the four layers")
+    width: int = key(64, "channels of the stem; layer L has 2^(L-1) times as many inside its blocks", low=4, high=512)
+    bottleneck: bool = key(True, "blocks of three convolutions whose output is four times as wide, or of two")
+
+    def backbone(self, size: int) -> nn.Module:
+        return resnets.stemmed(resnets.AnyWidth(self.bottleneck, self.blocks, self.width), self.stem, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipResNet(Arch):
+    """Use CLIP's modified ResNet with attention pooling (timm's); RN50's are the defaults (1024-d)."""
+
+    blocks: str = key("3-4-6-3", "residual blocks in each of the four layers")
+    width: int = key(64, "channels of the stem; a multiple of 4", low=4, high=512)
+    dim: int = key(1024, "the embedding's width", low=1)
+
+    def backbone(self, size: int) -> nn.Module:
+        if self.width % 4 or size % 32:
+            raise InputError(f"clipresnet: width={self.width} or images of {size} pixels: multiples of 4 and 32 only")
+        stages = tuple(
+            ByoBlockCfg(type="bottle", d=depth, c=4 * self.width * 2**stage, s=1 if stage == 0 else 2, br=0.25)
+            for stage, depth in enumerate(resnets.four(self.blocks))
+        )
+        stem = (self.width // 2, self.width // 2, self.width)
+        cfg = ByoModelCfg(blocks=stages, stem_chs=stem, stem_type="", stem_pool="avg2", downsample="avg",
+                          aa_layer="avg", head_type="attn_abs")  # fmt: skip
+        model: nn.Module = ByobNet(cfg, num_classes=self.dim, img_size=size)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViT(Arch):
     """Use a vision transformer for small images (2.7 M parameters, 192-d); ViT-S/4 is width=384,depth=12,heads=6.
 
@@ -151,6 +188,38 @@ class ViT(Arch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipViT(Arch):
+    """Use CLIP's vision transformer (timm's); the defaults are ViT-B/32's (512-d)."""
+
+    patch: int = key(32, "side of a patch in pixels; divides the image's", low=1)
+    width: int = key(768, "channels; a multiple of heads", low=4, high=4096)
+    depth: int = key(12, "transformer blocks", low=1, high=100)
+    heads: int = key(12, "attention heads", low=1)
+    dim: int = key(512, "width of the projection, which is the embedding; 0: none, the embedding has width", low=0)
+    act: str = key("quickgelu", "OpenAI's x sigmoid(1.702 x), or GELU, as most of OpenCLIP's",
+                   choices=("quickgelu", "gelu"))  # fmt: skip
+
+    def backbone(self, size: int) -> nn.Module:
+        if size % self.patch or self.width % self.heads:
+            what = f"patch={self.patch} must divide {size} pixels, heads={self.heads} width={self.width}"
+            raise InputError(f"clipvit: {what}")
+        model: nn.Module = VisionTransformer(
+            img_size=size,
+            patch_size=self.patch,
+            num_classes=0,
+            embed_dim=self.width,
+            depth=self.depth,
+            num_heads=self.heads,
+            pre_norm=True,  # and with it no bias of the patches' convolution
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),
+            act_layer=QuickGELU if self.act == "quickgelu" else nn.GELU,
+        )
+        if self.dim:
+            model.head = nn.Linear(self.width, self.dim, bias=False)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timm(Arch):
     """Use any model of the timm library, without its classifier."""
 
@@ -166,16 +235,6 @@ class Timm(Arch):
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(f"timm's {self.model} does not take {size}-pixel images: {error}") from None
         return model
-
-
-def _resnet(name: str, stem: str, size: int) -> nn.Module:
-    model: nn.Module = getattr(torchvision.models, name)(weights=None)
-    if stem in ("cifar", "solo") or (stem == "auto" and size <= 64):
-        # BadEncoder's and lightly's CIFAR stem keeps 32x32 maps; solo-learn's (no-label backdoors) makes them 34x34
-        model.conv1 = nn.Conv2d(3, 64, 3, 1, 2 if stem == "solo" else 1, bias=False)
-        model.maxpool = nn.Identity()
-    model.fc = nn.Identity()
-    return model
 
 
 class ImageEncoder(nn.Module):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core.audit import Clues, EncoderDetector, Opinion
+from sslbd_cli.core.budgets import FAMILIES, Bounded, Budget
 from sslbd_cli.core.capture import Capture, Frame, capture, frame, likeness
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.families import FAMILIES, Bounded, Budget
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.inversion import Course, Inverted, invert
 from sslbd_cli.core.loader import Pool

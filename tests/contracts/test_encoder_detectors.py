@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from contracts.classes import class_of
 from detectors.wired import make_gated, make_scenes
 from sslbd_cli.core import artefact, audit, nets, plugin
 from sslbd_cli.core.artefact import Report
@@ -14,11 +15,8 @@ from sslbd_cli.core.audit import EncoderDetector, Opinion, stand
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.watch import unwatched
 
-DETECTORS = [
-    name
-    for name in plugin.listing("detector")
-    if (each := plugin.parse("detector", name)).flags == "encoder" and not each.learns
-]
+CLASSES = {name: class_of("detector", name) for name in plugin.listing("detector")}
+DETECTORS = [name for name, cls in CLASSES.items() if issubclass(cls, EncoderDetector) and not cls.learns]
 QUICK = {"batch": 16, "rounds": 60, "clusters": 4, "epochs": 10}
 STEPS = {"decree": 200, "trigger-search": 80}
 

@@ -6,9 +6,9 @@ import torch
 
 from detectors.wired import make_gated, make_scenes
 from sslbd_cli.core import inversion
+from sslbd_cli.core.budgets import FAMILIES, Bounded, Budget, cosine_basis
 from sslbd_cli.core.capture import Frame, frame, likeness
 from sslbd_cli.core.device import Device
-from sslbd_cli.core.families import FAMILIES, Bounded, Budget, cosine_basis
 from sslbd_cli.core.inversion import Course, Patches, Record, Weight, invert
 from sslbd_cli.core.knee import knee
 from sslbd_cli.core.loader import Pool
