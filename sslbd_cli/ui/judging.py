@@ -125,7 +125,7 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
     pool, clean = _baselines(run, encoder, data, clues, params)
     if method.learns:
         backdoored = [_read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
-        _check_shadows(encoder, told, clean, backdoored)
+        _check_shadows(encoder, bool(pool), clean, backdoored)
         clues = replace(clues, clean=tuple(map(nets.load, clean)), backdoored=tuple(map(nets.load, backdoored)))
         clean = []  # it has learned from them: those that it held out are the scale, and it brings them
 
@@ -163,7 +163,7 @@ def _baselines(
     return told, clean
 
 
-def _check_shadows(encoder: Encoder, told: list[float], clean: list[Encoder], backdoored: list[Encoder]) -> None:
+def _check_shadows(encoder: Encoder, told: bool, clean: list[Encoder], backdoored: list[Encoder]) -> None:
     """Refuse reports, from which nothing can be learned, and encoders that are told of twice."""
     if told:
         raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
