@@ -38,8 +38,8 @@ class TriggerSearch(EncoderDetector):
 
     Clean encoders have universal perturbations, too, stronger in some families than in others, so that there is no
     threshold: give 4 or more clean encoders as --baseline. Among them each family's part is put on one scale, and the
-    family that stands out most decides, whose trigger is the witness. After the spec of the search in DECREE's
-    limitations (small patches, raw embeddings); the combination is ours.
+    family that stands out most decides, whose trigger is the witness. The combination is ours; no paper vouches
+    for it.
     """
 
     families: str = key("all", "which are searched", choices=("all", "patch", "blend", "noise", "low-frequency"))

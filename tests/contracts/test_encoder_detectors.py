@@ -126,6 +126,14 @@ def test_an_encoder_that_says_nothing_is_refused(name, kind, make, cpu):
     assert "\n" not in str(caught.value)
 
 
+def test_a_task_of_one_class_is_refused(make, cpu):
+    data = make_scenes(80)
+    alone = dataclasses.replace(data, labels=np.zeros_like(data.labels))
+    detector = make("neural-cleanse")
+    with pytest.raises(InputError, match="of one class"):
+        detector(make_gated(), audit.gather(alone, detector, None, 0), cpu, 0, unwatched)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """An encoder artefact that stands for the planted one, images with and without truth, labels and history."""
