@@ -136,7 +136,7 @@ SIDES = [
     for name in READERS
     for param in main.toolkit.get_command(None, name).params
     if isinstance(param.type, ArtefactPath) and param.param_type_name == "option"
-    if param.name not in ("output", "checkpoint", "files", "save_guard")  # what is written, and pictures
+    if param.name not in ("output", "checkpoint", "files", "save_guard", "sarif")  # what is written, and pictures
     if (name, param.name) not in ALONE
 ]
 
@@ -372,6 +372,16 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
             [*SAMPLES, "--aux", "test", "--method", "beatrix:layer=none", "--alpha", "0.2"],
             "no layer=none; tiny has stage1",
         ),
+        (
+            "detect",
+            ["encoder", "--method", "spectral"],
+            "Missing option '--data': --method spectral judges the training",
+        ),
+        ("detect", ["encoder", "--method", "all", "--aux", "larger"], "--aux holds 20x20 images"),
+        ("detect", ["encoder", "--budget", "5"], "--budget divides time among several methods"),
+        ("detect", ["encoder", "--sarif", "no/s"], "--sarif no/s: no such folder"),
+        ("report", ["report", "--license", "mit"], "--license is a line of the model card"),
+        ("report", ["report", "--card", "encoder"], "report: is no report of the encoder of --card"),
         ("embed", ["encoder"], "Missing option '--data'"),
         ("embed", ["encoder", "--prompt", "a {}"], "--prompt takes the names of the classes from --data"),
         ("embed", ["encoder", "--data", "test", "--prompt", "a photo"], "--prompt 'a photo': has no {} for the name"),

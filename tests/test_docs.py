@@ -42,6 +42,7 @@ sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger pat
     --baseline encoder.safetensors -o probe-backdoored.h5 --json > probe.json
 sslbd detect backdoored.safetensors --aux own.h5 --data test.h5 --trigger patch \
     --baseline encoder.safetensors -o detect-backdoored.h5 --save-guard guard.safetensors --json > detect.json
+sslbd detect backdoored.safetensors --method dede --method dede:score=absolute --aux own.h5 -o all.h5 --json > all.json
 sslbd detect encoder.safetensors --method random --data poisoned.h5 -o detection.h5 --json > found.json
 sslbd convert --to torchvision resnet.safetensors -o weights.safetensors
 sslbd data shapes --count 100 --seed 3 --captions -o captioned.h5
@@ -190,9 +191,9 @@ def test_the_flags_page_explains_every_flag():
     assert page("sslbd-flags.7").count(".TP\nCause\n") == page("sslbd-flags.7").count(".TP\nWhat to do\n") == len(found)
 
 
-@pytest.mark.parametrize("name", ["probe", "detect", "zeroshot"])
+@pytest.mark.parametrize("name", ["probe", "detect", "zeroshot", "all"])
 def test_the_metrics_page_names_every_key(name, stage):
-    results = json.loads((stage / f"{name}.json").read_text())
+    results = {key: value for line in (stage / f"{name}.json").open() for key, value in json.loads(line).items()}
     free = {"chosen", "details"}  # a head's hyper-parameters and a detector's own numbers: their help explains them
     named = set(re.findall(r"\\fB([\w.]+)\\fR", page("sslbd-metrics.7")))
     assert set(keys({key: None if key in free else value for key, value in results.items()})) - named == set()

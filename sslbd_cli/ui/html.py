@@ -204,11 +204,13 @@ def _over_all(entry: Entry, kinds: dict[str, Any]) -> str:
         by = f" by {_safe(cell(get('found_by')))}" if get("found_by") else ""
         p_value = get("p_value")
         sure = f", corrected p-value {chance(p_value)}" if isinstance(p_value, float) else ""
-        told.append(f"{_safe(kind)}: <b>{_safe(get('verdict'))}</b>{by}{sure}, {_safe(cell(get('methods')))} run")
-    text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>, all methods: ' + "; ".join(told)
+        told.append(
+            f"{_safe(kind)}: <b>{_safe(get('verdict'))}</b>{by}{sure}; methods run: {_safe(cell(get('methods')))}"
+        )
+    text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>, all methods. ' + ". ".join(told)
     left_out = entry.report.results.get("not_run")
     if isinstance(left_out, list) and left_out:
-        text += f". <small>{len(left_out)} methods did not run; why is said below.</small>"
+        text += f". <small>{len(left_out)} more did not run; why is said below.</small>"
     return text
 
 

@@ -1,15 +1,20 @@
 """`sslbd report`: one page from many reports, that asks for nothing and trusts nothing."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
+from html import escape, unescape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sslbd_cli.core import artefact
 from sslbd_cli.core.artefact import Dataset, Report
+from sslbd_cli.core.screen import combine
 from sslbd_cli.main import run
 
 EVIL = '<script>alert(\'x\')</script>" onerror="y" & \x1b\u202e'
@@ -187,6 +192,138 @@ def test_before_and_after_stand_in_one_table_beside_the_clean_encoder(draw):
 
 def test_a_probe_without_a_clean_encoder_says_so(draw):
     assert "clean encoder not measured" in Page(draw(a=probe(baseline=None), b=samples())).text
+
+
+def several():
+    """A report of several methods, one of which judged a panel of triggers."""
+    rows = [
+        {"trigger": None, "origin": None, "flagged": 1, "n": 6, "p_value": 0.5, "p_value_adjusted": None},
+        {"trigger": "patch:size=5", "origin": "documented", "flagged": 6, "n": 6, "p_value": 0, "p_value_adjusted": 0},
+    ]
+    parts = [detection(panel=rows, p_value=1e-20), detection("nothing found", method="strip:draws=3", p_value=0.4)]
+    whole = combine(parts, [{"method": "spectral", "reason": "judges a training set"}])
+    return Report(command="detect", results=whole.results, data=whole.data)
+
+
+def test_a_report_of_several_methods_is_shown_method_by_method(draw, tmp_path):
+    page = Page(draw("--png", str(tmp_path / "png"), all=several()))
+    assert page.open == []
+    assert {"all", "all-method-1", "all-method-2", "all-method-1-panel", "all-method-1-roc", "all-method-2-roc"} <= set(
+        page.ids
+    )
+    assert (
+        "all, all methods. inputs: found by dede, corrected p-value below 1e-15; methods run: 2"
+        in page.text.replace(" ,", ",")
+    )
+    assert "1 more did not run" in page.text and "judges a training set" in page.text
+    assert "1 report, drawn by" in page.text
+    assert (tmp_path / "png" / "all-method-1-panel.png").read_bytes().startswith(b"\x89PNG")
+    assert page.text.count(artefact.read(str(tmp_path / "all.h5"), Report).sha256) == 3
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"kinds": {"inputs": 3, EVIL: {"verdict": EVIL, "found_by": [EVIL], "p_value": EVIL}}, "not_run": 5},
+        {"kinds": {}, "methods": [{"part": EVIL, "verdict": EVIL, "method": 7}, 3], "not_run": [EVIL]},
+        {"panel": [{"flagged": 1, "n": 0}], "alpha": 0.1},
+        {"panel": [{"flagged": "x", "n": None}, 3], "alpha": "y"},
+        {"panel": [{"trigger": EVIL, "origin": EVIL, "flagged": 1, "n": 2, "p_value_adjusted": EVIL}], "alpha": 0.05},
+    ],
+)
+def test_hostile_reports_of_several_methods_are_text(draw, results):
+    text = draw(a=Report(command="detect", results={"verdict": "found"} | results))
+    page = Page(text)
+    assert page.open == [] and "script" not in page.tags
+    assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_the_embedding_map_is_drawn_where_its_arrays_are_sound(draw):
+    places = RNG.normal(size=(2, 12, 2)).astype(np.float32)
+    arrays = {"map/clean": places[0], "map/triggered": places[1], "map/of_target": TRUTH}
+    sound = probe()
+    sound.data.update(arrays | {"map/variance": np.array([0.4, 0.2], np.float32)})
+    assert "a-map" in Page(draw(a=sound)).ids
+    for name, broken in {
+        "map/clean": places[0][:, :1], "map/triggered": places[1] * np.nan, "map/variance": np.zeros(3, np.float32),
+    }.items():  # fmt: skip
+        odd = probe()
+        odd.data.update(sound.data | {name: broken})
+        page = Page(draw(a=odd))
+        assert "a-map" not in page.ids and "a-samples" in page.ids
+
+
+# --- in a browser -------------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+#: Puts the page into a frame of a phone's width, and writes what the browser made of it into its own title.
+FRAME = """<!DOCTYPE html><title></title><iframe width="%d" height="800" srcdoc="%s"></iframe><script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument, images = [...page.images];
+  const wide = [...page.querySelectorAll("body *")].filter(one => !one.closest(".scroll"))
+    .filter(one => one.getBoundingClientRect().right > page.documentElement.clientWidth + 1).map(one => one.tagName);
+  document.title = JSON.stringify({
+    images: images.length, drawn: images.filter(one => one.naturalWidth > 0).length,
+    room: page.documentElement.clientWidth, width: page.documentElement.scrollWidth, wide: wide,
+    paper: getComputedStyle(page.body).backgroundColor, ink: getComputedStyle(page.body).color,
+  });
+});</script>"""
+
+
+def browse(path, *options):
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", *options]
+    ended = subprocess.run([*command, f"file://{path}"], capture_output=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.decode()
+
+
+def look_at(folder, page, width, *options):
+    """Return what a browser says of a page in a frame so wide."""
+    (folder / "frame.html").write_text(FRAME % (width, escape(page)), encoding="utf-8")
+    shown = browse(folder / "frame.html", "--dump-dom", *options)
+    return json.loads(unescape(re.search(r"<title>(.*?)</title>", shown)[1]))
+
+
+def brightness(colour):
+    return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+
+
+@pytest.fixture
+def everything(draw):
+    long = detection(search_space="x" * 400, method=f"dede:{'y' * 300}")
+    return draw(probe_with_a_long_name=probe(), all=several(), suspects=samples(), long=long)
+
+
+@needs_browser
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(everything, tmp_path):
+    seen = look_at(tmp_path, everything, 390)
+    assert seen["drawn"] == seen["images"] > 5
+    assert seen["width"] <= seen["room"] <= 390, seen["wide"]
+    assert seen["wide"] == []
+    assert brightness(seen["paper"]) > 200 > 100 > brightness(seen["ink"])
+
+
+@needs_browser
+def test_it_is_dark_in_the_dark(everything, tmp_path):
+    seen = look_at(tmp_path, everything, 1200, "--blink-settings=preferredColorScheme=0")
+    assert brightness(seen["paper"]) < 60 and brightness(seen["ink"]) > 200
+    assert seen["width"] <= seen["room"]
+
+
+@needs_browser
+def test_the_browser_sees_a_page_that_is_too_wide(everything, tmp_path):
+    broken = everything.replace("<main>", '<main><p style="width: 900px">too wide</p>')
+    assert look_at(tmp_path, broken, 390)["width"] > 390
+
+
+@needs_browser
+def test_the_page_is_drawn_under_its_own_policy(everything, tmp_path):
+    (tmp_path / "page.html").write_text(everything, encoding="utf-8")
+    picture = tmp_path / "shot.png"
+    browse(tmp_path / "page.html", f"--screenshot={picture}", "--window-size=1200,2000")
+    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(pixels // 16, axis=0)) > 100  # text, badges and figures, no blank page
 
 
 def test_an_equal_picture_is_embedded_once(draw):
