@@ -66,6 +66,9 @@ def to_encoder(state: State, wish: Wish, data: Dataset | None = None) -> Importe
     Raises InputError where something cannot be told, where tensors are missing, unknown or misshapen, and where the
     features are constant or not finite.
     """
+    statedict.refuse_repeated(state)
+    if data is not None:
+        data.need_labels("--data")
     reading = _read(state, wish)
     size = wish.size or reading.size
     if size is None:

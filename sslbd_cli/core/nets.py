@@ -139,7 +139,7 @@ class ClipResNet(Arch):
 
     blocks: str = key("3-4-6-3", "residual blocks in each of the four layers")
     width: int = key(64, "channels of the stem; a multiple of 4", low=4, high=512)
-    dim: int = key(1024, "the embedding's width", low=1)
+    dim: int = key(1024, "the embedding's width", low=1, high=8192)
 
     def backbone(self, size: int) -> nn.Module:
         if self.width % 4 or size % 32:
@@ -195,7 +195,7 @@ class ClipViT(Arch):
     width: int = key(768, "channels; a multiple of heads", low=4, high=4096)
     depth: int = key(12, "transformer blocks", low=1, high=100)
     heads: int = key(12, "attention heads", low=1)
-    dim: int = key(512, "width of the projection, which is the embedding; 0: none, the embedding has width", low=0)
+    dim: int = key(512, "width of the projection, which is the embedding; 0: no projection", low=0, high=8192)
     act: str = key("quickgelu", "OpenAI's x sigmoid(1.702 x), or GELU, as most of OpenCLIP's",
                    choices=("quickgelu", "gelu"))  # fmt: skip
 

@@ -200,6 +200,16 @@ def is_under(name: str, modules: Iterable[str]) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
+def refuse_repeated(state: State) -> None:
+    """Refuse tensors that claim more numbers than they hold: a few bytes must not make us fill the memory."""
+    for name, tensor in state.items():
+        if (
+            tensor.layout == torch.strided
+            and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        ):
+            raise InputError(f"tensor {show([name])} claims to be {shape(tensor)}, more numbers than it holds")
+
+
 def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """Return a plain tensor as the encoder's type (half precisions are up-cast), finite and with memory of its own."""
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -162,8 +162,10 @@ def test_missing_unknown_and_misshapen_tensors_are_listed(cifar18):
     assert "1 of another shape (bn1.bias 65 instead of 64)" in line
 
 
-def test_a_tensor_that_claims_a_huge_shape_is_refused_by_shape(cifar18):
-    assert "bn1.bias" in refused(cifar18 | {"bn1.bias": torch.ones(1).expand(1 << 20, 1 << 20)})
+@pytest.mark.parametrize("name", ["bn1.bias", "conv1.weight", "layer4.0.downsample.0.weight", "fc.weight"])
+def test_a_tensor_that_claims_more_than_it_holds_is_refused_before_anything_is_built(cifar18, name):
+    said = refused(cifar18 | {name: torch.ones(1).expand(1 << 20, 1 << 20)})
+    assert f"tensor {name} claims to be 1048576x1048576, more numbers than it holds" in said
 
 
 def test_the_classifier_of_a_timm_model_is_dropped_but_no_other_one():

@@ -168,6 +168,7 @@ def test_the_tensors_of_a_torchscript_archive_are_its_state_dict(script):
     assert equal(statedict.read(str(path)).tensors, dict(module.state_dict()))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_code_in_a_torchscript_archive_is_not_even_compiled(script, tmp_path):
     module, path = script
     broken = rewritten(path, tmp_path / "b.pt", lambda name, data: b"raise (" if name.endswith(".py") else data)
