@@ -15,7 +15,8 @@ from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.watch import unwatched
 
-SAMPLES = [name for name in plugin.listing("detector") if plugin.parse("detector", name).flags == "samples"]
+FILELESS = [name for name, info in plugin.listing("detector").items() if "file" not in {key.name for key in info.keys}]
+SAMPLES = [name for name in FILELESS if plugin.parse("detector", name).flags == "samples"]
 RANKING = [name for name in SAMPLES if name != "random"]  # a floor flags and ranks whatever it is given
 CLUSTERED = [name for name in SAMPLES if "clusters" in {key.name for key in plugin.listing("detector")[name].keys}]
 AS_MANY, ALL_AT_ONCE = KINDS + 1, 1  # clusters: one for the poison, too; none
