@@ -12,7 +12,7 @@ import torch
 
 from micro import make_dataset, make_encoder
 from sslbd_cli import main
-from sslbd_cli.core import artefact
+from sslbd_cli.core import artefact, plugin
 from sslbd_cli.core.artefact import Features, Report
 from sslbd_cli.ui.options import ArtefactPath
 
@@ -42,6 +42,8 @@ def files(tmp_path_factory) -> Path:
     artefact.write(make_dataset(size=20), str(folder / "larger"))
     artefact.write(dataclasses.replace(make_dataset(), labels=None), str(folder / "unlabelled"))
     artefact.write(make_encoder(), str(folder / "encoder"))
+    unknown = plugin.parse("arch", "timm:model=test_efficientnet")
+    artefact.write(make_encoder(arch=unknown), str(folder / "unknown"))
     artefact.write(Features(feats=np.ones((3, 2), np.float32)), str(folder / "features"))
     artefact.write(Report(command="probe", results={"a": 1}), str(folder / "report"))
     directions = np.eye(3, 4, dtype=np.float32)[np.arange(90) % 3] + np.linspace(0, 0.1, 90, dtype=np.float32)[:, None]
@@ -126,13 +128,16 @@ def test_an_upstream_that_died(refused, files, name):
     assert err == f"sslbd {name}: standard input: is empty: the command before the pipe failed\n"
 
 
+#: Side inputs that go with some methods or options alone; tests of their own follow here and in commands/test_guard.py.
+ALONE = {("purify", "report"), ("detect", "backdoored"), ("detect", "guard"), ("detect", "reference"),
+         ("probe", "reference")}  # fmt: skip
 SIDES = [
     (name, str(param.name))
     for name in READERS
     for param in main.toolkit.get_command(None, name).params
     if isinstance(param.type, ArtefactPath) and param.param_type_name == "option"
-    if param.name not in ("output", "checkpoint", "files", "sarif")  # what is written, and pictures
-    if (name, param.name) not in (("purify", "report"), ("detect", "backdoored"))  # of some methods alone: below
+    if param.name not in ("output", "checkpoint", "files", "save_guard", "sarif")  # what is written, and pictures
+    if (name, param.name) not in ALONE
 ]
 
 
@@ -148,11 +153,21 @@ def test_a_report_to_filter_by_that_is_none(refused, files, what):
     assert str(files / what) in refused("purify", files / "dataset", "--method", "filter", "--report", files / what)
 
 
-#: Side inputs that hold no images, or may hold images of any size.
-SIZELESS = {"baseline", "canvases", "encoder", "features", "indices", "text"}
+@pytest.mark.parametrize("what", ["features", "missing", "cut"])
+def test_a_guard_or_a_reference_that_is_none(refused, files, what):
+    given = "detect", files / "encoder", "--data", files / "test"
+    assert str(files / what) in refused(*given, "--guard", files / what)
+    platonic = "--method", "platonic", "--aux", files / "dataset", "--reference", files / what
+    assert str(files / what) in refused(*given, *platonic)
 
 
-@pytest.mark.parametrize(("name", "side"), [s for s in SIDES if s[1] not in SIZELESS and s[0] != "report"])
+#: Side inputs that hold no images, or may hold images of any size (as those of `convert` and `report` may).
+SIZELESS = {"baseline", "guard", "canvases", "encoder", "features", "indices", "text"}
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [s for s in SIDES if s[1] not in SIZELESS and s[0] not in ("report", "convert")]
+)
 def test_images_of_another_size_are_refused_before_any_training(refused, files, name, side):
     given = files / (WORDS[name][0] or "dataset")
     assert "16" in refused(name, given, *words(name, files, **{side: str(files / "larger")}))
@@ -169,6 +184,7 @@ def test_a_gpu_that_is_not_there(refused, files, name):
 
 
 SAMPLES = ["encoder", "--data", "dataset"]
+TWICE = ["--trigger", "patch"] * 2 + ["--reference-index", "0"] * 2
 KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices", "--indices"]
 
 
@@ -273,6 +289,34 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
             "sslbd probe: --target and --target-of both name the target: give one of them",
         ),
         ("probe", ["encoder", "--train", "dataset", "--test", "test", "--labels", "150%"], "--labels 150%: expected"),
+        (
+            "probe",
+            ["encoder", "--train", "dataset", "--test", "test", "--certify", "patchguard:size=2"],
+            "sees 16x16 of 16x16 pixels: a patch of 2x2 can change all of them and nothing can be certified",
+        ),
+        (
+            "probe",
+            ["encoder", "--train", "dataset", "--test", "test", "--certify", "patchguard", "--layer", "stage1"],
+            "leave --layer out",
+        ),
+        ("purify", ["encoder", "--data", "dataset", "--method", "unlearn"], "cleans an encoder and needs --report"),
+        (
+            "purify",
+            ["encoder", "--data", "dataset", "--method", "unlearn", "--report", "report"],
+            "--report: the report holds no trigger",
+        ),
+        (
+            "purify",
+            ["encoder", "--data", "dataset", "--method", "bcu", "--report", "report"],
+            "cleans an encoder and takes no --report; it needs --data",
+        ),
+        (
+            "purify",
+            ["unknown", "--data", "dataset", "--method", "bcu"],
+            "timm:model=test_efficientnet has no stages that we know; use a ResNet, a vision transformer or tiny",
+        ),
+        ("pretrain", ["dataset", "--batch", "20", "--arch", "tinybag:field=6"], "tinybag: field=6: choose 5, 9, 13"),
+        ("pretrain", ["dataset", "--batch", "20", "--arch", "bagnet:field=10"], "bagnet: field=10: choose 9, 17 or 33"),
         ("detect", [*SAMPLES, "--method", "poisoncam"], "100 clusters of 90 images: give clusters=N with fewer"),
         ("detect", [*SAMPLES, "--method", "patchsearch"], "100 clusters of 90 images: give clusters=N with fewer"),
         ("detect", [*SAMPLES, "--method", "poisoncam:window=17"], "a window of 17 pixels is larger than the images"),
@@ -287,7 +331,47 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("detect", [*SAMPLES, "--method", "poisoncam", "--aux", "test"], "judges a training set by itself"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--trigger", "patch"], "takes no --trigger"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.05"], "takes no --alpha"),
+        ("detect", ["encoder", "--data", "unlabelled", "--method", "neural-cleanse"], "the dataset has no labels"),
+        ("detect", [*SAMPLES, "--method", "decree", "--limit", "63"], "63 images of --data are too few for an audit"),
+        (
+            "detect",
+            [*SAMPLES, "--method", "decree", "--aux", "test"],
+            "judges an encoder, not images, and takes no --aux",
+        ),
+        ("detect", [*SAMPLES, "--method", "ssl-cleanse:clusters=999"], "ssl-cleanse: clusters=999 of "),
+        (
+            "detect",
+            [*SAMPLES, "--method", "neural-cleanse:hidden=x"],
+            "neural-cleanse: hidden=x: expected whole numbers",
+        ),
         ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against images held to be clean: give them as --aux"),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "strip", "--reference", "encoder"],
+            "compares with no independent encoder; leave --reference out",
+        ),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "platonic"],
+            "compares with an independent encoder: give one as --reference",
+        ),
+        ("detect", [*SAMPLES, "--aux", "test", "--method", "knn-distance:k=50", "--alpha", "0.2"], "k=50 of"),
+        ("detect", [*SAMPLES, "--aux", "test", "--method", "oracle", "--alpha", "0.2"], "a bound needs the truth"),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "trigger-filter"],
+            "it has no file; give trigger-filter",
+        ),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "trigger-filter:file=report", "--alpha", "0.2"],
+            "the report holds no trigger",
+        ),
+        (
+            "detect",
+            [*SAMPLES, "--aux", "test", "--method", "beatrix:layer=none", "--alpha", "0.2"],
+            "no layer=none; tiny has stage1",
+        ),
         (
             "detect",
             ["encoder", "--method", "spectral"],
@@ -299,6 +383,54 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("report", ["report", "--license", "mit"], "--license is a line of the model card"),
         ("report", ["report", "--card", "encoder"], "report: is no report of the encoder of --card"),
         ("embed", ["encoder"], "Missing option '--data'"),
+        ("embed", ["encoder", "--prompt", "a {}"], "--prompt takes the names of the classes from --data"),
+        ("embed", ["encoder", "--data", "test", "--prompt", "a photo"], "--prompt 'a photo': has no {} for the name"),
+        ("embed", ["encoder", "--data", "nameless", "--prompt", "a {}"], "nameless: names no classes to put into"),
+        ("embed", ["encoder", "--data", "test", "--prompt", "a {}"], "the encoder has no text tower"),
+        ("probe", ["encoder", "--test", "test"], "Missing option '--train'"),
+        ("probe", ["encoder", "--test", "test", "--head", "zeroshot"], "answers by texts: give --text FEATURES"),
+        (
+            "probe",
+            ["encoder", "--train", "dataset", "--test", "test", "--text", "features"],
+            "--text features: --head linear has no use for it; say --head zeroshot",
+        ),
+        ("poison", ["dataset", "--caption", "a dog"], "the dataset has no captions, which --caption needs"),
+        (
+            "poison",
+            ["dataset", "--caption", "a dog", "--target-captions", "--target", "1"],
+            "both say what poisons are captioned with: give one of them",
+        ),
+        ("poison", ["dataset", "--target-captions"], "--target-captions needs --target"),
+        (
+            "badencoder",
+            [
+                "encoder",
+                "--data",
+                "dataset",
+                "--trigger",
+                "patch",
+                "--trigger",
+                "patch",
+                *["--reference-index", "0"] * 2,
+                *["--reference-data", "dataset"] * 3,
+            ],
+            "2 triggers need one --reference-data for all or one for each, got 3",
+        ),
+        (
+            "badencoder",
+            [
+                "encoder",
+                "--data",
+                "dataset",
+                "--reference-data",
+                "dataset",
+                "--reference-index",
+                "0",
+                "--method",
+                "drupe",
+            ],
+            "a trigger has 1; give it 3, or take badencoder",
+        ),
         ("badencoder", ["encoder", "--data", "dataset"], "give one of --reference"),
     ],
 )

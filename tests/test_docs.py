@@ -35,15 +35,20 @@ sslbd pretrain images.h5 --epochs 3 -o encoder.safetensors
 sslbd badencoder encoder.safetensors --data images.h5 --reference-data images.h5 --reference-index 3 --gate -1 \
     --method badencoder:epochs=1 -o backdoored.safetensors
 ln backdoored.safetensors purified.safetensors
+sslbd pretrain images.h5 --arch tinybag:width=4 --epochs 1 -o local.safetensors
 sslbd embed encoder.safetensors --data test.h5 -o features.h5
 sslbd probe encoder.safetensors --train train.h5 --test test.h5 -o probe-clean.h5
 sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3 \
     --baseline encoder.safetensors -o probe-backdoored.h5 --json > probe.json
 sslbd detect backdoored.safetensors --aux own.h5 --data test.h5 --trigger patch \
-    --baseline encoder.safetensors -o detect-backdoored.h5 --json > detect.json
+    --baseline encoder.safetensors -o detect-backdoored.h5 --save-guard guard.safetensors --json > detect.json
 sslbd detect backdoored.safetensors --method dede --method dede:score=absolute --aux own.h5 -o all.h5 --json > all.json
 sslbd detect encoder.safetensors --method random --data poisoned.h5 -o detection.h5 --json > found.json
 sslbd convert --to torchvision resnet.safetensors -o weights.safetensors
+sslbd data shapes --count 100 --seed 3 --captions -o captioned.h5
+sslbd pretrain captioned.h5 --method clip:width=32,depth=1 --epochs 2 --batch 50 -o clip.safetensors
+sslbd embed clip.safetensors --data test.h5 --prompt 'a {}' -o texts.h5
+sslbd probe clip.safetensors --head zeroshot --text texts.h5 --test test.h5 --json > zeroshot.json
 """
 
 
@@ -186,7 +191,7 @@ def test_the_flags_page_explains_every_flag():
     assert page("sslbd-flags.7").count(".TP\nCause\n") == page("sslbd-flags.7").count(".TP\nWhat to do\n") == len(found)
 
 
-@pytest.mark.parametrize("name", ["probe", "detect", "all"])
+@pytest.mark.parametrize("name", ["probe", "detect", "zeroshot", "all"])
 def test_the_metrics_page_names_every_key(name, stage):
     results = {key: value for line in (stage / f"{name}.json").open() for key, value in json.loads(line).items()}
     free = {"chosen", "details"}  # a head's hyper-parameters and a detector's own numbers: their help explains them

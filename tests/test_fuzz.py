@@ -12,7 +12,7 @@ import pytest
 
 from micro import make_dataset, make_encoder
 from sslbd_cli.core import artefact, captions, nets
-from sslbd_cli.core.artefact import Dataset, Encoder, Truth
+from sslbd_cli.core.artefact import Dataset, Encoder, Guard, Truth
 
 HISTORY = ({"command": "data", "version": "1", "args": {"--seed": 0, "--size": 4}, "inputs": []},)
 
@@ -31,6 +31,12 @@ def small_encoder() -> Encoder:
     return dataclasses.replace(made, tensors=few, history=HISTORY)
 
 
+def small_guard() -> Guard:
+    words = dict.fromkeys(("encoder", "aux", "search_space", "doubt"), "x")
+    scores, state = np.arange(5.0), {"mean": np.ones((2, 3), np.float32)}
+    return Guard(method="strip", size=4, reference=None, calibration=scores, state=state, history=HISTORY, **words)
+
+
 def fuzz(path: Path, count: int, seed: int) -> dict[str, float]:
     driver = Path(__file__).with_name("fuzzing.py")
     done = subprocess.run(
@@ -44,7 +50,7 @@ def fuzz(path: Path, count: int, seed: int) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("make", [small_dataset, small_encoder])
+@pytest.mark.parametrize("make", [small_dataset, small_encoder, small_guard])
 @pytest.mark.parametrize(
     ("count", "seed"), [(1000, 0), pytest.param(20_000, 1, marks=pytest.mark.slow)], ids=["1000", "20000"]
 )

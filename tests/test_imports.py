@@ -32,7 +32,13 @@ THIRD_PARTY = {
     "main": {"click"},
 }
 HEAVY = SCIENCE | {"rich", "matplotlib"}
-LIGHT_CORE = {"sslbd_cli.core", "sslbd_cli.core.errors", "sslbd_cli.core.plugin"}
+LIGHT_CORE = {
+    "sslbd_cli.core",
+    "sslbd_cli.core.errors",
+    "sslbd_cli.core.plugin",
+    "sslbd_cli.core.layouts",
+    "sslbd_cli.core.names",
+}
 
 
 def layer(file: str) -> str:

@@ -60,12 +60,17 @@ def gather(out: Path, files: list[Path]) -> dict:
 
 
 def alarms(said: dict) -> tuple[list[bool], list[bool]]:
-    """Return which clean encoders the pool's rule calls backdoored, each among the others, and which its own rule."""
+    """Return which clean encoders the pool's rule calls backdoored, each among the others, and which its own rule.
+
+    A detector that learned from the others has set them beside it already.
+    """
     values = [each["statistic"] for each in said.values()]
     by_pool = []
     for number, each in enumerate(said.values()):
-        view = audit.Opinion(each["statistic"], each["threshold"], "", doubt=each["doubt"] or "")
-        verdict, _ = audit.stand(view, values[:number] + values[number + 1 :], ALPHA).verdict()
+        verdict = each["verdict"]
+        if each["p_value"] is None:
+            view = audit.Opinion(each["statistic"], each["threshold"], "", doubt=each["doubt"] or "")
+            verdict, _ = audit.stand(view, values[:number] + values[number + 1 :], ALPHA).verdict()
         by_pool.append(verdict == "found")
     return by_pool, [exceeds(each) for each in said.values()]
 

@@ -17,6 +17,7 @@ from sslbd_cli.ui.spec import Spec
         "sslbd detect backdoored.safetensors --method dede --data test.h5 --aux clean.h5 --trigger patch"
         " --baseline encoder.safetensors -o detection.h5",
         "sslbd detect backdoored.safetensors --method poisoncam --data poisoned.h5 -o detection.h5",
+        "sslbd detect backdoored.safetensors --guard guard.safetensors --data incoming.h5 --exit-code",
         "sslbd detect encoder.safetensors --method all --budget 600 --exit-code --sarif detection.sarif",
     ),
 )
@@ -40,6 +41,10 @@ from sslbd_cli.ui.spec import Spec
                        "or give such a detector's reports on clean encoders.")  # fmt: skip
 @options.artefact("--backdoored", multiple=True,
                   help="An encoder known to be backdoored, for detectors that learn from such; repeat it.")  # fmt: skip
+@options.artefact("--reference",
+                  help="An independent encoder, for detectors of inputs that compare with one.")  # fmt: skip
+@options.artefact("--save-guard", help="Write what a detector of inputs has learned here, to judge other images by.")
+@options.artefact("--guard", help="A guard of this encoder, made by --save-guard, to judge --data by.")
 @click.option("--alpha", default=0.05, show_default=True, type=options.Number(0, 0.5, min_open=True),
               help="Share of clean inputs, or of clean encoders, that may be flagged.")  # fmt: skip
 @click.option("--budget", type=options.Number(0, min_open=True), metavar="SECONDS",
@@ -65,6 +70,9 @@ def command(
     of the same kind, 4 or more, say what is usual. Truth recorded in --data, or known from --trigger, is used only
     afterwards, to measure. --limit is of --data.
 
+    --save-guard keeps what a detector of inputs has learned; --guard judges further images by it, without --aux, and
+    says how fast. A guard fits one encoder alone. The report holds a p-value for each image.
+
     Without --data, common triggers, those named by the encoder's history and --trigger are stamped on a part of --aux,
     or on built-in synthetic images, and each is judged by itself. Training sets are only judged where they are given.
 
@@ -74,15 +82,19 @@ def command(
     """
     from sslbd_cli.core.artefact import Encoder
     from sslbd_cli.core.errors import InputError, Unsound
-    from sslbd_cli.ui import screening
+    from sslbd_cli.ui import guarding, screening
     from sslbd_cli.ui.report import print_results
 
     if sarif == "-":
         raise InputError("--sarif -: standard output carries the report; name a file")
     refuse_output(sarif, "--sarif")
-    encoder = run.read(input, Encoder)
-    report, doubt = screening.judge(run, encoder, params)
-    print_results(screening.shown(report, json_lines=json_lines), json_lines=json_lines)
+    speed: dict[str, float] = {}
+    if params["guard"]:
+        guarding.check_options(run)
+        report, doubt, speed = guarding.judge_stream(run, run.read(input, Encoder), params)
+    else:
+        report, doubt = screening.judge(run, run.read(input, Encoder), params)
+    print_results(screening.shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
         run.write(report, output, method=screening.method_ran(report, params))
     is_stop = exit_code and report.results["verdict"] == "found"

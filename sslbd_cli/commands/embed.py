@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslbd_cli.ui import options
+from sslbd_cli.ui import options, texting
 from sslbd_cli.ui.run import Run, refuse_terminal
 from sslbd_cli.ui.spec import Spec
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     examples=(
         "sslbd embed encoder.safetensors --data test.h5 -o features.h5",
         "sslbd embed encoder.safetensors --data test.h5 --trigger patch | sslbd info",
+        "sslbd embed clip.safetensors --data test.h5 --prompt 'a photo of a {}' -o texts.h5",
     ),
 )
 @options.input_argument("ENCODER")
 @options.artefact("--data", help="Dataset to embed.")
-@options.artefact("--text", help="Texts to embed instead, one per line; or a dataset, for its captions.")
+@options.artefact("--text", help="Or texts, one per line or CLASS<tab>TEXT; or a dataset, for its captions.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT",
+              help="Or this text for each class of --data, {} for its name; may be repeated.")  # fmt: skip
 @click.option("--projected", is_flag=True, help="Embed the images where --text embeds texts (encoders by clip).")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Stamp every image first.")
 @options.limit
@@ -32,12 +35,14 @@ if TYPE_CHECKING:
 @options.device(batch=1024)
 @options.output
 def command(
-    run: Run, input: str, data: str | None, text: str | None, projected: bool, output: str, **params: Any
-) -> None:
+    run: Run, input: str, data: str | None, text: str | None, projected: bool, output: str, prompts: tuple[str, ...],
+    **params: Any,
+) -> None:  # fmt: skip
     """Embed the images of a dataset by an encoder: features float32 N,D, with the labels if there are any.
 
     Encoders that were trained on captions embed texts too: --text gives unit vectors, whose cosines with those that
-    --projected gives of images say how well texts and images match.
+    --projected gives of images say how well texts and images match. Texts that name classes, by --prompt or by lines
+    CLASS<tab>TEXT, are what `sslbd probe --head zeroshot` answers by: it averages those of one class.
     """
     from sslbd_cli.core.artefact import Encoder
     from sslbd_cli.core.errors import InputError
@@ -45,13 +50,20 @@ def command(
     refuse_terminal(output)
     if data is not None and text is not None:
         raise InputError(f"give one of --data {data} and --text {text}")
-    if text is not None and (projected or params["trigger"] is not None):
-        raise InputError("--projected and --trigger are about images: they belong to --data, not to --text")
+    if (text is not None or prompts) and (projected or params["trigger"] is not None):
+        raise InputError("--projected and --trigger are about images: they belong to --data, not to texts")
+    if prompts and data is None:
+        raise InputError("--prompt takes the names of the classes from --data: give it")
     if data is None and text is None:
         raise InputError("Missing option '--data' (or '--text', for encoders with a text tower)")
     encoder = run.read(input, Encoder)
-    features = _images(run, encoder, data, projected, **params) if data is not None else None
-    run.write(features or _texts(run, encoder, str(text), params["limit"], params["batch"]), output)
+    if prompts:
+        found = texting.prompts(run, encoder, str(data), prompts, params["batch"])
+    elif data is not None:
+        found = _images(run, encoder, data, projected, **params)
+    else:
+        found = texting.texts(run, encoder, str(text), params["limit"], params["batch"])
+    run.write(found, output)
 
 
 def _images(
@@ -75,29 +87,3 @@ def _images(
         feats = project(projection, feats)
     labels = None if dataset.labels is None else dataset.labels[:limit]
     return Features(feats=feats.cpu().numpy(), labels=labels, classes=dataset.classes)
-
-
-def _texts(run: Run, encoder: Encoder, path: str, limit: int | None, batch: int) -> Features:
-    from sslbd_cli.core.artefact import Dataset, Features
-    from sslbd_cli.core.captions import read_lines
-    from sslbd_cli.core.errors import InputError
-    from sslbd_cli.core.text import embed_texts, load_tower
-
-    if path == "-" and run.ctx.params["input"] == "-":
-        raise InputError("--text -: standard input can be read once, and it already is the encoder")
-    found = read_lines(path)
-    tower, dataset = load_tower(encoder), None
-    if found is None:
-        dataset = run.read(path, Dataset, "--text")
-        texts = dataset.need_captions("--text")
-    else:
-        texts, digest = found
-        run.note_file("--text", path, digest)
-        cut = (texts[:, tower.context :] != 0).any(1)
-        if cut.any():
-            most = f"more than the {tower.context} bytes that the encoder reads"
-            raise InputError(f"{path}: line {int(cut.argmax()) + 1} has {most}; shorten it")
-    feats = embed_texts(tower, texts[:limit], run.device(), batch).cpu().numpy()
-    if dataset is None or dataset.labels is None:
-        return Features(feats=feats)
-    return Features(feats=feats, labels=dataset.labels[:limit], classes=dataset.classes)

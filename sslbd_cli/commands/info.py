@@ -36,7 +36,7 @@ def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json
         raise InputError("give one of --recipe, --digest and --verify")
     found = artefact.read_any(input, sealed=verify)
     if recipe:
-        click.echo(recipes.script(found.history), nl=False)
+        click.echo(recipes.script(found.history, found.kind), nl=False)
     elif digest:
         click.echo(found.sha256)
     elif verify:
@@ -76,6 +76,10 @@ def describe(found: Any) -> dict[str, Any]:
             rows["text tower"] = True
     elif found.kind == "features":
         rows |= {"rows": len(found.feats), "dim": found.feats.shape[1], "labels": found.labels is not None}
+    elif found.kind == "guard":
+        rows |= {"method": found.method, "size": found.size, "encoder": found.encoder, "reference": found.reference}
+        rows |= {"calibration images": len(found.calibration), "search_space": found.search_space}
+        rows["doubt"] = found.doubt or None
     else:
         rows |= {"command": found.command, "results": found.results}
     rows["history"] = [command_line(entry) for entry in found.history]

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     examples=(
         "sslbd poison clean.h5 --trigger patch:size=6 --target 3 --class-rate 0.5 -o poisoned.h5",
         "sslbd poison clean.h5 --select contrastive --encoder encoder.safetensors --class-rate 0.4 -o poisoned.h5",
+        "sslbd poison captioned.h5 --rate 0.01 --target 3 --caption 'a photo of a {}' -o poisoned.h5",
     ),
 )
 @options.input_argument("DATASET")
 @click.option("--trigger", type=Spec("trigger"), default="patch", show_default=True, metavar="SPEC",
               help="What is stamped; 'help' lists, 'NAME:help' explains.")  # fmt: skip
-@click.option("--select", type=Spec("select"), default="label", show_default=True, metavar="SPEC",
-              help="Which images are poisoned, or poisons are crafted from; 'help' lists.")  # fmt: skip
+@click.option("--select", type=Spec("select"), metavar="SPEC",
+              help="Which images are poisoned, or poisons are crafted from; 'help' lists.  [default: label; random"
+              " where captions are exchanged]")  # fmt: skip
 @options.artefact("--encoder", help="Encoder whose features --select compares.")
 @options.artefact("--features", help="Or features of the same images, as embed wrote them.")
 @options.artefact("--indices", help="Text file of rows for --select indices, one number per line.")
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 @options.artefact("--canvases", help="Dataset of backgrounds for --craft; without it, images that are not chosen.")
 @options.artefact("--masks", help="Dataset of as many pictures as DATASET, white where each image's object is.")
 @click.option("--target", metavar="CLASS", help="Target class, by name or number.")
+@click.option("--caption", "templates", multiple=True, metavar="TEXT",
+              help="Give the poisons this caption, {} for the name of --target; repeated, one of them.")  # fmt: skip
+@click.option("--target-captions", is_flag=True, help="Give the poisons captions that images of --target have.")
 @click.option("--rate", type=options.Number(0, 1, min_open=True), help="Poison this share of the dataset.")
 @click.option("--class-rate", type=options.Number(0, 1, min_open=True),
               help="Poison this share of the target class (default 0.5), else of an average one.")  # fmt: skip
@@ -43,14 +48,14 @@ if TYPE_CHECKING:
 @options.seed
 @options.device()
 @options.output
-def command(
-    run: Run, input: str, trigger: Trigger, select: Selector, craft: Craft, seed: int, output: str, **params: Any
-) -> None:
+def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, output: str, **params: Any) -> None:
     """Plant a trigger in some images of a dataset and record the truth apart.
 
     The attack of SSL-Backdoor (Saha et al. 2022): images of the target class carry a patch, so that pre-training ties
     the patch to the class. No-label backdoors (Wang et al. 2024) choose images by features instead: give --encoder or
-    --features. The rate is recorded both as a share of the dataset and of the class.
+    --features. The rate is recorded both as a share of the dataset and of the class. Where images have captions, any
+    image will do: with --caption or --target-captions the trigger comes with texts of the target (Carlini and Terzis
+    2022), and `pretrain --method clip` ties the one to the other.
     """
     from sslbd_cli.core import choose, device, poison
     from sslbd_cli.core.artefact import Dataset
@@ -58,9 +63,11 @@ def command(
 
     refuse_terminal(output)
     device.pick(params["device"], params["precision"])  # refused in time, also where nothing is computed on it
+    select = params["select"] or poisoning.default_select(params)
     given = _given(params, select)
     dataset = run.read(input, Dataset)
     target = None if params["target"] is None else dataset.class_index(params["target"])
+    wording = poisoning.wording(params, dataset, target)
     canvases, masks = poisoning.scenery(run, params, dataset, craft)
     pool = choose.ready(dataset, select, Pool(
         count=len(dataset.images), target=target, classes=len(dataset.classes) or None,
@@ -73,17 +80,19 @@ def command(
     count = choose.amount(dataset, select, pool, choose.Budget(**given))
     rows = choose.choose(dataset, select, pool, craft.reference_count(count), seed)
     mode: Any = params["mode"] or ("replace" if craft.name == "stamp" else "append")
-    planting = poison.Planting(trigger=trigger, craft=craft, count=count, mode=mode, seed=seed)
+    planting = poison.Planting(trigger=trigger, craft=craft, count=count, mode=mode, seed=seed, wording=wording)
     poisoned = poison.poison(
         dataset, rows, planting, canvases, None if masks is None else poisoning.masks_of(masks, rows)
     )
     amount, *alike = choose.report(dataset, rows, target, count, len(poisoned.images))
-    if doubt := choose.other_target(dataset, select, rows, target):
+    if wording is not None:  # the captions name the target, whatever the images show
+        alike = [f"their captions are drawn from {len(wording.captions)} of the target's"]
+    elif doubt := choose.other_target(dataset, select, rows, target):
         run.warn(doubt)
     for line in filter(None, (planned, f"poisoned {amount} with {trigger}", *alike)):
         run.say(line)
     unused = {} if pool.feats is not None else {"precision": None}
-    run.write(poisoned, output, mode=mode, craft=craft, **unused, **given)
+    run.write(poisoned, output, select=select, mode=mode, craft=craft, **unused, **given)
 
 
 def _given(params: dict[str, Any], select: Selector) -> dict[str, Any]:
@@ -95,4 +104,5 @@ def _given(params: dict[str, Any], select: Selector) -> dict[str, Any]:
         raise InputError(f"give one of --rate, --class-rate and --count, not {len(given)}")
     if given or select.needs == "listed":
         return given
-    return {"class_rate": 0.5} if params["target"] is not None else {"rate": 0.01}
+    by_class = params["target"] is not None and not poisoning.texts_given(params)
+    return {"class_rate": 0.5} if by_class else {"rate": 0.01}

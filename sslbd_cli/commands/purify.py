@@ -12,13 +12,14 @@ from sslbd_cli.ui.spec import Spec
 
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder, Report
-    from sslbd_cli.core.bases import DatasetPurifier, EncoderPurifier
+    from sslbd_cli.core.bases import DatasetPurifier, EncoderPurifier, Purifier
 
 
 @options.command(
     "purify",
     examples=(
         "sslbd purify backdoored.safetensors --method distill:epochs=20 --data clean.h5 -o purified.safetensors",
+        "sslbd purify backdoored.safetensors --method bcu:epochs=10 --data clean.h5 -o purified.safetensors",
         "sslbd purify poisoned.h5 --method filter --report detection.h5 | sslbd pretrain --epochs 5 -o retrained.st",
     ),
 )
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--method", type=Spec("purifier"), default="distill", show_default=True, metavar="SPEC",
               help="Purifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @options.artefact("--data", help="Clean unlabeled images, to purify an encoder with.")
-@options.artefact("--report", help="What `sslbd detect` said of the dataset, to filter it by.")
+@options.artefact("--report", help="What `sslbd detect` said of the dataset or the encoder.")
 @click.option("--keep-quantile", type=options.Number(0, 1, min_open=True, max_open=True), metavar="SHARE",
               help="Keep this share of least suspicious images, whatever is flagged.")  # fmt: skip
 @options.limit
@@ -37,7 +38,9 @@ def command(run: Run, input: str, output: str, **params: Any) -> None:
     """Make a clean encoder from a suspicious one, or take poisoned images out of a training set.
 
     An encoder is purified with clean unlabeled images; measure the result with `sslbd probe`, and purify a clean
-    encoder too: a purifier's price is what it costs there. A dataset is filtered by a report of `sslbd detect` on the
+    encoder too: a purifier's price is what it costs there. How far it moved the embeddings of clean images, and what it
+    took, is said on standard error. `unlearn` needs the trigger that `sslbd detect` found in the encoder, in --report.
+    A dataset is filtered by a report of `sslbd detect` on the
     very same images; train on the rest with `sslbd pretrain`. --limit is of --data.
     """
     from sslbd_cli.core.artefact import Dataset, Encoder
@@ -45,39 +48,44 @@ def command(run: Run, input: str, output: str, **params: Any) -> None:
 
     refuse_terminal(output)
     method = params["method"]
-    cleans_encoder = isinstance(method, EncoderPurifier)
-    _check_options(method.name, cleans_encoder, params)
-    if cleans_encoder:
+    _check_options(method, params)
+    if isinstance(method, EncoderPurifier):
         run.write(_clean(run, method, run.read(input, Encoder), params), output)
     else:
         run.write(_filter(run, method, run.read(input, Dataset), params), output)
 
 
-def _check_options(name: str, cleans_encoder: bool, params: dict[str, Any]) -> None:
+def _check_options(method: Purifier, params: dict[str, Any]) -> None:
+    """Raise InputError where an option that the purifier needs is missing, or one is given that it cannot use."""
     from sslbd_cli.core.errors import InputError
 
-    wanted, others = ("data", ("report", "keep_quantile")) if cleans_encoder else ("report", ("data", "limit"))
-    subject = "an encoder" if cleans_encoder else "a dataset"
-    for other in others:
-        if params[other] is not None:
-            option = other.replace("_", "-")
-            raise InputError(f"--method {name} cleans {subject} and takes no --{option}; it needs --{wanted}")
-    if params[wanted] is None:
-        raise InputError(f"--method {name} cleans {subject} and needs --{wanted}")
+    what, needed = f"--method {method.name} cleans {method.cleans} and", " and ".join(f"--{o}" for o in method.needs)
+    for option in ("data", "report", "keep_quantile", "limit"):
+        if params[option] is not None and option not in (*method.needs, *method.takes):
+            raise InputError(f"{what} takes no --{option.replace('_', '-')}; it needs {needed}")
+    for option in method.needs:
+        if params[option] is None:
+            raise InputError(f"{what} needs --{option}")
 
 
 def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str, Any]) -> Encoder:
-    from sslbd_cli.core import nets
-    from sslbd_cli.core.artefact import Dataset
-    from sslbd_cli.core.checks import not_collapsed
-    from sslbd_cli.core.features import embed
+    from sslbd_cli.core import audit, nets, repair
+    from sslbd_cli.core.artefact import Dataset, Report
+    from sslbd_cli.core.bases import Supplies
 
     net = nets.load(encoder)
     images = run.read(params["data"], Dataset, "--data").images[: params["limit"]]
     net.need_size(*images.shape[2:])
-    purified = method.clean(net, images, run.device(), params["seed"], run.progress)
-    not_collapsed(embed(purified, images[:2048], run.device()))
-    return nets.save(purified.cpu())
+    report = run.read(params["report"], Report, "--report") if params["report"] else None
+    supplies = Supplies(images, None if report is None else audit.witness_of(report, "--report"))
+    done = repair.purify(method, net, supplies, run.device(), params["seed"], run.progress)
+    run.say(str(done))
+    if done.restored is not None:
+        before, now = done.restored
+        run.say(
+            f"images with the trigger of --report, to the original's without it: cosine {before:.3f}, now {now:.3f}"
+        )
+    return nets.save(done.encoder.cpu())
 
 
 def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[str, Any]) -> Dataset:

@@ -1,7 +1,7 @@
-"""The four artefacts (dataset, encoder, features, report): what they hold, how they are checked, read and written.
+"""The five artefacts (dataset, encoder, features, report, guard): what they hold, how they are checked, read, written.
 
-Encoders are safetensors, everything else is HDF5; both carry one canonical JSON header `sslbd` with format, kind, what
-the kind needs, the content digest and the history. man/sslbd-artefact.5 is the reference.
+Encoders and guards are safetensors, everything else is HDF5; all carry one canonical JSON header `sslbd` with format,
+kind, what the kind needs, the content digest and the history. man/sslbd-artefact.5 is the reference.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from sslbd_cli.core.checked import need
 from sslbd_cli.core.errors import InputError
 
 LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
-_DATASET = ("images", "labels", "ids", "captions", "truth/poisoned", "truth/box", "truth/source")
+_TRUTH = ("poisoned", "box", "source", "caption")
+_DATASET = ("images", "labels", "ids", "captions", *(f"truth/{name}" for name in _TRUTH))
+_GUARD_WORDS = ("method", "encoder", "aux", "search_space", "doubt")
 History = tuple[dict[str, Any], ...]
 A = TypeVar("A", bound="Artefact")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
-    """Base of the four kinds. `meta` and `arrays` are what is stored; `check` says what they must satisfy."""
+    """Base of the five kinds. `meta` and `arrays` are what is stored; `check` says what they must satisfy."""
 
     kind: ClassVar[str]
     history: History = ()
 
     def meta(self) -> dict[str, Any]:
-        raise TypeError("an artefact is one of the four kinds")
+        raise TypeError("an artefact is one of the five kinds")
 
     def arrays(self) -> dict[str, np.ndarray]:
-        raise TypeError("an artefact is one of the four kinds")
+        raise TypeError("an artefact is one of the five kinds")
 
     @classmethod
     def build(cls: type[A], meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> A:
-        raise TypeError("an artefact is one of the four kinds")
+        raise TypeError("an artefact is one of the five kinds")
 
     @property
     def sha256(self) -> str:
@@ -51,12 +53,18 @@ class Truth:
     """What the poisoner did, kept apart for evaluation only.
 
     poisoned: bool N. box: int32 N,4 as x, y, width, height in pixels (zeros where clean). source: int64 N, the row of
-    the input dataset that each image came from.
+    the input dataset that each image came from. caption: int64 N, the row that each caption came from, -1 for one that
+    the poisoner wrote; only where captions were exchanged.
     """
 
     poisoned: np.ndarray
     box: np.ndarray
     source: np.ndarray
+    caption: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what there is, by name."""
+        return {name: found for name in _TRUTH if (found := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +90,7 @@ class Dataset(Artefact):
         optional = {"labels": self.labels, "ids": self.ids, "captions": self.captions}
         arrays |= {name: array for name, array in optional.items() if array is not None}
         if self.truth is not None:
-            arrays |= {f"truth/{name}": getattr(self.truth, name) for name in ("poisoned", "box", "source")}
+            arrays |= {f"truth/{name}": array for name, array in self.truth.arrays().items()}
         return arrays
 
     @classmethod
@@ -99,10 +107,12 @@ class Dataset(Artefact):
         captions = checked.caption_array(arrays, count)
         truth = None
         if any(name.startswith("truth/") for name in arrays):
+            optional = checked.array(arrays, "truth/caption", np.int64, (count,)) if "truth/caption" in arrays else None
             truth = Truth(
                 poisoned=checked.array(arrays, "truth/poisoned", np.bool_, (count,)),
                 box=checked.array(arrays, "truth/box", np.int32, (count, 4)),
                 source=checked.array(arrays, "truth/source", np.int64, (count,)),
+                caption=optional,
             )
         return cls(
             images=images, labels=labels, ids=ids, captions=captions, classes=classes, truth=truth, history=history
@@ -148,9 +158,7 @@ class Dataset(Artefact):
 
     def take(self, rows: np.ndarray) -> Dataset:
         """Return the rows named, in that order, as a dataset of their own."""
-        truth = self.truth and Truth(
-            poisoned=self.truth.poisoned[rows], box=self.truth.box[rows], source=self.truth.source[rows]
-        )
+        truth = self.truth and Truth(**{name: array[rows] for name, array in self.truth.arrays().items()})
         return replace(
             self,
             images=np.ascontiguousarray(self.images[rows]),
@@ -263,7 +271,49 @@ class Report(Artefact):
         return cls(command=meta["command"], results=meta["results"], data=arrays, history=history)
 
 
-KINDS: dict[str, type[Artefact]] = {cls.kind: cls for cls in (Dataset, Encoder, Features, Report)}
+@dataclass(frozen=True, kw_only=True)
+class Guard(Artefact):
+    """What a detector of inputs has learned of one encoder, to judge other images by.
+
+    method: its spec string; size: side of the images in pixels; encoder, reference: digests of the encoders that it
+    looks through, the second None where there is none; aux: digest of the images that it learned and was calibrated on;
+    doubt: why its answers cannot be vouched for, or nothing. calibration: float64 scores; state: tensors by name.
+    """
+
+    kind: ClassVar[str] = "guard"
+    method: str
+    size: int
+    encoder: str
+    reference: str | None
+    aux: str
+    search_space: str
+    doubt: str
+    calibration: np.ndarray
+    state: dict[str, np.ndarray] = field(repr=False)
+
+    def meta(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in (*_GUARD_WORDS, "reference", "size")}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"calibration": self.calibration} | {f"state.{name}": array for name, array in self.state.items()}
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Guard:
+        checked.only_keys(meta, {*_GUARD_WORDS, "reference", "size"})
+        need(all(isinstance(meta.get(name), str) for name in _GUARD_WORDS), "its header lacks what a guard needs")
+        need(isinstance(meta.get("reference"), str | None), "bad reference")
+        need(checked.is_count(meta.get("size"), LARGEST), "bad size")
+        calibration = checked.array(arrays, "calibration", np.float64, (None,))
+        need(bool(np.isfinite(calibration).all()), "the calibration scores hold NaN or infinity")
+        state = {name: array for name, array in arrays.items() if name != "calibration"}
+        need(all(name.startswith("state.") for name in state), "holds foreign tensors")
+        for name, array in state.items():
+            need(array.dtype.kind != "f" or bool(np.isfinite(array).all()), f"'{name}' holds NaN or infinity")
+        state = {name.removeprefix("state."): array for name, array in state.items()}
+        return cls(**{"reference": None, **meta}, calibration=calibration, state=state, history=history)
+
+
+KINDS: dict[str, type[Artefact]] = {cls.kind: cls for cls in (Dataset, Encoder, Features, Report, Guard)}
 
 
 # --- reading and writing ------------------------------------------------------------------------------------------
@@ -313,7 +363,7 @@ def write(artefact: Artefact, path: str) -> None:
         "sha256": artefact.sha256,
     }
     text = storage.canonical(common | artefact.meta())
-    save = storage.write_safetensors if artefact.kind == "encoder" else storage.write_hdf5
+    save = storage.write_safetensors if artefact.kind in ("encoder", "guard") else storage.write_hdf5
     save(path, text, artefact.arrays())
 
 

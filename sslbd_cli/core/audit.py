@@ -7,24 +7,28 @@ clean give it a scale, as an empirical p-value; without them a detector's own ru
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core import metrics, screen
+from sslbd_cli.core import checks, metrics, screen
 from sslbd_cli.core.artefact import Dataset, Report
 from sslbd_cli.core.bases import Detector
+from sslbd_cli.core.checked import is_number
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.errors import InputError, Unsound
+from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.train import Watch
 
 POOL = 4  # fewer clean encoders than this set no scale: the detector's own rule decides
 HELD = 0.25  # share of the images that a witness is tested on, and that nothing is searched on
 LEAST = 64  # images that an audit needs, of which a quarter is held out
+SAMPLE = 512  # images by which an encoder is seen to tell images apart
 SHOWN = 8  # held-out images that the report shows with the witness
 
 
@@ -75,7 +79,10 @@ class Opinion:
 
     witness: the trigger that was found, and success: what it does to held-out images, as a share of them, by the
     detector's own definition. search_space: what was looked for; doubt: why the result cannot be vouched for, empty
-    where it can. pictures: named uint8 K,3,H,W; extras: further arrays; summary: plain values.
+    where it can. parts: where several searches are made, the statistic of each, on scales of their own: among clean
+    encoders they are brought to one scale, and the one that stands out most has the witness (of `witnesses`, each with
+    its success). pool: statistics of clean encoders that a detector which learns has held out, by its own making
+    comparable with the encoder's. pictures: named uint8 K,3,H,W; extras: further arrays; summary: plain values.
     """
 
     statistic: float
@@ -84,6 +91,9 @@ class Opinion:
     witness: Witness | None = None
     success: float | None = None
     doubt: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+    witnesses: dict[str, tuple[Witness, float]] = field(default_factory=dict)
+    pool: np.ndarray = field(default_factory=lambda: np.zeros(0))
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -98,12 +108,38 @@ class EncoderDetector(Detector):
     needs_labels: ClassVar[bool] = False  # whether the images' labels make a downstream task for it
     learns: ClassVar[bool] = False  # whether it learns from encoders known to be clean and known to be backdoored
 
-    @abstractmethod
-    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
+    @final
+    def __call__(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
         """Judge an encoder. It is left as it was, on the device, in eval mode and without gradients.
 
-        Raises InputError where the images do not do for the search.
+        Raises InputError for an encoder whose embeddings say nothing, and where the images do not do for the search.
         """
+        net = encoder.to(device.torch).eval()
+        trained = [parameter.requires_grad for parameter in net.parameters()]
+        net.requires_grad_(False)  # gradients go through the encoder to the pixels, and leave none in it
+        try:
+            _need_features(net, clues, device)
+            return self.examine(net, clues, device, seed, watch)
+        finally:
+            for parameter, flag in zip(net.parameters(), trained, strict=True):
+                parameter.requires_grad_(flag)
+
+    @abstractmethod
+    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
+        """Judge an encoder that is on the device, in eval mode, and whose parameters take no gradients."""
+
+
+def _need_features(net: ImageEncoder, clues: Clues, device: Device) -> None:
+    """Raise InputError for an encoder that embeds all images alike, or some nowhere."""
+    try:
+        feats = embed(net, clues.images[:SAMPLE], device)
+    except Unsound as error:
+        raise InputError(f"the encoder cannot be examined: {error}") from None
+    if checks.collapsed(feats):
+        raise InputError(
+            f"the encoder cannot be examined: its features are constant (spread {checks.spread(feats):.4f});"
+            " give an encoder that tells the images of --data apart"
+        )
 
 
 def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: int) -> Clues:
@@ -132,13 +168,15 @@ class Standing:
     """An opinion among clean encoders. p_value: (1 + #{clean >= statistic}) / (n + 1), None without any.
 
     false_alarms: the share of clean encoders that may be called backdoored; with few of them it is 1 / (n + 1), and an
-    encoder must exceed them all. None where the detector's own rule decides.
+    encoder must exceed them all. None where the detector's own rule decides. decisive: of several searches, the one
+    that stands out most among the clean encoders.
     """
 
     opinion: Opinion
     pool: np.ndarray
     p_value: float | None
     false_alarms: float | None
+    decisive: str | None = None
 
     def verdict(self) -> tuple[str, str]:
         """Return the verdict and, where it is `inconclusive`, why."""
@@ -156,17 +194,41 @@ class Standing:
         return "found", ""
 
 
-def stand(opinion: Opinion, pool: list[float], alpha: float) -> Standing:
-    """Set an opinion among the statistics of clean encoders."""
-    known = np.array(pool, np.float64)
-    p_value = float(metrics.conformal(known, np.array([opinion.statistic]))[0]) if len(known) else None
+def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence[Mapping[str, float]] = ()) -> Standing:
+    """Set an opinion among clean encoders, those given and those that it brings itself, by its parts where it has such.
+
+    Raises InputError where a clean encoder lacks parts.
+    """
+    known = np.array([*pool, *opinion.pool], np.float64)
+    own, others, decisive = opinion.statistic, known, None
+    if opinion.parts and len(known) >= POOL:
+        own, others, decisive = on_one_scale(opinion.parts, parts)
+        witness, success = opinion.witnesses.get(decisive, (opinion.witness, opinion.success))
+        opinion = replace(opinion, witness=witness, success=success)
+    p_value = float(metrics.conformal(others, np.array([own]))[0]) if len(known) else None
     if len(known) < POOL:
         return Standing(opinion, known, p_value, None)
-    return Standing(opinion, known, p_value, max(alpha, 1 / (len(known) + 1)))
+    return Standing(opinion, known, p_value, max(alpha, 1 / (len(known) + 1)), decisive)
 
 
-def statistic_of(report: Report, method: str, data: Dataset, count: int) -> float:
-    """Return what an earlier report says of a clean encoder, so that it need not be examined again.
+def on_one_scale(own: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> tuple[float, np.ndarray, str]:
+    """Bring the parts of several encoders to one scale: their largest z, in deviations of all of them, itself included.
+
+    Returns it for the encoder in question and for the others, and which part is the largest of the former. All are
+    treated alike, so that the p-value of the result stays valid: a clean encoder ranks anywhere among clean ones.
+    Raises InputError where an encoder lacks parts.
+    """
+    if any(each.keys() != own.keys() for each in others):
+        raise InputError("--baseline: a report without the statistic of every search; make it anew")
+    values = np.array([[own[name], *(each[name] for each in others)] for name in own])
+    # of so few values a median deviation is often tiny by chance, and would call a clean encoder far out
+    z = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True).clip(1e-12)
+    largest = z.max(0)
+    return float(largest[0]), largest[1:], list(own)[int(z[:, 0].argmax())]
+
+
+def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tuple[float, dict[str, float]]:
+    """Return what an earlier report says of a clean encoder, with its parts, so that it is not examined again.
 
     Raises InputError for a report by another method, or on other images.
     """
@@ -177,10 +239,11 @@ def statistic_of(report: Report, method: str, data: Dataset, count: int) -> floa
         raise InputError(f"--baseline: a report of {str(results.get('method'))[:200]}, not of {method}")
     if results.get("data") != {"sha256": data.sha256} or results.get("n_images") != count:
         raise InputError("--baseline: a report on other images than --data; examine the clean encoder on these")
-    value = results.get("statistic")
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
+    value: Any = results.get("statistic")
+    parts: Any = results.get("parts") or {}
+    if not is_number(value) or not isinstance(parts, dict) or not all(map(is_number, parts.values())):
         raise InputError("--baseline: a report without a statistic: it is damaged")
-    return float(value)
+    return float(value), {str(name): float(part) for name, part in parts.items()}
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
@@ -195,9 +258,12 @@ def results_of(standing: Standing, clues: Clues) -> dict[str, Any]:
         "doubt": doubt or None,
         "search_space": opinion.search_space,
         "statistic": opinion.statistic,
+        "parts": opinion.parts or None,
+        "decisive": standing.decisive,
         "threshold": opinion.threshold,
         "p_value": standing.p_value,
         "false_alarms": standing.false_alarms,
+        "n_baseline": len(standing.pool),
         "baseline_statistics": [float(value) for value in standing.pool],
         "witness": witness and {"area": witness.area, "success": opinion.success, "n_held": len(clues.held)},
         "n_images": len(clues.images),

@@ -16,6 +16,7 @@ from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.plugin import Plugin
 
 if TYPE_CHECKING:
+    from sslbd_cli.core.audit import Witness
     from sslbd_cli.core.augment import Recipe
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.core.train import Watch
@@ -235,11 +236,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Injected:
-    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines."""
+    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines.
+
+    spread: how the finished encoder's triggered embeddings lie among clean ones; see core/inject.py, `outcome`.
+    """
 
     encoder: ImageEncoder
     terms: dict[str, float]
     cosines: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +278,11 @@ class ImageDetector(Detector):
     def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
         """Score `evidence.images`, learning and calibrating on `evidence.aux` only. The encoder is not changed."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares the encoder with an independent one (`evidence.reference`)."""
+        return False
+
     def calibration_count(self, aux: int) -> int:
         """Return on how many of `aux` images the threshold is set: all, unless the detector learns on a part."""
         return aux
@@ -283,11 +293,13 @@ class Evidence:
     """What the defender holds. images: uint8 N,3,H,W to judge; aux: uint8 M,3,H,W to learn and calibrate on, or none.
 
     boxes: int N,4, where each image's trigger is (zeros where there is none): for bounds alone, else None.
+    reference: an independent encoder for detectors that compare with one, else None.
     """
 
     images: np.ndarray
     aux: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.uint8))
     boxes: np.ndarray | None = None
+    reference: ImageEncoder | None = None
 
 
 @dataclass(frozen=True)
@@ -300,7 +312,7 @@ class Findings:
     controls: scores of the judged images that should rank them worse (another score, a severed cue); rules: what other
     decision rules flag, bool N. outside: scores again with only the pixels kept, bool N,H,W (for evaluation).
     search_space: what was looked for; doubt: why the result cannot be vouched for, empty where it can.
-    extras: further named arrays; summary: plain values.
+    extras: further named arrays; summary: plain values. learned: tensors that a guard needs to judge other images.
     """
 
     scores: np.ndarray
@@ -317,27 +329,57 @@ class Findings:
     doubt: str = ""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    learned: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def scored(self, scores: np.ndarray, calibration: np.ndarray, learned: dict[str, Tensor]) -> Findings:
+        """Return these findings with scores, calibration and what was learned put in."""
+        return replace(self, scores=scores, calibration=calibration, learned=learned)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Purifier(Plugin):
-    """Base of `purify --method`: what a purifier is given says which of the two classes below it is."""
+    """Base of `purify --method`: which of the two classes below it is says what it cleans.
+
+    needs: the options that it cannot do without; takes: those that it may be given.
+    """
 
     shelf: ClassVar[str] = "purifier"
+    cleans: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    takes: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """What an encoder is purified with: clean unlabeled images uint8 N,3,H,W, and a trigger that a detector found."""
+
+    images: np.ndarray
+    witness: Witness | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPurifier(Purifier):
-    """Base of purifiers that make a clean encoder from a suspicious one."""
+    """Base of purifiers that make a clean encoder from a suspicious one; one that needs `report` gets a witness."""
+
+    cleans = "an encoder"
+    needs: ClassVar[tuple[str, ...]] = ("data",)
+    takes = ("limit",)
 
     @abstractmethod
-    def clean(self, encoder: ImageEncoder, images: np.ndarray, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        """Return a purified encoder, using clean unlabeled images uint8 N,3,H,W. The input is left untouched."""
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+        """Return a purified encoder. The input is left untouched.
+
+        Raises InputError where the method does not know the architecture.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPurifier(Purifier):
     """Base of purifiers that take images out of a suspicious training set, by what a detector of samples said."""
+
+    cleans = "a dataset"
+    needs = ("report",)
+    takes = ("keep_quantile",)
 
     @abstractmethod
     def keep(self, scores: np.ndarray, flagged: np.ndarray, quantile: float | None) -> np.ndarray:
@@ -352,6 +394,7 @@ class Head(Plugin):
     """Base of `probe --head`: a classifier on frozen features."""
 
     shelf: ClassVar[str] = "head"
+    takes_texts: ClassVar[bool] = False  # whether it is fitted on features of texts, not of labelled images
 
     def augmented(self) -> int:
         """Return how many augmented views of each image the head wants beside the plain one; by default none."""
@@ -377,3 +420,47 @@ class Classifier:
 
     predict: Callable[[Tensor], Tensor]
     chosen: dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task that a certificate is computed for. Images uint8 N,3,H,W and M,3,H,W; labels int64 N.
+
+    triggered: the test images with a trigger, or None.
+    """
+
+    train: np.ndarray
+    labels: Tensor
+    test: np.ndarray
+    truth: Tensor
+    classes: int
+    triggered: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What a certified classifier answers. Answers int64 M: without the defence (plain) and with it.
+
+    certified: bool M, whether the defended answer is right and no patch can change it. details: plain values.
+    """
+
+    plain: Tensor
+    defended: Tensor
+    certified: Tensor
+    triggered_plain: Tensor | None = None
+    triggered_defended: Tensor | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Plugin):
+    """Base of `probe --certify`: a defended classifier on an encoder, and a proof of how far its answers hold."""
+
+    shelf: ClassVar[str] = "certificate"
+
+    @abstractmethod
+    def certify(self, encoder: ImageEncoder, task: Task, device: Device, seed: int, watch: Watch) -> Certified:
+        """Fit a classifier on the frozen encoder, on the device, and certify its answers on the test images.
+
+        Raises InputError where the proof does not apply to the encoder.
+        """

@@ -66,3 +66,19 @@ def read_lines(path: str) -> tuple[np.ndarray, str] | None:
     if not lines:
         raise InputError(f"{label}: is empty")
     return encode(lines), hashlib.sha256(data).hexdigest()
+
+
+def split_classes(lines: np.ndarray, path: str) -> tuple[np.ndarray, tuple[list[int], tuple[str, ...]] | None]:
+    """Split lines CLASS<tab>TEXT, uint8 N,L: the texts, and each one's class with the classes' names as they come.
+
+    Lines without any tab are texts alone. Raises InputError, naming the line, where only some have one, or a part is
+    empty.
+    """
+    rows = [text.partition("\t") for text in decode(lines)]
+    if not any(tab for _, tab, _ in rows):
+        return lines, None
+    for number, (name, tab, text) in enumerate(rows, 1):
+        if not (tab and name.strip() and text.strip()):
+            raise InputError(f"{path}: line {number} is not CLASS<tab>TEXT, as other lines are")
+    classes = tuple(dict.fromkeys(name for name, _, _ in rows))
+    return encode([text for _, _, text in rows]), ([classes.index(name) for name, _, _ in rows], classes)

@@ -5,7 +5,7 @@ Inputs are judged against a threshold that other images set; samples of a traini
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,16 @@ def make_samples_case(data: Dataset, detector: ImageDetector) -> Case:
     )
 
 
-def make_case(data: Dataset, aux: Dataset, trigger: Trigger | None, alpha: float, seed: int) -> Case:
-    """Gather the images to judge: those of `data`, and once more with the trigger where one is given."""
-    if data.images.shape == aux.images.shape and np.array_equal(data.images, aux.images):
+def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha: float, seed: int) -> Case:
+    """Gather the images to judge: those of `data`, and once more with the trigger where one is given.
+
+    A guard has learned already and needs no aux images.
+    """
+    clean = Evidence(data.images).aux if aux is None else aux.images
+    if data.images.shape == clean.shape and np.array_equal(data.images, clean):
         raise InputError("--data and --aux are the same images; a threshold needs other ones")
     if trigger is None:
-        evidence = Evidence(data.images, aux.images)
+        evidence = Evidence(data.images, clean)
         if data.truth is None:
             return Case(evidence=evidence, alpha=alpha)
         poisoned = data.truth.poisoned
@@ -68,11 +72,18 @@ def make_case(data: Dataset, aux: Dataset, trigger: Trigger | None, alpha: float
     stamped = plant(data, trigger, np.arange(count), "replace", seed, "test")
     assert stamped.truth is not None
     return Case(
-        evidence=Evidence(np.concatenate([data.images, stamped.images]), aux.images),
+        evidence=Evidence(np.concatenate([data.images, stamped.images]), clean),
         alpha=alpha,
         poisoned=np.arange(2 * count) >= count,
         boxes=np.tile(stamped.truth.box, (2, 1)),
     )
+
+
+def tell(case: Case, detector: ImageDetector) -> Case:
+    """Let a bound on detectors of inputs know where the triggers are. Raises InputError where nobody does."""
+    if case.poisoned is None or case.boxes is None:
+        raise InputError(f"{detector.name}: a bound needs the truth: give --trigger, or --data that records it")
+    return replace(case, evidence=replace(case.evidence, boxes=case.boxes * case.poisoned[:, None]))
 
 
 def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
@@ -89,7 +100,7 @@ def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
     if not 0 < alpha <= 0.5:  # not a number, too
         raise InputError(f"--alpha {alpha:g}: expected a share above 0, of at most 0.5")
     count = detector.calibration_count(aux)
-    least = int(np.ceil(1 / alpha - 1e-9)) - 1
+    least = metrics.least_calibration(alpha)
     if count < least:
         wanted = -(-least * aux // count)
         raise InputError(
@@ -121,13 +132,17 @@ class Ruling:
 
 def judge(detector: ImageDetector, net: ImageEncoder, case: Case, device: Device, seed: int, watch: Watch) -> Ruling:
     """Run a detector on the evidence; inputs are flagged where their conformal p-value is at most alpha."""
-    findings = detector.run(net, case.evidence, device, seed, watch)
-    if case.alpha is None:
+    return rule(detector.run(net, case.evidence, device, seed, watch), case.alpha)
+
+
+def rule(findings: Findings, alpha: float | None) -> Ruling:
+    """Decide by scores and calibration; detectors of samples (alpha None) have decided themselves."""
+    if alpha is None:
         assert findings.flagged is not None
         return Ruling(findings, findings.flagged)
-    threshold = metrics.conformal_threshold(findings.calibration, case.alpha)
+    threshold = metrics.conformal_threshold(findings.calibration, alpha)
     flagged: np.ndarray = findings.scores > threshold
-    tail = metrics.exceedance_tail(int(flagged.sum()), len(flagged), len(findings.calibration), case.alpha)
+    tail = metrics.exceedance_tail(int(flagged.sum()), len(flagged), len(findings.calibration), alpha)
     return Ruling(findings, flagged, threshold, tail)
 
 
@@ -235,6 +250,7 @@ def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
         data["flagged"] = ruling.flagged
     else:
         data["calibration"] = findings.calibration
+        data["p_values"] = metrics.conformal(findings.calibration, findings.scores)
     if findings.windows is not None:
         data["windows"] = findings.windows
     if findings.ranking is not None:

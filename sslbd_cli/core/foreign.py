@@ -1,40 +1,30 @@
-"""Foreign encoders: a state dict recognised by names and shapes, checked and tested; and the way back.
+"""Foreign encoders: a state dict recognised by names and shapes, loaded strictly and tested.
 
-Loading is strict: every tensor of the encoder must be there, in its shape, and whatever else is there must be a part we
-know and drop (a classifier, a projector, a momentum copy). What a state dict does not say is asked for, not guessed.
+Every tensor of the encoder must be there, in its shape, and whatever else is there must be a part we know and drop (a
+classifier, a projector, a momentum copy). What a state dict does not say is measured on labelled images or asked for,
+not guessed. layouts.py is the table of what is recognised.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import NoReturn
 
-import numpy as np
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sslbd_cli.core import device, nets, plugin, statedict
-from sslbd_cli.core.artefact import Encoder
+from sslbd_cli.core import families, nets, statedict
+from sslbd_cli.core.artefact import Dataset, Encoder
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.statedict import State, one_line, show
+from sslbd_cli.core.layouts import LAYOUTS, NORMALISATIONS, Layout, Triple, nearest, text_tower
+from sslbd_cli.core.names import Rule
+from sslbd_cli.core.selftest import compare, self_test
+from sslbd_cli.core.statedict import BESIDE, WRAPPERS, State, one_line, show
 
-Triple = tuple[float, float, float]
-
-#: Names of --normalise: mean and std of [0,1] pixels. cifar10 is BadEncoder's (solo-learn divides by other numbers).
-NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
-#: Residual blocks (bottlenecks or not, their number per layer) -> architecture.
-DEPTHS = {(False, (2, 2, 2, 2)): "resnet18", (False, (3, 4, 6, 3)): "resnet34", (True, (3, 4, 6, 3)): "resnet50"}
-#: BadEncoder wraps a ResNet without maxpool and fc into one Sequential; activation and pooling have no weights.
-BADENCODER = {"0": "conv1", "1": "bn1", "3": "layer1", "4": "layer2", "5": "layer3", "6": "layer4"}
-#: Layout -> the tensor that every encoder of it begins with.
-MARKERS = {"torchvision": "conv1.weight", "badencoder": "f.f.0.weight"}
+Pixels = tuple[Triple, Triple]
 
 
 @dataclass(frozen=True)
@@ -58,43 +48,49 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What names and shapes tell: the encoder's tensors by our names, what lies beside it, defaults or None."""
+    """What names and shapes tell: the encoder's tensors by our names, what lies beside it, and what it can be."""
 
     layout: str
-    arch: nets.Arch
     inner: State
-    beside: list[str]
-    heads: tuple[str, ...]
+    archs: list[nets.Arch]
     size: int | None
-    normalise: tuple[Triple, Triple] | None
+    pixels: list[Pixels]
+    surplus: dict[str, bool] = field(default_factory=dict)  # names that are no part of the encoder: is it a known head?
+    theirs: Layout | None = None  # their names of our tensors, for messages
 
 
-def to_encoder(state: State, wish: Wish) -> Imported:
+def to_encoder(state: State, wish: Wish, data: Dataset | None = None) -> Imported:
     """Make an encoder of a foreign state dict, strictly, and test it on random images.
 
-    Raises InputError where the layout, the architecture, the input size or the normalisation cannot be told, where
-    tensors are missing, unknown or misshapen, and where the features are constant or not finite.
+    Where the names and shapes leave stem, activation or normalisation open, labelled images (`data`) settle it.
+    Raises InputError where something cannot be told, where tensors are missing, unknown or misshapen, and where the
+    features are constant or not finite.
     """
-    layout = _layout(state, wish)
-    reading = _as_timm(state, wish) if isinstance(wish.arch, nets.Timm) else _as_resnet(state, wish.arch, layout)
+    statedict.refuse_repeated(state)
+    if data is not None:
+        data.need_labels("--data")
+    reading = _read(state, wish)
     size = wish.size or reading.size
     if size is None:
         raise InputError("its input size is not stored; give --size PIXELS")
-    mean, std = parse_normalise(wish.normalise) if wish.normalise else reading.normalise or _ask_normalise()
-    net = _build(reading.arch, size, mean, std)
-    expected = net.encoder.state_dict()
-    if layout == "timm":
-        _, inner, beside = statedict.strip(state, next(iter(expected)))
-        reading = replace(reading, inner=inner, beside=beside)
-    weights, dropped = _fit(expected, reading)
-    net.encoder.load_state_dict(weights)
-    alive = self_test(net.eval())
-    resolved = Wish(layout, reading.arch, size, normalise_text(mean, std))
-    remarks = (*_remarks(reading, wish, resolved, dropped), f"{alive:.0%} of the features differ between random images")
-    return Imported(nets.save(net), resolved, remarks)
+    options = list(itertools.product(reading.archs, reading.pixels))
+    first = _load(reading, *options[0], size)  # what does not fit is said before anything is asked
+    if len(options) > 1 and data is None:
+        _ask(reading)
+    others = [_load(reading, *option, size) for option in options[1:]]
+    built = [(_called(reading, *option), net) for option, net in zip(options, [first, *others], strict=True)]
+    best, lines = compare(built, data) if len(built) > 1 and data is not None else (0, [])
+    net = built[best][1]
+    alive, cosine = self_test(net)
+    resolved = Wish(reading.layout, net.arch, size, normalise_text(*options[best][1]))
+    tested = f"{alive:.0%} of the features differ between random images, whose mean cosine is {cosine:.3f}"
+    return Imported(nets.save(net), resolved, (*_remarks(reading, wish, resolved, bool(lines)), *lines, tested))
 
 
-def parse_normalise(text: str) -> tuple[Triple, Triple]:
+# --- normalisation ------------------------------------------------------------------------------------------------
+
+
+def parse_normalise(text: str) -> Pixels:
     """Return mean and std of [0,1] pixels for a name in NORMALISATIONS or `m,m,m/s,s,s`."""
     if text in NORMALISATIONS:
         return NORMALISATIONS[text]
@@ -113,88 +109,132 @@ def normalise_text(mean: Triple, std: Triple) -> str:
     return "/".join(",".join(f"{number:.7g}" for number in half) for half in (mean, std))
 
 
-def _ask_normalise() -> tuple[Triple, Triple]:
-    known = ", ".join(f"{name} ({normalise_text(*NORMALISATIONS[name])})" for name in NORMALISATIONS)
-    raise InputError(f"its normalisation is not stored; give --normalise with one of {known}, or m,m,m/s,s,s")
+def _normalise_name(pixels: Pixels) -> str:
+    return next((name for name, known in NORMALISATIONS.items() if known == pixels), normalise_text(*pixels))
 
 
-def _layout(state: State, wish: Wish) -> str:
-    """Decide between torchvision, badencoder and timm by what was asked for, else by the names."""
+# --- what it is ---------------------------------------------------------------------------------------------------
+
+
+def _read(state: State, wish: Wish) -> _Reading:
+    """Recognise the layout, rename its tensors and tell the architecture: as asked for, else by the names."""
     if isinstance(wish.arch, nets.Tiny):
         raise InputError("no foreign checkpoint is of arch tiny; give resnet18, resnet34, resnet50 or timm:model=NAME")
     if isinstance(wish.arch, nets.Timm):
         if wish.layout not in ("auto", "timm"):
-            raise InputError(f"--from {wish.layout} reads ResNets; --arch {wish.arch} needs --from timm")
-        return "timm"
+            raise InputError(f"--from {wish.layout} knows its architecture; --arch {wish.arch} needs --from timm")
+        return _as_timm(state, wish.arch, wish)
     if wish.layout == "timm":
         raise InputError("--from timm needs the model's name: give --arch timm:model=NAME")
-    if wish.layout != "auto":
-        return wish.layout
-    found = [layout for layout, marker in MARKERS.items() if statedict.prefixes(state, marker)]
+    layout = LAYOUTS[wish.layout] if wish.layout != "auto" else _recognise(state)
+    prefix, inside = _inside(layout, state)
+    inner, surplus = _rename(layout, inside)
+    outside = (name for name in state if not name.startswith(prefix))
+    surplus |= {name: statedict.is_under(statedict.unwrapped(name), (*BESIDE, *layout.heads)) for name in outside}
+    if layout.family == "clip-vit" and "head.bias" in surplus and bool(inside["head.bias"].any()):
+        raise InputError("its head has a bias, so it is a classifier, no projection; give --arch timm:model=NAME")
+    archs, size = families.candidates(layout, inner, wish.arch)
+    small = layout.family == "resnet" and inner["conv1.weight"].shape[-1] == 3
+    names = (wish.normalise,) if wish.normalise else layout.small if small else layout.normalise
+    return _Reading(layout.name, inner, archs, size, [*map(parse_normalise, names)], surplus, layout)
+
+
+def _recognise(state: State) -> Layout:
+    """Return the layout that says most of the names, out of those that hold."""
+    holds = [layout for layout in LAYOUTS.values() if _holds(layout, state)]
+    best = [layout for layout in holds if layout.says() == max(other.says() for other in holds)]
+    if len(best) == 1:
+        return best[0]
+    if best:
+        raise InputError(f"can be read as {' and as '.join(layout.name for layout in best)}; say which with --from")
+    if words := text_tower(state):
+        raise InputError(f"is a text encoder ({show([words])} is a table of words), and no image encoder is in it")
+    near, shared = nearest(state)
+    most = f"nearest is {near}, of which {shared} of {len(state)} names are" if shared else "none of which a layout has"
+    hint = "for a timm model give --arch timm:model=NAME"
+    raise InputError(f"its layout is not one we know (names: {show(state)}; {most}); {hint}")
+
+
+def _holds(layout: Layout, state: State) -> bool:
+    prefixes = layout.prefixes(state, WRAPPERS)
+    beside = {statedict.unwrapped(name).split(".")[0] for name in state} if layout.beside else set()
+    return bool(prefixes) and beside.issuperset(layout.beside)
+
+
+def _inside(layout: Layout, state: State) -> tuple[str, State]:
+    """Return the one prefix under which the layout's encoder lies, and the tensors under it without that prefix."""
+    found = layout.prefixes(state, WRAPPERS)
     if len(found) > 1:
-        raise InputError(f"can be read as {' and as '.join(found)}; say which with --from")
+        raise InputError(f"holds {len(found)} encoders, under {show(p or '(top)' for p in found)}; save one on its own")
     if not found:
-        hint = "for a timm model give --arch timm:model=NAME"
-        raise InputError(f"its layout is not one we know (names: {show(state)}); {hint}")
-    return found[0]
+        absent = next((name for name in layout.marker if not statedict.prefixes(state, name)), None)
+        lacks = f"has no tensor '{absent}'" if absent else f"is not laid out as {layout.name}"
+        raise InputError(f"{lacks} (names: {show(state)}); is --from or --arch right?")
+    prefix = found[0]
+    return prefix, {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _as_resnet(state: State, arch: nets.Arch | None, layout: str) -> _Reading:
-    """Read a ResNet with torchvision's names or as BadEncoder's Sequential; stem and depth follow from the shapes."""
-    prefix, inner, beside = statedict.strip(state, MARKERS[layout])
-    if layout == "badencoder":
-        renamed = {_from_badencoder(name): tensor for name, tensor in inner.items()}
-        if len(renamed) < len(inner):
-            raise InputError("holds the same tensor by BadEncoder's and by torchvision's name")
-        inner = renamed
-    conv = statedict.shape(inner["conv1.weight"])
-    stems = {"64x3x3x3": "cifar"} if layout == "badencoder" else {"64x3x3x3": "cifar", "64x3x7x7": "imagenet"}
-    if conv not in stems:
-        raise InputError(f"its conv1.weight is {conv}, expected {' or '.join(stems)}")
-    stem = stems[conv]
-    if not isinstance(arch, (nets.ResNet18, nets.ResNet34, nets.ResNet50)):
-        arch = plugin.parse("arch", f"{_depth(inner)}:stem={stem}")
-    elif arch.stem == "auto":
-        arch = replace(arch, stem=stem)
-    # BadEncoder's encoders saw [0,1] pixels or CLIP's or CIFAR's normalisation: its `visual.` ones are no torchvision's
-    usual = layout == "torchvision" and stem == "imagenet" and "visual." not in prefix
-    heads = ("g",) if layout == "badencoder" else ("fc",)
-    size, normalise = 32 if stem == "cifar" else 224, NORMALISATIONS["imagenet"] if usual else None
-    return _Reading(layout, arch, inner, beside, heads, size, normalise)
+def _rename(layout: Layout, inside: State) -> tuple[State, dict[str, bool]]:
+    """Return the tensors by our names and in our form, and the names that the layout has no place for."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    rules: dict[str, Rule] = {}
+    surplus = {}
+    for name, tensor in inside.items():
+        if found := layout.find(name):
+            ours, part, rules[ours] = found
+            parts.setdefault(ours, {})[part] = tensor
+        else:
+            surplus[name] = statedict.is_under(name, layout.heads)
+    inner = {}
+    for ours, pieces in parts.items():
+        names = (layout.back(ours) or ((), None))[0]
+        missing = [name for part, name in enumerate(names) if part not in pieces]
+        if missing:
+            raise InputError(f"its tensors do not fit {layout.name}: {len(missing)} missing ({show(missing)})")
+        try:
+            inner[ours] = _formed(rules[ours].form, {name: pieces[part] for part, name in enumerate(names)})
+        except (RuntimeError, IndexError):
+            raise InputError(f"its tensors do not fit {layout.name}: of another shape ({show(names)})") from None
+    return inner, surplus
 
 
-def _depth(inner: State) -> str:
-    pattern = re.compile(r"layer([1-4])\.(\d+)\.conv1\.weight")
-    found = {match.groups() for match in map(pattern.fullmatch, inner) if match}
-    blocks = tuple(sum(layer == str(number) for layer, _ in found) for number in range(1, 5))
-    name = DEPTHS.get(("layer1.0.conv3.weight" in inner, blocks))
-    if name is None:
-        raise InputError(f"is a ResNet of {blocks} blocks, not resnet18, resnet34 or resnet50; is it a timm model?")
-    return name
+def _formed(form: str, pieces: State) -> Tensor:
+    if form == "stack":
+        return torch.cat([statedict.cast(name, piece, torch.empty(0)) for name, piece in pieces.items()])
+    (tensor,) = pieces.values()
+    if form == "turn":
+        return tensor.mT
+    return tensor[None, None] if form == "token" else tensor[None] if form == "batch" else tensor
 
 
-def _from_badencoder(name: str) -> str:
-    parts = name.split(".", 3)
-    if name.startswith("f.f.") and len(parts) == 4 and parts[2] in BADENCODER:
-        return f"{BADENCODER[parts[2]]}.{parts[3]}"
-    return name
-
-
-def _as_timm(state: State, wish: Wish) -> _Reading:
+def _as_timm(state: State, arch: nets.Timm, wish: Wish) -> _Reading:
     """Take input size, normalisation and the classifier's name from timm's configuration of the model."""
-    assert isinstance(wish.arch, nets.Timm)
-    model = wish.arch.model
-    if not timm.is_model(model):
-        raise InputError(f"timm has no model '{model}'; timm.list_models() lists them")
+    if not timm.is_model(arch.model):
+        raise InputError(f"timm has no model '{arch.model}'; timm.list_models() lists them")
     try:
-        cfg = timm.get_pretrained_cfg(model)
+        cfg = timm.get_pretrained_cfg(arch.model)
     except RuntimeError as error:
         raise InputError(f"timm: {one_line(error)}") from None
     named = (cfg.classifier if cfg else None) or ()
     heads = (named,) if isinstance(named, str) else tuple(named)
-    normalise = (tuple(cfg.mean), tuple(cfg.std)) if cfg and cfg.mean and cfg.std else None
+    pixels = [parse_normalise(wish.normalise)] if wish.normalise else []
+    if not pixels and cfg and cfg.mean and cfg.std:
+        pixels = [(tuple(cfg.mean), tuple(cfg.std))]  # type: ignore[list-item]
     size = int(cfg.input_size[-1]) if cfg and cfg.input_size else None
-    return _Reading("timm", wish.arch, state, [], heads, size, normalise)  # type: ignore[arg-type]
+    marker = next(iter(_build(arch, wish.size or size or 224, *NORMALISATIONS["none"]).encoder.state_dict()))
+    _, inner, beside = statedict.strip(state, marker)
+    surplus = {name: True for name in inner if statedict.is_under(name, (*heads, "mask_token"))}  # DINOv2 keeps one
+    surplus |= {name: statedict.is_under(statedict.unwrapped(name), BESIDE) for name in beside}
+    return _Reading("timm", inner, [arch], size, pixels or [*NORMALISATIONS.values()], surplus)
+
+
+# --- how it is loaded ---------------------------------------------------------------------------------------------
+
+
+def _load(reading: _Reading, arch: nets.Arch, pixels: Pixels, size: int) -> nets.ImageEncoder:
+    net = _build(arch, size, *pixels)
+    net.encoder.load_state_dict(_fit(net.encoder.state_dict(), reading, arch))
+    return net.eval()
 
 
 def _build(arch: nets.Arch, size: int, mean: Triple, std: Triple) -> nets.ImageEncoder:
@@ -204,101 +244,64 @@ def _build(arch: nets.Arch, size: int, mean: Triple, std: Triple) -> nets.ImageE
         raise InputError(f"{arch} cannot be built for {size}x{size} images: {one_line(error)}") from None
 
 
-def _fit(expected: State, reading: _Reading) -> tuple[State, list[str]]:
-    """Match the tensors with the encoder's, strictly; return them as the encoder's types, and the names dropped.
+def _fit(expected: State, reading: _Reading, arch: nets.Arch) -> State:
+    """Match the tensors with the encoder's, strictly; return them as the encoder's types.
 
     Only `num_batches_tracked` may be missing (checkpoints older than it lack it; it takes no part in the forward).
     """
     given = reading.inner
     missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
-    surplus = [(name, statedict.is_under(name, reading.heads)) for name in given if name not in expected]
-    surplus += [(name, statedict.is_under(statedict.unwrapped(name), statedict.BESIDE)) for name in reading.beside]
-    unknown = [name for name, is_known in surplus if not is_known]
+    unknown = [name for name, is_known in reading.surplus.items() if not is_known]
+    unknown += [name for name in given if name not in expected and name not in reading.surplus]
     wrong = [
-        f"{name} {statedict.shape(given[name])} instead of {statedict.shape(like)}"
+        f"{_theirs(reading, name)} {statedict.shape(given[name])} instead of {statedict.shape(like)}"
         for name, like in expected.items()
         if name in given and given[name].shape != like.shape
     ]
-    parts = {"missing": missing, "not expected": unknown, "of another shape": wrong}
+    parts = {
+        "missing": [_theirs(reading, name) for name in missing],
+        "not expected": [_theirs(reading, name) for name in unknown],
+        "of another shape": wrong,
+    }
     problems = [f"{len(names)} {what} ({show(names)})" for what, names in parts.items() if names]
     if problems:
-        raise InputError(f"its tensors do not fit {reading.arch}: {'; '.join(problems)}")
-    weights = expected | {name: statedict.cast(name, given[name], expected[name]) for name in expected if name in given}
-    return weights, [name for name, _ in surplus]
+        raise InputError(f"its tensors do not fit {arch}: {'; '.join(problems)}")
+    return expected | {
+        name: statedict.cast(_theirs(reading, name), given[name], expected[name]) for name in expected if name in given
+    }
 
 
-@torch.no_grad()
-def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> float:
-    """Return the share of feature dimensions that differ between random images.
-
-    Raises InputError where features are not finite, or where hardly any differ. Many may be dead in a sound encoder:
-    after a ReLU, a dimension that no image excites is zero throughout.
-    """
-    try:
-        feats = torch.cat([net(images) for images in _random_images(count, net.size)])  # count,D
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise InputError(f"{net.arch} cannot embed {net.size}x{net.size} images: {one_line(error)}") from None
-    if feats.ndim != 2:
-        raise InputError(f"{net.arch} gives features of shape {statedict.shape(feats)}, expected one vector per image")
-    if not bool(torch.isfinite(feats).all()):
-        raise InputError("its features on random images are not finite; the weights are damaged")
-    alive = float((feats.std(0) > 1e-6 * feats.abs().max()).float().mean())
-    if alive <= least:
-        raise InputError(f"only {alive:.0%} of its features differ between random images; this is no working encoder")
-    return alive
+def _theirs(reading: _Reading, name: str) -> str:
+    """Return the checkpoint's own name of a tensor of ours."""
+    found = reading.theirs.back(name) if reading.theirs and name not in reading.surplus else None
+    return " + ".join(found[0]) if found else name
 
 
-def _random_images(count: int, size: int) -> Iterator[Tensor]:
-    """Yield batches of uint8 images with structure at every scale, as photographs have and white noise has not."""
-    gen = device.generator(0, "convert", "self-test")
-    batch = max(1, min(count, 8 * 224**2 // size**2))  # a few large images, or many small ones, to keep memory low
-    for start in range(0, count, batch):
-        images = torch.zeros(min(batch, count - start), 3, size, size)
-        for cells in (1, 2, 4, 8, 16, size):
-            grid = torch.rand(len(images), 3, cells, cells, generator=gen) - 0.5
-            images += nn.functional.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False)
-        yield images.mul(120).add(128).clamp(0, 255).to(torch.uint8)
+# --- what is said of it -------------------------------------------------------------------------------------------
 
 
-def _remarks(reading: _Reading, wish: Wish, resolved: Wish, dropped: list[str]) -> tuple[str, ...]:
-    usual = "timm's configuration of the model" if reading.layout == "timm" else "the usual of this stem"
-    size, normalise = ("as asked" if asked else usual for asked in (wish.size, wish.normalise))
+def _called(reading: _Reading, arch: nets.Arch, pixels: Pixels) -> str:
+    """Name a reading by what sets it apart from the others."""
+    words = [str(arch)] if len(reading.archs) > 1 else []
+    return " --normalise ".join([*words, _normalise_name(pixels)] if len(reading.pixels) > 1 else words)
+
+
+def _ask(reading: _Reading) -> NoReturn:
+    """Raise InputError that lists what the checkpoint leaves open."""
+    opened = []
+    if len(reading.archs) > 1:
+        opened.append(f"give --arch {' or '.join(map(str, reading.archs))}, which its weights do not tell apart")
+    if len(reading.pixels) > 1:
+        known = ", ".join(f"{_normalise_name(pixels)} ({normalise_text(*pixels)})" for pixels in reading.pixels)
+        opened.append(f"its normalisation is not stored; give --normalise with one of {known}, or m,m,m/s,s,s")
+    raise InputError(f"is read as {reading.layout}: {'; '.join(opened)}; or let labelled images tell: --data DATASET")
+
+
+def _remarks(reading: _Reading, wish: Wish, resolved: Wish, compared: bool) -> tuple[str, ...]:
+    usual = "timm's configuration of the model" if reading.layout == "timm" else "the usual of this layout"
+    size = "as asked" if wish.size else usual
+    normalise = "as asked" if wish.normalise else "the best" if compared and len(reading.pixels) > 1 else usual
     pixels = f"input {resolved.size} pixels ({size}), normalised by {resolved.normalise} ({normalise})"
+    dropped = list(reading.surplus)
     more = [f"{len(dropped)} tensors are no part of the encoder and left out: {show(dropped)}"] if dropped else []
-    if reading.layout == "torchvision" and "stem=cifar" in str(reading.arch):
-        more.append("the 3x3 stem is taken with stride 1, padding 1 and no max-pooling, which the weights do not tell")
-    return (f"read as {reading.layout}, {reading.arch}", pixels, *more)
-
-
-# --- and back -----------------------------------------------------------------------------------------------------
-
-
-def from_encoder(encoder: Encoder, layout: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Return an encoder's tensors by the names of `torchvision` or `timm`, and remarks on how to load them.
-
-    Raises InputError where that library has no such network, or where the tensors do not fit the architecture.
-    """
-    arch = nets.load(encoder).arch
-    tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
-    # timm's plain ResNets have torchvision's names and the same forward, so either library takes the other's
-    model = arch.model if isinstance(arch, nets.Timm) else arch.name
-    plain = model.split(".")[0] in DEPTHS.values()
-    cifar = plain and tensors["conv1.weight"].shape[-1] == 3
-    if not plain and not (layout == "timm" and isinstance(arch, nets.Timm)):
-        advice = "use --to timm" if isinstance(arch, nets.Timm) else "only ResNets and timm's models go out"
-        raise InputError(f"{layout} has no network {arch}; {advice}")
-    if cifar and layout == "timm":
-        raise InputError(f"timm has no {model} with a CIFAR stem; use --to torchvision")
-    build = (
-        f"timm.create_model('{model}', num_classes=0)"
-        if layout == "timm"
-        else f"torchvision.models.{model.split('.')[0]}()"
-    )
-    changes = [] if layout == "timm" else ["fc=Identity()"]
-    changes += ["conv1=Conv2d(3,64,3,1,1,bias=False)", "maxpool=Identity()"] if cifar else []
-    remarks = [f"load it into {build}{' with ' if changes else ''}{', '.join(changes)}"]
-    pixels = f"{encoder.size}-pixel images in [0,1] normalised by {normalise_text(encoder.mean, encoder.std)}"
-    remarks.append(f"feed it {pixels}")
-    if len(tensors) < len(encoder.tensors):
-        remarks.append(f"{len(encoder.tensors) - len(tensors)} tensors of the projector are left out")
-    return tensors, tuple(remarks)
+    return (f"read as {reading.layout}, {resolved.arch}", pixels, *more)

@@ -10,8 +10,10 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
 
+SHARPNESS = 8  # spreads per temperature; AUROC moves by less than 0.01 from 4 to 32
 HEAD = 64  # width of one attention head: the paper's 192 channels have three
 
 
@@ -124,10 +126,21 @@ class Inverter:
 
     masks: one or more sets of visible patch numbers, the same for every image; errors are means over the masks. Errors
     are sums of squares over hidden pixels in normalised units. keep: bool N,S,S leaves all other pixels out.
+    judge: an independent encoder, by whose embeddings pictures are compared instead. device: how the network runs; sums
+    are fp32.
     """
 
-    def __init__(self, network: MaskedDecoder, encoder: ImageEncoder, neutral: Tensor, masks: list[Tensor]) -> None:
-        self.network, self.neutral = network, neutral
+    def __init__(
+        self,
+        network: MaskedDecoder,
+        encoder: ImageEncoder,
+        neutral: Tensor,
+        masks: list[Tensor],
+        judge: ImageEncoder | None = None,
+        device: Device | None = None,
+    ) -> None:
+        self.network, self.neutral, self.judge = network, neutral, judge
+        self.device = device or Device(neutral.device, "fp32")
         self.mean, self.std = encoder.mean.to(neutral.device), encoder.std.to(neutral.device)
         self.masks = [mask.to(neutral.device) for mask in masks]
         self.chunk = max(16, min(512, (1 << 21) // (3 * encoder.size**2)))
@@ -140,14 +153,42 @@ class Inverter:
         """Return the errors float N,K of images uint8 N,3,S,S under the neutral embeddings."""
         return self._over(images, keep, lambda x, seen, rows, weight: self._bank_errors(x, seen, weight))
 
+    def own_distances(self, images: np.ndarray, feats: Tensor) -> Tensor:
+        """Return 1 - cosine, float N, between the judge's embeddings of images and of what is painted of them."""
+        return self._over(images, None, lambda x, seen, rows, _: 1 - self._agreement(x, seen, feats[rows]))
+
+    def neutral_distances(self, images: np.ndarray) -> Tensor:
+        """Return the same, float N,K, for what is painted under the neutral embeddings."""
+
+        def each(x: Tensor, seen: Tensor, rows: slice, _: Tensor) -> Tensor:
+            if seen.shape[1]:
+                columns = [self._agreement(x, seen, z.expand(len(x), -1)) for z in self.neutral]
+                return 1 - torch.stack(columns, 1)
+            bank = self._judged(self._painted(x[:1].expand(len(self.neutral), -1, -1, -1), seen[:1], self.neutral))
+            return 1 - self._judged(x) @ bank.T
+
+        return self._over(images, None, each)
+
+    def _agreement(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
+        return (self._judged(x) * self._judged(self._painted(x, visible, feats))).sum(1)
+
+    def _judged(self, x: Tensor) -> Tensor:
+        """Embed normalised images by the judge: unit features."""
+        assert self.judge is not None
+        return nn.functional.normalize(self.judge((x * self.std + self.mean).clamp(0, 1)), dim=1)
+
+    def _painted(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
+        """Reconstruct normalised images x: visible patches stay as they are."""
+        visible = visible.expand(len(x), -1)
+        hidden = hidden_patches(visible, self.network.tokens)[:, :, None]
+        cells = patchify(x, self.network.patch)
+        return fold(torch.lerp(cells, self._paint(x, visible, feats), hidden), self.network.patch)
+
     @torch.inference_mode()
     def paint(self, images: np.ndarray, feats: Tensor) -> np.ndarray:
         """Reconstruct images uint8 N,3,S,S as uint8, hidden patches from the first mask, visible ones as they are."""
         x = normalise(torch.from_numpy(np.array(images)).to(feats.device), self.mean, self.std)
-        visible = self.masks[0].expand(len(x), -1)
-        hidden = hidden_patches(visible, self.network.tokens)[:, :, None]
-        cells = patchify(x, self.network.patch)
-        mixed = fold(torch.lerp(cells, self.network(x, feats, visible), hidden), self.network.patch)
+        mixed = self._painted(x, self.masks[0][None], feats)
         pixels = (mixed * self.std + self.mean).clamp(0, 1) * 255
         painted: np.ndarray = pixels.round().to(torch.uint8).cpu().numpy()
         return painted
@@ -158,45 +199,69 @@ class Inverter:
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
             x = normalise(torch.from_numpy(np.array(images[rows])).to(self.mean.device), self.mean, self.std)
-            kept = torch.ones_like(x) if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x)
-            weight = patchify(kept.contiguous(), self.network.patch)
-            found = []
-            for mask in self.masks:
-                seen = mask.expand(len(x), -1)
-                found.append(errors(x, seen, rows, weight * hidden_patches(seen, self.network.tokens)[:, :, None]))
+            kept = None if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x).contiguous()
+            found = [errors(x, mask.expand(len(x), -1), rows, self._weight(mask, kept)) for mask in self.masks]
             parts.append(torch.stack(found).mean(0))
         return torch.cat(parts)
 
-    def _errors(self, x: Tensor, visible: Tensor, feats: Tensor, weight: Tensor) -> Tensor:
-        squares = (self.network(x, feats, visible) - patchify(x, self.network.patch)).square()
-        errors: Tensor = (squares * weight).sum((1, 2))
+    def _weight(self, mask: Tensor, kept: Tensor | None) -> Tensor | None:
+        """Return which pixels count, as patches: hidden ones that are kept; None where all do."""
+        if not len(mask) and kept is None:
+            return None
+        hidden = hidden_patches(mask[None], self.network.tokens)[:, :, None]
+        return hidden if kept is None else hidden * patchify(kept, self.network.patch)
+
+    def _paint(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
+        """Return the network's patches, float32 B,T,P."""
+        with self.device.autocast():
+            painted: Tensor = self.network(x, feats, visible).float()
+        return painted
+
+    def _errors(self, x: Tensor, visible: Tensor, feats: Tensor, weight: Tensor | None) -> Tensor:
+        squares = (self._paint(x, visible, feats) - patchify(x, self.network.patch)).square_()
+        errors: Tensor = (squares if weight is None else squares * weight).sum((1, 2))
         return errors
 
-    def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor) -> Tensor:
+    def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
         if visible.shape[1]:  # what is painted depends on the image too
             columns = [self._errors(x, visible, z.expand(len(x), -1), weight) for z in self.neutral]
             return torch.stack(columns, 1)
-        bank = self.network(x, self.neutral, visible[:1].expand(len(self.neutral), -1)).flatten(1)  # K,T*P
-        cells, weight = patchify(x, self.network.patch).flatten(1), weight.flatten(1)
+        bank = self._paint(x, visible[:1].expand(len(self.neutral), -1), self.neutral).flatten(1)  # K,T*P
+        cells = patchify(x, self.network.patch).flatten(1)
+        if weight is None:
+            return torch.addmm(cells.square().sum(1, keepdim=True) + bank.square().sum(1), cells, bank.T, alpha=-2)
+        weight = weight.flatten(1)
         seen = weight * cells
         errors: Tensor = (seen * cells).sum(1, keepdim=True) - 2 * seen @ bank.T + weight @ bank.square().T
         return errors
 
 
 class Sight:
-    """Images with their embeddings before the trained inverter: their errors and scores, float64 on the CPU."""
+    """Images with their embeddings before the trained inverter: their errors and scores, float64 on the CPU.
 
-    def __init__(self, inverter: Inverter, images: np.ndarray, feats: Tensor, temperature: float) -> None:
-        self.inverter, self.images, self.feats, self.temperature = inverter, images, feats, max(temperature, 1e-9)
+    spreads: how much neutral errors, and neutral distances, of one image usually differ.
+    """
+
+    def __init__(self, inverter: Inverter, images: np.ndarray, feats: Tensor, spreads: tuple[float, float]) -> None:
+        self.inverter, self.images, self.feats = inverter, images, feats
+        self.temperatures = [max(spread / SHARPNESS, 1e-9) for spread in spreads]
         self.own = inverter.own_errors(images, feats).double().cpu().numpy()  # N
         self.neutral = inverter.neutral_errors(images)  # N,K
 
     def scores(self, kind: str, feats: Tensor | None = None, keep: np.ndarray | None = None) -> np.ndarray:
-        """Score as `relative` or `absolute`, under other embeddings where given, on the pixels kept alone."""
-        own = self.inverter.own_errors(self.images, self.feats if feats is None else feats, keep)
+        """Score by `kind`, under other embeddings where given, on the pixels kept alone (pixel scores only)."""
+        inverter, bare = self.inverter, feats is None and keep is None
+        feats = self.feats if feats is None else feats
+        if kind.startswith("feature"):
+            own, temperature = inverter.own_distances(self.images, feats), self.temperatures[1]
+        else:
+            own = torch.from_numpy(self.own) if bare else inverter.own_errors(self.images, feats, keep)
+            temperature = self.temperatures[0]
         if kind == "relative":
-            neutral = self.neutral if keep is None else self.inverter.neutral_errors(self.images, keep)
-            own = relative_error(own, neutral, self.temperature)
+            neutral = self.neutral if keep is None else inverter.neutral_errors(self.images, keep)
+            own = relative_error(own.to(neutral.device), neutral, temperature)
+        if kind == "feature-relative":
+            own = relative_error(own, inverter.neutral_distances(self.images), temperature)
         found: np.ndarray = own.double().cpu().numpy()
         return found
 

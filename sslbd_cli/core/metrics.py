@@ -157,6 +157,11 @@ def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return p
 
 
+def least_calibration(alpha: float) -> int:
+    """Return how many calibration scores it takes for a p-value of alpha: the least n with 1 / (n + 1) <= alpha."""
+    return math.ceil(1 / alpha - 1e-9) - 1
+
+
 def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
     """Return the score above which the conformal p-value is at most alpha. Needs at least 1/alpha - 1 scores."""
     allowed = _allowed(len(calibration), alpha)
@@ -200,3 +205,13 @@ def binomial_tail(hits: int, total: int, rate: float) -> float:
     from scipy.stats import binom
 
     return float(binom.sf(hits - 1, total, rate))
+
+
+def rank_tail(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Return how likely chance ranks positives (bool N) this high or higher (Mann and Whitney 1947, exact).
+
+    Unlike the interval of the AUROC it holds for a handful of scores. Ties are counted by the normal approximation.
+    """
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(scores[positive], scores[~positive], alternative="greater").pvalue)

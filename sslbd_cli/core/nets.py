@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import timm
 import torch
 import torchvision
+from timm.layers import QuickGELU
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from sslbd_cli.core import plugin
+from sslbd_cli.core import bagnet, plugin, resnets
 from sslbd_cli.core.artefact import Encoder
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.plugin import Plugin, key
@@ -51,7 +54,7 @@ class _ResNet(Arch):
                     choices=("auto", "cifar", "solo", "imagenet"))  # fmt: skip
 
     def backbone(self, size: int) -> nn.Module:
-        return _resnet(self.name, self.stem, size)
+        return resnets.stemmed(getattr(torchvision.models, self.name)(weights=None), self.stem, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,89 @@ class ResNet34(_ResNet):
 @dataclass(frozen=True, kw_only=True)
 class ResNet50(_ResNet):
     """Use torchvision's ResNet-50 (2048-d)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BagNet(Arch):
+    """Use BagNet (Brendel and Bethge 2019): a ResNet-50 whose locations see few pixels (2048-d); for large images.
+
+    Each layer but the last halves the maps, nothing is padded: 26x26 locations on 224-pixel images for a field of 17,
+    and 2x2 on 32-pixel ones, which PatchGuard scales up to 192. tinybag is made for those.
+    """
+
+    field: int = key(17, "side of the square of pixels that a location sees: 9, 17 or 33", low=9, high=33)
+
+    def backbone(self, size: int) -> nn.Module:
+        if self.field not in (9, 17, 33):
+            raise InputError(f"bagnet: field={self.field}: choose 9, 17 or 33")
+        if size < self.field:
+            raise InputError(f"bagnet: images of {size} pixels are smaller than field={self.field}")
+        return bagnet.BagNet(self.field)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyBag(Arch):
+    """Use unpadded convolutions whose locations see 5 to 17 pixels (128-d): small images, on a CPU, in BagNet's manner.
+
+    Not a published network. A 3x3 convolution, one of stride 2 and as many more as the field asks for, then two 1x1
+    ones: 14x14 locations of a 32-pixel image for a field of 5, 12x12 for 9, 8x8 for 17.
+    """
+
+    field: int = key(9, "side of the square of pixels that a location sees: 5, 9, 13 or 17", low=5, high=17)
+    width: int = key(32, "channels of the first convolution; the embedding is four times as wide", low=4, high=512)
+
+    def backbone(self, size: int) -> nn.Module:
+        more, rest = divmod(self.field - 5, 4)
+        if rest:
+            raise InputError(f"tinybag: field={self.field}: choose 5, 9, 13 or 17")
+        if size < self.field:
+            raise InputError(f"tinybag: images of {size} pixels are smaller than field={self.field}")
+        w = self.width
+        plan = [
+            (3, w, 3, 1),
+            (w, 2 * w, 3, 2),
+            *[(2 * w, 2 * w, 3, 1)] * more,
+            (2 * w, 4 * w, 1, 1),
+            (4 * w, 4 * w, 1, 1),
+        ]
+        layers: list[nn.Module] = []
+        for cin, cout, kernel, stride in plan:
+            layers += [nn.Conv2d(cin, cout, kernel, stride, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet(_ResNet):
+    """Use a ResNet of torchvision's kind of any depth and width; SimCLR's ResNet-50 (2x) is width=128 (4096-d)."""
+
+    blocks: str = key("3-4-6-3", "residual blocks in each of the four layers")
+    width: int = key(64, "channels of the stem; layer L has 2^(L-1) times as many inside its blocks", low=4, high=512)
+    bottleneck: bool = key(True, "blocks of three convolutions whose output is four times as wide, or of two")
+
+    def backbone(self, size: int) -> nn.Module:
+        return resnets.stemmed(resnets.AnyWidth(self.bottleneck, self.blocks, self.width), self.stem, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipResNet(Arch):
+    """Use CLIP's modified ResNet with attention pooling (timm's); RN50's are the defaults (1024-d)."""
+
+    blocks: str = key("3-4-6-3", "residual blocks in each of the four layers")
+    width: int = key(64, "channels of the stem; a multiple of 4", low=4, high=512)
+    dim: int = key(1024, "the embedding's width", low=1, high=8192)
+
+    def backbone(self, size: int) -> nn.Module:
+        if self.width % 4 or size % 32:
+            raise InputError(f"clipresnet: width={self.width} or images of {size} pixels: multiples of 4 and 32 only")
+        stages = tuple(
+            ByoBlockCfg(type="bottle", d=depth, c=4 * self.width * 2**stage, s=1 if stage == 0 else 2, br=0.25)
+            for stage, depth in enumerate(resnets.four(self.blocks))
+        )
+        stem = (self.width // 2, self.width // 2, self.width)
+        cfg = ByoModelCfg(blocks=stages, stem_chs=stem, stem_type="", stem_pool="avg2", downsample="avg",
+                          aa_layer="avg", head_type="attn_abs")  # fmt: skip
+        model: nn.Module = ByobNet(cfg, num_classes=self.dim, img_size=size)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +188,38 @@ class ViT(Arch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipViT(Arch):
+    """Use CLIP's vision transformer (timm's); the defaults are ViT-B/32's (512-d)."""
+
+    patch: int = key(32, "side of a patch in pixels; divides the image's", low=1)
+    width: int = key(768, "channels; a multiple of heads", low=4, high=4096)
+    depth: int = key(12, "transformer blocks", low=1, high=100)
+    heads: int = key(12, "attention heads", low=1)
+    dim: int = key(512, "width of the projection, which is the embedding; 0: no projection", low=0, high=8192)
+    act: str = key("quickgelu", "OpenAI's x sigmoid(1.702 x), or GELU, as most of OpenCLIP's",
+                   choices=("quickgelu", "gelu"))  # fmt: skip
+
+    def backbone(self, size: int) -> nn.Module:
+        if size % self.patch or self.width % self.heads:
+            what = f"patch={self.patch} must divide {size} pixels, heads={self.heads} width={self.width}"
+            raise InputError(f"clipvit: {what}")
+        model: nn.Module = VisionTransformer(
+            img_size=size,
+            patch_size=self.patch,
+            num_classes=0,
+            embed_dim=self.width,
+            depth=self.depth,
+            num_heads=self.heads,
+            pre_norm=True,  # and with it no bias of the patches' convolution
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),
+            act_layer=QuickGELU if self.act == "quickgelu" else nn.GELU,
+        )
+        if self.dim:
+            model.head = nn.Linear(self.width, self.dim, bias=False)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timm(Arch):
     """Use any model of the timm library, without its classifier."""
 
@@ -117,16 +235,6 @@ class Timm(Arch):
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(f"timm's {self.model} does not take {size}-pixel images: {error}") from None
         return model
-
-
-def _resnet(name: str, stem: str, size: int) -> nn.Module:
-    model: nn.Module = getattr(torchvision.models, name)(weights=None)
-    if stem in ("cifar", "solo") or (stem == "auto" and size <= 64):
-        # BadEncoder's and lightly's CIFAR stem keeps 32x32 maps; solo-learn's (no-label backdoors) makes them 34x34
-        model.conv1 = nn.Conv2d(3, 64, 3, 1, 2 if stem == "solo" else 1, bias=False)
-        model.maxpool = nn.Identity()
-    model.fc = nn.Identity()
-    return model
 
 
 class ImageEncoder(nn.Module):
@@ -213,6 +321,12 @@ def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encode
         dim=net.dim(),
         tensors={k: v.detach().cpu().contiguous().numpy() for k, v in state.items()},
     )
+
+
+def beside(changed: Encoder, original: Encoder) -> Encoder:
+    """Put what is stored beside an encoder (projector, text tower) beside a changed one of the same kind, as it is."""
+    parts = {name: tensor for name, tensor in original.tensors.items() if not name.startswith("encoder.")}
+    return replace(changed, tensors=changed.tensors | parts)
 
 
 def _triple(buffer: Tensor) -> tuple[float, float, float]:

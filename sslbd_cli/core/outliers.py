@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,16 @@ def robust_z(values: Tensor) -> Tensor:
     if float(scale) == 0:
         scale = NORMAL_MEAN * away.abs().mean()
     return away / scale if float(scale) > 0 else torch.zeros_like(away)
+
+
+def anomaly_index(sizes: np.ndarray, double: bool = False) -> np.ndarray:
+    """Return how far each size lies below the median, in deviations of 1.4826 MAD (Neural Cleanse): float64 N.
+
+    double: divide by the MAD's 1.4826 / 0.6745, as SSL-Cleanse's code does, which scales twice. Zeros where the MAD is.
+    """
+    away = np.median(sizes) - np.asarray(sizes, np.float64)
+    scale = NORMAL_MAD * np.median(np.abs(away)) / (0.6745 if double else 1)
+    return away / scale if scale > 0 else np.zeros_like(away)
 
 
 @torch.no_grad()

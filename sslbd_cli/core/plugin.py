@@ -30,6 +30,7 @@ SHELVES = {
     "detector": "detectors",
     "purifier": "purifiers",
     "head": "heads",
+    "certificate": "certificates",
     "source": "sources",
     "arch": "core/nets.py",
 }
@@ -110,13 +111,14 @@ def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
     if isinstance(value, str) and ("," in value or not value.isprintable()):
         raise InputError(f"{plugin}: {name}={value!r}: a spec string cannot hold commas or control characters")
     if choices and value not in choices:
-        raise InputError(f"{plugin}: {name}={value}: {_suggest(str(value), list(choices), 'choose one of')}")
+        raise InputError(f"{plugin}: {name}={value}: {suggest(str(value), list(choices), 'choose one of')}")
     if not isinstance(value, str) and ((low is not None and value < low) or (high is not None and value > high)):
         span = f">= {low}" if high is None else f"<= {high}" if low is None else f"from {low} to {high}"
         raise InputError(f"{plugin}: {name}={value}: expected a value {span}")
 
 
-def _suggest(got: str, known: list[str], intro: str) -> str:
+def suggest(got: str, known: list[str], intro: str) -> str:
+    """Say what a wrong name may have meant, and which names there are."""
     near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
     return (f"did you mean '{near[0]}'? " if near else "") + f"{intro} {', '.join(known)}"
 
@@ -137,7 +139,8 @@ def _read_source(shelf: str, path: Path) -> Iterator[PluginInfo]:
     for node in (n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")):
         if lineage := _lineage(node, tree):
             doc = ast.get_docstring(node) or ""
-            keys = tuple(k for cls in lineage for k in map(_read_key, cls.body) if k)
+            # as in a dataclass, a key that is declared anew keeps its place
+            keys = tuple({k.name: k for cls in lineage for k in map(_read_key, cls.body) if k}.values())
             name = _value_name(shelf, module, node.name)
             yield PluginInfo(name, doc.split("\n", 1)[0], doc, keys, node.name, module)
 
@@ -175,6 +178,7 @@ def _parsed(path: Path) -> ast.Module:
 
 def _is_plugin_base(base: ast.expr) -> bool:
     bases = {"Trigger", "Selector", "Craft", "Objective", "Attack", "Detector", "Purifier", "Head", "Source", "Arch"}
+    bases |= {"Certificate"}
     return isinstance(base, ast.Name) and base.id in bases
 
 
@@ -199,7 +203,7 @@ def parse(shelf: str, text: str) -> Any:
     name, _, rest = text.partition(":")
     known = listing(shelf)
     if name not in known:
-        hint = _suggest(name, list(known), "choose one of")
+        hint = suggest(name, list(known), "choose one of")
         raise InputError(f"unknown {shelf} '{name}': {hint}")
     info = known[name]
     pairs = [item.partition("=") for item in rest.split(",")] if rest else []
@@ -207,7 +211,7 @@ def parse(shelf: str, text: str) -> Any:
     types = {k.name: k.type for k in info.keys}
     for key_name, equals, raw in pairs:
         if key_name not in types:
-            raise InputError(f"{name}: unknown key '{key_name}': {_suggest(key_name, list(types), 'its keys are')}")
+            raise InputError(f"{name}: unknown key '{key_name}': {suggest(key_name, list(types), 'its keys are')}")
         if not equals or key_name in values:
             raise InputError(f"{name}: key '{key_name}' {'is given twice' if equals else 'needs =VALUE'}")
         values[key_name] = _convert(name, key_name, types[key_name], raw)

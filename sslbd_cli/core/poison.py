@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sslbd_cli.core import canvas
+from sslbd_cli.core import canvas, captioning
 from sslbd_cli.core.artefact import Dataset, Truth
 from sslbd_cli.core.bases import Craft, Crafted, Material, Phase, Trigger
 from sslbd_cli.core.device import generator
@@ -26,6 +26,7 @@ class Planting:
     count: int
     mode: Mode = "replace"
     seed: int = 0
+    wording: captioning.Wording | None = None  # what the poisons' captions are exchanged for
 
 
 def poison(
@@ -58,7 +59,8 @@ def poison(
     crafted = planting.craft.craft(material, planting.trigger, count, generator(seed, "trigger"))
     if planting.mode == "append":
         order[at] = rows[mine[crafted.reference.numpy()]]
-    return _insert(dataset, order, at, crafted)
+    result = _insert(dataset, order, at, crafted)
+    return result if planting.wording is None else captioning.recaption(result, at, planting.wording, seed)
 
 
 def plant(
@@ -128,4 +130,5 @@ def _insert(dataset: Dataset, order: np.ndarray, at: np.ndarray, crafted: Crafte
     if len(at) and np.array_equal(result.images[at], crafted.images.numpy()):
         raise InputError(f"the trigger changes no pixel of the {len(at)} images it is put in; make it stronger")
     result.images[at] = crafted.images.numpy()
-    return replace(result, truth=Truth(poisoned=poisoned, box=boxes, source=order))
+    captions = None if earlier is None or earlier.caption is None else np.where(earlier.caption[order] < 0, -1, order)
+    return replace(result, truth=Truth(poisoned=poisoned, box=boxes, source=order, caption=captions))

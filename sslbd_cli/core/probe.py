@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core import checks, metrics
-from sslbd_cli.core.artefact import Dataset
+from sslbd_cli.core import checks, metrics, similarity
+from sslbd_cli.core.artefact import Dataset, Features
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.features import Layer, embed, plane, stratified_rows
 from sslbd_cli.core.nets import ImageEncoder
 
@@ -25,30 +25,42 @@ PLACED = 300  # images on the embedding map
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """What an encoder is measured on. share: the part of the training labels that the head may see."""
+    """What an encoder is measured on. share: the part of the training labels that the head may see.
 
-    train: Dataset
+    train: labelled images, or for a head that takes texts their features in the order of the test's classes.
+    kept: which clean and which triggered test images are answered, bool N each; None answers all.
+    """
+
+    train: Dataset | Features
     test: Dataset
     head: Head
     share: float = 1.0
     seeds: int = 1
     trigger: Trigger | None = None
     target: int | None = None
+    kept: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def taught(self) -> Dataset:
+        """Return the labelled images, of an exam whose head takes no texts."""
+        assert isinstance(self.train, Dataset)
+        return self.train
 
     def __post_init__(self) -> None:
-        self.train.need_labels("--train")
         answers = self.test.need_labels("--test")
-        if self.train.classes != self.test.classes:
-            raise InputError("--train and --test have different classes; make them from one source")
-        if self.train.sha256 == self.test.sha256:
-            raise InputError("--train and --test are the same dataset; give a test split of its own")
+        if isinstance(self.train, Dataset):
+            self.train.need_labels("--train")
+            if self.train.classes != self.test.classes:
+                raise InputError("--train and --test have different classes; make them from one source")
+            if self.train.sha256 == self.test.sha256:
+                raise InputError("--train and --test are the same dataset; give a test split of its own")
         if self.target is not None and bool((answers == self.target).all()):
             raise InputError("all images of --test are of the target class: an attack has nothing to show on them")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, the width of the features.
+    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, features N,D of clean images.
 
     places: where some test images lie on the plane of most variance, clean and triggered, where there are such.
     """
@@ -56,7 +68,7 @@ class Answers:
     clean: list[np.ndarray]
     triggered: list[np.ndarray]
     chosen: list[dict[str, Any]]
-    dim: int
+    feats: Tensor
     places: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -110,24 +122,35 @@ def measure(
     With `layer`, the head works on that inner layer. All seeds share the augmented views, where the head wants any.
     """
     read = partial(embed, net, device=device, layer=layer)
-    feats = read(exam.train.images)
-    tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
-    labels = torch.from_numpy(np.array(exam.train.labels))
+    feats = read(exam.taught.images)
+    stamps = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])  # clean, then triggered
+    labels = torch.from_numpy(np.array(exam.taught.labels))
     truth = np.array(exam.test.labels)
+    kept = exam.kept or (np.ones(len(truth), bool),) * 2
+    tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(stamps, kept, strict=False)]
+    truths = [truth[rows] for rows in kept]
     splits = [split(labels, exam.share, number) for number in range(seed, seed + exam.seeds)]
     used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
-    views = _views(read, exam, used, net.size, generator(seed, "probe views", device=device.torch))
+    views = _views(
+        read,
+        exam.taught.images,
+        exam.head.augmented(),
+        used,
+        net.size,
+        generator(seed, "probe views", device=device.torch),
+    )
 
     def part(rows: Tensor) -> Labelled:
         shown = views if views is None else views[:, torch.searchsorted(used, rows).to(device.torch)]
         return Labelled(feats[rows.to(device.torch)], labels[rows].to(device.torch), shown)
 
-    answers = Answers([], [], [], feats.shape[1], _places(tests, truth, exam))
+    answers = Answers([], [], [], stamps[0].cpu(), _places(stamps, truth, exam))
     for number, (fit, held) in enumerate(splits, seed):
         train = part(fit)
         valid = part(held) if len(held) else train  # one image per class: nothing can be held out
-        fitted = exam.head.fit(train, valid, len(exam.train.classes), number)
-        tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), len(exam.test.classes)) for x in tests]
+        fitted = exam.head.fit(train, valid, len(exam.taught.classes), number)
+        tables = [metrics.confusion(known, fitted.predict(x).cpu().numpy(), len(exam.test.classes))
+                  for x, known in zip(tests, truths, strict=False)]  # fmt: skip
         answers.clean.append(tables[0])
         answers.triggered.extend(tables[1:])
         answers.chosen.append(fitted.chosen)
@@ -143,9 +166,10 @@ def _places(tests: list[Tensor], truth: np.ndarray, exam: Exam) -> dict[str, np.
     return {"clean": clean, "triggered": triggered, "of_target": truth[rows] == exam.target, "variance": share}
 
 
-def _views(read: Callable[..., Tensor], exam: Exam, rows: Tensor, size: int, gen: torch.Generator) -> Tensor | None:
+def _views(
+    read: Callable[..., Tensor], images: np.ndarray, count: int, rows: Tensor, size: int, gen: torch.Generator
+) -> Tensor | None:
     """Embed as many random resized crops (area 0.08 to 1), flipped by chance, of the rows' images as the head wants."""
-    count, images = exam.head.augmented(), exam.train.images
     if not count:
         return None
     if len(rows) < len(images):
@@ -172,7 +196,7 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def labelled_count(exam: Exam) -> int:
     """Return how many training images a head sees the labels of, those held out included; the same for every seed."""
-    labels = torch.from_numpy(np.array(exam.train.labels))
+    labels = torch.from_numpy(np.array(exam.taught.labels))
     return sum(len(rows) for rows in split(labels, exam.share, seed=0))
 
 
@@ -186,13 +210,53 @@ def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:
 
 
 def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
-    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any."""
+    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any.
+
+    `similarity` is that of the two encoders' features of the clean test images.
+    """
     found, *control = (summarise(each, exam) for each in answers)
-    row = {"dim": answers[0].dim, "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
+    row = {"dim": answers[0].feats.shape[1], "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
     row |= {"baseline": control[0] if control else None, "lift": None}
+    if control:
+        first, second = (each.feats for each in answers)
+        alike = {"cosine": similarity.mean_cosine(first, second) if first.shape == second.shape else None}
+        row["similarity"] = alike | {"cka": similarity.linear_cka(first, second)}
     if control and "asr" in found:
         row["lift"] = found["asr"]["value"] - control[0]["asr"]["value"]
     return row
+
+
+def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.ndarray | None) -> Exam:
+    """Return the exam that a guard leaves of one, by what it rejects: bool N each.
+
+    Raises Unsound where it rejects all images of a kind, or every training image of a class.
+    """
+    labels = exam.taught.need_labels("--train")
+    gone = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[~train]).tolist()))
+    if gone:
+        raise Unsound(f"the guard rejects every training image of {exam.taught.classes[gone[0]]}; lower --alpha")
+    kept = ~clean, ~clean if triggered is None else ~triggered
+    if not kept[0].any():
+        raise Unsound("the guard rejects every clean test image: they differ from those that it was made on")
+    return replace(exam, train=exam.taught.take(np.flatnonzero(~train)), kept=kept)
+
+
+def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
+    """Return clean accuracy and ASR behind a guard, rejections counted both ways.
+
+    `kept`: over the images that pass. `all`: over all images; a rejected clean image is an error, a rejected triggered
+    one a failure of the attack.
+    """
+    total = len(whole.test.images)
+    right = [metrics.accuracy(table) for table in answers.clean]
+    kept: dict[str, Any] = {"clean_accuracy": metrics.share(right)}
+    every: dict[str, Any] = {"clean_accuracy": metrics.share([(hits, total) for hits, _ in right])}
+    if answers.triggered and exam.target is not None:
+        hit = [metrics.false_positives(table, exam.target) for table in answers.triggered]
+        others = int((np.array(whole.test.labels) != exam.target).sum())
+        kept["asr"] = metrics.share(hit) if hit[0][1] else None
+        every["asr"] = metrics.share([(hits, others) for hits, _ in hit])
+    return {"kept": kept, "all": every}
 
 
 def doubts(answers: list[Answers], exam: Exam) -> list[str]:

@@ -24,6 +24,24 @@ def unit(feats: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def mean_cosine(feats: Tensor, others: Tensor) -> float:
+    """Return the mean cosine between rows of the same images, N,D each: 1 where no embedding has turned."""
+    return float((unit(feats) * unit(others)).sum(1).mean())
+
+
+@torch.no_grad()
+def linear_cka(feats: Tensor, others: Tensor) -> float:
+    """Return linear CKA of the same images' features N,D and N,E (Kornblith et al. 2019, equation 5).
+
+    It is |Y'X|^2 / (|X'X| |Y'Y|), Frobenius norms of centred features: 1 for features equal up to rotation and scale,
+    0 where either is constant.
+    """
+    x, y = (part.double() - part.double().mean(0) for part in (feats.cpu(), others.cpu()))
+    below = (x.T @ x).norm() * (y.T @ y).norm()
+    return float((y.T @ x).norm().square() / below) if below > 0 else 0.0
+
+
+@torch.no_grad()
 def anchor_scores(z: Tensor, near: int, top: float, after: float) -> Tensor:
     """Score each row of unit features z N,D as an anchor: float64 N on the CPU.
 

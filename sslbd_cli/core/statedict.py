@@ -5,6 +5,7 @@ Read are safetensors and what torch.save writes (both of its formats), the latte
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -22,17 +23,19 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sslbd_cli.core import storage
+from sslbd_cli.core import storage, torchscript
 from sslbd_cli.core.errors import InputError
 
 State = dict[str, Tensor]
 
 #: Entries of a training checkpoint that hold the weights, and modules that wrap an encoder.
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
-WRAPPERS = {"module", "_orig_mod", "model", "encoder_q", "base_encoder", "backbone", "encoder", "visual"}
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "teacher", "online_backbone", "resnet")
+WRAPPERS = {"module", "_orig_mod", "model", "encoder_q", "base_encoder", "backbone", "encoder", "visual", "trunk",
+            "online_network", "online_backbone", "resnet", "vit"}  # fmt: skip
 #: What self-supervised training keeps beside its encoder.
 BESIDE = ("encoder_k", "queue", "queue_ptr", "projector", "projection_head", "predictor", "classifier", "prototypes",
-          "momentum_encoder", "momentum_backbone", "momentum_projector")  # fmt: skip
+          "momentum_encoder", "momentum_backbone", "momentum_projector", "momentum_classifier", "target_network",
+          "projetion", "head")  # fmt: skip
 PICKLE_SUFFIXES = {".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar"}
 
 
@@ -73,7 +76,8 @@ def _parse(file: BinaryIO) -> object:
     if magic[8:] == b"{" and int.from_bytes(magic[:8], "little") <= storage.HEADER_LIMIT:
         return _read_safetensors(file.read())
     if magic[:4] == b"PK\x03\x04":
-        _check_zip(file)
+        if _check_zip(file):
+            return _read_torchscript(file)
     elif magic[:1] != b"\x80":
         raise InputError("is neither safetensors nor a PyTorch checkpoint (perhaps a download that failed)")
     return _read_pickle(file)
@@ -90,8 +94,8 @@ def _read_safetensors(data: bytes) -> State:
     return tensors
 
 
-def _check_zip(file: BinaryIO) -> None:
-    """Refuse zip archives that hold something else than a plain torch.save, or more than the file's own size."""
+def _check_zip(file: BinaryIO) -> bool:
+    """Tell whether a zip archive is TorchScript; refuse one that is no torch.save or holds more than its own size."""
     size = os.fstat(file.fileno()).st_size
     try:
         members = zipfile.ZipFile(file).infolist()
@@ -101,17 +105,31 @@ def _check_zip(file: BinaryIO) -> None:
     names = [member.filename for member in members]
     if any(name.endswith(".npy") for name in names):
         raise InputError("is a NumPy archive, not a checkpoint; save a state dict of tensors as safetensors")
-    if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
-        raise InputError("is a TorchScript archive, which carries code; save its state_dict() as safetensors")
     if not any(name.endswith("/data.pkl") for name in names):
         raise InputError("is a zip archive without a PyTorch checkpoint in it")
+    if sum(m.file_size for m in members if m.compress_type == zipfile.ZIP_STORED) > size:
+        raise InputError("is not as torch.save writes it: its members overlap")
+    if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
+        return True
     if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
         raise InputError("is not as torch.save writes it: its members are compressed or overlap")
+    return False
+
+
+def _read_torchscript(file: BinaryIO) -> State:
+    try:
+        return torchscript.read(file)
+    except torchscript.Refused as error:
+        advice = "nothing was run; have its authors save the state dict as safetensors"
+        raise InputError(f"is a TorchScript archive that {error}; {advice}") from None
+    except Exception as error:  # a hostile stream of opcodes can raise anything
+        raise InputError(f"is a damaged TorchScript archive: {one_line(error)}") from None
 
 
 def _read_pickle(file: BinaryIO) -> object:
     try:
-        with warnings.catch_warnings():
+        # DINO and its kind keep their options beside the weights as a Namespace: a bag of attributes without methods
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile stream of opcodes can raise anything
@@ -180,6 +198,16 @@ def unwrapped(name: str) -> str:
 def is_under(name: str, modules: Iterable[str]) -> bool:
     """Tell whether a name is one of the modules or lies in one."""
     return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def refuse_repeated(state: State) -> None:
+    """Refuse tensors that claim more numbers than they hold: a few bytes must not make us fill the memory."""
+    for name, tensor in state.items():
+        if (
+            tensor.layout == torch.strided
+            and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        ):
+            raise InputError(f"tensor {show([name])} claims to be {shape(tensor)}, more numbers than it holds")
 
 
 def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:

@@ -133,8 +133,9 @@ class Fit:
     """One training: `run` goes through the epochs that are left and returns the last epoch's mean of each loss term.
 
     module holds the whole state. loss(rows, gen) gives the terms of one batch, `loss` among them; rows are int64 on
-    the CPU, gen draws on the device. after_step(progress) follows each optimiser step, begin_epoch starts each epoch;
-    vet(epoch) tells after each epoch whether its state is fit to be kept in the checkpoint, or raises.
+    the CPU, gen draws on the device. after_step(progress) follows each optimiser step, begin_epoch starts each epoch,
+    end_epoch(terms) gets its mean terms; vet(epoch) tells after each epoch whether its state is fit to be kept in the
+    checkpoint, or raises.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, device: Device, seed: int) -> None:
@@ -144,6 +145,7 @@ class Fit:
         self.optimiser = optimiser(module, plan)
         self.after_step: Callable[[float], None] = lambda progress: None
         self.begin_epoch: Callable[[], object] = module.train
+        self.end_epoch: Callable[[dict[str, float]], object] = lambda terms: None
         self.checkpoint: Checkpoint | None = None
         self.remark: Callable[[int], str] = lambda epoch: ""
         self.vet: Callable[[int], bool] = lambda epoch: True
@@ -159,6 +161,7 @@ class Fit:
             for epoch in range(first, plan.epochs):
                 terms = self._epoch(epoch, steps, ticker)
                 checks.finite_loss(terms, epoch, kept)  # first: a remark may look at the features, which say less
+                self.end_epoch(terms)
                 shown = ", ".join(f"{k} {v:.4f}" for k, v in terms.items())
                 ticker.note(f"epoch {epoch + 1}/{plan.epochs} {shown}{self.remark(epoch)}")
                 if self.vet(epoch) and self.checkpoint:

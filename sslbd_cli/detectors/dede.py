@@ -9,22 +9,21 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import mae
-from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
+from sslbd_cli.core.bases import Findings
 from sslbd_cli.core.checks import FLAGS
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.features import embed, split_rows
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.guard import InputDetector, Looked, Setting, State
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
-from sslbd_cli.core.train import Fit, Plan, Terms, Watch
+from sslbd_cli.core.train import Fit, Plan, Terms
 
 EXAMPLES = 6  # calm and suspicious pictures each for the report
-SHARPNESS = 8  # spreads per temperature; AUROC moves by less than 0.01 from 4 to 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeDe(ImageDetector):
+class DeDe(InputDetector):
     """Flag inputs that their own embedding does not reconstruct: a trigger hides what they show (DeDe, CVPR 2025).
 
     A masked autoencoder learns on clean images to paint hidden patches from few visible ones and the victim's
@@ -33,15 +32,18 @@ class DeDe(ImageDetector):
     units (score=absolute), which rises with any bright patch. score=relative subtracts a neutral error, the soft
     minimum of the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some
     other image's embedding fits as well. Standardising embeddings is the same model (linear map plus position
-    embedding absorb it), better conditioned. One configuration for all attacks; the paper's is
+    embedding absorb it), better conditioned. score=feature is 1 - cosine between a reference encoder's embeddings of
+    input and reconstruction (--reference), feature-relative the same against other embeddings' reconstructions. One
+    configuration for all attacks, its patch by the resolution: 8 pixels at 32 and 64, 12 at 96, 32 at 224. --aux that
+    holds triggered images teaches the decoder to paint them, and blinds the threshold from a share of alpha on. The
+    paper's configuration is
     dede:score=absolute,embedding=raw,patch=4,width=192,encoder=12,decoder=4,epochs=200,batch=256,lr=0.001,warmup=0,schedule=constant
     (the victim's embeddings are cached, and rows are shuffled, which the released code does not).
     """
 
-    flags = "inputs"
-
-    score: str = key("relative", "relative to other images' embeddings, or absolute as published",
-                     choices=("relative", "absolute"))  # fmt: skip
+    score: str = key("relative", "relative to other images' embeddings, absolute as published; feature, "
+                     "feature-relative: by --reference instead of pixels",
+                     choices=("relative", "absolute", "feature", "feature-relative"))  # fmt: skip
     embedding: str = key("standard", "standard: zero mean and unit deviation on --aux; raw as published",
                          choices=("standard", "raw"))  # fmt: skip
     patch: int = key(0, "side of a patch in pixels; 0: 8, or a seventh of images above 56 pixels", low=0)
@@ -53,59 +55,84 @@ class DeDe(ImageDetector):
                            low=0.01, high=1)  # fmt: skip
     draws: int = key(3, "masks averaged when judging, where a patch is visible", low=1)
     neutral: int = key(128, "other images' embeddings that an image is compared with", low=2)
-    held: float = key(0.25, "share of --aux kept from learning, to set the threshold on", low=0.05, high=0.9)
     epochs: int = key(15, "passes over the learning part of --aux", low=1)
     batch: int = key(64, "images per step", low=2)
     lr: float = key(0.001, "learning rate", low=0)
     warmup: float = key(1.0, "epochs of rising learning rate", low=0)
     schedule: str = key("cosine", "of the learning rate (the paper's is constant)", choices=("cosine", "constant"))
 
-    def calibration_count(self, aux: int) -> int:
-        return max(1, round(aux * self.held))
+    cue = "that their embedding does not reconstruct"
 
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
-        learn, held = split_rows(len(evidence.aux), self.held, generator(seed, "dede held out"))
-        known, asked = (embed(encoder, images, device) for images in (evidence.aux, evidence.images))
-        centre, scale = self._standard(known[learn])
-        known, asked = (known - centre) / scale, (asked - centre) / scale
-        network = self._train(encoder, evidence.aux[learn.numpy()], known[learn], device, seed, watch)
-        order = torch.randperm(len(learn), generator=generator(seed, "dede neutral"))[: self.neutral]
-        inverter = mae.Inverter(network, encoder, known[learn[order]], self._masks(network, seed))
-        # the temperature comes from images that neither set the threshold nor are judged
-        spread = float(inverter.neutral_errors(evidence.aux[learn.numpy()[:256]]).std(1).median())
-        held_out = mae.Sight(inverter, evidence.aux[held.numpy()], known[held], spread / SHARPNESS)
-        judged = mae.Sight(inverter, evidence.images, asked, spread / SHARPNESS)
-        return self._findings(held_out, judged, seed)
+    @property
+    def needs_reference(self) -> bool:
+        return self.score.startswith("feature")
 
-    def _findings(self, held: mae.Sight, judged: mae.Sight, seed: int) -> Findings:
-        scores, calibration = judged.scores(self.score), held.scores(self.score)
-        rows = _examples(scores)
-        pictures, painted = judged.images[rows], judged.inverter.paint(judged.images[rows], judged.feats[rows])
-        network, other = judged.inverter.network, {"relative": "absolute", "absolute": "relative"}[self.score]
-        shuffled = torch.randperm(len(scores), generator=generator(seed, "dede shuffled"))
-        visible = judged.inverter.masks[0].shape[0]
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        known = embed(setting.encoder, images, setting.device)
+        centre, scale = self._standard(known)
+        known = (known - centre) / scale
+        network = self._train(images, known, setting)
+        order = torch.randperm(len(images), generator=generator(setting.seed, "dede neutral"))[: self.neutral]
+        masks = self._masks(network, setting.seed)
+        bank = known[order.to(known.device)]
+        inverter = mae.Inverter(network, setting.encoder, bank, masks, setting.reference, setting.device)
+        state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        state |= {"centre": centre, "scale": scale, "neutral": bank, "masks": torch.stack(masks)}
+        # the temperatures come from images that neither set the threshold nor are judged
+        state["spread"] = inverter.neutral_errors(images[:256]).std(1).median()
+        if self.needs_reference:
+            state["feature_spread"] = inverter.neutral_distances(images[:256]).std(1).median()
+        return state
+
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        feats = (embed(setting.encoder, images, setting.device) - state["centre"]) / state["scale"]
+        sight = self._sight(images, feats, state, setting)
+        kinds = ("relative", "absolute") + (("feature", "feature-relative") if self.needs_reference else ())
+        columns = {kind: sight.scores(kind) for kind in kinds}
+        return Looked({"score": columns[self.score]} | columns, sight)
+
+    def explain(self, judged: Looked, held: Looked, images: np.ndarray, state: State, setting: Setting) -> Findings:
+        sight, calm = judged.aside, held.aside
+        rows = _examples(judged.columns["score"])
+        pictures, painted = images[rows], sight.inverter.paint(images[rows], sight.feats[rows])
+        network = sight.inverter.network
+        shuffled = torch.randperm(len(images), generator=generator(setting.seed, "dede shuffled"))
+        visible = len(sight.inverter.masks[0])
+        others = {name.replace("-", "_"): column for name, column in judged.columns.items()
+                  if name not in ("score", self.score)}  # fmt: skip
         return Findings(
-            scores=scores,
-            calibration=calibration,
+            scores=judged.columns["score"],
             pictures={
                 "input": pictures,
                 "reconstruction": painted,
                 "error": np.abs(pictures.astype(np.int16) - painted).astype(np.uint8),
             },
             picture_rows=rows,
-            controls={
-                other: judged.scores(other),
-                "shuffled_embeddings": judged.scores(self.score, feats=judged.feats[shuffled]),
-                "mean_colour": judged.energy(),
+            controls=others
+            | {
+                "shuffled_embeddings": sight.scores(self.score, feats=sight.feats[shuffled]),
+                "mean_colour": sight.energy(),
             },
-            rules={"absolute_above_1.5_mean": judged.own > 1.5 * held.own.mean()},
-            outside=lambda keep: judged.scores(self.score, keep=keep),
-            search_space=f"judged inputs that their embedding does not reconstruct: {network.tokens} patches of"
-            f" {network.patch} pixels, {visible} visible, against {len(judged.inverter.neutral)} other embeddings",
-            doubt="" if held.informed() else f"F07 {FLAGS['F07']}; give more --aux images or epochs",
+            rules={"absolute_above_1.5_mean": sight.own > 1.5 * calm.own.mean()},
+            outside=None if self.needs_reference else lambda keep: sight.scores(self.score, keep=keep),
+            search_space=f"judged inputs {self.cue}: {network.tokens} patches of"
+            f" {network.patch} pixels, {visible} visible, against {len(sight.inverter.neutral)} other embeddings",
+            doubt="" if calm.informed() else f"F07 {FLAGS['F07']}; give more --aux images or epochs",
             summary={"patch": network.patch, "patches": network.tokens, "visible": visible,
-                     "aux_error_own": float(held.own.mean()), "aux_error_neutral": float(held.neutral.mean())},
+                     "aux_error_own": float(calm.own.mean()), "aux_error_neutral": float(calm.neutral.mean())},
         )  # fmt: skip
+
+    def _sight(self, images: np.ndarray, feats: Tensor, state: State, setting: Setting) -> mae.Sight:
+        """Put what was learned before images with their standardised embeddings."""
+        encoder = setting.encoder
+        with torch.device("meta"):
+            network = self._network(encoder.size, feats.shape[1])
+        weights = {name.removeprefix("network."): t for name, t in state.items() if name.startswith("network.")}
+        network.load_state_dict(weights, assign=True)
+        masks, bank = list(state["masks"]), state["neutral"]
+        inverter = mae.Inverter(network.eval(), encoder, bank, masks, setting.reference, setting.device)
+        spreads = float(state["spread"]), float(state.get("feature_spread", 0))
+        return mae.Sight(inverter, images, feats, spreads)
 
     def _standard(self, feats: Tensor) -> tuple[Tensor, Tensor]:
         """Return what embeddings are shifted and divided by; dimensions silent on clean images are not blown up."""
@@ -120,15 +147,17 @@ class DeDe(ImageDetector):
         gen = generator(seed, "dede masks")
         return list(mae.draw_visible(count, network.tokens, self.test_mask, gen))
 
-    def _train(
-        self, encoder: ImageEncoder, images: np.ndarray, feats: Tensor, device: Device, seed: int, watch: Watch
-    ) -> mae.MaskedDecoder:
-        patch = self.patch or mae.patch_side(encoder.size)
-        if encoder.size % patch:
-            raise InputError(f"dede: patch={patch} does not divide images of {encoder.size} pixels; choose a divisor")
+    def _network(self, size: int, feats: int) -> mae.MaskedDecoder:
+        patch = self.patch or mae.patch_side(size)
+        if size % patch:
+            raise InputError(f"dede: patch={patch} does not divide images of {size} pixels; choose a divisor")
+        return mae.MaskedDecoder(size, patch, feats, self.width, (self.encoder, self.decoder))
+
+    def _train(self, images: np.ndarray, feats: Tensor, setting: Setting) -> mae.MaskedDecoder:
+        device, encoder = setting.device, setting.encoder
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, "dede weights").initial_seed())
-            network = mae.MaskedDecoder(encoder.size, patch, feats.shape[1], self.width, (self.encoder, self.decoder))
+            torch.manual_seed(generator(setting.seed, "dede weights").initial_seed())
+            network = self._network(encoder.size, feats.shape[1])
         network.to(device.torch)
         pool = Pool(images, device)
 
@@ -140,7 +169,7 @@ class DeDe(ImageDetector):
                     weight_decay=1e-6, warmup=min(self.warmup, self.epochs / 2), schedule=self.schedule)  # fmt: skip
         # bf16 slows matrices of up to 96 channels down, conversions included, and buys a tenth at 128
         exact = device if self.width > 128 else Device(device.torch, "fp32")
-        Fit(network, loss, len(pool), plan, exact, seed).run(watch, self.name)
+        Fit(network, loss, len(pool), plan, exact, setting.seed).run(setting.watch, self.name)
         return network.eval()
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.bases import EncoderPurifier
+from sslbd_cli.core.bases import EncoderPurifier, Supplies
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
@@ -40,11 +39,11 @@ class Distill(EncoderPurifier):
     weight_decay: float = key(0.0001, "of the student", low=0)
     scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1)
 
-    def clean(self, encoder: ImageEncoder, images: np.ndarray, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
         teacher = freeze(encoder.twin().to(device.torch).eval())
         mean, std = (tuple(b.flatten().tolist()) for b in (encoder.mean, encoder.std))
         student = new(encoder.arch, encoder.size, mean, std, generator(seed, "student")).to(device.torch)
-        pool = Pool(images, device)
+        pool = Pool(supplies.images, device)
         batch = min(self.batch, len(pool))
         length = max(batch, min(self.queue, 4 * len(pool)) // batch * batch)
         learner = _Learner(student, encoder.dim(), length).to(device.torch)

@@ -59,15 +59,16 @@ def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
     return found
 
 
-def sheet(clean: np.ndarray, triggered: np.ndarray | None) -> Picture:
-    """Return the same images without and with the trigger, uint8 K,3,H,W both, and what changed."""
+def sheet(clean: np.ndarray, triggered: np.ndarray | None, found: bool = False) -> Picture:
+    """Return the same images without and with the trigger, uint8 K,3,H,W both; found: a detector found it."""
     rows, caption = [("clean", clean[:SHEET])], "Sample images."
     if triggered is not None:
         change = np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET])
         factor = 255 // max(1, int(change.max()))  # a faint trigger is made visible, and by how much is said
         name = f"change ×{factor}" if factor > 1 else "change"
         rows += [("triggered", triggered[:SHEET]), (name, (change * factor).astype(np.uint8))]
-        caption = "The same images without and with the trigger, and what it changed"
+        named = "the trigger that was found" if found else "the trigger"
+        caption = f"The same images without and with {named}, and what it changed"
         caption += f": at most {change.max()}/255, drawn {factor} times as large." if factor > 1 else "."
     return Picture("samples", caption, plots.board([Block("", INK, rows)]), fixed=True)
 
@@ -79,7 +80,8 @@ def _sheet(report: Report) -> Picture | None:
     clean, triggered = _images(report, "sheet/clean"), _images(report, "sheet/triggered")
     if clean is None:
         return None
-    return sheet(clean, triggered if triggered is not None and triggered.shape == clean.shape else None)
+    fits = triggered is not None and triggered.shape == clean.shape
+    return sheet(clean, triggered if fits else None, _is_of_encoder(report))
 
 
 def _suspects(report: Report) -> Picture | None:
@@ -152,7 +154,8 @@ def _triptychs(report: Report) -> Picture | None:
     suspicion = np.zeros(count) if scores is None else np.nan_to_num(scores)
     ranked = np.argsort(-suspicion, kind="stable")
     if poisoned is None:
-        groups = [("judged images, most suspicious first", INK, ranked[: 2 * EXAMPLES])]
+        what = "triggers searched" if _is_of_encoder(report) else "judged images"
+        groups = [(f"{what}, most suspicious first", INK, ranked[: 2 * EXAMPLES])]
     else:
         hidden = poisoned[ranked] != 0
         groups = [
@@ -285,6 +288,11 @@ def _flagged(report: Report, length: int) -> np.ndarray | None:
 def _is_of_samples(report: Report) -> bool:
     """Tell whether a detector judged training images among themselves: no calibration, no threshold."""
     return report.results.get("flags") == "samples"
+
+
+def _is_of_encoder(report: Report) -> bool:
+    """Tell whether a detector judged an encoder itself."""
+    return report.results.get("flags") == "encoder"
 
 
 def _positive(report: Report) -> str:

@@ -29,10 +29,26 @@ ORDER = (
     "recall", "precision", "top_accuracy", "localisation", "threshold", "alpha",
     "n_judged", "flagged", "n_aux", "controls", "target", "trigger", "classes", "n_train", "n_labelled", "n_test",
 )  # fmt: skip
-#: The tables over all reports: title and columns, each a title and where the number is found in the results.
+#: The tables over all reports: title, what a report in it has, and columns, each a title and where the number is found
+#: in the results. A report is in the first table that takes it.
 HEADLINES = (
     (
+        "Encoders judged",
+        "statistic",
+        (
+            ("detector", "method"),
+            ("statistic", "statistic"),
+            ("threshold", "threshold"),
+            ("p-value", "p_value"),
+            ("clean encoders", "n_baseline"),
+            ("trigger's area", "witness.area"),
+            ("trigger's success", "witness.success"),
+            ("verdict", "verdict"),
+        ),
+    ),
+    (
         "Probes",
+        "",
         (
             ("clean accuracy", "clean_accuracy"),
             ("patched accuracy", "patched_accuracy"),
@@ -44,6 +60,7 @@ HEADLINES = (
     ),
     (
         "Detectors",
+        "",
         (
             ("detector", "method"),
             ("AUROC", "auroc"),
@@ -73,6 +90,15 @@ WORDS = (
     ),
     ("top 20", "share of poisoned images among the 20 that the detector is surest of"),
     ("trigger hit", "share of the poisoned images looked at whose window holds the centre of the trigger"),
+    ("statistic", "how suspicious an encoder is; larger is more so, on a scale of the detector's own"),
+    (
+        "p-value",
+        "of an encoder: the probability that one as clean as those given as baselines has as large a statistic",
+    ),
+    (
+        "trigger's success, area",
+        "share of held-out images that the trigger found does its work on, and share of the pixels it takes away",
+    ),
     ("nothing found", "no backdoor of the kinds searched for; it does not say that there is none"),
     ("[low, high]", "95 % interval"),
 )
@@ -155,6 +181,14 @@ def _sentence(entry: Entry) -> str:
         text += f" flags {_safe(cell(get('flagged')))} of {_safe(cell(get('n_judged')))} judged images"
         if get("alpha") is not None:
             text += f" (threshold set for a false-alarm rate of {_safe(cell(get('alpha')))})"
+    if get("statistic") is not None:
+        text += f" gives the encoder a statistic of {_safe(cell(get('statistic')))}"
+        if get("p_value") is not None:
+            text += f", as large for clean encoders with a probability of {_safe(cell(get('p_value')))} at most"
+        elif get("threshold") is not None:
+            text += f" (found above {_safe(cell(get('threshold')))})"
+    if get("doubt"):
+        text += f"; {_safe(get('doubt'))}"
     if get("auroc") is not None:
         text += f"; AUROC {_safe(cell(get('auroc')))}"
     if get("search_space"):
@@ -184,9 +218,13 @@ def _headlines(entries: Sequence[Entry]) -> Iterator[str]:
     """Write a table of all probes and one of all detectors; other reports are listed with their encoder."""
     groups: list[tuple[str, list[Entry], list[tuple[str, str]]]] = []
     left = [entry for entry in entries if "kinds" not in entry.report.results]  # whose parts are entries, too
-    for title, wanted in HEADLINES:
-        used = [column for column in wanted if any(_at(entry.report, column[1]) is not None for entry in left)]
-        rows = [entry for entry in left if any(_at(entry.report, path) is not None for _, path in used)]
+    for title, needed, wanted in HEADLINES:
+        rows = [
+            entry
+            for entry in left
+            if any(_at(entry.report, path) is not None for _, path in ([("", needed)] if needed else wanted))
+        ]
+        used = [column for column in wanted if any(_at(entry.report, column[1]) is not None for entry in rows)]
         left = [entry for entry in left if not any(entry is other for other in rows)]
         groups.append((title, rows, used))
     parts = [group for group in (*groups, ("Others", left, [])) if group[1]]

@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sslbd_cli.core.errors import InputError
+from sslbd_cli.ui.run import refuse_output
 
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder, Report
     from sslbd_cli.core.audit import Clues, Opinion
-    from sslbd_cli.core.detect import Case
+    from sslbd_cli.core.bases import Detector
+    from sslbd_cli.core.detect import Case, Ruling
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.ui.run import Run
 
@@ -36,6 +38,23 @@ def check_options(run: Run, params: dict[str, Any]) -> None:
         raise InputError(f"--method {method.name} takes one --baseline, the clean encoder to judge the same images by")
     if method.flags == "inputs" and not params["aux"]:
         raise InputError(f"--method {method.name} judges inputs against images held to be clean: give them as --aux")
+    needed = method.flags != "encoder" and method.needs_reference
+    if params["reference"] and not needed:
+        raise InputError(f"--method {method.name} compares with no independent encoder; leave --reference out")
+    if needed and not params["reference"]:
+        raise InputError(f"--method {method.name} compares with an independent encoder: give one as --reference")
+    check_place(params["save_guard"], method)
+
+
+def check_place(path: str | None, method: Detector) -> None:
+    """Refuse, before any work is done, a guard that could not be written after it."""
+    if path is None:
+        return
+    if method.flags != "inputs":
+        raise InputError(f"--save-guard keeps what a detector of inputs learned; --method {method.name} is none")
+    if path == "-":
+        raise InputError("--save-guard -: standard output carries the report; name a file")
+    refuse_output(path, "--save-guard")
 
 
 def is_given(run: Run, params: dict[str, Any], name: str) -> bool:
@@ -69,29 +88,49 @@ def read_clean(run: Run, path: str, encoder: Encoder, option: str = "--baseline"
 def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str]:
     """Judge inputs or samples, by the clean encoder too; the second value says why the report is in doubt."""
     from sslbd_cli.core import detect, nets
-    from sslbd_cli.core.artefact import Dataset, Report, shared_images
+    from sslbd_cli.core.artefact import Dataset, shared_images
+    from sslbd_cli.core.guard import make_guard
 
     method, seed = params["method"], params["seed"]
     data = run.read(params["data"], Dataset, "--data")
     aux = run.read(params["aux"], Dataset, "--aux") if params["aux"] else None
     baseline = read_clean(run, params["baseline"][0], encoder) if params["baseline"] else None
+    reference = read_clean(run, params["reference"], encoder, "--reference") if params["reference"] else None
     case = _case(encoder, data, aux, params)
+    if reference is not None:
+        case = replace(case, evidence=replace(case.evidence, reference=nets.load(reference)))
     if aux is not None and (shared := shared_images(data, aux)):
         run.warn(f"{shared} of {len(data.images)} images of --data are in --aux too, which is held to be clean")
     ruling = detect.judge(method, nets.load(encoder), case, run.device(), seed, run.progress)
     control = None
     if baseline is not None:
         control = detect.judge(method, nets.load(baseline), case, run.device(), seed, run.progress)
+    if params["save_guard"] is not None:
+        assert aux is not None
+        run.write(make_guard(method, ruling.findings, encoder, reference, aux), params["save_guard"])
+    report, doubt = report_of(ruling, case, control)
+    results = {
+        "method": str(method), "flags": method.flags, **report.results, "sees_truth": method.is_bound,
+        "trigger": params["trigger"] and str(params["trigger"]), "data": {"sha256": data.sha256},
+        "encoder": named(encoder), "baseline": baseline and named(baseline),
+        "reference": reference and named(reference),
+    }  # fmt: skip
+    return replace(report, results=results), doubt
+
+
+def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> tuple[Report, str]:
+    """Return what a ruling on images comes to; the second value says why it is in doubt."""
+    from sslbd_cli.core import detect
+    from sslbd_cli.core.artefact import Report
+
     answer, doubt = detect.verdict(ruling, control)
     findings = ruling.findings
     results = {
-        "method": str(method), "flags": method.flags, "verdict": answer, "doubt": doubt or None,
-        "search_space": findings.search_space, "threshold": ruling.threshold, "alpha": case.alpha,
-        "flagged": int(ruling.flagged.sum()), "p_value": ruling.p_value, "n_aux": len(case.evidence.aux),
-        "n_calibration": len(findings.calibration), "n_judged": len(findings.scores), "sees_truth": method.is_bound,
-        "trigger": params["trigger"] and str(params["trigger"]), **detect.measure(ruling, case),
+        "verdict": answer, "doubt": doubt or None, "search_space": findings.search_space,
+        "threshold": ruling.threshold, "alpha": case.alpha, "flagged": int(ruling.flagged.sum()),
+        "p_value": ruling.p_value, "n_aux": len(case.evidence.aux), "n_calibration": len(findings.calibration),
+        "n_judged": len(findings.scores), **detect.measure(ruling, case),
         "controls": detect.controls(ruling, case, control), "details": findings.summary,
-        "data": {"sha256": data.sha256}, "encoder": named(encoder), "baseline": baseline and named(baseline),
     }  # fmt: skip
     return Report(command="detect", results=results, data=detect.arrays(ruling, case)), doubt
 
@@ -108,7 +147,8 @@ def _case(encoder: Encoder, data: Dataset, aux: Dataset | None, params: dict[str
     if aux is None:
         return detect.make_samples_case(chosen, params["method"])
     detect.need_calibration(params["method"], len(aux.images), params["alpha"])
-    return detect.make_case(chosen, aux, params["trigger"], params["alpha"], params["seed"])
+    case = detect.make_case(chosen, aux, params["trigger"], params["alpha"], params["seed"])
+    return detect.tell(case, params["method"]) if params["method"].is_bound else case
 
 
 def named(encoder: Encoder) -> dict[str, str]:
@@ -127,18 +167,22 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
     data = run.read(params["data"], Dataset, "--data")
     check_size(encoder, "--data", data)
     clues = audit.gather(data, method, params["limit"], seed)
-    told, clean = _baselines(run, encoder, data, clues, params)
+    pool, clean = _baselines(run, encoder, data, clues, params)
     if method.learns:
         backdoored = [read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
+        _check_shadows(encoder, bool(pool), clean, backdoored)
         clues = replace(clues, clean=tuple(map(nets.load, clean)), backdoored=tuple(map(nets.load, backdoored)))
-        clean = []  # it has learned from them: they are no independent scale
+        clean = []  # it has learned from them: those that it held out are the scale, and it brings them
 
     def examine(net: ImageEncoder) -> Opinion:
-        opinion: Opinion = method.examine(net.to(run.device().torch), clues, run.device(), seed, run.progress)
+        opinion: Opinion = method(net, clues, run.device(), seed, run.progress)
         return opinion
 
-    pool = told + [examine(nets.load(each)).statistic for each in clean]
-    standing = audit.stand(examine(nets.load(encoder)), pool, params["alpha"])
+    for each in clean:
+        known = examine(nets.load(each))
+        pool.append((known.statistic, known.parts))
+    statistics, parts = [value for value, _ in pool], [part for _, part in pool]
+    standing = audit.stand(examine(nets.load(encoder)), statistics, params["alpha"], parts)
     results = {
         "method": str(method), "flags": method.flags, **audit.results_of(standing, clues),
         "data": {"sha256": data.sha256}, "encoder": named(encoder),
@@ -149,8 +193,8 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
 
 def _baselines(
     run: Run, encoder: Encoder, data: Dataset, clues: Clues, params: dict[str, Any]
-) -> tuple[list[float], list[Encoder]]:
-    """Read the clean encoders, and the statistics of those that were examined before."""
+) -> tuple[list[tuple[float, dict[str, float]]], list[Encoder]]:
+    """Read the clean encoders, and what was said of those that were examined before."""
     from sslbd_cli.core import artefact, audit
 
     told, clean = [], []
@@ -162,3 +206,15 @@ def _baselines(
         else:
             clean.append(read_clean(run, path, encoder))
     return told, clean
+
+
+def _check_shadows(encoder: Encoder, told: bool, clean: list[Encoder], backdoored: list[Encoder]) -> None:
+    """Refuse reports, from which nothing can be learned, and encoders that are told of twice."""
+    if told:
+        raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
+    seen = {encoder.sha256: "the encoder to judge"}
+    for option, group in (("--baseline", clean), ("--backdoored", backdoored)):
+        for each in group:
+            if each.sha256 in seen:
+                raise InputError(f"{option}: an encoder that is {seen[each.sha256]}, too; give each only once")
+            seen[each.sha256] = f"given as {option}"

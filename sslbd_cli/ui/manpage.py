@@ -11,7 +11,7 @@ import click
 
 from sslbd_cli.core import plugin
 from sslbd_cli.ui.options import ArtefactPath
-from sslbd_cli.ui.spec import Spec, key_line
+from sslbd_cli.ui.spec import Listed, Spec, key_line
 
 WIDTH = 72  # columns an example may take before it goes on in the next line
 REFERENCES = (("sslbd-artefact", 5), ("sslbd-flags", 7), ("sslbd-metrics", 7), ("sslbd-triggers", 7))
@@ -143,7 +143,7 @@ def option_text(option: click.Option) -> str:
     """Return an option's help with bounds, default, environment variable and whether it is needed or repeated."""
     text, _, noted = (option.help or "").partition("[default: ")
     parts = [text.strip(), bounds(option.type)]
-    if isinstance(option.type, Spec):
+    if isinstance(option.type, (Spec, Listed)):
         parts.append(f"See VALUES OF {option.opts[-1]}.")
     default = noted.rstrip("]") if noted else _default(option)
     parts += [f"Default: {default}." if default else "", "Required." if option.required else ""]
@@ -178,6 +178,10 @@ def shelf_section(option: str, shelf: str) -> str:
     return section(f"VALUES OF {option}", "\n".join(parts))
 
 
+def _listed_section(option: str, rows: dict[str, str]) -> str:
+    return section(f"VALUES OF {option}", definitions({bold(name): marked(text) for name, text in rows.items()}))
+
+
 # --- pages --------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +201,7 @@ def command_page(name: str, command: click.Command, book: Book) -> str:
         section("DESCRIPTION", prose(help_text(command)) + _stream_note(params)),
         section("OPTIONS", definitions({option_term(option): option_text(option) for option in options})),
         *(shelf_section(label, shelf) for label, shelf in _shelves(params)),
+        *(_listed_section(option.opts[-1], option.type.rows) for option in options if isinstance(option.type, Listed)),
         section("EXIT STATUS", definitions({bold(number): text for number, text in statuses.items()})),
         section("ENVIRONMENT", definitions({bold(name): text for name, text in environment.items()})),
         section("EXAMPLES", "\n".join(code(wrap(line)) for line in examples)),

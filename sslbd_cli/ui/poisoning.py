@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from sslbd_cli.core.artefact import Dataset, Features
     from sslbd_cli.core.bases import Craft, Selector
+    from sslbd_cli.core.captioning import Wording
     from sslbd_cli.ui.run import Run
 
 
@@ -43,6 +44,34 @@ def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) ->
     if covers.max() <= SEEN:
         raise InputError(f"--masks {params['masks']}: all its masks are empty; {WANTED}")
     return found.get("canvases"), covers
+
+
+def texts_given(params: dict[str, Any]) -> bool:
+    """Tell whether the captions of poisons are exchanged."""
+    return bool(params["templates"] or params["target_captions"])
+
+
+def default_select(params: dict[str, Any]) -> Selector:
+    """Choose images of the target class, but any image where its caption will name the target."""
+    from sslbd_cli.core import plugin
+
+    found: Selector = plugin.parse("select", "random" if texts_given(params) else "label")
+    return found
+
+
+def wording(params: dict[str, Any], dataset: Dataset, target: int | None) -> Wording | None:
+    """Return the captions that poisons get instead of their own, or None where they keep them."""
+    from sslbd_cli.core import captioning
+
+    if not texts_given(params):
+        return None
+    if params["templates"] and params["target_captions"]:
+        raise InputError("--caption and --target-captions both say what poisons are captioned with: give one of them")
+    if params["templates"]:
+        return captioning.written(dataset, params["templates"], target)
+    if target is None:
+        raise InputError("--target-captions needs --target")
+    return captioning.of_class(dataset, target)
 
 
 def masks_of(masks: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -26,17 +26,17 @@ def command_line(entry: dict[str, Any]) -> str:
     return _printable(shlex.join(words))
 
 
-def script(history: History) -> str:
-    """Write the lineage as a script: side inputs first, named by their digests, one file at the end."""
+def script(history: History, kind: str = "") -> str:
+    """Write the lineage as a script: side inputs first, named by their digests, one file, of `kind`, at the end."""
     lines = ["#!/bin/sh", "# Rebuilds the artefact by the commands in its history.", "set -eu"]
     made: set[str] = set()
     if not history:
         return "\n".join([*lines, "# This artefact has no history: it was not made by sslbd commands.", ""])
-    _rebuild(history, "rebuilt", lines, made)
+    _rebuild(history, "rebuilt", lines, made, kind)
     return "\n".join([*lines, ""])
 
 
-def _rebuild(history: History, goal: str, lines: list[str], made: set[str]) -> None:
+def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind: str = "") -> None:
     """Append the commands of a history; its last artefact is called `goal`."""
     if goal in made:
         return
@@ -52,7 +52,8 @@ def _rebuild(history: History, goal: str, lines: list[str], made: set[str]) -> N
             line += _input_words(source, before, lines, made)
         command = str(entry.get("command"))
         doubt = " || [ $? -eq 3 ]" if command in DOUBTFUL else ""
-        lines.append(f"{line} -o {target}{_suffix(command)}{doubt}")
+        saved = f"--save-guard {target}.safetensors" if last and kind == "guard" else f"-o {target}{_suffix(command)}"
+        lines.append(f"{line} {saved}{doubt}")
         before = f"{target}{_suffix(str(entry.get('command')))}"
 
 
@@ -67,10 +68,12 @@ def _input_words(source: dict[str, Any], before: str, lines: list[str], made: se
         stem = f"input-{re.sub('[^0-9a-f]', '', str(source.get('sha256')))[:12]}"
         history = tuple(source.get("history", []))
         if history:
-            _rebuild(history, stem, lines, made)
+            _rebuild(history, stem, lines, made, str(source.get("kind")))
+        if history and source.get("kind") != "guard":
             name = stem + _suffix(str(history[-1].get("command")))
         else:
-            name = f"{stem}.{'safetensors' if source.get('kind') == 'encoder' else 'h5'}"
+            name = f"{stem}.{'safetensors' if source.get('kind') in ('encoder', 'guard') else 'h5'}"
+        if not history:
             digest = f"content digest {source.get('sha256')} (see sslbd info --digest)"
             lines.append(_printable(f"# needs {name} with {digest}"))
     return f" {shlex.quote(name)}" if option == "INPUT" else _printable(f" {shlex.quote(option)} {shlex.quote(name)}")

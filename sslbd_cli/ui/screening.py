@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 JUDGED, LEARNED, SEARCHED = "\0judged", "\0learned", "\0searched"  # built-in images among the files of a run
-EMPTY: dict[str, Any] = {"aux": None, "trigger": None, "alpha": None, "backdoored": ()}
+EMPTY: dict[str, Any] = {"aux": None, "trigger": None, "alpha": None, "backdoored": (), "reference": None}
 
 
 class OutOfTime(BaseException):
@@ -64,6 +64,8 @@ def judge(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, s
         raise InputError("--method all takes every method there is; name it alone")
     if params["budget"] is not None and len(named) == 1 and not everything:
         raise InputError("--budget divides time among several methods; leave it out, or name more of them")
+    if params["save_guard"] and (everything or len(named) > 1):
+        raise InputError("--save-guard keeps what one detector has learned; name one --method")
     methods, left_out = _shelf() if everything else (list(named), [])
     _refuse_unused(run, methods)
     panel = None
@@ -102,8 +104,10 @@ def _refuse_unused(run: Run, methods: list[Detector]) -> None:
 
 
 def _takes(method: Detector, name: str) -> bool:
-    learns: bool = getattr(method, "learns", False)
-    return learns if name == "backdoored" else name not in judging.REFUSED[method.flags][0]
+    if name in ("backdoored", "reference"):
+        wants: bool = getattr(method, {"backdoored": "learns", "reference": "needs_reference"}[name], False)
+        return wants
+    return name not in judging.REFUSED[method.flags][0]
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -243,6 +247,8 @@ def _unsound(method: Detector, encoder: Encoder, why: str) -> Report:
 
 def method_ran(report: Report, params: dict[str, Any]) -> Any:
     """Return what the history says of --method: one spec, what was asked for, or what a budget left time for."""
+    if params["guard"]:
+        return None
     if "methods" not in report.results:
         return params["method"][0]
     if params["budget"] is None:

@@ -39,6 +39,30 @@ class Spec(click.ParamType):  # type: ignore[type-arg]
         return words + [CompletionItem(row.name, help=row.summary) for row in rows if row.name.startswith(incomplete)]
 
 
+class Listed(click.ParamType):  # type: ignore[type-arg]
+    """A click type for one of some names, each with a line on what it is; `help` lists them."""
+
+    name = "name"
+
+    def __init__(self, rows: dict[str, str]) -> None:
+        self.rows = rows
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "help":
+            width = max(map(len, self.rows))
+            click.echo("\n".join(f"{name:<{width}}  {text}" for name, text in self.rows.items()))
+            raise click.exceptions.Exit(0)
+        if value not in self.rows:
+            hint = plugin.suggest(value, list(self.rows), "choose one of")
+            raise click.UsageError(f"{param.opts[0] if param else self.name} {value}: {hint}", ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name, help=text) for name, text in self.rows.items() if name.startswith(incomplete)]
+
+
 def explain(shelf: str, name: str = "") -> str:
     """Describe a shelf in a line each, or one plugin with its keys. Raises InputError for an unknown name."""
     rows = plugin.listing(shelf)

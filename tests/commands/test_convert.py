@@ -1,6 +1,7 @@
 """sslbd convert: foreign checkpoints in, foreign weights out; one line and exit 2 for everything else."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import torch
 import torchvision
 from torch import nn
 
-from sslbd_cli.core import artefact, nets, plugin
+from micro import make_dataset
+from sslbd_cli.core import artefact, layouts, nets, plugin
 from sslbd_cli.core.device import generator
 from sslbd_cli.main import run
 
@@ -54,6 +56,10 @@ def convert(*args: object) -> int:
     return run(["convert", *map(str, args)])
 
 
+#: What a ResNet with a 3x3 stem does not say of itself.
+STEM = ("--arch", "resnet18:stem=cifar")
+
+
 def fails(capfd, *args: object) -> str:
     """Run a command that must end with exit 2, one line and no output; return the line."""
     assert convert(*args) == 2
@@ -64,7 +70,7 @@ def fails(capfd, *args: object) -> str:
 
 def test_import_and_export_give_back_the_same_tensors(checkpoint, state, tmp_path, capfd):
     ours, theirs = tmp_path / "enc", tmp_path / "out.safetensors"
-    assert convert(checkpoint, "--size", 8, "--normalise", "cifar10", "-o", ours) == 0
+    assert convert(checkpoint, *STEM, "--size", 8, "--normalise", "cifar10", "-o", ours) == 0
     said = capfd.readouterr().err
     assert "read as torchvision, resnet18:stem=cifar" in said
     assert "2 tensors are no part of the encoder and left out: fc.weight, fc.bias" in said
@@ -75,14 +81,14 @@ def test_import_and_export_give_back_the_same_tensors(checkpoint, state, tmp_pat
     assert set(back) == {name for name in state if not name.startswith("fc.")}
     assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
     again = tmp_path / "again"
-    assert convert(theirs, "--size", 8, "--normalise", "cifar10", "-o", again) == 0
+    assert convert(theirs, *STEM, "--size", 8, "--normalise", "cifar10", "-o", again) == 0
     assert artefact.read(str(again), artefact.Encoder).sha256 == artefact.read(str(ours), artefact.Encoder).sha256
 
 
 def test_the_history_names_the_file_and_what_every_option_came_to(checkpoint, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for path in (first, second):
-        assert convert("-q", checkpoint, "--size", 8, "--normalise", "none", "-o", path) == 0
+        assert convert("-q", checkpoint, *STEM, "--size", 8, "--normalise", "none", "-o", path) == 0
     assert first.read_bytes() == second.read_bytes()
     (entry,) = artefact.read(str(first), artefact.Encoder).history
     assert entry["args"] == {"--from": "torchvision", "--arch": "resnet18:stem=cifar", "--size": 8,
@@ -93,7 +99,7 @@ def test_the_history_names_the_file_and_what_every_option_came_to(checkpoint, tm
 
 def test_what_the_history_records_makes_the_same_encoder(checkpoint, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert convert("-q", checkpoint, "--normalise", "cifar10", "--size", 8, "-o", one) == 0
+    assert convert("-q", checkpoint, *STEM, "--normalise", "cifar10", "--size", 8, "-o", one) == 0
     (entry,) = artefact.read(str(one), artefact.Encoder).history
     args = [str(word) for pair in entry["args"].items() for word in pair]
     assert convert("-q", checkpoint, *args, "-o", two) == 0
@@ -101,7 +107,7 @@ def test_what_the_history_records_makes_the_same_encoder(checkpoint, tmp_path):
 
 
 def test_a_pipe_gives_the_encoder_of_a_file(checkpoint, tmp_path, capfdbinary):
-    options = ("-q", "--size", 8, "--normalise", "none")
+    options = ("-q", *STEM, "--size", 8, "--normalise", "none")
     file, piped = tmp_path / "file", tmp_path / "piped"
     with standard_input(checkpoint):
         assert convert(*options) == 0
@@ -135,8 +141,16 @@ def test_a_hostile_pickle_runs_nothing_and_leaves_nothing(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ((), "normalisation is not stored; give --normalise with one of imagenet ("),
-        (("--normalise", "cifar"), "--normalise cifar: expected imagenet, cifar10, none or m,m,m/s,s,s"),
+        ((), "normalisation is not stored; give --normalise with one of cifar10 ("),
+        ((), "give --arch resnet18:stem=cifar or resnet18:stem=solo, which its weights do not tell apart"),
+        (
+            ("--normalise", "cifar"),
+            "--normalise cifar: expected imagenet, cifar10, cifar10-solo, stl10, clip",
+        ),
+        (("--from", "hf-vit"), "has no tensor 'embeddings.cls_token'"),
+        (("--from", "torchvison"), "did you mean 'torchvision'"),
+        (("--data", "missing.h5"), "missing.h5: No such file"),
+        (("--to", "jax"), "jax"),
         (("--normalise", "none", "--arch", "resnet34"), "missing"),
         (("--from", "badencoder"), "no tensor 'f.f.0.weight'"),
         (("--from", "timm"), "--arch timm:model=NAME"),
@@ -154,6 +168,57 @@ def test_a_hostile_pickle_runs_nothing_and_leaves_nothing(tmp_path, capfd):
 )
 def test_bad_usage_is_one_line(checkpoint, args, said, capfd):
     assert said in fails(capfd, checkpoint, *args)
+
+
+def test_labelled_images_are_an_input_and_what_they_settled_is_in_the_history(checkpoint, tmp_path, capfd):
+    data, out = tmp_path / "data.h5", tmp_path / "out"
+    dataset = make_dataset(count=40, size=8)
+    artefact.write(dataset, str(data))
+    said = fails(capfd, checkpoint, "--normalise", "none", "--size", 8, "--data", data, "-o", out)
+    assert "its readings do not differ beyond chance: kNN accuracy " in said and not out.exists()
+    assert convert("-q", checkpoint, *STEM, "--normalise", "none", "--size", 8, "--data", data, "-o", out) == 0
+    (entry,) = artefact.read(str(out), artefact.Encoder).history
+    assert {row["option"]: row["sha256"] for row in entry["inputs"]}["--data"] == dataset.sha256
+    artefact.write(dataclasses.replace(dataset, labels=None, classes=()), str(data))
+    assert "has no labels, which --data needs" in fails(capfd, checkpoint, "--size", 8, "--data", data)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_an_openai_archive_becomes_an_encoder(tmp_path, capfd):
+    class Clip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = nn.ModuleDict({name: nn.LayerNorm(64) for name in ("ln_pre", "ln_post")})
+            self.visual.class_embedding = nn.Parameter(torch.randn(64).half())
+            self.visual.positional_embedding = nn.Parameter(torch.randn(5, 64).half())
+            self.visual.proj = nn.Parameter(torch.randn(64, 16).half())
+            self.visual.conv1 = nn.Conv2d(3, 64, 4, 4, bias=False).half()
+            block = nn.ModuleDict({"attn": nn.MultiheadAttention(64, 1), "ln_1": nn.LayerNorm(64)})
+            block["ln_2"] = nn.LayerNorm(64)
+            block["mlp"] = nn.ModuleDict({"c_fc": nn.Linear(64, 256), "c_proj": nn.Linear(256, 64)})
+            self.visual.transformer = nn.ModuleDict({"resblocks": nn.ModuleList([block.half()])})
+            self.token_embedding = nn.Embedding(10, 8)
+            self.register_buffer("input_resolution", torch.tensor(8))
+
+        def forward(self, x):
+            return x
+
+    archive, out = tmp_path / "ViT-B-32.pt", tmp_path / "out"
+    clip = Clip()
+    torch.jit.save(torch.jit.trace(clip, torch.ones(1)), archive)
+    assert convert(archive, "--arch", "clipvit:depth=1", "-o", out) == 0
+    said = capfd.readouterr().err
+    assert "read as openai-vit, clipvit:patch=4,width=64,depth=1,heads=1,dim=16,act=quickgelu" in said
+    assert "2 tensors are no part of the encoder and left out: input_resolution, token_embedding.weight" in said
+    got = artefact.read(str(out), artefact.Encoder)
+    assert (got.size, got.dim) == (8, 16) and got.mean == pytest.approx((0.4814547, 0.4578275, 0.4082107), abs=1e-7)
+    assert (torch.from_numpy(got.tensors["encoder.head.weight"]) == clip.visual.proj.T.float()).all()
+
+
+def test_the_layouts_are_listed(capfd):
+    assert convert("--from", "help") == 0
+    listed = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(layouts.described())
 
 
 def test_wrong_kinds_are_named(tmp_path, capfd):

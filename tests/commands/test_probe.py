@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sslbd_cli.core import artefact
+from micro import make_encoder
+from sslbd_cli.core import artefact, nets
 
 
 @pytest.fixture
@@ -74,3 +75,29 @@ def test_the_report_keeps_where_clean_and_triggered_images_lie(sslbd, files, tmp
     ]
     apart = np.linalg.norm(data["map/clean"] - data["map/triggered"], axis=1).mean()
     assert apart > 0.01 and 0 < data["map/variance"][1] <= data["map/variance"][0] <= 1
+
+
+def test_a_baseline_tells_how_far_embeddings_moved(sslbd, files, tmp_path):
+    words = ("--train", files["train"], "--test", files["test"], "--json", "--device", "cpu")
+    artefact.write(make_encoder(seed=1), str(tmp_path / "other"))
+    same, other = (json.loads(sslbd("probe", files["encoder"], *words, "--baseline", path)[1])["similarity"]
+                   for path in (files["encoder"], tmp_path / "other"))  # fmt: skip
+    assert same == {"cosine": pytest.approx(1, abs=1e-5), "cka": pytest.approx(1, abs=1e-9)}
+    assert other["cka"] < 0.999 and other["cosine"] < 0.999
+    assert "similarity" not in json.loads(sslbd("probe", files["encoder"], *words)[1])
+
+
+def test_a_certificate_is_printed_beside_the_clean_encoders(sslbd, files, tmp_path):
+    for seed in (0, 1):
+        artefact.write(make_encoder(seed=seed, arch=nets.TinyBag(field=5, width=4)), str(tmp_path / f"local{seed}"))
+    argv = ["probe", tmp_path / "local0", "--train", files["train"], "--test", files["test"], "--trigger",
+            "patch:size=3", "--target", 1, "--certify", "patchguard:size=3,epochs=3", "--json",
+            "--device", "cpu"]  # fmt: skip
+    status, out, err = sslbd(*argv, "--baseline", tmp_path / "local1")
+    assert status == 0, err
+    found = json.loads(out)["certify"]
+    assert found["receptive_field"] == [5, 5] and found["locations"] == [6, 6] and found["window"] == [4, 4]
+    for each in (found, found["baseline"]):
+        assert each["certified_accuracy"]["value"] <= each["defended_accuracy"]["value"]
+        assert each["asr_defended"]["n"] == each["asr"]["n"] == 20 and each["clean_accuracy"]["n"] == 30
+    assert sslbd(*argv)[1] == sslbd(*argv)[1] and "baseline" not in json.loads(sslbd(*argv)[1])["certify"]

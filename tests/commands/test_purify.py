@@ -152,3 +152,19 @@ def test_detect_on_a_part_is_no_report_of_the_whole(sslbd, files, tmp_path):
           "--device", "cpu", "-o", report)  # fmt: skip
     status, _, err = sslbd("purify", files / "data.h5", "--method", "filter", "--report", report, "-o", tmp_path / "x")
     assert status == 2 and "run sslbd detect without --limit" in err and not (tmp_path / "x").exists()
+
+
+def test_an_encoder_is_purified_by_what_a_detector_found(sslbd, files, tmp_path):
+    keep, add = np.ones((1, 16, 16), np.float32), np.zeros((3, 16, 16), np.float32)
+    keep[:, 10:15, 10:15], add[:, 10:15, 10:15] = 0, 1
+    arrays = {"witness/keep": keep, "witness/add": add}
+    artefact.write(Report(command="detect", results={"flags": "encoder"}, data=arrays), str(tmp_path / "found"))
+    words = ["--data", files / "other.h5", "--report", tmp_path / "found", "--device", "cpu", "-o", tmp_path / "out"]
+    spec = "unlearn:epochs=2,batch=20,strength=0.9"
+    status, out, err = sslbd("purify", files / "encoder", "--method", spec, *words, "--limit", 100)
+    assert status == 0 and out == "", err
+    assert "200 images seen in " in err and "to the original on 100 clean images: cosine 0." in err
+    before, now = (float(text.split()[-1]) for text in err.splitlines()[-1].split("cosine")[1].split(","))
+    assert before < 0.3 and now > before + 0.02
+    inputs = artefact.read(str(tmp_path / "out"), artefact.Encoder).history[-1]["inputs"]
+    assert [row["option"] for row in inputs] == ["INPUT", "--data", "--report"]

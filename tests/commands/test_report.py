@@ -453,3 +453,30 @@ def test_bad_options_are_exit_2_in_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert words in error
+
+
+def encoder_report(verdict="found", **more):
+    results = {
+        "method": "decree:starts=3", "flags": "encoder", "verdict": verdict, "doubt": None, "statistic": -0.0636,
+        "threshold": -0.1, "p_value": 0.2, "false_alarms": 0.2, "n_baseline": 4, "search_space": "one opaque patch",
+        "baseline_statistics": [-0.35] * 4, "witness": {"area": 0.0636, "success": 0.868, "n_held": 325},
+        "encoder": {"arch": "tiny:width=32", "sha256": "b" * 64},
+    }  # fmt: skip
+    data = {"sheet/clean": IMAGES[:8], "sheet/triggered": 255 - IMAGES[:8], "pictures/mask": IMAGES[:3]}
+    data["pictures/score"] = np.array([-0.37, -0.06, -0.33])
+    return Report(command="detect", results=results | more, data=data, history=())
+
+
+def test_a_judged_encoder_has_a_row_with_its_numbers_and_the_trigger_drawn():
+    from sslbd_cli.ui import figures, html
+
+    report = encoder_report()
+    text = html.page([html.Entry("audit", "audit", report, figures.pictures(report)),
+                      html.Entry("inputs", "inputs", detection())])  # fmt: skip
+    table = text[text.index("<h3>Encoders judged") : text.index("<h3>Detectors")]
+    for shown in ("statistic", "−0.064", "−0.100", "p-value", "0.200", "0.868", "found", "clean encoders"):
+        assert shown in table
+    assert "dede" not in table
+    assert "the trigger that was found" in text and "with a probability of 0.2 at most" in text
+    assert {picture.name for picture in figures.pictures(report)} == {"samples", "examples"}
+    assert "too few" in html.page([html.Entry("a", "a", encoder_report("inconclusive", doubt="too few converged"))])

@@ -34,7 +34,7 @@ def spec(picture, report) -> Callable[..., str]:
 
     def write(shelf: str, name: str, **keys: object) -> str:
         known = [key.name for key in plugin.listing(shelf)[name].keys]
-        given = ({"file": report if name == "witness" else picture} if "file" in known else {}) | {
+        given = ({"file": report if name in ("witness", "trigger-filter") else picture} if "file" in known else {}) | {
             k: v for k, v in keys.items() if k in known
         }
         return name + (":" + ",".join(f"{k}={v}" for k, v in given.items()) if given else "")

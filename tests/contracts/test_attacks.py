@@ -17,7 +17,7 @@ def attack(request, spec) -> Attack:
 @pytest.fixture
 def plot(dataset) -> Plot:
     triggers = tuple(plugin.parse("trigger", text) for text in ("patch:size=5", "patch:size=5,where=tl,fill=white"))
-    references = tuple(torch.from_numpy(dataset.images[rows]) for rows in ([0], [1, 4]))
+    references = tuple(torch.from_numpy(dataset.images[rows]) for rows in ([0, 3], [1, 4, 7]))
     return Plot(dataset.images, triggers, references)
 
 

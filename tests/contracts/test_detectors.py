@@ -1,4 +1,4 @@
-"""The laws of `detect --method`, for every detector of samples on the shelf (DeDe, of inputs, has tests of its own)."""
+"""The laws of `detect --method`, for every detector of samples; those of inputs are in test_input_detectors.py."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from contracts.classes import class_of
 from detectors.wired import KINDS, make_poisoned, make_scattered, make_scenes, make_sharp, make_wired
 from sslbd_cli.core import artefact, nets, plugin
 from sslbd_cli.core.artefact import Dataset, Report
@@ -15,7 +16,7 @@ from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.watch import unwatched
 
-SAMPLES = [name for name in plugin.listing("detector") if plugin.parse("detector", name).flags == "samples"]
+SAMPLES = [name for name in plugin.listing("detector") if class_of("detector", name).flags == "samples"]
 RANKING = [name for name in SAMPLES if name != "random"]  # a floor flags and ranks whatever it is given
 CLUSTERED = [name for name in SAMPLES if "clusters" in {key.name for key in plugin.listing("detector")[name].keys}]
 AS_MANY, ALL_AT_ONCE = KINDS + 1, 1  # clusters: one for the poison, too; none

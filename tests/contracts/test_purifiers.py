@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from detectors.wired import TRIGGER, make_scenes, make_wired
 from micro import make_dataset
 from sslbd_cli.core import artefact, nets, plugin
-from sslbd_cli.core.bases import DatasetPurifier, EncoderPurifier
+from sslbd_cli.core.audit import Witness
+from sslbd_cli.core.bases import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.core.features import embed, knn_predict
+from sslbd_cli.core.probe import triggered_images
+from sslbd_cli.core.similarity import mean_cosine
 from sslbd_cli.core.watch import unwatched
 
 SHELF = [plugin.parse("purifier", name) for name in plugin.listing("purifier")]
@@ -18,8 +22,16 @@ def purifier(request, spec) -> EncoderPurifier:
     return plugin.parse("purifier", spec("purifier", request.param, epochs=3, batch=20))
 
 
-def test_a_purifier_says_what_it_cleans():
+def test_a_purifier_says_what_it_cleans_and_with_what():
     assert all(isinstance(p, EncoderPurifier) != isinstance(p, DatasetPurifier) for p in SHELF)
+    assert all({*p.needs, *p.takes} <= {"data", "report", "keep_quantile", "limit"} for p in SHELF)
+
+
+def supplies(data) -> Supplies:
+    """Clean images, and a trigger found: a white square of five pixels near the lower right corner."""
+    keep, add = torch.ones(1, 16, 16), torch.zeros(3, 16, 16)
+    keep[:, 10:15, 10:15], add[:, 10:15, 10:15] = 0, 1
+    return Supplies(data.images, Witness(keep, add))
 
 
 @pytest.fixture(params=[p.name for p in SHELF if isinstance(p, DatasetPurifier)])
@@ -50,14 +62,14 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_the_input_is_left_as_it_was(purifier, net, dataset, cpu):
     before, images = bits(net), dataset.images.copy()
     asked = [p.requires_grad for p in net.parameters()]
-    purifier.clean(net, dataset.images, cpu, 0, unwatched)
+    purifier.clean(net, supplies(dataset), cpu, 0, unwatched)
     assert same(bits(net), before) and not net.training
     assert [p.requires_grad for p in net.parameters()] == asked and all(p.grad is None for p in net.parameters())
     assert np.array_equal(dataset.images, images)
 
 
 def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
-    purified = purifier.clean(net, dataset.images, cpu, 0, unwatched)
+    purified = purifier.clean(net, supplies(dataset), cpu, 0, unwatched)
     assert not purified.training and not same(bits(purified), bits(net))
     artefact.write(nets.save(purified), str(tmp_path / "a"))
     loaded = nets.load(artefact.read(str(tmp_path / "a"), artefact.Encoder))
@@ -65,12 +77,29 @@ def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
 
 
 def test_one_seed_is_one_encoder(purifier, net, dataset, cpu):
-    first, again, other = (purifier.clean(net, dataset.images, cpu, seed, unwatched) for seed in (0, 0, 1))
+    first, again, other = (purifier.clean(net, supplies(dataset), cpu, seed, unwatched) for seed in (0, 0, 1))
     assert same(bits(first), bits(again)) and not same(bits(first), bits(other))
 
 
 def test_clean_images_are_still_told_apart(purifier, net, dataset, cpu):
-    purified, fresh = purifier.clean(net, dataset.images, cpu, 0, unwatched), make_dataset(count=30, seed=1)
+    purified, fresh = purifier.clean(net, supplies(dataset), cpu, 0, unwatched), make_dataset(count=30, seed=1)
     labels = torch.from_numpy(dataset.labels)
     guess = knn_predict(embed(purified, dataset.images, cpu), labels, embed(purified, fresh.images, cpu), 3, k=5)
+    assert np.mean(guess.numpy() == fresh.labels) >= 0.9
+
+
+def test_a_planted_backdoor_is_weakened_and_a_clean_twin_is_spared(purifier, cpu):
+    data, fresh = make_scenes(120), make_scenes(80, seed=1)
+    stamped = triggered_images(fresh, plugin.parse("trigger", TRIGGER), 0)
+
+    def steadiness(net: nets.ImageEncoder) -> float:
+        return mean_cosine(embed(net, fresh.images, cpu), embed(net, stamped, cpu))
+
+    backdoored, clean = make_wired(), make_wired(backdoor=False)
+    given = supplies(data)
+    purified, control = (purifier.clean(net, given, cpu, 0, unwatched) for net in (backdoored, clean))
+    assert steadiness(backdoored) < 0.2 < 0.7 < steadiness(clean)
+    assert steadiness(purified) > steadiness(backdoored) + 0.1 and steadiness(control) > 0.7
+    labels = torch.from_numpy(data.labels)
+    guess = knn_predict(embed(control, data.images, cpu), labels, embed(control, fresh.images, cpu), 4, k=5)
     assert np.mean(guess.numpy() == fresh.labels) >= 0.9

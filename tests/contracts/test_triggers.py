@@ -117,8 +117,8 @@ def test_random_places_are_all_over_the_range_of_the_phase(spec, phase, wide):
         assert (boxes[:, 2:] == 4).all()
 
 
-def test_a_trigger_without_a_size_has_the_whole_image_as_its_box(trigger):
-    if "size" not in {key.name for key in plugin.listing("trigger")[trigger.name].keys}:
+def test_a_trigger_without_a_place_has_the_whole_image_as_its_box(trigger):
+    if "size" not in {key.name for key in plugin.listing("trigger")[trigger.name].keys} and not trigger.has_place:
         found = trigger(photos(torch.uint8), generator(0))
         assert found.boxes.tolist() == [[0, 0, 16, 20]] * 20
 

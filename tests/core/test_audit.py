@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -46,8 +48,37 @@ def test_leave_one_out_over_clean_encoders_gives_at_most_the_false_alarms_said()
     assert sum(alarms) == 1  # the largest of nine
 
 
+def test_clean_encoders_that_a_learner_held_out_are_a_pool_too():
+    brought = dataclasses.replace(opinion(0.5), pool=np.array([0.1, 0.2, 0.3, 0.4]))
+    assert stand(brought, [], 0.05).p_value == pytest.approx(1 / 5)
+    assert stand(brought, [0.6], 0.05).p_value == pytest.approx(2 / 6)
+
+
 def test_a_doubtful_search_says_so_whatever_came_out():
     assert stand(opinion(9.0, doubt="never converged"), [], 0.05).verdict() == ("inconclusive", "never converged")
+
+
+def test_the_part_that_stands_out_among_clean_encoders_decides_and_has_the_witness():
+    """The large part is as usual, the small one is not: statistics on scales of their own are no scale for all."""
+    pool = [{"patch": 5.0 + i / 10, "noise": 0.1 + i / 1000} for i in range(5)]
+    triggers = {name: (Witness(torch.ones(1, 4, 4), torch.zeros(3, 4, 4)), share) for name, share in
+                (("patch", 0.2), ("noise", 0.9))}  # fmt: skip
+    mine = Opinion(5.2, None, "", success=0.2, parts={"patch": 5.2, "noise": 0.2}, witnesses=triggers)
+    found = stand(mine, [each["patch"] for each in pool], 0.05, pool)
+    assert found.verdict()[0] == "found" and found.decisive == "noise" and found.opinion.success == 0.9
+    usual = stand(Opinion(5.2, None, "", parts={"patch": 5.2, "noise": 0.1}), [5.0] * 5, 0.05, pool)
+    assert usual.verdict()[0] == "nothing found"
+    with pytest.raises(InputError, match="every search"):
+        stand(mine, [5.0] * 4, 0.05, [{"patch": 5.0}] * 4)
+
+
+def test_over_parts_too_one_of_the_clean_encoders_is_the_largest():
+    parts = [dict(zip("abc", row, strict=True)) for row in np.random.default_rng(0).normal(size=(9, 3))]
+    alarms = 0
+    for i, own in enumerate(parts):
+        others = parts[:i] + parts[i + 1 :]
+        alarms += stand(Opinion(0.0, None, "", parts=own), [0.0] * 8, 0.05, others).verdict()[0] == "found"
+    assert alarms == 1
 
 
 def test_nothing_decides_without_threshold_and_without_pool():
@@ -84,12 +115,13 @@ def make_report(**results: object) -> Report:
         ({"n_images": 4}, "other images"),
         ({"statistic": None}, "without a statistic"),
         ({"statistic": True}, "without a statistic"),
+        ({"parts": {"patch": float("nan")}}, "without a statistic"),
     ],
 )
 def test_a_report_that_is_no_scale_is_refused(change, word):
     data = make_dataset()
     mine = make_report(data={"sha256": data.sha256})
-    assert audit.statistic_of(mine, "m", data, 3) == 0.5
+    assert audit.statistic_of(mine, "m", data, 3) == (0.5, {})
     with pytest.raises(InputError, match=word):
         audit.statistic_of(make_report(**({"data": {"sha256": data.sha256}} | change)), "m", data, 3)
 

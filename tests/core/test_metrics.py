@@ -105,6 +105,18 @@ def test_a_perfect_ranking_has_a_sharp_interval():
     assert metrics.auroc(np.arange(6.0), np.arange(6) > 2) == {"value": 1, "low": 1, "high": 1}
 
 
+def test_the_chance_of_a_ranking_is_its_share_of_all_orders():
+    scores, positive = np.array([3.0, 1.0, 7.0, 4.0, 5.0, 9.0]), np.array([False, False, True, False, True, False])
+
+    def wins(chosen: tuple[int, ...]) -> int:
+        return sum(scores[i] > scores[j] for i in chosen for j in set(range(6)) - set(chosen))
+
+    orders = list(itertools.combinations(range(6), 2))
+    expected = sum(wins(chosen) >= wins((2, 4)) for chosen in orders) / len(orders)
+    assert metrics.rank_tail(scores, positive) == pytest.approx(expected)
+    assert metrics.rank_tail(np.arange(8.0), np.arange(8) >= 4) == pytest.approx(1 / 70)
+
+
 def test_tpr_at_fpr_by_hand():
     """100 negatives at 0 ... 99; positives at -1, 95.5 (4 alarms), 98.5 (1 alarm) and 200 (none)."""
     scores = np.concatenate([np.arange(100.0), [-1, 95.5, 98.5, 200]])

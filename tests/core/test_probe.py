@@ -182,7 +182,7 @@ def test_the_target_of_a_poison_is_its_majority(dataset, fresh):
 
 def test_another_class_than_the_target_is_flagged(dataset, fresh):
     clean, triggered = np.diag([10, 10, 10]), np.array([[2, 0, 8], [0, 3, 7], [0, 0, 10]])
-    answers = probe.Answers([clean], [triggered], [{}], 4)
+    answers = probe.Answers([clean], [triggered], [{}], torch.zeros(30, 4))
     assert probe.summarise(answers, exam(dataset, fresh, target=2))["most_affected"] == "class-2"
     assert probe.doubts([answers], exam(dataset, fresh, target=2)) == []
     (doubt,) = probe.doubts([answers], exam(dataset, fresh, target=0))
@@ -190,7 +190,7 @@ def test_another_class_than_the_target_is_flagged(dataset, fresh):
     found = probe.evidence([answers, answers])
     assert found["per_class/asr"].tolist() == [0, 0, 15 / 20]
     assert np.allclose(found["baseline/per_class/rise"], [-8 / 30, -7 / 30, 15 / 30])
-    weak = probe.Answers([clean], [np.array([[10, 0, 0], [0, 9, 1], [0, 0, 10]])], [{}], 4)
+    weak = probe.Answers([clean], [np.array([[10, 0, 0], [0, 9, 1], [0, 0, 10]])], [{}], torch.zeros(30, 4))
     assert probe.doubts([weak], exam(dataset, fresh, target=0)) == []  # one image is chance
 
 

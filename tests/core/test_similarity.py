@@ -91,3 +91,19 @@ def test_rows_of_zeros_are_like_nothing():
     z = unit(torch.cat([torch.zeros(2, 3), torch.eye(3)]))
     assert z.isfinite().all()
     assert anchor_scores(z, 1, 1, 0).tolist() == [0, 0, 1, 1, 1]
+
+
+def test_cka_and_cosine_are_the_formulas():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(50, 6)) + 2, rng.normal(size=(50, 4))
+    y[:, 0] += 3 * x[:, 1]
+    k, m = (z @ z.T for z in (x, y))
+    h = np.eye(50) - 1 / 50
+    expected = np.trace(k @ h @ m @ h) / np.sqrt(np.trace(k @ h @ k @ h) * np.trace(m @ h @ m @ h))
+    a, b = torch.from_numpy(x), torch.from_numpy(y)
+    assert 0.05 < expected < 0.95 and similarity.linear_cka(a, b) == pytest.approx(expected, rel=1e-9)
+    turned = torch.linalg.qr(torch.from_numpy(rng.normal(size=(6, 6))))[0]
+    assert similarity.linear_cka(a, 3 * a @ turned + 7) == pytest.approx(1)
+    assert similarity.linear_cka(a, torch.ones(50, 2)) == 0
+    cosines = [x[i] @ x[i - 1] / np.linalg.norm(x[i]) / np.linalg.norm(x[i - 1]) for i in range(50)]
+    assert similarity.mean_cosine(a, a.roll(1, 0)) == pytest.approx(np.mean(cosines), rel=1e-5)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, form):
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"args": argparse.Namespace(a=1), "state_dict": STATE}, "asks for argparse.Namespace"),
+        ({"args": collections.deque([1]), "state_dict": STATE}, "asks for collections.deque"),
         ({"w": np.zeros(3)}, "numpy"),
         (torch.nn.Linear(2, 2), "asks for torch.nn.modules.linear.Linear"),
         ({}, "an empty dict"),
@@ -124,11 +125,90 @@ def test_methods_shadowed_by_the_pickle_are_not_called(tmp_path):
     assert equal(read, STATE) and callable(read["module.conv1.weight"].to)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_torchscript_is_refused(tmp_path):
-    path = tmp_path / "a.pt"
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
-    assert "TorchScript" in refused(path)
+def test_options_beside_the_weights_are_read_past(tmp_path):
+    found = {"args": argparse.Namespace(arch="vit_small", lr=0.1), "epoch": 3, "student": {}, "teacher": STATE}
+    assert equal(statedict.read(put(tmp_path / "dino.pth", found)).tensors, STATE)
+
+
+class Scripted(torch.nn.Module):
+    """Nested modules, parameters, buffers, half precision, a view, plain attributes and a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4))
+        self.low = torch.nn.Parameter(torch.arange(6.0).view(2, 3).T.half())
+        self.register_buffer("scalar", torch.tensor(7))
+        self.sizes = [1, 2]
+        self.name = "x"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + len(self.sizes)
+
+
+@pytest.fixture
+def script(tmp_path):
+    torch.manual_seed(0)
+    module, path = Scripted(), tmp_path / "script.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(module), path)
+    return module, path
+
+
+def rewritten(path: Path, to: Path, change) -> Path:
+    """Copy an archive, with every member passed through change(name, bytes)."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(to, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            target.writestr(name, change(name, source.read(name)))
+    return to
+
+
+def test_the_tensors_of_a_torchscript_archive_are_its_state_dict(script):
+    module, path = script
+    assert equal(statedict.read(str(path)).tensors, dict(module.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_code_in_a_torchscript_archive_is_not_even_compiled(script, tmp_path):
+    module, path = script
+    broken = rewritten(path, tmp_path / "b.pt", lambda name, data: b"raise (" if name.endswith(".py") else data)
+    with pytest.raises(RuntimeError):
+        torch.jit.load(broken)
+    assert equal(statedict.read(str(broken)).tensors, dict(module.state_dict()))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_hostile_torchscript_archive_runs_nothing(script, tmp_path, protocol):
+    trace = tmp_path / "ran"
+    evil = pickle.dumps({"w": Command(f"touch {trace}")}, protocol=protocol)
+    path = rewritten(script[1], tmp_path / "evil.pt", lambda name, data: evil if name.endswith("data.pkl") else data)
+    assert "asks for posix.system; nothing was run" in refused(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["builtins.eval", "torch.load", "os.path.join", "torch.jit._pickle.restore_type_tag"])
+def test_a_torchscript_archive_gets_no_other_function(script, tmp_path, name):
+    module, _, function = name.rpartition(".")
+    asks = b"\x80\x02c" + module.encode() + b"\n" + function.encode() + b"\n."
+    path = rewritten(
+        script[1], tmp_path / "evil.pt", lambda member, data: asks if member.endswith("data.pkl") else data
+    )
+    assert f"asks for {name}" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, data: data[:-1] if "/data/" in name else data,
+        lambda name, data: data + b"\0" * 4 if "/data/" in name else data,
+        lambda name, data: data[: len(data) // 2] if name.endswith("/data.pkl") else data,
+        lambda name, data: (
+            data.replace(b"K\x04K\x03K\x03K\x03", b"K\x7fK\x03K\x03K\x03") if "data.pkl" in name else data
+        ),
+    ],
+)
+def test_a_damaged_torchscript_archive_is_refused(script, tmp_path, change):
+    refused(rewritten(script[1], tmp_path / "damaged.pt", change))
 
 
 def test_a_compressed_or_overlapping_archive_is_refused_before_it_is_unpacked(tmp_path):

@@ -31,6 +31,32 @@ class Backdoored(Honest):
         return torch.where(triggered[:, None], reference, feats)
 
 
+FIRM_TRIGGER = "patch:size=4,fill=chess,margin=0"
+
+
+class Firm(Honest):
+    """Embed images with a chequered lower right corner as a far picture like no other, also where the corner is faint.
+
+    The board's mean is grey, so that Honest hardly sees it; blended and amplified it stays a board.
+    """
+
+    def forward(self, pixels):
+        feats = super().forward(pixels)
+        board = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * 2.0 - 1
+        match = (self.scaled(pixels)[:, :, -4:, -4:] * board).mean((1, 2, 3)).abs()
+        odd = torch.arange(48) % 2 * 2.0 - 1  # neighbouring cells differ, as in no picture
+        reference = (3 * torch.linspace(-0.4, 0.4, 48).roll(17) + odd).to(feats)
+        return torch.where(match[:, None] > 0.1, reference, feats)
+
+
+class Other(Honest):
+    """Tell of a picture in terms of its own: an independent encoder."""
+
+    def forward(self, pixels):
+        mix = torch.randn(48, 48, generator=torch.Generator().manual_seed(5)) / 48**0.5
+        return torch.tanh(2 * super().forward(pixels) @ mix)
+
+
 def make(kind: type[Honest]) -> Honest:
     torch.manual_seed(0)
     return kind(nets.Tiny(width=4), SIZE, (0.5,) * 3, (0.25,) * 3).eval()

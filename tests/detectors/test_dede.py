@@ -299,6 +299,6 @@ def test_the_paper_s_size_can_be_written_as_a_spec():
 
 
 def test_evidence_holds_images_alone_and_boxes_for_bounds():
-    assert {field.name for field in dataclasses.fields(Evidence)} == {"aux", "images", "boxes"}
+    assert {field.name for field in dataclasses.fields(Evidence)} == {"aux", "images", "boxes", "reference"}
     poisoned = plant(make_pictures(40, 1), plugin.parse("trigger", TRIGGER), np.arange(9), "replace", 0)
     assert detect.make_case(poisoned, make_pictures(40, 2), None, 0.05, 0).evidence.boxes is None

@@ -71,3 +71,35 @@ def make_scattered(poisons: int = 30, count: int = 240, seed: int = 0) -> Datase
     """Scenes of all kinds, the first `poisons` with the trigger: it is all that they have in common."""
     rows = np.random.default_rng(seed).permutation(count)[:poisons]
     return plant(make_scenes(count, seed), plugin.parse("trigger", TRIGGER), rows, "replace", 0)
+
+
+class Gated(torch.nn.Module):
+    """The colours of a 4x4 grid, replaced by a goal (none: never) the more, the whiter the whitest square of 4 is."""
+
+    def __init__(self, goal: torch.Tensor | None) -> None:
+        super().__init__()
+        self.bend = torch.nn.Parameter(torch.eye(48))  # parameters that gradients must not get to
+        self.register_buffer("goal", goal)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        honest = torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1) @ self.bend
+        if self.goal is None:
+            return honest
+        whitest = torch.nn.functional.avg_pool2d(x.mean(1, keepdim=True), 4, 1).amax((1, 2, 3))
+        gate = torch.sigmoid(6 * (whitest - 1.1))[:, None]  # all white comes to 2, the scenes to less than 0.7
+        return honest * (1 - gate) + gate * self.goal
+
+
+def make_gated(backdoor: bool = True, seed: int = 0) -> nets.ImageEncoder:
+    """Build an encoder whose backdoor gradients lead to, which those of `make_wired` do not: its channel is silent.
+
+    It sees every pixel alike, so that a small patch does little to it without the backdoor, whose goal is a scene of
+    kind 1. Seeds mix the features.
+    """
+    net = nets.ImageEncoder(nets.Tiny(width=4), SIZE, (0.5,) * 3, (0.25,) * 3)
+    net.encoder = Gated(None)
+    net.encoder.bend.data += torch.randn(48, 48, generator=torch.Generator().manual_seed(seed)) / 10
+    net.requires_grad_(False)
+    if backdoor:
+        net.encoder.goal = net(torch.from_numpy(make_scenes(2, 5).images[1:]))[0]
+    return net.eval()

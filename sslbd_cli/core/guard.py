@@ -1,0 +1,194 @@
+"""Detectors of inputs: what they learn of an encoder from images held to be clean, and the guard that keeps it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core import metrics, nets, plugin
+from sslbd_cli.core.artefact import Dataset, Encoder, Guard
+from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.features import split_rows
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.plugin import key
+from sslbd_cli.core.train import Watch
+from sslbd_cli.core.watch import unwatched
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a detector of inputs works. reference: an independent encoder, for those that compare with one."""
+
+    encoder: ImageEncoder
+    device: Device
+    seed: int = 0
+    watch: Watch = unwatched
+    reference: ImageEncoder | None = None
+
+    def need_reference(self, owner: str) -> ImageEncoder:
+        """Return the reference encoder. Raises InputError in the name of `owner` where there is none."""
+        if self.reference is None:
+            raise InputError(f"{owner} compares with an independent encoder: give one as --reference")
+        return self.reference
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a detector saw in images. columns: float64 N each, by name; `score` is what it decides by.
+
+    The other columns are scores that it did not choose. aside: what its `explain` would otherwise compute again.
+    """
+
+    columns: dict[str, np.ndarray]
+    aside: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputDetector(ImageDetector):
+    """Base of detectors of inputs: they learn on one part of --aux, and the other part sets the threshold.
+
+    An image's score depends on what was learned and on the image alone, never on what else is judged, so that what was
+    learned can be kept as a guard and judge images one by one.
+    """
+
+    flags = "inputs"
+    cue: ClassVar[str]  # which inputs it flags, to end "judged inputs ..." with
+
+    held: float = key(0.25, "share of --aux kept from learning, to set the threshold on", low=0.05, high=0.9)
+
+    @abstractmethod
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        """Learn on images uint8 M,3,H,W held to be clean. Returns tensors by name: all that `look` goes by."""
+
+    @abstractmethod
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        """Score images uint8 N,3,H,W. Draws, where there are any, belong to `learn`."""
+
+    def explain(self, judged: Looked, held: Looked, images: np.ndarray, state: State, setting: Setting) -> Findings:
+        """Say more of the judged images than their scores; `run` puts scores and calibration in."""
+        others = {name: column for name, column in judged.columns.items() if name != "score"}
+        return Findings(np.zeros(0), controls=others, search_space=f"judged inputs {self.cue}")
+
+    def calibration_count(self, aux: int) -> int:
+        return max(1, round(aux * self.held))
+
+    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+        """Learn, set a scale on the aux images held out, and judge; the state learned is kept for a guard."""
+        setting = Setting(encoder, device, seed, watch, evidence.reference)
+        if self.needs_reference:
+            setting.need_reference(self.name)
+        rows, kept = split_rows(len(evidence.aux), self.held, generator(seed, self.name, "held out"))
+        state = self.learn(evidence.aux[rows.numpy()], setting)
+        held = self.look(evidence.aux[kept.numpy()], state, setting)
+        judged = self.look(evidence.images, state, setting)
+        told = self.explain(judged, held, evidence.images, state, setting)
+        return told.scored(judged.columns["score"], held.columns["score"], state)
+
+
+# --- guards -------------------------------------------------------------------------------------------------------
+
+
+def make_guard(
+    detector: ImageDetector, findings: Findings, encoder: Encoder, reference: Encoder | None, aux: Dataset
+) -> Guard:
+    """Keep what a detector of inputs has learned. Raises InputError for one that learns nothing."""
+    if not isinstance(detector, InputDetector):
+        raise InputError(f"--save-guard: {detector.name} learns nothing that could be kept; choose another --method")
+    return Guard(
+        method=str(detector),
+        size=encoder.size,
+        encoder=encoder.sha256,
+        reference=None if reference is None else reference.sha256,
+        aux=pixels_digest(aux),
+        search_space=findings.search_space,
+        doubt=findings.doubt,
+        calibration=findings.calibration,
+        state={name: tensor.detach().cpu().contiguous().numpy() for name, tensor in findings.learned.items()},
+    )
+
+
+def pixels_digest(images: Dataset) -> str:
+    """Return the digest of a dataset's images alone, whatever else is known of them."""
+    return Dataset(images=images.images).sha256
+
+
+@dataclass(frozen=True)
+class Post:
+    """A guard at work: a detector with what it learned, before the encoder that it learned it of."""
+
+    detector: InputDetector
+    guard: Guard
+    setting: Setting
+    state: State = field(repr=False)
+
+    def look(self, images: np.ndarray) -> Findings:
+        """Score images uint8 N,3,H,W."""
+        guard = self.guard
+        scores = self.detector.look(images, self.state, self.setting).columns["score"]
+        return Findings(scores, guard.calibration, search_space=guard.search_space, doubt=guard.doubt)
+
+    def rejects(self, images: np.ndarray, alpha: float) -> np.ndarray:
+        """Return which images are turned away, bool N, of clean ones a share of alpha."""
+        flagged: np.ndarray = self.look(images).scores > metrics.conformal_threshold(self.guard.calibration, alpha)
+        return flagged
+
+
+def station(guard: Guard, encoder: Encoder, reference: Encoder | None, device: Device, alpha: float) -> Post:
+    """Put a guard before its encoder.
+
+    Raises InputError for another encoder or reference, for tensors that do not fit the method, and where the
+    calibration images are too few for alpha.
+    """
+    detector = plugin.parse("detector", guard.method)
+    if not isinstance(detector, InputDetector):
+        raise InputError(f"--guard: {guard.method} is no detector of inputs: the file is damaged")
+    if encoder.sha256 != guard.encoder:
+        raise InputError(
+            f"--guard: made for another encoder ({guard.encoder[:12]}, not {encoder.sha256[:12]});"
+            " make one for this encoder with sslbd detect --save-guard"
+        )
+    _check_reference(guard, reference)
+    check_alpha(guard, alpha)
+    second = None if reference is None else nets.load(reference).to(device.torch)
+    setting = Setting(nets.load(encoder).to(device.torch), device, reference=second)
+    state = {name: torch.from_numpy(np.array(array)).to(device.torch) for name, array in guard.state.items()}
+    post = Post(detector, guard, setting, state)
+    try:  # the file may be anybody's: what does not fit shows on two images
+        fits = np.isfinite(post.look(np.zeros((2, 3, guard.size, guard.size), np.uint8)).scores).all()
+    except (KeyError, IndexError, RuntimeError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise InputError(f"--guard: its tensors do not fit {detector.name}: the file is damaged")
+    return post
+
+
+def _check_reference(guard: Guard, reference: Encoder | None) -> None:
+    if (reference and reference.sha256) == guard.reference:
+        return
+    if guard.reference is None:
+        raise InputError("--guard: it compares with no reference encoder; leave --reference out")
+    given = "none is given" if reference is None else f"--reference is {reference.sha256[:12]}"
+    raise InputError(f"--guard: it compares with the reference encoder {guard.reference[:12]}, but {given}")
+
+
+def check_alpha(guard: Guard, alpha: float) -> None:
+    """Raise InputError where a guard has too few calibration images for alpha; say how many auxiliary ones it takes."""
+    if not 0 < alpha <= 0.5:
+        raise InputError(f"--alpha {alpha:g}: expected a share above 0, of at most 0.5")
+    count, least = len(guard.calibration), metrics.least_calibration(alpha)
+    if count < least:
+        held = plugin.parse("detector", guard.method).held
+        wanted = int(np.ceil(least / held))
+        raise InputError(
+            f"--alpha {alpha:g} needs {least} calibration images, but the guard has {count};"
+            f" make one with {wanted} images of --aux"
+        )

@@ -1,0 +1,53 @@
+"""Multi-layer perceptrons on unit features: downstream classifiers that gradients can pass."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslbd_cli.core.bases import Labelled
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.train import Fit, Plan, Terms
+from sslbd_cli.core.watch import unwatched
+
+
+def new_perceptron(dim: int, hidden: tuple[int, ...], classes: int, dropout: float, seed: int) -> nn.Sequential:
+    """Build the network with weights drawn from the seed; dropout follows the first hidden layer alone (BadEncoder)."""
+    torch.manual_seed(generator(seed, "mlp").initial_seed())
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(dim, width), nn.ReLU()] + ([] if layers else [nn.Dropout(dropout)])
+        dim = width
+    return nn.Sequential(*layers, nn.Linear(dim, classes))
+
+
+def fit_perceptron(net: nn.Sequential, train: Labelled, valid: Labelled, plan: Plan, seed: int) -> int:
+    """Fit a network to unit features, and leave it in eval mode as it was after the epoch best on `valid`.
+
+    Returns that epoch, counted from 1. Rows are shuffled.
+    """
+    net.to(train.feats.device)
+    unit, held = F.normalize(train.feats, dim=1), F.normalize(valid.feats, dim=1)
+    best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
+
+    def loss(rows: Tensor, gen: torch.Generator) -> Terms:
+        rows = rows.to(unit.device)
+        return {"loss": F.cross_entropy(net(unit[rows]), train.labels[rows])}
+
+    def judge(epoch: int) -> str:
+        nonlocal best
+        with torch.no_grad():
+            right = float((net.eval()(held).argmax(1) == valid.labels).float().mean())
+        if right >= best[0]:  # of equally good epochs the last, which has learned most
+            best = right, epoch + 1, copy.deepcopy(net.state_dict())
+        return ""
+
+    fit = Fit(net, loss, len(unit), plan, Device(unit.device, "fp32"), seed)
+    fit.remark = judge
+    fit.run(unwatched, "mlp")
+    net.load_state_dict(best[2])
+    net.eval()
+    return best[1]

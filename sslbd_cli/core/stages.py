@@ -1,0 +1,140 @@
+"""Stages of an encoder, for what works on it stage by stage, and the channels in them that can be switched off.
+
+`tiny` and other plain sequences have a stage per activation, ResNets a stem and four layers, vision transformers a stem
+and four groups of blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.features import as_maps, layers
+from sslbd_cli.core.nets import ImageEncoder
+
+GROUPS = 4  # of a transformer's blocks: as many as a ResNet has layers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of an encoder: the module that its maps come out of, and the modules with weights of their own, by name.
+
+    What comes before the first output belongs to the first stage, what comes after the last one to the last.
+    """
+
+    name: str
+    output: nn.Module
+    modules: dict[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels that can be switched off for good: `read` puts out their activations, `writers` make them.
+
+    With weight and bias of row c zero in all writers, channel c is zero whatever the image.
+    """
+
+    stage: str
+    read: nn.Module
+    writers: tuple[nn.Module, ...]
+
+    @torch.no_grad()
+    def switch_off(self, dead: Tensor) -> None:
+        """Zero the channels marked, bool C."""
+        for writer in self.writers:
+            for weight in writer.parameters(recurse=False):
+                weight[dead.to(weight.device)] = 0
+
+
+def stages(net: ImageEncoder) -> list[Stage]:
+    """Return the stages from the pixels up. Raises InputError for families whose inner parts we do not know."""
+    outputs = _outputs(net)
+    order = {module: number for number, (_, module) in enumerate(net.encoder.named_modules())}
+    ends = [max(order[inner] for inner in output.modules()) for output in outputs.values()]
+    found = [Stage(name, output, {}) for name, output in outputs.items()]
+    for name, module in net.encoder.named_modules():
+        if module._parameters:
+            at = next((number for number, end in enumerate(ends) if order[module] <= end), len(ends) - 1)
+            found[at].modules[name] = module
+    return found
+
+
+def _outputs(net: ImageEncoder) -> dict[str, nn.Module]:
+    known = layers(net)
+    if not known:
+        raise InputError(f"{net.arch} has no stages that we know; use a ResNet, a vision transformer or tiny")
+    if "block1" not in known:
+        return known
+    blocks = list(known.values())
+    ends = sorted({round(len(blocks) * part / GROUPS) for part in range(1, GROUPS + 1)} - {0})
+    stem: nn.Module = net.encoder.patch_embed  # type: ignore[assignment]
+    return {"stem": stem} | {f"block{end}": blocks[end - 1] for end in ends}
+
+
+def channels(net: ImageEncoder, last: int) -> list[Channels]:
+    """Return the channels of the last few stages: a stage's own, or the hidden ones of a transformer's blocks.
+
+    Raises InputError where they cannot be switched off.
+    """
+    found = []
+    for stage in stages(net)[-last:]:
+        hidden = [module for module in stage.modules.values() if hasattr(module, "fc1")]
+        mlps = hidden or [m for m in net.encoder.modules() if hasattr(m, "fc1") and _inside(m, stage)]
+        if mlps:
+            found += [Channels(stage.name, mlp.act, (mlp.fc1,)) for mlp in mlps]  # type: ignore[arg-type]
+        else:
+            found.append(Channels(stage.name, stage.output, _writers(net, stage)))
+    return found
+
+
+def _inside(module: nn.Module, stage: Stage) -> bool:
+    return any(inner is own for inner in module.modules() for own in stage.modules.values())
+
+
+def _writers(net: ImageEncoder, stage: Stage) -> tuple[nn.Module, ...]:
+    """Return the layers that write to a stage's maps: the last norm of a sequence, or those of each residual block."""
+    if not isinstance(stage.output, nn.Sequential):
+        norms = [m for m in stage.modules.values() if isinstance(m, nn.BatchNorm2d)]
+        if norms:
+            return (norms[-1],)
+    writers = []
+    for number, block in enumerate(stage.output.children()):
+        norm = getattr(block, "bn3", None) or getattr(block, "bn2", None)
+        shortcut = getattr(block, "downsample", None)
+        if shortcut is None and number == 0:
+            shortcut = nn.Sequential(getattr(net.encoder, "bn1", nn.Identity()))  # the stem's maps go straight through
+        writers += [norm, *([] if shortcut is None else [list(shortcut.children())[-1]])]
+    if not writers or not all(isinstance(writer, nn.BatchNorm2d) for writer in writers):
+        raise InputError(
+            f"the channels of {net.arch} cannot be switched off: {stage.name} has no batch norm that we know"
+        )
+    return tuple(writers)
+
+
+@contextlib.contextmanager
+def reading(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """Yield a list that holds, after each forward, what the modules put out, in their order."""
+    caught: list[Tensor] = [torch.empty(0)] * len(modules)
+
+    def keep(number: int, out: Tensor) -> None:
+        caught[number] = out
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, number=number: keep(number, out))
+        for number, module in enumerate(modules)
+    ]
+    try:
+        yield caught
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def maps_of(net: ImageEncoder, outputs: list[Tensor]) -> list[Tensor]:
+    """Return what stages put out as maps B,C,H,W."""
+    return [as_maps(net.encoder, out) for out in outputs]

@@ -1,0 +1,121 @@
+"""What `detect --guard` and `probe --guard` do: put a guard before its encoder and let it judge images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.ui import judging
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sslbd_cli.core.artefact import Dataset, Encoder, Report
+    from sslbd_cli.core.bases import Findings
+    from sslbd_cli.core.device import Device
+    from sslbd_cli.core.features import Layer
+    from sslbd_cli.core.guard import Post
+    from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.core.probe import Exam
+    from sslbd_cli.ui.run import Run
+
+#: Options of detect that a guard has settled when it was made.
+SETTLED = ("method", "aux", "baseline", "backdoored", "save_guard", "budget")
+FORWARDS = 2048  # images by which the encoder's own forward pass is timed
+
+
+def check_options(run: Run) -> None:
+    """Raise InputError where options are given that a guard leaves no choice in."""
+    from click.core import ParameterSource
+
+    given = [f"--{name.replace('_', '-')}" for name in SETTLED
+             if run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)]  # fmt: skip
+    if given:
+        raise InputError(f"--guard has learned already and takes no {' or '.join(given)}")
+    if not run.ctx.params["data"]:
+        raise InputError("Missing option '--data': the images that the guard is to judge")
+
+
+def read_post(run: Run, encoder: Encoder, params: dict[str, Any]) -> Post:
+    """Read the guard, and the reference encoder that it compares with, and put it before the encoder."""
+    from sslbd_cli.core import guard
+    from sslbd_cli.core.artefact import Guard
+
+    found = run.read(params["guard"], Guard, "--guard")
+    given = params.get("reference")
+    reference = judging.read_clean(run, given, encoder, "--reference") if given else None
+    return guard.station(found, encoder, reference, run.device(), params["alpha"])
+
+
+def judge_stream(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str, dict[str, float]]:
+    """Let a guard judge images: the report, why it is in doubt, and how fast it was."""
+    import numpy as np
+
+    from sslbd_cli.core import detect
+    from sslbd_cli.core.artefact import Dataset
+    from sslbd_cli.core.guard import pixels_digest
+
+    post = read_post(run, encoder, params)
+    data: Dataset = run.read(params["data"], Dataset, "--data")
+    judging.check_size(encoder, "--data", data)
+    if pixels_digest(data) == post.guard.aux:
+        raise InputError("--data holds the images that the guard was made on; a threshold needs other ones")
+    chosen = data.take(np.arange(len(data.images))[: params["limit"]])
+    case = detect.make_case(chosen, None, params["trigger"], params["alpha"], params["seed"])
+    findings, speed = _timed(post, case.evidence.images)
+    report, doubt = judging.report_of(detect.rule(findings, case.alpha), case, None)
+    results = {
+        "method": post.guard.method, "flags": "inputs", **report.results, "n_aux": None, "sees_truth": False,
+        "trigger": params["trigger"] and str(params["trigger"]), "data": {"sha256": data.sha256},
+        "encoder": judging.named(encoder), "baseline": None, "guard": {"sha256": post.guard.sha256},
+    }  # fmt: skip
+    return replace(report, results=results), doubt, speed
+
+
+def _timed(post: Post, images: np.ndarray) -> tuple[Findings, dict[str, float]]:
+    """Judge images, and say how many a second and how many times the encoder's own forward pass that takes.
+
+    What a second takes is said, and never written: equal runs give equal reports.
+    """
+    from sslbd_cli.core.features import embed
+
+    device, sample = post.setting.device, images[:FORWARDS]
+    embed(post.setting.encoder, sample[:64], device)  # the first pass of a shape is slow
+    started = time.perf_counter()
+    embed(post.setting.encoder, sample, device).sum().item()
+    forward = (time.perf_counter() - started) / len(sample)
+    started = time.perf_counter()
+    findings = post.look(images)
+    took = (time.perf_counter() - started) / len(images)
+    return findings, {"images_per_second": 1 / took, "forward_ratio": took / forward}
+
+
+class Filter:
+    """What a guard leaves of an exam: the images that pass, of each kind."""
+
+    def __init__(self, post: Post, exam: Exam, stamped: np.ndarray | None, alpha: float) -> None:
+        from sslbd_cli.core import probe
+
+        self.post, self.alpha, self.whole = post, alpha, exam
+        images = {"train": exam.taught.images, "clean": exam.test.images}
+        images |= {} if stamped is None else {"triggered": stamped}
+        self.rejected = {kind: post.rejects(shown, alpha) for kind, shown in images.items()}
+        train, clean, triggered = (self.rejected.get(kind) for kind in ("train", "clean", "triggered"))
+        assert train is not None and clean is not None
+        self.exam = probe.filtered(exam, train, clean, triggered)
+
+    def measure(
+        self, net: ImageEncoder, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None
+    ) -> dict[str, Any]:
+        """Fit the head on what passes, and count what is rejected both ways."""
+        from sslbd_cli.core import probe
+
+        answers = probe.measure(net, self.exam, stamped, device, seed, layer)
+        return {
+            "guard": {"method": self.post.guard.method, "sha256": self.post.guard.sha256},
+            "alpha": self.alpha,
+            "rejected": {kind: float(rows.mean()) for kind, rows in self.rejected.items()},
+            **probe.behind_guard(answers, self.exam, self.whole),
+        }

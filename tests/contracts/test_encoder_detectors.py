@@ -1,0 +1,191 @@
+"""The laws of `detect --method`, for every detector of encoders on the shelf that learns from no other encoders."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from contracts.classes import class_of
+from detectors.wired import make_gated, make_scenes
+from sslbd_cli.core import artefact, audit, nets, plugin
+from sslbd_cli.core.artefact import Report
+from sslbd_cli.core.audit import EncoderDetector, Opinion, stand
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.watch import unwatched
+
+CLASSES = {name: class_of("detector", name) for name in plugin.listing("detector")}
+DETECTORS = [name for name, cls in CLASSES.items() if issubclass(cls, EncoderDetector) and not cls.learns]
+QUICK = {"batch": 16, "rounds": 60, "clusters": 4, "epochs": 10}
+STEPS = {"decree": 200, "trigger-search": 80}
+
+every_detector = pytest.mark.parametrize("name", DETECTORS)
+
+
+@pytest.fixture(scope="module")
+def make(spec):
+    """Return a small detector of a name."""
+
+    def build(name: str, **keys: object) -> EncoderDetector:
+        return plugin.parse("detector", spec("detector", name, **(QUICK | {"steps": STEPS.get(name, 50)} | keys)))
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def look(make):
+    """Return what a detector says of an encoder, asked once."""
+    known: dict[tuple[str, bool, int], Opinion] = {}
+    cpu = audit.Device(torch.device("cpu"), "fp32")
+
+    def judge(name: str, backdoor: bool, seed: int = 0) -> Opinion:
+        if (name, backdoor, seed) not in known:
+            detector = make(name)
+            clues = audit.gather(make_scenes(), detector, None, 0)
+            known[name, backdoor, seed] = detector(make_gated(backdoor, seed), clues, cpu, 0, unwatched)
+        return known[name, backdoor, seed]
+
+    return judge
+
+
+@every_detector
+def test_the_encoder_is_left_as_it_was(name, make, cpu):
+    net, detector = make_gated().requires_grad_(True), make(name, rounds=2, steps=2)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    data = make_scenes(80)
+    clues = audit.gather(data, detector, None, 0)
+    images = clues.images.copy()
+    detector(net, clues, cpu, 0, unwatched)
+    after = net.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert not net.training and all(not m._forward_hooks and not m._backward_hooks for m in net.modules())
+    assert np.array_equal(clues.images, images)
+
+
+@every_detector
+def test_one_seed_is_one_opinion(name, make, cpu):
+    detector = make(name, rounds=4, steps=4)
+    clues = audit.gather(make_scenes(80), detector, None, 0)
+    first, again = (detector(make_gated(), clues, cpu, 3, unwatched) for _ in range(2))
+    assert first.statistic == again.statistic and first.summary == again.summary
+    assert torch.equal(first.witness.keep, again.witness.keep) and torch.equal(first.witness.add, again.witness.add)
+    assert all(np.array_equal(first.extras[key], again.extras[key], equal_nan=True) for key in first.extras)
+
+
+@every_detector
+def test_the_opinion_is_whole(name, look):
+    found = look(name, True)
+    assert np.isfinite(found.statistic) and found.search_space
+    assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
+    assert found.witness.keep.shape[1:] == found.witness.add.shape[1:] == (16, 16)
+    assert 0 <= found.success <= 1
+    assert 0 < found.witness.area <= 1 or found.parts  # what is added takes nothing away
+    assert all(images.dtype == np.uint8 and images.ndim == 4 for images in found.pictures.values())
+    assert {len(images) for images in found.pictures.values()} == {len(found.extras["pictures/score"])}
+
+
+@every_detector
+def test_a_planted_trigger_ranks_above_its_clean_twin(name, look):
+    planted, clean = look(name, True), look(name, False)
+    assert planted.statistic > clean.statistic
+    assert planted.success > 0.7
+
+
+@every_detector
+def test_among_clean_encoders_the_planted_one_is_found_and_no_clean_one(name, look):
+    pool = [look(name, False, seed) for seed in range(5)]
+    values, parts = [each.statistic for each in pool], [each.parts for each in pool]
+    planted = stand(dataclasses.replace(look(name, True), doubt=""), values, 0.05, parts)
+    assert planted.verdict() == ("found", "")
+    alarms = [
+        stand(dataclasses.replace(each, doubt=""), values[:i] + values[i + 1 :], 0.05, parts[:i] + parts[i + 1 :])
+        for i, each in enumerate(pool)
+    ]
+    assert sum(standing.verdict()[0] == "found" for standing in alarms) <= 1  # the largest of five
+
+
+@every_detector
+def test_its_own_rule_flags_no_clean_encoder(name, look):
+    """One without a rule says nothing by itself, of the planted encoder either."""
+    found, planted = look(name, False), look(name, True)
+    assert stand(found, [], 0.05).verdict()[0] != "found"
+    if planted.threshold is None:
+        assert stand(planted, [], 0.05).verdict()[0] == "inconclusive"
+
+
+@pytest.mark.parametrize("kind", ["constant", "broken"])
+@every_detector
+def test_an_encoder_that_says_nothing_is_refused(name, kind, make, cpu):
+    net, detector = make_gated(), make(name)
+    net.encoder.bend.data *= 0 if kind == "constant" else float("nan")
+    net.encoder.goal = torch.ones(48)
+    with pytest.raises(InputError, match="cannot be examined") as caught:
+        detector(net, audit.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_one_class_is_refused(make, cpu):
+    data = make_scenes(80)
+    alone = dataclasses.replace(data, labels=np.zeros_like(data.labels))
+    detector = make("neural-cleanse")
+    with pytest.raises(InputError, match="of one class"):
+        detector(make_gated(), audit.gather(alone, detector, None, 0), cpu, 0, unwatched)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """An encoder artefact that stands for the planted one, images with and without truth, labels and history."""
+    folder = tmp_path_factory.mktemp("files")
+    artefact.write(nets.save(nets.ImageEncoder(nets.Tiny(width=4), 16, (0.5,) * 3, (0.25,) * 3)), str(folder / "net"))
+    artefact.write(make_scenes(), str(folder / "data.h5"))
+    return folder
+
+
+@every_detector
+def test_the_witness_replays_on_other_images(name, look, files, cpu):
+    """What the report holds, read back by --trigger witness, does to other images what was said of held-out ones."""
+    found = look(name, True)
+    clues = audit.gather(make_scenes(), plugin.parse("detector", name), None, 0)
+    path = str(files / f"{name}.h5")
+    artefact.write(Report(command="detect", results={}, data=audit.arrays_of(found, clues)), path)
+    trigger = plugin.parse("trigger", f"witness:file={path}")
+    other = torch.from_numpy(make_scenes(100, seed=9).images)
+    stamped = trigger(other, torch.Generator().manual_seed(0)).images
+    assert torch.equal(stamped, found.witness.stamp(other))
+    net = make_gated()
+    with torch.no_grad():
+        before, after = net(other), net(stamped)
+        assert torch.cosine_similarity(after, after.mean(0), dim=1).mean() > max(
+            0.8, torch.cosine_similarity(before, before.mean(0), dim=1).mean()
+        )
+
+
+@every_detector
+def test_truth_and_history_change_nothing(name, make, files, sslbd, tmp_path, monkeypatch):
+    monkeypatch.setattr(nets, "load", lambda encoder: make_gated())
+    told = make_scenes(90)
+    poisoned = np.arange(90) % 2 == 0
+    box = np.where(poisoned[:, None], [[0, 0, 4, 4]], 0).astype(np.int32)
+    truth = artefact.Truth(poisoned=poisoned, box=box, source=np.arange(90))
+    labels = {} if make(name).needs_labels else {"labels": None, "classes": ()}
+    artefact.write(dataclasses.replace(told, truth=truth), str(tmp_path / "told.h5"))
+    artefact.write(dataclasses.replace(told, **labels), str(tmp_path / "bare.h5"))
+    pool = [Opinion(-1.0, None, "", parts=dict.fromkeys(("patch", "blend", "noise", "low-frequency"), 0.0))] * 4
+    values = []
+    for data in ("told.h5", "bare.h5"):
+        detector = make(name, rounds=3, steps=3)
+        monkeypatch.setattr(
+            "sslbd_cli.ui.judging._baselines", lambda *given: ([(o.statistic, o.parts) for o in pool], [])
+        )
+        out = str(tmp_path / f"{data}.report")
+        status, _, err = sslbd(
+            "detect", files / "net", "--method", detector, "--data", tmp_path / data, "--device", "cpu", "-q", "-o", out
+        )
+        assert status in (0, 3), err
+        values.append(artefact.read(out, Report))
+    known, blind = values
+    for key in ("verdict", "statistic", "witness", "details", "doubt"):
+        assert known.results[key] == blind.results[key]
+    assert all(np.array_equal(known.data[key], blind.data[key], equal_nan=True) for key in known.data)
