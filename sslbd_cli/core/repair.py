@@ -16,6 +16,7 @@ from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import EncoderPurifier, Supplies
 from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
@@ -68,7 +69,12 @@ class Outcome:
 def purify(
     method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch
 ) -> Outcome:
-    """Purify an encoder and compare it with the original. Raises Unsound where its features collapsed (F02)."""
+    """Purify an encoder and compare it with the original.
+
+    Raises InputError for a single image, and Unsound where the features collapsed (F02).
+    """
+    if len(supplies.images) < 2:
+        raise InputError("a single image is too few to purify with: nothing tells it from others; give 2 at least")
     seen, start, sample = 0, time.monotonic(), supplies.images[:SAMPLE]
 
     def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
