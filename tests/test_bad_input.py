@@ -335,6 +335,12 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("detect", [*SAMPLES, "--method", "decree", "--limit", "63"], "63 images of --data are too few for an audit"),
         (
             "detect",
+            [*SAMPLES, "--method", "decree", "--baseline", "encoder"],
+            "--baseline: an encoder that is the encoder to judge, too; give each only once",
+        ),
+        ("purify", ["encoder", "--data", "dataset", "--method", "finetune", "--limit", "1"], "a single image is too"),
+        (
+            "detect",
             [*SAMPLES, "--method", "decree", "--aux", "test"],
             "judges an encoder, not images, and takes no --aux",
         ),

@@ -91,11 +91,12 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
 def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[str, Any]) -> Dataset:
     import numpy as np
 
-    from sslbd_cli.core import detect
+    from sslbd_cli.core import detect, screen
     from sslbd_cli.core.artefact import Report
     from sslbd_cli.core.errors import InputError
 
     report: Report = run.read(params["report"], Report, "--report")
+    report = screen.only(report, lambda part: part.results.get("flags") == "samples", "--report")
     scores, flagged = detect.said_of(report, dataset)
     kept = method.keep(scores, flagged, params["keep_quantile"])
     if not kept.any():

@@ -15,20 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core import checks, metrics, screen
+from sslbd_cli.core import metrics, screen
 from sslbd_cli.core.artefact import Dataset, Report
 from sslbd_cli.core.bases import Detector
 from sslbd_cli.core.checked import is_number
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError, Unsound
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.features import need_distinct
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.train import Watch
 
 POOL = 4  # fewer clean encoders than this set no scale: the detector's own rule decides
 HELD = 0.25  # share of the images that a witness is tested on, and that nothing is searched on
 LEAST = 64  # images that an audit needs, of which a quarter is held out
-SAMPLE = 512  # images by which an encoder is seen to tell images apart
 SHOWN = 8  # held-out images that the report shows with the witness
 
 
@@ -118,7 +117,7 @@ class EncoderDetector(Detector):
         trained = [parameter.requires_grad for parameter in net.parameters()]
         net.requires_grad_(False)  # gradients go through the encoder to the pixels, and leave none in it
         try:
-            _need_features(net, clues, device)
+            need_distinct(net, clues.images, device)
             return self.examine(net, clues, device, seed, watch)
         finally:
             for parameter, flag in zip(net.parameters(), trained, strict=True):
@@ -127,19 +126,6 @@ class EncoderDetector(Detector):
     @abstractmethod
     def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
         """Judge an encoder that is on the device, in eval mode, and whose parameters take no gradients."""
-
-
-def _need_features(net: ImageEncoder, clues: Clues, device: Device) -> None:
-    """Raise InputError for an encoder that embeds all images alike, or some nowhere."""
-    try:
-        feats = embed(net, clues.images[:SAMPLE], device)
-    except Unsound as error:
-        raise InputError(f"the encoder cannot be examined: {error}") from None
-    if checks.collapsed(feats):
-        raise InputError(
-            f"the encoder cannot be examined: its features are constant (spread {checks.spread(feats):.4f});"
-            " give an encoder that tells the images of --data apart"
-        )
 
 
 def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: int) -> Clues:
@@ -246,6 +232,14 @@ def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tupl
     return float(value), {str(name): float(part) for name, part in parts.items()}
 
 
+def examined(report: Report, method: str) -> str:
+    """Return the digest of the encoder that an earlier report judges. Raises InputError where it names none."""
+    named = screen.one(report, method).results.get("encoder")
+    if not isinstance(named, dict) or not isinstance(named.get("sha256"), str):
+        raise InputError("--baseline: a report that does not name its encoder: it is damaged")
+    return str(named["sha256"])
+
+
 # --- the report ---------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +277,11 @@ def arrays_of(opinion: Opinion, clues: Clues) -> dict[str, np.ndarray]:
 
 
 def witness_of(report: Report, option: str) -> Witness:
-    """Return the trigger that a report on an encoder holds. Raises InputError where it holds none, or a damaged one."""
+    """Return the trigger that a report on an encoder holds, of several methods the only one, or the only one found.
+
+    Raises InputError where it holds none, several, or a damaged one.
+    """
+    report = screen.only(report, lambda part: "witness/keep" in part.data, option)
     keep, add = (report.data.get(f"witness/{part}") for part in ("keep", "add"))
     if keep is None or add is None:
         raise InputError(f"{option}: the report holds no trigger; make one with sslbd detect --method decree")

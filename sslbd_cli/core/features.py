@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from sslbd_cli.core import checks
 from sslbd_cli.core.bases import Labelled
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.core.watch import unwatched
 
 CHUNK = 1024
+DISTINCT = 512  # images by which an encoder is seen to tell images apart
 NUMBERS = 9216  # 12 x 12 x 64: what an inner layer is pooled to
 
 
@@ -103,6 +104,19 @@ def embed(
     feats = torch.cat(parts)
     checks.finite_features(feats)
     return feats
+
+
+def need_distinct(net: ImageEncoder, images: np.ndarray, device: Device) -> None:
+    """Raise InputError for an encoder that embeds all images uint8 N,3,H,W alike, or some nowhere."""
+    try:
+        feats = embed(net, images[:DISTINCT], device)
+    except Unsound as error:
+        raise InputError(f"the encoder cannot be examined: {error}") from None
+    if len(feats) > 1 and checks.collapsed(feats):
+        raise InputError(
+            f"the encoder cannot be examined: its features are constant (spread {checks.spread(feats):.4f});"
+            " give an encoder that tells images apart"
+        )
 
 
 @contextlib.contextmanager
@@ -218,7 +232,8 @@ def plane(groups: list[Tensor]) -> tuple[list[np.ndarray], np.ndarray]:
     places = F.pad(vectors.flip(1), (0, 2))[:, :2] * values[:2].sqrt()
     places = places * places.gather(0, places.abs().argmax(0, keepdim=True)).sign()  # a direction has no sign
     share = values[:2] / values.sum().clamp_min(1e-300)
-    return [part.float().numpy() for part in places.split([len(group) for group in groups])], share.float().numpy()
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    return np.split(places.float().numpy(), ends), share.float().numpy()
 
 
 def numbers(text: str, owner: str) -> tuple[int, ...]:

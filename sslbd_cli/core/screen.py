@@ -6,12 +6,14 @@ A report of several holds `methods`, each one's results, and their arrays under 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from sslbd_cli.core import metrics
 from sslbd_cli.core.artefact import Report
 from sslbd_cli.core.detect import BEYOND_CHANCE
+from sslbd_cli.core.errors import InputError
 
 KINDS = ("encoder", "inputs", "samples")  # the order of the verdicts
 ALL = "all"  # what `--method` calls whatever applies
@@ -150,3 +152,17 @@ def split(report: Report) -> list[tuple[str, Report]]:
 def one(report: Report, method: str) -> Report:
     """Return what a report says by one method: its part of a report of several, any other as it is."""
     return next((part for _, part in split(report) if part.results.get("method") == method), report)
+
+
+def only(report: Report, fits: Callable[[Report], bool], option: str) -> Report:
+    """Return the part of a report of several methods that fits, any other report as it is.
+
+    Where several fit, the one whose verdict is `found`. Raises InputError where that leaves more than one.
+    """
+    parts = [(name, part) for name, part in split(report) if fits(part)]
+    found = [(name, part) for name, part in parts if part.results.get("verdict") == "found"]
+    parts = found or parts
+    if len(parts) > 1:
+        names = ", ".join(name for name, _ in parts)
+        raise InputError(f"{option}: the report is of several methods ({names}); give a report of one of them")
+    return parts[0][1] if parts else report

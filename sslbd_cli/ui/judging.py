@@ -89,6 +89,7 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
     """Judge inputs or samples, by the clean encoder too; the second value says why the report is in doubt."""
     from sslbd_cli.core import detect, nets
     from sslbd_cli.core.artefact import Dataset, shared_images
+    from sslbd_cli.core.features import need_distinct
     from sslbd_cli.core.guard import make_guard
 
     method, seed = params["method"], params["seed"]
@@ -101,10 +102,14 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
         case = replace(case, evidence=replace(case.evidence, reference=nets.load(reference)))
     if aux is not None and (shared := shared_images(data, aux)):
         run.warn(f"{shared} of {len(data.images)} images of --data are in --aux too, which is held to be clean")
-    ruling = detect.judge(method, nets.load(encoder), case, run.device(), seed, run.progress)
-    control = None
-    if baseline is not None:
-        control = detect.judge(method, nets.load(baseline), case, run.device(), seed, run.progress)
+
+    def ask(each: Encoder) -> Ruling:
+        net = nets.load(each).to(run.device().torch).eval()
+        need_distinct(net, case.evidence.images if aux is None else case.evidence.aux, run.device())
+        return detect.judge(method, net, case, run.device(), seed, run.progress)
+
+    ruling = ask(encoder)
+    control = None if baseline is None else ask(baseline)
     if params["save_guard"] is not None:
         assert aux is not None
         run.write(make_guard(method, ruling.findings, encoder, reference, aux), params["save_guard"])
@@ -167,10 +172,12 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
     data = run.read(params["data"], Dataset, "--data")
     check_size(encoder, "--data", data)
     clues = audit.gather(data, method, params["limit"], seed)
-    pool, clean = _baselines(run, encoder, data, clues, params)
+    backdoored = [read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
+    pool, clean, digests = _baselines(run, encoder, data, clues, params)
+    if method.learns and pool:
+        raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
+    _check_once(encoder, {"--baseline": digests, "--backdoored": [each.sha256 for each in backdoored]})
     if method.learns:
-        backdoored = [read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
-        _check_shadows(encoder, bool(pool), clean, backdoored)
         clues = replace(clues, clean=tuple(map(nets.load, clean)), backdoored=tuple(map(nets.load, backdoored)))
         clean = []  # it has learned from them: those that it held out are the scale, and it brings them
 
@@ -193,28 +200,28 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
 
 def _baselines(
     run: Run, encoder: Encoder, data: Dataset, clues: Clues, params: dict[str, Any]
-) -> tuple[list[tuple[float, dict[str, float]]], list[Encoder]]:
-    """Read the clean encoders, and what was said of those that were examined before."""
+) -> tuple[list[tuple[float, dict[str, float]]], list[Encoder], list[str]]:
+    """Read the clean encoders, and what was said of those that were examined before; and the digests of all of them."""
     from sslbd_cli.core import artefact, audit
 
-    told, clean = [], []
+    told, clean, digests = [], [], []
     for path in params["baseline"]:
         found = artefact.read_any(path)
         if isinstance(found, artefact.Report):
             run.note("--baseline", found)
             told.append(audit.statistic_of(found, str(params["method"]), data, len(clues.images)))
+            digests.append(audit.examined(found, str(params["method"])))
         else:
             clean.append(read_clean(run, path, encoder))
-    return told, clean
+            digests.append(clean[-1].sha256)
+    return told, clean, digests
 
 
-def _check_shadows(encoder: Encoder, told: bool, clean: list[Encoder], backdoored: list[Encoder]) -> None:
-    """Refuse reports, from which nothing can be learned, and encoders that are told of twice."""
-    if told:
-        raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
+def _check_once(encoder: Encoder, groups: dict[str, list[str]]) -> None:
+    """Refuse an encoder that is told of twice: it would count as two, and what is judged sets no scale for itself."""
     seen = {encoder.sha256: "the encoder to judge"}
-    for option, group in (("--baseline", clean), ("--backdoored", backdoored)):
-        for each in group:
-            if each.sha256 in seen:
-                raise InputError(f"{option}: an encoder that is {seen[each.sha256]}, too; give each only once")
-            seen[each.sha256] = f"given as {option}"
+    for option, digests in groups.items():
+        for digest in digests:
+            if digest in seen:
+                raise InputError(f"{option}: an encoder that is {seen[digest]}, too; give each only once")
+            seen[digest] = f"given as {option}"

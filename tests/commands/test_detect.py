@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import betabinom
 
 from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
@@ -197,3 +198,13 @@ def test_clean_images_lose_the_boxes_that_poisoned_ones_lose():
     case = detect.make_case(data, make_pictures(9, 2), None, 0.05, 0)
     assert case.boxes is not None
     assert (case.boxes == [12, 12, 4, 4]).all()
+
+
+def test_an_encoder_that_embeds_all_images_alike_is_refused(sslbd, files, monkeypatch):
+    """Its scores are all equal, which would read as `nothing found`."""
+    net = make(Honest)
+    monkeypatch.setattr(net, "forward", lambda pixels: torch.ones(len(pixels), 8))
+    monkeypatch.setattr(nets, "load", lambda encoder: net)
+    status, text, err = look(sslbd, files, "-o", files / "report", method="strip")
+    assert status == 2 and text == "" and not (files / "report").exists()
+    assert "its features are constant (spread 0.0000)" in err and len(err.splitlines()) == 1

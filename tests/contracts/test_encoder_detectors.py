@@ -177,7 +177,7 @@ def test_truth_and_history_change_nothing(name, make, files, sslbd, tmp_path, mo
     for data in ("told.h5", "bare.h5"):
         detector = make(name, rounds=3, steps=3)
         monkeypatch.setattr(
-            "sslbd_cli.ui.judging._baselines", lambda *given: ([(o.statistic, o.parts) for o in pool], [])
+            "sslbd_cli.ui.judging._baselines", lambda *given: ([(o.statistic, o.parts) for o in pool], [], [])
         )
         out = str(tmp_path / f"{data}.report")
         status, _, err = sslbd(

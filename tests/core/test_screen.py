@@ -5,6 +5,7 @@ import pytest
 
 from sslbd_cli.core import artefact, metrics, screen
 from sslbd_cli.core.artefact import Report
+from sslbd_cli.core.errors import InputError
 
 
 def said(method, flags="inputs", verdict="nothing found", p_value=None, doubt=None, **more):
@@ -114,3 +115,21 @@ def test_a_report_of_several_comes_apart_after_a_round_trip(tmp_path):
 @pytest.mark.parametrize("methods", [3, "dede", [1, None, {"part": 5}, {"part": ["x"]}], {"a": 1}])
 def test_rows_that_are_none_are_left_out(methods):
     assert screen.split(Report(command="detect", results={"methods": methods})) == []
+
+
+def test_the_part_of_a_report_that_serves():
+    told = {name: said(name, "encoder", verdict) for name, verdict in
+            {"decree": "nothing found", "ssl-cleanse": "found", "strip": "found"}.items()}  # fmt: skip
+    for name in ("decree", "ssl-cleanse"):
+        told[name].data["witness/keep"] = np.full(3, len(name))
+
+    def holder(*names):
+        whole = screen.combine([told[name] for name in names], [])
+        return screen.only(whole, lambda part: "witness/keep" in part.data, "--report")
+
+    assert holder("decree", "strip").results["method"] == "decree"
+    assert holder("decree", "ssl-cleanse", "strip").results["method"] == "ssl-cleanse"  # the one that found
+    assert np.array_equal(holder("decree", "ssl-cleanse").data["witness/keep"], np.full(3, 11))
+    assert "methods" in holder("strip").results and screen.only(told["strip"], bool, "--report") is told["strip"]
+    with pytest.raises(InputError, match=r"--report: the report is of several methods \(ssl-cleanse, ssl-cleanse-2\)"):
+        holder("ssl-cleanse", "ssl-cleanse")
