@@ -82,12 +82,13 @@ def command(
     """
     from sslbd_cli.core.artefact import Encoder
     from sslbd_cli.core.errors import InputError, Unsound
-    from sslbd_cli.ui import guarding, screening
+    from sslbd_cli.ui import guarding, judging, screening
     from sslbd_cli.ui.report import print_results
 
     if sarif == "-":
         raise InputError("--sarif -: standard output carries the report; name a file")
     refuse_output(sarif, "--sarif")
+    judging.check_outputs({"--output": output, "--save-guard": params["save_guard"], "--sarif": sarif})
     speed: dict[str, float] = {}
     if params["guard"]:
         guarding.check_options(run)

@@ -9,7 +9,7 @@ from sslbd_cli.core.errors import InputError
 from sslbd_cli.ui.run import refuse_output
 
 if TYPE_CHECKING:
-    from sslbd_cli.core.artefact import Dataset, Encoder, Report
+    from sslbd_cli.core.artefact import Artefact, Dataset, Encoder, Report
     from sslbd_cli.core.audit import Clues, Opinion
     from sslbd_cli.core.bases import Detector
     from sslbd_cli.core.detect import Case, Ruling
@@ -80,6 +80,25 @@ def read_clean(run: Run, path: str, encoder: Encoder, option: str = "--baseline"
     if found.size != encoder.size:
         raise InputError(f"{option} takes images of {found.size} pixels, the encoder of {encoder.size}")
     return found
+
+
+def read_either(path: str) -> Artefact:
+    """Read a --baseline, an encoder or a report. Raises InputError for a pipe, which is read once."""
+    from sslbd_cli.core import artefact
+
+    if path == "-":
+        raise InputError("--baseline -: it may be an encoder or a report, which takes a second look; name a file")
+    return artefact.read_any(path)
+
+
+def check_outputs(outputs: dict[str, str | None]) -> None:
+    """Refuse two outputs in one file: the second would replace the first."""
+    import os
+
+    seen: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is not None and seen.setdefault(os.path.realpath(path), option) != option:
+            raise InputError(f"{option} {path}: {seen[os.path.realpath(path)]} goes there, too; name another file")
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -206,7 +225,7 @@ def _baselines(
 
     told, clean, digests = [], [], []
     for path in params["baseline"]:
-        found = artefact.read_any(path)
+        found = read_either(path)
         if isinstance(found, artefact.Report):
             run.note("--baseline", found)
             told.append(audit.statistic_of(found, str(params["method"]), data, len(clues.images)))

@@ -212,7 +212,7 @@ def _narrow(method: Detector, params: dict[str, Any]) -> dict[str, Any]:
     own = params | {name: empty for name, empty in EMPTY.items() if not _takes(method, name)}
     serving = []
     for path in params["baseline"]:
-        found = artefact.read_any(path)
+        found = judging.read_either(path)
         if isinstance(found, artefact.Encoder):
             serving.append(path)
         elif isinstance(found, artefact.Report) and method.flags == "encoder":

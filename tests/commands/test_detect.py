@@ -208,3 +208,18 @@ def test_an_encoder_that_embeds_all_images_alike_is_refused(sslbd, files, monkey
     status, text, err = look(sslbd, files, "-o", files / "report", method="strip")
     assert status == 2 and text == "" and not (files / "report").exists()
     assert "its features are constant (spread 0.0000)" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [("--save-guard", "-o"), ("--save-guard", "--sarif"), ("--sarif", "-o")])
+def test_two_outputs_in_one_file_are_refused(sslbd, files, options):
+    words = [word for option in options for word in (option, files / "same")]
+    status, text, err = look(sslbd, files, *words, method="strip")
+    assert status == 2 and text == "" and "goes there, too; name another file" in err and not (files / "same").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--method", "strip")])
+def test_a_baseline_that_is_a_pipe_is_refused_where_it_may_be_a_report(sslbd, files, more):
+    words = "--data", files / "data.h5", "--aux", files / "aux.h5", "--baseline", "-"
+    words = words if more else (*words[:2], *words[4:])
+    status, _, err = sslbd("detect", files / "bad", "--method", "decree", *more, *words, "--device", "cpu", "-q")
+    assert status == 2 and "--baseline -: it may be an encoder or a report" in err
