@@ -39,6 +39,9 @@ COLUMNS = {
     "contained": "shows all of it, first 20",
     "center_all": "hits, all poisons looked at",
     "nothing": "`nothing found`",
+    "statistic": "statistic",
+    "area": "share of the pixels of the trigger found",
+    "success": "its success on held-out images",
 }
 SHOWN = ("--method", "--arch", "--epochs", "--batch", "--lr", "--optimiser", "--schedule", "--crop-scale")
 
@@ -59,6 +62,10 @@ def numbers(result: dict) -> dict[str, float]:
 
 def detection(result: dict) -> dict[str, float]:
     """Return a detection's numbers by key, shares in percent; those that do not exist are left out."""
+    if result["flags"] == "encoder":
+        witness = result["witness"] or {}
+        shares = {key: 100 * witness[key] for key in ("area", "success") if witness.get(key) is not None}
+        return {"nothing": 100.0 * (result["verdict"] == "nothing found"), "statistic": result["statistic"]} | shares
     found: dict[str, float] = {"removed": result["flagged"], "nothing": 100 * (result["verdict"] == "nothing found")}
     found["false"] = result["flagged"] * (1 - result["precision"]["value"]) if result.get("precision") else None
     found["recall"] = 100 * result["recall"]["value"] if result.get("recall") else None
@@ -135,7 +142,8 @@ def scan_row(files: list[Path], results: list[dict]) -> dict:
     keys = dict.fromkeys(key for values in each for key in values)
     return {
         "seeds": [int(file.stem) for file in files],
-        "n": [result["n_judged"] for result in results],
+        "n": [result["n_images" if result["flags"] == "encoder" else "n_judged"] for result in results],
+        "flags": results[0]["flags"],
         "spec": results[0]["method"],
         "recipe": "",
         "made_with": [],
@@ -193,6 +201,8 @@ def setting(rows: dict[str, dict]) -> str:
         ns = sorted({n for r in rows.values() for n in r["n"]})
         specs = {r["spec"]: name.rsplit("/", 1)[1] for name, r in rows.items()}
         said = f"Training sets of {' or '.join(map(str, ns))} images, judged by themselves."
+        if first.get("flags") == "encoder":
+            said = f"Encoders searched for a trigger with {' or '.join(map(str, ns))} images."
         return "\n".join([said, "", *(f"- {name}: `{spec}`" for spec, name in specs.items())])
     said = [f"Head `{first['head']}` on {100 * first['labels']:g} % of the labels, {first['n_test']} test images"]
     if first["trigger"][0]:

@@ -95,6 +95,7 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
 def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None, float | None]:
     """Return the target and, where a poisoned dataset names it, the share of its poisoned images that are of it."""
     from sslbd_cli.core.artefact import Dataset
+    from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.probe import emergent_target
 
     name, source = params["target"], params["target_of"]
@@ -102,4 +103,6 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
     if source is not None:
         target, share = emergent_target(run.read(source, Dataset, "--target-of"), test)
         run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of it")
+    if (params["trigger"] is None) != (target is None):
+        raise InputError("--trigger and --target belong together: give both or neither")
     return target, share

@@ -269,7 +269,8 @@ def arrays_of(opinion: Opinion, clues: Clues) -> dict[str, np.ndarray]:
     """Return the arrays of the report: the witness, and what it does to some held-out images."""
     data = dict(opinion.extras)
     if (witness := opinion.witness) is not None:
-        clean = torch.from_numpy(np.array(clues.held[:SHOWN]))
+        rows = np.unique(np.linspace(0, len(clues.held) - 1, SHOWN).astype(int))  # of all kinds: data may be sorted
+        clean = torch.from_numpy(clues.held[rows])
         data["witness/keep"] = witness.keep.float().cpu().numpy()
         data["witness/add"] = witness.add.float().cpu().numpy()
         data["sheet/clean"], data["sheet/triggered"] = clean.numpy(), witness.stamp(clean).cpu().numpy()

@@ -232,8 +232,8 @@ def plane(groups: list[Tensor]) -> tuple[list[np.ndarray], np.ndarray]:
     places = F.pad(vectors.flip(1), (0, 2))[:, :2] * values[:2].sqrt()
     places = places * places.gather(0, places.abs().argmax(0, keepdim=True)).sign()  # a direction has no sign
     share = values[:2] / values.sum().clamp_min(1e-300)
-    ends = np.cumsum([len(group) for group in groups])[:-1]
-    return np.split(places.float().numpy(), ends), share.float().numpy()
+    parts = torch.split(places, [len(group) for group in groups])
+    return [part.float().numpy() for part in parts], share.float().numpy()
 
 
 def numbers(text: str, owner: str) -> tuple[int, ...]:

@@ -57,6 +57,7 @@ class Beatrix(InputDetector):
     """
 
     cue = "whose inner maps correlate as those of no clean image do"
+    cost = 8
 
     layer: str = key("", "inner layer, as of sslbd probe --layer; empty: the last but one")
     clusters: int = key(1, "clusters of embeddings with bounds of their own; 1: all images alike", low=1)

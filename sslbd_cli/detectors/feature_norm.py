@@ -20,6 +20,7 @@ class FeatureNorm(InputDetector):
     """
 
     cue = "whose embedding is longer or shorter than clean ones are"
+    cost = 1
 
     side: str = key("both", "which end is suspicious", choices=("both", "long", "short"))
 

@@ -25,6 +25,7 @@ class KnnDistance(InputDetector):
     """
 
     cue = "embedded far from clean images"
+    cost = 1
 
     k: int = key(10, "which nearest neighbour", low=1)
 

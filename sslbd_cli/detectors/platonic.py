@@ -26,6 +26,7 @@ class Platonic(InputDetector):
     """
 
     cue = "that the encoder sees otherwise than the reference encoder does"
+    cost = 2
 
     components: int = key(64, "principal components of the encoder's embedding that are compared, at most", low=1)
     ridge: float = key(0.01, "weight of the map's size, relative to the mean variance of what it reads", low=0)

@@ -26,6 +26,7 @@ class ScaleUp(InputDetector):
     """
 
     cue = "whose embedding survives the amplification of their pixels"
+    cost = 4
 
     scales: int = key(11, "largest factor; the released code goes to 11", low=2, high=64)
 

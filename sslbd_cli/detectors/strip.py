@@ -33,6 +33,7 @@ class Strip(InputDetector):
     """
 
     cue = "whose embedding stays the same under other images laid over them"
+    cost = 8
 
     score: str = key("cosine", "cosine of blends with each other, or entropy over clusters",
                      choices=("cosine", "entropy"))  # fmt: skip

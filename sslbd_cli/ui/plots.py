@@ -32,6 +32,7 @@ MARKS: tuple[dict[str, Any], ...] = (
 )
 DPI = 150
 COLUMNS = 6  # images side by side: still readable on a phone
+LETTER = 9  # pixels that a letter of a title takes at most
 TILE = 160  # pixels that a small image is enlarged to, by whole factors
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": FAINT,
@@ -266,7 +267,7 @@ def board(blocks: Sequence[Block]) -> bytes:
     width, height = _tile(blocks[0].rows[0][1])
     left, gap, caption = 44, 8, 34
     columns = max(len(images) for block in blocks for _, images in block.rows)
-    wide = left + columns * (width + gap)
+    wide = left + max(columns * (width + gap), *(LETTER * len(block.title) for block in blocks), 0)
     tall = gap + sum(_title(b) + len(b.rows) * (height + gap) + (caption if b.captions else 0) for b in blocks)
     canvas = np.full((tall, wide, 3), 255, np.uint8)
     texts: list[tuple[float, float, str, dict[str, Any]]] = []

@@ -18,8 +18,6 @@ def check(params: dict[str, Any]) -> None:
     """Raise InputError where options do not belong together."""
     if params["target"] is not None and params["target_of"] is not None:
         raise InputError("--target and --target-of both name the target: give one of them")
-    if (params["trigger"] is None) != (params["target"] is None and params["target_of"] is None):
-        raise InputError("--trigger and --target belong together: give both or neither")
     if params["certify"] is not None and params["names"]:
         raise InputError("--certify works on the local features behind the embedding: leave --layer out")
     if params["pool"] and not params["names"]:
