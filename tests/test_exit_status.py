@@ -2,6 +2,8 @@
 
 import errno
 import re
+import subprocess
+import sys
 
 import click
 import pytest
@@ -106,3 +108,10 @@ def test_a_wrong_word_is_one_line_with_a_suggestion(sslbd, argv, problem, hint):
     status, out, err = sslbd(*argv)
     assert (status, out) == (2, "")
     assert err.startswith(problem) and hint in err and err.count("\n") == 1
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "sslbd_cli", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and __version__ in done.stdout
+    done = subprocess.run([sys.executable, "-m", "sslbd_cli", "nothing"], capture_output=True, timeout=60)
+    assert done.returncode == 2

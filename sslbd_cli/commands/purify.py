@@ -77,6 +77,8 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
     images = run.read(params["data"], Dataset, "--data").images[: params["limit"]]
     net.need_size(*images.shape[2:])
     report = run.read(params["report"], Report, "--report") if params["report"] else None
+    if report is not None and (report.results.get("encoder") or {}).get("sha256") != encoder.sha256:
+        run.warn("--report is on another encoder: its trigger may do nothing to this one")
     supplies = Supplies(images, None if report is None else audit.witness_of(report, "--report"))
     done = repair.purify(method, net, supplies, run.device(), params["seed"], run.progress)
     run.say(str(done))

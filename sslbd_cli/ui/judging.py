@@ -209,6 +209,9 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
         pool.append((known.statistic, known.parts))
     statistics, parts = [value for value, _ in pool], [part for _, part in pool]
     standing = audit.stand(examine(nets.load(encoder)), statistics, params["alpha"], parts)
+    if standing.verdict()[0] == "found" and standing.false_alarms is None:
+        run.warn(f"{method.name}: found by a published threshold, which does not carry over to every architecture and"
+                 f" resolution; give {audit.POOL} clean encoders of the same kind as --baseline")  # fmt: skip
     results = {
         "method": str(method), "flags": method.flags, **audit.results_of(standing, clues),
         "data": {"sha256": data.sha256}, "encoder": named(encoder),

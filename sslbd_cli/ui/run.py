@@ -35,6 +35,7 @@ PRESENTATION = {
     "monitor",
     "root",
     "sarif",
+    "exit_code",
     "budget",  # what it left time for is in the history
 }
 

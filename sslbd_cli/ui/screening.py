@@ -165,6 +165,9 @@ def _single(run: Run, encoder: Encoder, params: dict[str, Any], panel: Panel | N
     if panel is None or method.flags == "encoder":
         return report, doubt
     ruled = rule(report, panel)
+    if ruled.results["verdict"] == "found" and not params["baseline"]:
+        run.warn(f"{method.name}: found without a control; a trigger may move a clean encoder's embeddings as much:"
+                 " give one as --baseline")  # fmt: skip
     return ruled, ruled.results["doubt"] or ""
 
 

@@ -164,6 +164,7 @@ def test_an_encoder_is_purified_by_what_a_detector_found(sslbd, files, tmp_path)
     status, out, err = sslbd("purify", files / "encoder", "--method", spec, *words, "--limit", 100)
     assert status == 0 and out == "", err
     assert "200 images seen in " in err and "to the original on 100 clean images: cosine 0." in err
+    assert "warning: --report is on another encoder" in err
     before, now = (float(text.split()[-1]) for text in err.splitlines()[-1].split("cosine")[1].split(","))
     assert before < 0.3 and now > before + 0.02
     inputs = artefact.read(str(tmp_path / "out"), artefact.Encoder).history[-1]["inputs"]

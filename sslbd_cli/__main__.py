@@ -1,0 +1,5 @@
+"""`python -m sslbd_cli` is `sslbd`."""
+
+from sslbd_cli.main import entry
+
+entry()
