@@ -42,7 +42,7 @@ def attack(file: Path) -> dict:
 def opinion(file: Path) -> dict:
     """Return what a detector said of an encoder, and how long it took."""
     result = json.loads(file.read_text())
-    kept = ("method", "verdict", "doubt", "statistic", "threshold", "p_value", "false_alarms", "witness")
+    kept = ("method", "verdict", "doubt", "statistic", "threshold", "p_value", "false_alarms", "witness", "parts")
     return {key: result[key] for key in kept} | {"seconds": float(file.with_suffix(".seconds").read_text())}
 
 
@@ -64,15 +64,21 @@ def alarms(said: dict) -> tuple[list[bool], list[bool]]:
 
     A detector that learned from the others has set them beside it already.
     """
-    values = [each["statistic"] for each in said.values()]
-    by_pool = []
-    for number, each in enumerate(said.values()):
+    by_pool, opinions = [], [view(each) for each in said.values()]
+    for number, (own, each) in enumerate(zip(opinions, said.values(), strict=True)):
+        others = opinions[:number] + opinions[number + 1 :]
         verdict = each["verdict"]
         if each["p_value"] is None:
-            view = audit.Opinion(each["statistic"], each["threshold"], "", doubt=each["doubt"] or "")
-            verdict, _ = audit.stand(view, values[:number] + values[number + 1 :], ALPHA).verdict()
+            parts = [other.parts for other in others]
+            verdict, _ = audit.stand(own, [other.statistic for other in others], ALPHA, parts).verdict()
         by_pool.append(verdict == "found")
     return by_pool, [exceeds(each) for each in said.values()]
+
+
+def view(said: dict) -> audit.Opinion:
+    """Return an opinion as it was before it stood among others: without a threshold, alone, it was in doubt."""
+    doubt = "" if said["threshold"] is None else said["doubt"] or ""
+    return audit.Opinion(said["statistic"], said["threshold"], "", doubt=doubt, parts=said["parts"] or {})
 
 
 def exceeds(said: dict) -> bool:
@@ -174,7 +180,9 @@ def cell(said: dict) -> str:
     parts = [f"{said['statistic']:.3g}"]
     parts += [f"p {said['p_value']:.2f}"] if said["p_value"] is not None else []
     parts += [f"success {said['witness']['success']:.2f}"] if said["witness"] and said["witness"]["success"] else []
-    return "; ".join(parts) + (" (inconclusive)" if said["verdict"] == "inconclusive" and said["doubt"] else "")
+    return "; ".join(parts) + (
+        " (inconclusive)" if said["verdict"] == "inconclusive" and said["threshold"] is not None else ""
+    )
 
 
 if __name__ == "__main__":
