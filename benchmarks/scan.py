@@ -42,7 +42,7 @@ from sklearn.cluster import KMeans
 
 from sslbd_cli.core import device as devices
 from sslbd_cli.core.artefact import Dataset, Encoder, read
-from sslbd_cli.core.bases import Evidence
+from sslbd_cli.core.detectors import Evidence
 from sslbd_cli.core.kmeans import lloyd, seed_centers
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.localise import Cam, Mask

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.bases import Certificate, Certified, Task
+from sslbd_cli.core.certify import Certificate, Certified, Task
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.locality import Field, LocalFeatures, receptive_field

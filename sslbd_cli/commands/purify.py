@@ -12,7 +12,7 @@ from sslbd_cli.ui.spec import Spec
 
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder, Report
-    from sslbd_cli.core.bases import DatasetPurifier, EncoderPurifier, Purifier
+    from sslbd_cli.core.purifiers import DatasetPurifier, EncoderPurifier, Purifier
 
 
 @options.command(
@@ -44,7 +44,7 @@ def command(run: Run, input: str, output: str, **params: Any) -> None:
     very same images; train on the rest with `sslbd pretrain`. --limit is of --data.
     """
     from sslbd_cli.core.artefact import Dataset, Encoder
-    from sslbd_cli.core.bases import EncoderPurifier
+    from sslbd_cli.core.purifiers import EncoderPurifier
 
     refuse_terminal(output)
     method = params["method"]
@@ -71,7 +71,7 @@ def _check_options(method: Purifier, params: dict[str, Any]) -> None:
 def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str, Any]) -> Encoder:
     from sslbd_cli.core import audit, nets, repair
     from sslbd_cli.core.artefact import Dataset, Report
-    from sslbd_cli.core.bases import Supplies
+    from sslbd_cli.core.purifiers import Supplies
 
     net = nets.load(encoder)
     images = run.read(params["data"], Dataset, "--data").images[: params["limit"]]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sslbd_cli.core import metrics, screen
 from sslbd_cli.core.artefact import Dataset, Report
-from sslbd_cli.core.bases import Detector
 from sslbd_cli.core.checked import is_number
+from sslbd_cli.core.detectors import Detector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import need_distinct

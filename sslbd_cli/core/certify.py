@@ -1,18 +1,65 @@
-"""Certify a probe's answers: the numbers of `probe --certify`."""
+"""Certify a probe's answers: the contract of certificates, and the numbers of `probe --certify`."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sslbd_cli.core import metrics
-from sslbd_cli.core.bases import Certificate, Certified, Task
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.plugin import Plugin
 from sslbd_cli.core.probe import Exam, split
 from sslbd_cli.core.train import Watch
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task that a certificate is computed for. Images uint8 N,3,H,W and M,3,H,W; labels int64 N.
+
+    triggered: the test images with a trigger, or None.
+    """
+
+    train: np.ndarray
+    labels: Tensor
+    test: np.ndarray
+    truth: Tensor
+    classes: int
+    triggered: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What a certified classifier answers. Answers int64 M: without the defence (plain) and with it.
+
+    certified: bool M, whether the defended answer is right and no patch can change it. details: plain values.
+    """
+
+    plain: Tensor
+    defended: Tensor
+    certified: Tensor
+    triggered_plain: Tensor | None = None
+    triggered_defended: Tensor | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Plugin):
+    """Base of `probe --certify`: a defended classifier on an encoder, and a proof of how far its answers hold."""
+
+    shelf: ClassVar[str] = "certificate"
+
+    @abstractmethod
+    def certify(self, encoder: ImageEncoder, task: Task, device: Device, seed: int, watch: Watch) -> Certified:
+        """Fit a classifier on the frozen encoder, on the device, and certify its answers on the test images.
+
+        Raises InputError where the proof does not apply to the encoder.
+        """
 
 
 def certified(
@@ -30,10 +77,10 @@ def certified(
     return {"certificate": str(certificate), **summarise(found, truth, exam.target)}
 
 
-def summarise(found: list[Certified], truth: torch.Tensor, target: int | None) -> dict[str, Any]:
+def summarise(found: list[Certified], truth: Tensor, target: int | None) -> dict[str, Any]:
     """Return accuracies without the defence, with it and certified, and ASR without and with it, over the seeds."""
 
-    def share(hits: list[torch.Tensor]) -> dict[str, Any]:
+    def share(hits: list[Tensor]) -> dict[str, Any]:
         return metrics.share([(int(hit.sum()), len(hit)) for hit in hits])
 
     results = {

@@ -12,7 +12,8 @@ import numpy as np
 
 from sslbd_cli.core import metrics
 from sslbd_cli.core.artefact import Dataset, Report
-from sslbd_cli.core.bases import Evidence, Findings, ImageDetector, Trigger
+from sslbd_cli.core.bases import Trigger
+from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.nets import ImageEncoder

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslbd_cli.core import metrics, nets, plugin
 from sslbd_cli.core.artefact import Dataset, Encoder, Guard
-from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
+from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import split_rows

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.core import poisonnet
-from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
 from sslbd_cli.core.boxes import side as pixels
+from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.loader import Pool

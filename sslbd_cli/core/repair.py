@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.bases import EncoderPurifier, Supplies
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.purifiers import EncoderPurifier, Supplies
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
 from sslbd_cli.core.ssl import cosine_loss, mlp, nt_xent
 from sslbd_cli.core.train import Fit, Loss, Plan, Terms, Ticker, Watch, freeze

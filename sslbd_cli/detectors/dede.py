@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import mae
-from sslbd_cli.core.bases import Findings
 from sslbd_cli.core.checks import FLAGS
+from sslbd_cli.core.detectors import Findings
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
+from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
+from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder

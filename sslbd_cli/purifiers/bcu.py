@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.bases import EncoderPurifier, Supplies
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.purifiers import EncoderPurifier, Supplies
 from sslbd_cli.core.repair import original_of, relational, training
 from sslbd_cli.core.ssl import cosine_loss
 from sslbd_cli.core.stages import stages

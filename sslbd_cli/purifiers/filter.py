@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sslbd_cli.core.bases import DatasetPurifier
+from sslbd_cli.core.purifiers import DatasetPurifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.bases import Supplies
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed, knn_predict, split_rows
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.purifiers import Supplies
 from sslbd_cli.core.repair import Recovery, original_of
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.core.stages import Channels, channels, reading

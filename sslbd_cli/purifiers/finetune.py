@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sslbd_cli.core.bases import Supplies
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.purifiers import Supplies
 from sslbd_cli.core.repair import Recovery, original_of
 from sslbd_cli.core.train import Watch
 

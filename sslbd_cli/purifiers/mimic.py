@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.bases import EncoderPurifier, Supplies
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.purifiers import EncoderPurifier, Supplies
 from sslbd_cli.core.repair import attention, original_of, projector, training
 from sslbd_cli.core.ssl import nt_xent
 from sslbd_cli.core.stages import maps_of, reading, stages

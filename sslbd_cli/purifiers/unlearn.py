@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sslbd_cli.core.audit import Witness
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.bases import EncoderPurifier, Supplies
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.plugin import key
+from sslbd_cli.core.purifiers import EncoderPurifier, Supplies
 from sslbd_cli.core.repair import original_of, training
 from sslbd_cli.core.ssl import cosine_loss
 from sslbd_cli.core.train import Terms, Watch

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sslbd_cli.core.artefact import Dataset, Encoder, Report
-    from sslbd_cli.core.bases import Findings
+    from sslbd_cli.core.detectors import Findings
     from sslbd_cli.core.device import Device
     from sslbd_cli.core.features import Layer
     from sslbd_cli.core.guard import Post

@@ -11,8 +11,8 @@ from sslbd_cli.ui.run import refuse_output
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Artefact, Dataset, Encoder, Report
     from sslbd_cli.core.audit import Clues, Opinion
-    from sslbd_cli.core.bases import Detector
     from sslbd_cli.core.detect import Case, Ruling
+    from sslbd_cli.core.detectors import Detector
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.ui.run import Run
 

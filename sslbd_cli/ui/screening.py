@@ -14,7 +14,7 @@ from sslbd_cli.ui.report import chance
 
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder, Report
-    from sslbd_cli.core.bases import Detector
+    from sslbd_cli.core.detectors import Detector
     from sslbd_cli.ui.panel import Panel
     from sslbd_cli.ui.progress import Progress
     from sslbd_cli.ui.run import Run

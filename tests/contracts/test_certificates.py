@@ -6,7 +6,7 @@ import torch
 
 from micro import make_encoder
 from sslbd_cli.core import nets, plugin
-from sslbd_cli.core.bases import Task
+from sslbd_cli.core.certify import Task
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.watch import unwatched
 

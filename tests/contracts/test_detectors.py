@@ -11,7 +11,7 @@ from contracts.classes import class_of
 from detectors.wired import KINDS, make_poisoned, make_scattered, make_scenes, make_sharp, make_wired
 from sslbd_cli.core import artefact, nets, plugin
 from sslbd_cli.core.artefact import Dataset, Report
-from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
+from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.watch import unwatched

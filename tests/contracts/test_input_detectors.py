@@ -13,7 +13,7 @@ from detectors.wired import TRIGGER, make_scenes, make_wired
 from micro import make_encoder
 from sslbd_cli.core import artefact, detect, guard, nets, plugin
 from sslbd_cli.core.artefact import Guard, Report
-from sslbd_cli.core.bases import ImageDetector
+from sslbd_cli.core.detectors import ImageDetector
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.guard import InputDetector, Setting
 from sslbd_cli.core.metrics import auroc

@@ -8,9 +8,9 @@ from detectors.wired import TRIGGER, make_scenes, make_wired
 from micro import make_dataset
 from sslbd_cli.core import artefact, nets, plugin
 from sslbd_cli.core.audit import Witness
-from sslbd_cli.core.bases import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.probe import triggered_images
+from sslbd_cli.core.purifiers import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.core.similarity import mean_cosine
 from sslbd_cli.core.watch import unwatched
 

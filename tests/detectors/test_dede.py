@@ -7,7 +7,7 @@ import torch
 
 from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
 from sslbd_cli.core import detect, mae, plugin
-from sslbd_cli.core.bases import Evidence, Findings, ImageDetector
+from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import auroc

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sslbd_cli.core import plugin
-from sslbd_cli.core.bases import Evidence
+from sslbd_cli.core.detectors import Evidence
 from sslbd_cli.core.metrics import auroc, conformal_threshold
 from sslbd_cli.core.watch import unwatched
 

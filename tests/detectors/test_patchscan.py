@@ -7,7 +7,7 @@ import pytest
 
 from detectors.wired import SIZE, make_scattered, make_scenes, make_sharp
 from sslbd_cli.core import detect, plugin
-from sslbd_cli.core.bases import Evidence, Findings
+from sslbd_cli.core.detectors import Evidence, Findings
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import auroc, localisation, top_accuracy
 from sslbd_cli.core.watch import unwatched

@@ -3,7 +3,7 @@ import pytest
 
 from detectors.wired import make_poisoned
 from sslbd_cli.core import plugin
-from sslbd_cli.core.bases import Evidence
+from sslbd_cli.core.detectors import Evidence
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.watch import unwatched
 

@@ -4,7 +4,7 @@ import torch
 
 from detectors.wired import make_poisoned, make_scenes, make_wired
 from sslbd_cli.core import plugin
-from sslbd_cli.core.bases import Evidence
+from sslbd_cli.core.detectors import Evidence
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.watch import unwatched

@@ -8,8 +8,8 @@ import torch
 
 from micro import make_encoder
 from sslbd_cli.core import nets, plugin
-from sslbd_cli.core.bases import Supplies
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.purifiers import Supplies
 from sslbd_cli.core.repair import relational
 from sslbd_cli.core.similarity import mean_cosine
 from sslbd_cli.core.stages import stages

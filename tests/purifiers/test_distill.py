@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from reference import losses
 from sslbd_cli.core import nets, plugin
-from sslbd_cli.core.bases import Supplies
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.purifiers import Supplies
 from sslbd_cli.core.watch import unwatched
 from sslbd_cli.purifiers.distill import _Learner, similarity_loss
 

@@ -7,8 +7,8 @@ import torch
 from detectors.wired import make_scenes, make_wired
 from micro import make_dataset, make_encoder
 from sslbd_cli.core import nets, plugin
-from sslbd_cli.core.bases import Supplies
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.purifiers import Supplies
 from sslbd_cli.core.watch import unwatched
 
 

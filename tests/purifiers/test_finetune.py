@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sslbd_cli.core import nets, plugin
-from sslbd_cli.core.bases import Supplies
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.purifiers import Supplies
 from sslbd_cli.core.repair import purify
 from sslbd_cli.core.similarity import mean_cosine
 from sslbd_cli.core.watch import unwatched

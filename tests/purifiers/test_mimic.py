@@ -6,7 +6,7 @@ import torch
 
 from micro import make_encoder
 from sslbd_cli.core import nets, plugin
-from sslbd_cli.core.bases import Supplies
+from sslbd_cli.core.purifiers import Supplies
 from sslbd_cli.core.repair import attention
 from sslbd_cli.core.stages import maps_of, reading, stages
 from sslbd_cli.core.watch import unwatched

@@ -7,10 +7,10 @@ import torch
 from detectors.wired import TRIGGER, make_scenes, make_wired
 from sslbd_cli.core import plugin
 from sslbd_cli.core.audit import Witness
-from sslbd_cli.core.bases import Supplies
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.probe import triggered_images
+from sslbd_cli.core.purifiers import Supplies
 from sslbd_cli.core.similarity import mean_cosine
 from sslbd_cli.core.watch import unwatched
 from sslbd_cli.purifiers.unlearn import jittered

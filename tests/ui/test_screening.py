@@ -12,7 +12,7 @@ from micro import make_encoder
 from sslbd_cli.core import artefact, audit, nets, plugin, screen
 from sslbd_cli.core.artefact import Report
 from sslbd_cli.core.audit import EncoderDetector, Opinion
-from sslbd_cli.core.bases import Findings, ImageDetector
+from sslbd_cli.core.detectors import Findings, ImageDetector
 from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.poison import plant
 from sslbd_cli.ui import panel, screening
