@@ -213,6 +213,16 @@ def setting(rows: dict[str, dict]) -> str:
     return ". ".join(said) + "."
 
 
+def noted(notes: dict) -> list[str]:
+    """Return what was chosen at a scale, and its known deviations."""
+    lines = []
+    for title in ("chosen", "deviations"):
+        if notes.get(title):
+            lines += ["", {"chosen": "What was chosen, and why:", "deviations": "Known deviations:"}[title], ""]
+            lines += [f"- {note}" for note in notes[title]]
+    return lines
+
+
 def scale_part(name: str, found: dict, notes: dict) -> list[str]:
     """Return what RESULTS.md says of one scale."""
     rows = found["rows"]
@@ -222,10 +232,7 @@ def scale_part(name: str, found: dict, notes: dict) -> list[str]:
     lines += [f"Encoders made by sslbd {v} with torch {t} on {d}." for v, t, d in made]
     lines += [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over seeds"
               + (", one seed: no spread." if len(seeds) == 1 else ".")]  # fmt: skip
-    for title in ("chosen", "deviations"):
-        if notes.get(title):
-            lines += ["", {"chosen": "What was chosen, and why:", "deviations": "Known deviations:"}[title], ""]
-            lines += [f"- {note}" for note in notes[title]]
+    lines += noted(notes)
     for section in dict.fromkeys(key.split("/")[0] for key in rows):
         part = {key: value for key, value in rows.items() if key.split("/")[0] == section}
         lines += ["", f"### {section}", "", setting(part), "", *table(part)]
@@ -278,6 +285,12 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def expectations() -> dict | None:
+    """Read the paper's expected.json, where it has one."""
+    wanted = Path("expected.json")
+    return json.loads(wanted.read_text()) if wanted.exists() else None
+
+
 def update(folder: Path, scale: str, found: dict, page: Callable[[dict], str]) -> None:
     """Put what a run of one scale found into the folder's measured.json, then write its RESULTS.md."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -290,8 +303,7 @@ def update(folder: Path, scale: str, found: dict, page: Callable[[dict], str]) -
 
 def main(title: str, scale: str, out: Path, folder: Path, files: list[Path]) -> None:
     """Update measured.json with a run of one scale, then RESULTS.md."""
-    wanted = Path("expected.json")
-    expected = json.loads(wanted.read_text()) if wanted.exists() else None
+    expected = expectations()
     update(folder, scale, gather(out, files), lambda measured: page(title, measured, expected))
 
 

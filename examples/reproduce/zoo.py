@@ -109,10 +109,12 @@ def summary(kinds: dict, works: list[str]) -> dict:
 
 def page(title: str, measured: dict) -> str:
     """Return RESULTS.md."""
+    notes = (results.expectations() or {}).get("scales", {})
     lines = [f"# {title}: what each detector of encoders says", "", " ".join((__doc__ or "").split("\n\n")[2].split())]
     for scale, found in measured.items():
         works = [name for name, said in found["attacks"].items() if said["works"]]
-        lines += ["", f"## Scale {scale}", "", f"Written by `{found['command']}`.", "", "### The attacks", ""]
+        lines += ["", f"## Scale {scale}", "", f"Written by `{found['command']}`.", "One run of each, seed 0."]
+        lines += [*results.noted(notes.get(scale, {})), "", "### The attacks", ""]
         lines += attacks_table(found["attacks"])
         lines += ["", "### The detectors", "", "Statistics rank the encoders (AUROC, 95 % interval). The pool's rule:"]
         lines += ["above all (or all but alpha) of the clean encoders; the own rule: the published threshold.", ""]
@@ -152,7 +154,7 @@ def detectors_table(detectors: dict, works: list[str]) -> list[str]:
         ruled = rates["alarms_rule"] is not None
         rows.append([
             name,
-            f"{area['value']:.2f} ({area['low']:.2f} to {area['high']:.2f})" if area else "",
+            interval(area) if area else "",
             f"{rates['alarms_pool']}/{clean}",
             f"{rates['found_pool']}/{bad}",
             f"{rates['alarms_rule']}/{clean}" if ruled else "none of its own",
@@ -162,6 +164,12 @@ def detectors_table(detectors: dict, works: list[str]) -> list[str]:
             f"{rates['seconds']:.0f}",
         ])  # fmt: skip
     return table(heads, rows)
+
+
+def interval(area: dict) -> str:
+    """Return an area with its interval; that of a perfect ranking has no width, and would claim too much."""
+    shown = f"{area['low']:.2f} to {area['high']:.2f}" if area["low"] < area["high"] else "too few to say how sure"
+    return f"{area['value']:.2f} ({shown})"
 
 
 def encoders_table(detectors: dict, works: list[str]) -> list[str]:
