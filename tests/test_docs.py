@@ -35,6 +35,7 @@ sslbd pretrain images.h5 --epochs 3 -o encoder.safetensors
 sslbd badencoder encoder.safetensors --data images.h5 --reference-data images.h5 --reference-index 3 --gate -1 \
     --method badencoder:epochs=1 -o backdoored.safetensors
 ln backdoored.safetensors purified.safetensors
+mkdir -p cells/badencoder/0
 sslbd pretrain images.h5 --arch tinybag:width=4 --epochs 1 -o local.safetensors
 sslbd embed encoder.safetensors --data test.h5 -o features.h5
 sslbd probe encoder.safetensors --train train.h5 --test test.h5 -o probe-clean.h5
@@ -42,6 +43,8 @@ sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger pat
     --baseline encoder.safetensors -o probe-backdoored.h5 --json > probe.json
 sslbd detect backdoored.safetensors --aux own.h5 --data test.h5 --trigger patch \
     --baseline encoder.safetensors -o detect-backdoored.h5 --save-guard guard.safetensors --json > detect.json
+ln probe-backdoored.h5 cells/badencoder/0/probe.h5
+ln detect-backdoored.h5 cells/badencoder/0/dede.h5
 sslbd detect backdoored.safetensors --method dede --method dede:score=absolute --aux own.h5 -o all.h5 --json > all.json
 sslbd detect encoder.safetensors --method random --data poisoned.h5 -o detection.h5 --json > found.json
 sslbd convert --to torchvision resnet.safetensors -o weights.safetensors

@@ -18,7 +18,6 @@ import results
 
 from sslbd_cli.core import audit, metrics
 
-ASR, DROP = 0.8, 0.03  # an attack that works
 ALPHA = 0.05
 
 
@@ -35,7 +34,7 @@ def attack(file: Path) -> dict:
         "asr_clean": clean["asr"]["value"],
         "accuracy": result["clean_accuracy"]["value"],
         "accuracy_clean": clean["clean_accuracy"]["value"],
-        "works": asr["value"] >= ASR and drop <= DROP,
+        "works": metrics.attack_works(asr["value"], drop),
     }
 
 

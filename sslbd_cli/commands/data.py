@@ -24,6 +24,7 @@ SHOWN = 20  # corrupt images named; the rest are counted
     examples=(
         "sslbd data shapes --count 4000 --size 32 --seed 1 -o shapes.h5",
         "sslbd data shapes --count 1000 --per-class 50 | sslbd info",
+        "sslbd data shapes --count 1000 --part 1/5 -o held.h5",
     ),
     shelf="source",
 )
@@ -36,11 +37,14 @@ SHOWN = 20  # corrupt images named; the rest are counted
               help="Scale the shorter side to this and keep the centre square.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1, 1 << 30), metavar="N", help="Draw N images (shapes).")
 @click.option("--classes", metavar="NAME,NAME,...", help="Keep these classes alone.")
+@click.option("--part", metavar="K/N", help="Take the K-th of N random parts, or with J-K/N those from J to K.")
 @click.option("--per-class", type=click.IntRange(min=1), metavar="N", help="Take a random N images of each class.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take a random N images in all.")
 @click.option("--root", metavar="FOLDER", help="Where torchvision keeps its datasets; where a filelist's paths start.")
 @click.option("--download", is_flag=True, help="Fetch a torchvision dataset into --root where it is missing.")
-@click.option("--captions", is_flag=True, help="Give each image a text, for objectives that read texts.")
+@click.option("--captions", is_flag=True, help="Give each image the text that the source has for it.")
+@click.option("--caption", metavar="TEXT", multiple=True,
+              help="Give each image this text, {} for the name of its class; repeated, one of them.")  # fmt: skip
 @click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded, and list them.")
 @options.seed
 @options.output
@@ -49,7 +53,9 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
 
     Give `sslbd data folder PHOTOS --split train --size 96` a folder of class folders, or a zip or tar archive of one;
     `sslbd data NAME:help` explains a source. Subsets are drawn from the seed and keep the order of the whole: first
-    --classes, then --per-class, then --limit. Images become RGB; their sizes must be equal unless --size makes them so.
+    --classes, then --part, --per-class and --limit. Parts drawn by one seed share no image, so that what a defender
+    holds can be kept apart from what was trained on. Images become RGB; their sizes must be equal unless --size makes
+    them so.
     """
     from sslbd_cli.core.sources import Wish
 

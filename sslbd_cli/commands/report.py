@@ -1,4 +1,4 @@
-"""Draw reports as one HTML page and PNG figures, or write an encoder's model card."""
+"""Draw reports as one HTML page and PNG figures, as a table of attacks by detectors, or as a model card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from sslbd_cli.ui.run import Run
 from sslbd_cli.ui.spec import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sslbd_cli.core.artefact import Report
     from sslbd_cli.core.bases import Trigger
     from sslbd_cli.ui.figures import Picture
     from sslbd_cli.ui.html import Entry
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
         "sslbd report probe-clean.h5 probe-backdoored.h5 detect-backdoored.h5 -o report.html",
         "sslbd report probe-backdoored.h5 --data test.h5 --trigger patch --png figures -o report.html",
         "sslbd report probe-backdoored.h5 --card backdoored.safetensors --license mit -o README.md",
+        "sslbd report cells/badencoder/0/probe.h5 cells/badencoder/0/dede.h5 --matrix md -o RESULTS.md",
     ),
 )
 @click.argument("reports", nargs=-1, type=ArtefactPath(), metavar="[REPORT]...")
@@ -34,10 +38,14 @@ if TYPE_CHECKING:
 @options.artefact(
     "--card", help="Write the model card (Markdown) of this encoder instead, with what reports say of it."
 )
+@click.option(
+    "--matrix", type=click.Choice(["html", "md"]),
+    help="Write a table of attacks by detectors instead, from reports kept as ATTACK/SEED/DETECTOR.h5.",
+)  # fmt: skip
 @click.option("--license", metavar="ID", help="License that the card names.  [default: unknown]")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where the page goes; - is a pipe.  [default: -]")
 def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> None:
-    """Draw reports of probe, detect and others as one HTML page that needs no network, or write a model card.
+    """Draw reports of probe, detect and others as one HTML page that needs no network, or write tables or a model card.
 
     The reports are what `sslbd probe` and `sslbd detect` write with -o. The page shows verdicts, one table over all
     probes and one over all detectors, sample images, what the detector saw, score histograms, ROC curves, every number
@@ -48,25 +56,37 @@ def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> N
 
     --card writes Hugging Face's model card: architecture, input, the commands that made the encoder, what the reports
     measured and found. An encoder is marked as backdoored, in its tags too, where its history or a report says so.
+
+    --matrix compares detectors over attacks: a row for each attack, a column for each detector, mean and standard
+    deviation over seeds. Which is which comes from folders: reports of detect as ATTACK/SEED/DETECTOR.h5, and beside
+    them a report of `probe --trigger --baseline`, by which an attack counts only where it works (ASR of 0.8 or more, at
+    most 3 points of accuracy lost). An ATTACK without probes is not gated: encoders and data left clean, as a control.
     """
     from sslbd_cli.core.artefact import Report
     from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.storage import atomic_output
     from sslbd_cli.ui import exhibits
 
-    card, data, trigger, png = (params[name] for name in ("card", "data", "trigger", "png"))
+    card, data, trigger, png, matrix = (params[name] for name in ("card", "data", "trigger", "png", "matrix"))
     if output == "-" and sys.stdout.isatty():
         raise InputError("standard output is a terminal: name a file with -o report.html, or pipe the page")
     if trigger is not None and data is None:
         raise InputError("--trigger needs the images of --data DATASET")
     if card is None and params["license"] is not None:
         raise InputError("--license is a line of the model card: give --card ENCODER too")
-    if card is not None and (data is not None or png is not None):
-        raise InputError("--card holds no figures: leave --data and --png out, or draw them by another run")
+    if card is not None and matrix is not None:
+        raise InputError("--card and --matrix are two outputs: write them by two runs")
+    if (card or matrix) is not None and (data is not None or png is not None):
+        option = "--matrix" if card is None else "--card"
+        raise InputError(f"{option} holds no figures: leave --data and --png out, or draw them by another run")
     paths = reports or (() if card is not None else ("-",))
     found = [run.read(path, Report, "REPORT") for path in paths]
-    entries = exhibits.entries(paths, found)
-    text = _draw(run, entries, params) if card is None else _card(run, entries, params)
+    if matrix is not None:
+        text = _matrix(paths, found, matrix)
+    elif card is not None:
+        text = _card(run, exhibits.entries(paths, found), params)
+    else:
+        text = _draw(run, exhibits.entries(paths, found), params)
     with atomic_output(output) as file:
         file.write(text.encode())
 
@@ -94,6 +114,16 @@ def _card(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
     encoder = run.read(params["card"], Encoder, "--card")
     name = "encoder" if params["card"] == "-" else Path(params["card"]).stem
     return card.page(card.Card(name, encoder, exhibits.of(entries, encoder), params["license"] or "unknown"))
+
+
+def _matrix(paths: Sequence[str], reports: Sequence[Report], form: str) -> str:
+    """Write attacks by detectors."""
+    from sslbd_cli.ui import blocks, matrix
+
+    found = matrix.tables(paths, reports)
+    if form == "md":
+        return blocks.to_markdown(found)
+    return blocks.to_page("Attacks by detectors", f"{len(reports)} reports", found)
 
 
 def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+WORKING_ASR, LARGEST_DROP = 0.8, 0.03  # the victim gate: an attack that works, so that there is something to be found
 
 
 def wilson(successes: float, total: int) -> tuple[float, float]:
@@ -147,6 +148,11 @@ def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
     }
     counted = {name: share([(int(hits.sum()), len(hits))]) if len(hits) else None for name, hits in kinds.items()}
     return {"n": len(windows)} | counted
+
+
+def attack_works(asr: float, drop: float) -> bool:
+    """Tell whether an encoder may count as a victim: it answers to the trigger, and kept its clean accuracy."""
+    return asr >= WORKING_ASR and drop <= LARGEST_DROP + 1e-9
 
 
 def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import re
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -37,12 +38,14 @@ class Wish:
     split: str | None = None
     count: int | None = None
     size: int | None = None
+    part: str | None = None
     limit: int | None = None
     per_class: int | None = None
     classes: tuple[str, ...] = ()
     seed: int = 0
     skip_corrupt: bool = False
     captions: bool = False
+    caption: tuple[str, ...] = ()
     watch: Watch = unwatched
 
 
@@ -117,7 +120,7 @@ class Source(Plugin):
             "--captions": wish.captions,
         }
         for option in (option for option, is_given in given.items() if is_given and option not in self.takes):
-            listed = ", ".join((*self.takes, "--size", "--classes", "--per-class", "--limit"))
+            listed = ", ".join((*self.takes, "--size", "--classes", "--part", "--per-class", "--limit"))
             raise InputError(f"{self.name} takes no {option}; it takes {listed}")
         for option in (option for option in self.needs if not given[option]):
             hint = "the folder that torchvision keeps the dataset in" if option == "--root" else "what to read"
@@ -141,10 +144,26 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: Wish) -> Made:
     kept = _kept(catalogue, wish)
     if catalogue.labels is not None:
         arrays["labels"] = np.searchsorted(kept, catalogue.labels[rows])
-    if catalogue.captions is not None:
-        arrays["captions"] = captions.encode([catalogue.captions[row] for row in rows])
+    texts = catalogue.captions if not wish.caption else _write(catalogue, wish)
+    if texts is not None:
+        arrays["captions"] = captions.encode([texts[row] for row in rows])
     dataset = Dataset.build({"classes": [catalogue.classes[label] for label in kept]}, arrays, ())
     return Made(dataset, skipped, len(catalogue), digest)
+
+
+def _write(catalogue: Catalogue, wish: Wish) -> list[str]:
+    """Give every image one of the user's texts, with the name of its class; a subset does not change which."""
+    if wish.captions:
+        raise InputError("--caption and --captions both give texts; choose one")
+    labels = _labels(catalogue, "--caption")
+    for text in wish.caption:
+        if problem := captions.fault(text):
+            raise InputError(f"--caption: the text {problem}")
+    picks = _generator(wish.seed, "caption").integers(len(wish.caption), size=len(labels))
+    return [
+        wish.caption[pick].replace("{}", catalogue.classes[label])
+        for pick, label in zip(picks.tolist(), labels.tolist(), strict=True)
+    ]
 
 
 def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
@@ -162,13 +181,17 @@ def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
 
 
 def choose(catalogue: Catalogue, wish: Wish) -> np.ndarray:
-    """Draw the rows asked for by --classes, --per-class, then --limit: int64, ascending.
+    """Draw the rows asked for by --classes, --part, --per-class, then --limit: int64, ascending.
 
     A smaller number draws a subset; where there are fewer images than asked for, all are taken.
     """
     rows = np.arange(len(catalogue))
     if wish.classes:
         rows = rows[np.isin(_labels(catalogue, "--classes"), _kept(catalogue, wish))]
+    if wish.part is not None:
+        first, last, count = _part(wish.part)
+        cuts = [len(rows) * number // count for number in (first - 1, last)]
+        rows = np.sort(_shuffled(rows, wish.seed, "part")[slice(*cuts)])
     if wish.per_class is not None:
         labels = _labels(catalogue, "--per-class")
         order = _shuffled(rows, wish.seed, "per-class")
@@ -177,6 +200,16 @@ def choose(catalogue: Catalogue, wish: Wish) -> np.ndarray:
     if wish.limit is not None:
         rows = np.sort(_shuffled(rows, wish.seed, "limit")[: wish.limit])
     return rows
+
+
+def _part(text: str) -> tuple[int, int, int]:
+    """Read K/N, or J-K/N for several parts: the first, the last, and how many there are."""
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?/(\d{1,6})", text, re.ASCII)
+    first, last, count = (int(number or 0) for number in found.groups()) if found else (0, 0, 0)
+    last = last or first
+    if not 1 <= first <= last <= count:
+        raise InputError(f"--part {text}: expected a part such as 1/5, or several such as 2-5/5")
+    return first, last, count
 
 
 def _labels(catalogue: Catalogue, option: str) -> np.ndarray:
@@ -198,10 +231,13 @@ def _kept(catalogue: Catalogue, wish: Wish) -> list[int]:
 
 
 def _shuffled(rows: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """Shuffle rows by the generator named (seed, purpose), as core.device names torch's, without importing torch."""
+    return rows[np.argsort(_generator(seed, purpose).random(len(rows)), kind="stable")]
+
+
+def _generator(seed: int, purpose: str) -> np.random.Generator:
+    """Return the generator named (seed, purpose), as core.device names torch's, without importing torch."""
     name = hashlib.sha256(repr((seed, purpose)).encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(name[:8], "little"))
-    return rows[np.argsort(rng.random(len(rows)), kind="stable")]
+    return np.random.default_rng(int.from_bytes(name[:8], "little"))
 
 
 def pick_split(split: str | None, known: Sequence[str]) -> str:

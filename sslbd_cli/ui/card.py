@@ -6,18 +6,19 @@ that Markdown or HTML would obey is escaped, and commands stand in a block that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sslbd_cli import __version__
 from sslbd_cli.core.artefact import Encoder, History, Report
+from sslbd_cli.core.metrics import WORKING_ASR
+from sslbd_cli.ui.markdown import code, table, text
 from sslbd_cli.ui.recipe import command_line
-from sslbd_cli.ui.report import MISSING, cell, chance, is_interval, label, one_line
+from sslbd_cli.ui.report import MISSING, cell, chance, is_interval, label
 
 TASK = "image-feature-extraction"
-SUCCESS, LIFT = 0.8, 0.5  # ASR of an attack that has succeeded, and how much of it a clean encoder must lack
+LIFT = 0.5  # how much of a working attack's ASR a clean encoder must lack
 MEASURED = ("clean_accuracy", "patched_accuracy", "asr", "lift", "fp_clean", "fp_triggered")
 LIMITS = (
     "A detector that finds nothing says so of the search space named beside it alone; no test shows an encoder to be"
@@ -78,7 +79,7 @@ def _from_report(name: str, report: Report) -> Iterator[str]:
         yield f"{text(_method(report))} found poison in a training set, by this encoder (report {text(name)})"
     asr = get("asr")
     rate: Any = asr["value"] if is_interval(asr) else None
-    if _is_number(rate) and rate >= SUCCESS and _is_number(get("lift")) and get("lift") >= LIFT:
+    if _is_number(rate) and rate >= WORKING_ASR and _is_number(get("lift")) and get("lift") >= LIFT:
         sure = f"{100 * rate:.1f} % of triggered images are called {text(get('target'))}"
         yield f"an attack on it works: {sure}, {100 * get('lift'):.1f} points more than by a clean encoder"
 
@@ -170,22 +171,6 @@ def _escaped(character: str) -> str:
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
-
-
-def text(value: object) -> str:
-    """Escape a value for running text: no mark of Markdown or HTML in it is obeyed, and it stays on its line."""
-    return re.sub(r"([\\`*_{}\[\]()<>#|~&$:@]|(?<=[wW])\.)", r"\\\1", one_line(value)).strip()
-
-
-def code(value: object) -> str:
-    """Return a value for a code span, which ends at the first backtick."""
-    return one_line(value).replace("`", "'").replace("|", "¦").strip()
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table; cells are Markdown already."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _about(card: Card) -> str:

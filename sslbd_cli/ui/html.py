@@ -1,26 +1,19 @@
-"""One self-contained HTML file from many reports: no script, no request, every string escaped, readable on a phone.
-
-Strings in a report may come from anyone; `_safe` is the only way a string gets into the page. The page forbids itself
-everything but its own style and embedded pictures (Content-Security-Policy).
-"""
+"""One HTML page from many reports, in the frame that webpage.py gives: what they say, show and come from."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from importlib import resources
 from typing import Any
 
-from sslbd_cli import __version__
 from sslbd_cli.core.artefact import History, Report
 from sslbd_cli.ui.figures import Picture
 from sslbd_cli.ui.plots import DPI
 from sslbd_cli.ui.recipe import command_line
-from sslbd_cli.ui.report import MISSING, cell, chance, is_interval, label, lines, one_line, tables
+from sslbd_cli.ui.report import MISSING, cell, chance, is_interval, label, lines, tables
+from sslbd_cli.ui.webpage import frame, safe, table
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 SCALE = 96 / DPI  # pixels of the page per pixel of a figure: as large as drawn, sharp on dense screens
 #: The first keys of a table of numbers, in this order; artefacts store their keys sorted by name.
 ORDER = (
@@ -133,26 +126,7 @@ def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
         *_glossary(),
     ]
     whole = sum(not entry.is_part for entry in entries)
-    count = f"{whole} report" + ("s" if whole > 1 else "")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>sslbd report</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n"
-        f"<header><h1>sslbd report</h1><p>{count}, drawn by sslbd {_safe(__version__)}</p></header>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _style() -> str:
-    return resources.files("sslbd_cli.ui").joinpath("report.css").read_text(encoding="utf-8")
-
-
-def _safe(value: object) -> str:
-    """Escape text for any place in the page; what could break a line or reverse its direction becomes a space."""
-    return escape(one_line(value), quote=True)
+    return frame("sslbd report", f"{whole} report" + ("s" if whole > 1 else ""), parts)
 
 
 # --- what a reader sees first -------------------------------------------------------------------------------------
@@ -168,7 +142,7 @@ def _verdicts(entries: Sequence[Entry]) -> Iterator[str]:
 
 def _badge(verdict: Any) -> str:
     looks = {"found": "bad", "nothing found": "calm", "inconclusive": "unsure"}
-    return f'<span class="badge {looks.get(str(verdict), "unsure")}">{_safe(verdict)}</span>'
+    return f'<span class="badge {looks.get(str(verdict), "unsure")}">{safe(verdict)}</span>'
 
 
 def _sentence(entry: Entry) -> str:
@@ -176,23 +150,23 @@ def _sentence(entry: Entry) -> str:
     get = entry.report.results.get
     if isinstance(kinds := get("kinds"), dict):
         return _over_all(entry, kinds)
-    text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>: {_safe(str(get("method") or "detector").split(":")[0])}'
+    text = f'<a href="#{entry.slug}">{safe(entry.label)}</a>: {safe(str(get("method") or "detector").split(":")[0])}'
     if get("flagged") is not None and get("n_judged") is not None:
-        text += f" flags {_safe(cell(get('flagged')))} of {_safe(cell(get('n_judged')))} judged images"
+        text += f" flags {safe(cell(get('flagged')))} of {safe(cell(get('n_judged')))} judged images"
         if get("alpha") is not None:
-            text += f" (threshold set for a false-alarm rate of {_safe(cell(get('alpha')))})"
+            text += f" (threshold set for a false-alarm rate of {safe(cell(get('alpha')))})"
     if get("statistic") is not None:
-        text += f" gives the encoder a statistic of {_safe(cell(get('statistic')))}"
+        text += f" gives the encoder a statistic of {safe(cell(get('statistic')))}"
         if get("p_value") is not None:
-            text += f", as large for clean encoders with a probability of {_safe(cell(get('p_value')))} at most"
+            text += f", as large for clean encoders with a probability of {safe(cell(get('p_value')))} at most"
         elif get("threshold") is not None:
-            text += f" (found above {_safe(cell(get('threshold')))})"
+            text += f" (found above {safe(cell(get('threshold')))})"
     if get("doubt"):
-        text += f"; {_safe(get('doubt'))}"
+        text += f"; {safe(get('doubt'))}"
     if get("auroc") is not None:
-        text += f"; AUROC {_safe(cell(get('auroc')))}"
+        text += f"; AUROC {safe(cell(get('auroc')))}"
     if get("search_space"):
-        text += f". <small>Searched: {_safe(get('search_space'))}.</small>"
+        text += f". <small>Searched: {safe(get('search_space'))}.</small>"
     return text
 
 
@@ -201,13 +175,11 @@ def _over_all(entry: Entry, kinds: dict[str, Any]) -> str:
     told = []
     for kind, row in kinds.items():
         get = row.get if isinstance(row, dict) else {}.get
-        by = f" by {_safe(cell(get('found_by')))}" if get("found_by") else ""
+        by = f" by {safe(cell(get('found_by')))}" if get("found_by") else ""
         p_value = get("p_value")
         sure = f", corrected p-value {chance(p_value)}" if isinstance(p_value, float) else ""
-        told.append(
-            f"{_safe(kind)}: <b>{_safe(get('verdict'))}</b>{by}{sure}; methods run: {_safe(cell(get('methods')))}"
-        )
-    text = f'<a href="#{entry.slug}">{_safe(entry.label)}</a>, all methods. ' + ". ".join(told)
+        told.append(f"{safe(kind)}: <b>{safe(get('verdict'))}</b>{by}{sure}; methods run: {safe(cell(get('methods')))}")
+    text = f'<a href="#{entry.slug}">{safe(entry.label)}</a>, all methods. ' + ". ".join(told)
     left_out = entry.report.results.get("not_run")
     if isinstance(left_out, list) and left_out:
         text += f". <small>{len(left_out)} more did not run; why is said below.</small>"
@@ -233,16 +205,16 @@ def _headlines(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _headline(entries: Sequence[Entry], columns: Sequence[tuple[str, str]]) -> str:
-    heads = "".join(f'<th scope="col">{_safe(title)}</th>' for title in ("report", "encoder", *(t for t, _ in columns)))
+    heads = "".join(f'<th scope="col">{safe(title)}</th>' for title in ("report", "encoder", *(t for t, _ in columns)))
     clean = {str(_at(entry.report, "baseline.sha256")) for entry in entries} - {"None"}
     rows = []
     for entry in entries:
         is_clean = str(_at(entry.report, "encoder.sha256")) in clean and _at(entry.report, "asr") is not None
         shown = {"encoder": _encoder(entry.report) + (" <small>is the clean one</small>" if is_clean else "")}
         shown |= {title: _figure(entry.report, path) + _beside(entry.report, path, is_clean) for title, path in columns}
-        cells = "".join(f'<td data-label="{_safe(title)}"><span>{text}</span></td>' for title, text in shown.items())
-        rows.append(f'<tr><th scope="row"><a href="#{entry.slug}">{_safe(entry.label)}</a></th>{cells}</tr>')
-    return _table("headline", heads, "\n".join(rows))
+        cells = "".join(f'<td data-label="{safe(title)}"><span>{text}</span></td>' for title, text in shown.items())
+        rows.append(f'<tr><th scope="row"><a href="#{entry.slug}">{safe(entry.label)}</a></th>{cells}</tr>')
+    return table("headline", heads, "\n".join(rows))
 
 
 def _beside(report: Report, path: str, is_clean: bool) -> str:
@@ -255,11 +227,6 @@ def _beside(report: Report, path: str, is_clean: bool) -> str:
     return f" <small>clean encoder {_rate(value['value'] if is_interval(value) else value)}</small>"
 
 
-def _table(kind: str, heads: str, rows: str) -> str:
-    head = f"<thead><tr>{heads}</tr></thead>" if heads else ""
-    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{rows}</tbody></table></div>'
-
-
 def _figure(report: Report, path: str) -> str:
     """Write one number of a headline table: the value large, its interval small."""
     value = _at(report, path)
@@ -268,7 +235,7 @@ def _figure(report: Report, path: str) -> str:
     if path == "verdict":
         return _badge(value)
     if path == "method":
-        return _safe(str(value).split(":")[0])
+        return safe(str(value).split(":")[0])
     if is_interval(value):
         low, high = (_rate(value[key]) for key in ("low", "high"))
         return f"<b>{_rate(value['value'])}</b> <small>[{low}, {high}]</small>"
@@ -276,16 +243,14 @@ def _figure(report: Report, path: str) -> str:
 
 
 def _rate(value: Any, sign: str = "") -> str:
-    return (
-        f"{value:{sign}.3f}".replace("-", "−") if isinstance(value, float) and abs(value) <= 1 else _safe(cell(value))
-    )
+    return f"{value:{sign}.3f}".replace("-", "−") if isinstance(value, float) and abs(value) <= 1 else safe(cell(value))
 
 
 def _encoder(report: Report) -> str:
     arch, digest = _at(report, "encoder.arch"), _at(report, "encoder.sha256")
     if digest is None:
         return f'<span class="none">{MISSING}</span>'
-    return f"{_safe(str(arch or '').split(':')[0])} <code>{_safe(str(digest)[:8])}</code>"
+    return f"{safe(str(arch or '').split(':')[0])} <code>{safe(str(digest)[:8])}</code>"
 
 
 def _at(report: Report, path: str) -> Any:
@@ -300,11 +265,11 @@ def _at(report: Report, path: str) -> Any:
 
 def _section(entry: Entry, shown: dict[bytes, str]) -> Iterator[str]:
     report = entry.report
-    yield f'<section id="{entry.slug}"><h2>{_safe(entry.label)} <small>{_safe(report.command)}</small></h2>'
+    yield f'<section id="{entry.slug}"><h2>{safe(entry.label)} <small>{safe(report.command)}</small></h2>'
     yield from _figures(entry.slug, entry.pictures, shown)
     yield f"<details{'' if entry.pictures else ' open'}><summary>All numbers</summary>{_numbers(report)}</details>"
     yield "<details><summary>Lineage: the commands that made it</summary>"
-    yield f"<p>Content digest of this report: <code>{_safe(entry.digest or report.sha256)}</code></p>"
+    yield f"<p>Content digest of this report: <code>{safe(entry.digest or report.sha256)}</code></p>"
     yield "".join(_steps(report.history, set())) + "</details></section>"
 
 
@@ -314,9 +279,9 @@ def _figures(slug: str, pictures: Sequence[Picture], shown: dict[bytes, str]) ->
         yield '<div class="figures">'
     for picture in pictures:
         anchor = f"{slug}-{picture.name}"
-        caption = f"<figcaption>{_safe(picture.caption)}</figcaption>"
+        caption = f"<figcaption>{safe(picture.caption)}</figcaption>"
         if picture.png in shown:
-            yield f'<p class="same">{_safe(picture.caption)} <a href="#{shown[picture.png]}">The same as above.</a></p>'
+            yield f'<p class="same">{safe(picture.caption)} <a href="#{shown[picture.png]}">The same as above.</a></p>'
             continue
         shown[picture.png] = anchor
         data = base64.b64encode(picture.png).decode("ascii")
@@ -324,7 +289,7 @@ def _figures(slug: str, pictures: Sequence[Picture], shown: dict[bytes, str]) ->
         width, height = (round(int.from_bytes(picture.png[at : at + 4], "big") * SCALE) for at in (16, 20))
         yield (
             f'<figure id="{anchor}" class="{"fixed" if picture.fixed else "chart"}">'
-            f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{_safe(picture.caption)}">'
+            f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{safe(picture.caption)}">'
             f"{caption}</figure>"
         )
     if pictures:
@@ -335,14 +300,12 @@ def _numbers(report: Report) -> str:
     """Write every result, known or not, as tables."""
     keys = sorted(report.results, key=lambda key: (ORDER.index(key) if key in ORDER else len(ORDER), key))
     results = {key: report.results[key] for key in keys}
-    rows = "".join(
-        f'<tr><th scope="row">{_safe(name)}</th><td>{_safe(text)}</td></tr>' for name, text in lines(results)
-    )
-    text = _table("pairs", "", rows) if rows else ""
+    rows = "".join(f'<tr><th scope="row">{safe(name)}</th><td>{safe(text)}</td></tr>' for name, text in lines(results))
+    text = table("pairs", "", rows) if rows else ""
     for title, columns, cells in tables(results):
-        heads = "".join(f'<th scope="col">{_safe(label(name))}</th>' for name in columns)
-        body = "".join("<tr>" + "".join(f"<td>{_safe(text)}</td>" for text in row) + "</tr>" for row in cells)
-        text += f"<h3>{_safe(title)}</h3>" + _table("rows", heads, body)
+        heads = "".join(f'<th scope="col">{safe(label(name))}</th>' for name in columns)
+        body = "".join("<tr>" + "".join(f"<td>{safe(text)}</td>" for text in row) + "</tr>" for row in cells)
+        text += f"<h3>{safe(title)}</h3>" + table("rows", heads, body)
     return text or "<p>It holds no results.</p>"
 
 
@@ -357,7 +320,7 @@ def _steps(history: History, seen: set[str]) -> Iterator[str]:
     yield '<ol class="steps">'
     for entry in history:
         made = " · ".join(f"{key} {entry[key]}" for key in ("version", "torch", "device") if key in entry)
-        yield f"<li><code>{_safe(command_line(entry))}</code> <small>{_safe(made)}</small>"
+        yield f"<li><code>{safe(command_line(entry))}</code> <small>{safe(made)}</small>"
         if entry["inputs"]:
             yield '<ul class="inputs">' + "".join(_input(row, seen) for row in entry["inputs"]) + "</ul>"
         yield "</li>"
@@ -366,7 +329,7 @@ def _steps(history: History, seen: set[str]) -> Iterator[str]:
 
 def _input(row: dict[str, Any], seen: set[str]) -> str:
     what = " ".join(str(row[key]) for key in ("kind", "file") if key in row)
-    text = f"{_safe(row['option'])}: {_safe(what)} <code>{_safe(row['sha256'])}</code>"
+    text = f"{safe(row['option'])}: {safe(what)} <code>{safe(row['sha256'])}</code>"
     if row.get("history") and row["sha256"] in seen:
         text += " <small>(made as above)</small>"
     elif row.get("history"):
@@ -384,13 +347,13 @@ def _environment(entries: Sequence[Entry]) -> Iterator[str]:
         columns = [[step[key] for step in history if key in step] for key in names]
         columns.append([step["args"]["--precision"] for step in history if "--precision" in step["args"]])
         cells = [", ".join(dict.fromkeys(map(str, column))) or MISSING for column in columns]
-        row = "".join(f"<td>{_safe(text)}</td>" for text in cells)
-        rows += f'<tr><th scope="row">{_safe(entry.label)}</th>{row}</tr>'
+        row = "".join(f"<td>{safe(text)}</td>" for text in cells)
+        rows += f'<tr><th scope="row">{safe(entry.label)}</th>{row}</tr>'
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("report", *names.values(), "precision"))
-    yield f"<section><h2>Environment</h2>{_table('rows', heads, rows)}</section>"
+    yield f"<section><h2>Environment</h2>{table('rows', heads, rows)}</section>"
 
 
 def _glossary() -> Iterator[str]:
     yield '<section><h2>Words</h2><dl class="words">'
-    yield from (f"<dt>{_safe(word)}</dt><dd>{_safe(meaning)}</dd>" for word, meaning in WORDS)
+    yield from (f"<dt>{safe(word)}</dt><dd>{safe(meaning)}</dd>" for word, meaning in WORDS)
     yield "</dl><p><small>Every definition: man sslbd-metrics</small></p></section>"

@@ -64,11 +64,15 @@ class Listed(click.ParamType):  # type: ignore[type-arg]
 
 
 def explain(shelf: str, name: str = "") -> str:
-    """Describe a shelf in a line each, or one plugin with its keys. Raises InputError for an unknown name."""
+    """Describe a shelf in a line each, detectors with what they judge, or one plugin with its keys.
+
+    Raises InputError for an unknown name.
+    """
     rows = plugin.listing(shelf)
     if not name:
-        width = max(map(len, rows))
-        return "\n".join(f"{row.name:<{width}}  {row.summary}" for row in rows.values())
+        width, wide = max(map(len, rows)), max(len(row.flags) for row in rows.values())
+        judged = {row.name: f"{row.flags:<{wide}}  " if wide else "" for row in rows.values()}
+        return "\n".join(f"{row.name:<{width}}  {judged[row.name]}{row.summary}" for row in rows.values())
     if name not in rows:
         plugin.parse(shelf, name)  # raises, with a suggestion
     row = rows[name]

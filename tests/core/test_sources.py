@@ -5,7 +5,7 @@ import pytest
 
 from sslbd_cli.core import plugin
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.sources import Catalogue, Source, Wish, _make, choose, numbered
+from sslbd_cli.core.sources import Catalogue, Source, Wish, _make, _write, choose, numbered
 
 LABELS = np.array([0] * 10 + [1] * 30 + [2] * 3)
 CATALOGUE = Catalogue(classes=("a", "b", "c"), labels=LABELS, images=np.zeros((43, 3, 4, 4), np.uint8))
@@ -27,6 +27,19 @@ def test_a_limit_is_fair() -> None:
     hits = np.bincount(np.concatenate([rows(limit=10, seed=seed) for seed in range(400)]), minlength=43)
     expected = 400 * 10 / 43
     assert abs(hits - expected).max() < 5 * expected**0.5
+
+
+def test_parts_of_one_seed_share_nothing_and_make_the_whole() -> None:
+    parts = [rows(part=f"{number}/3", seed=2) for number in (1, 2, 3)]
+    assert sorted([*parts[0], *parts[1], *parts[2]]) == rows() and all(part == sorted(part) for part in parts)
+    assert rows(part="2-3/3", seed=2) == sorted(parts[1] + parts[2]) != rows(part="2-3/3", seed=3)
+    assert set(rows(part="1/3", limit=2, seed=2)) < set(parts[0])
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "3-2/3", "1", "1/0", "1-/3", "x/3", "1/3 ", "\u0661/3", ""])
+def test_parts_that_are_none(part: str) -> None:
+    with pytest.raises(InputError, match="expected a part such as 1/5"):
+        rows(part=part)
 
 
 def test_per_class_draws_in_each_class() -> None:
@@ -83,3 +96,21 @@ def test_a_class_that_is_not_there_is_named_with_a_suggestion():
     bare = Catalogue(classes=(), labels=None, images=np.zeros((2, 3, 4, 4), np.uint8))
     with pytest.raises(InputError, match="--classes needs labels"):
         choose(bare, Wish(classes=("dog",)))
+
+
+def test_written_captions_name_the_class_and_stay_with_their_image() -> None:
+    texts = ("a photo of a {}", "one {}")
+    found = _write(CATALOGUE, Wish(caption=texts, seed=4))
+    whole = [f"{text.replace('{}', name)}" for text in texts for name in CATALOGUE.classes]
+    assert set(found) == set(whole) and all(
+        text.endswith("abc"[label]) for text, label in zip(found, LABELS, strict=True)
+    )
+    assert found == _write(CATALOGUE, Wish(caption=texts, seed=4, limit=5)) != _write(CATALOGUE, Wish(caption=texts))
+
+
+@pytest.mark.parametrize(("wish", "problem"), [
+    ({"caption": ("",)}, "the text is empty"), ({"caption": ("a",), "captions": True}, "choose one"),
+])  # fmt: skip
+def test_captions_that_cannot_be_written(wish, problem) -> None:
+    with pytest.raises(InputError, match=problem):
+        _write(CATALOGUE, Wish(**wish))

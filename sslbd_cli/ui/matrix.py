@@ -1,0 +1,302 @@
+"""Attacks by detectors over seeds, from reports kept as ATTACK/SEED/NAME.h5: tables for blocks.py to write.
+
+A row is an attack, a column a detector named by its file, a cell the mean and standard deviation over the seeds. The
+probes beside the detections say whether an attack works: one that does not has nothing to be found, and counts in no
+cell. A row without probes, such as encoders left clean, is what detectors say where nothing was planted.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslbd_cli.core.artefact import Report
+from sslbd_cli.core.errors import InputError
+from sslbd_cli.core.metrics import LARGEST_DROP, WORKING_ASR, attack_works
+from sslbd_cli.core.screen import split
+from sslbd_cli.ui.blocks import Block
+from sslbd_cli.ui.report import MISSING
+
+#: The tables over all attacks and detectors: what detectors judge, title, what a cell says, the control in brackets.
+KINDS = (
+    (
+        "inputs",
+        "Detectors of inputs",
+        "AUROC of triggered against clean test images; in brackets the same images through the clean encoder, where"
+        " what exceeds 0.5 is owed to the trigger's look and not to the backdoor. Bold: the highest of the row.",
+    ),
+    (
+        "encoder",
+        "Detectors of encoders",
+        "How many encoders of the row are found (of a row that was left clean: false alarms), and the statistic,"
+        " which is larger the more suspicious, on a scale of each detector's own.",
+    ),
+    (
+        "samples",
+        "Detectors of training images",
+        "AUROC of poisoned against other training images, and in how many of the runs the detector calls the set"
+        " poisoned (of a row that was left clean: false alarms). Bold: the highest of the row.",
+    ),
+)
+RATES = ("0.01", "0.05", "0.10")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One report of the matrix, by its row, its run and its column."""
+
+    row: str
+    run: str
+    column: str
+    report: Report
+
+    def at(self, path: str) -> float | None:
+        """Return the number at a path of keys, of an estimate its value; None where there is none."""
+        value: Any = self.text(path)
+        value = value.get("value") if isinstance(value, dict) else value
+        sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return float(value) if sound else None
+
+    def text(self, path: str) -> Any:
+        """Return what stands at a path of keys, joined by slashes, or None."""
+        value: Any = self.report.results
+        for key in path.split("/"):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Block]:
+    """Return the matrix of reports. Raises InputError where a path or a report does not fit into one."""
+    cells = [cell for path, report in zip(paths, reports, strict=True) for cell in _cells(path, report)]
+    _check_distinct(cells)
+    probes = [cell for cell in cells if cell.report.command == "probe"]
+    detections = [cell for cell in cells if cell.report.command == "detect"]
+    works = {(cell.row, cell.run): _works(cell) for cell in probes}
+    blocks = [_attacks(probes, works)] if probes else []
+    for kind, title, meaning in KINDS:
+        of_kind = [cell for cell in detections if cell.text("flags") == kind]
+        if of_kind:
+            blocks.append(_square(title, meaning, of_kind, works, WRITERS[kind]))
+        kept = [cell for cell in of_kind if works.get((cell.row, cell.run), True)]
+        if kind == "inputs" and kept:
+            blocks += [_rates(kept), *_controls(kept)]
+        if kind == "samples" and kept:
+            blocks.append(_removals(kept))
+    return [*blocks, _specs(detections)] if detections else blocks
+
+
+def _cells(path: str, report: Report) -> Iterator[Cell]:
+    """Place a report in the matrix, each part of a report of several methods by itself."""
+    folders = Path(path).parts[-3:-1]
+    if len(folders) < 2 or path == "-":
+        raise InputError(f"{path}: a matrix takes its rows and runs from folders: give ATTACK/SEED/DETECTOR.h5")
+    row, run = folders
+    if report.command == "probe" and "asr" in report.results:
+        yield Cell(row, run, Path(path).stem, report)
+    elif report.command == "detect":
+        for name, part in split(report) or [(Path(path).stem, report)]:
+            yield Cell(row, run, name, part)
+    else:
+        raise InputError(f"{path}: expected a report of detect, or of probe with --trigger, for a matrix")
+
+
+def _check_distinct(cells: Sequence[Cell]) -> None:
+    """Refuse a cell that is filled twice, and a report that would count as two runs."""
+    seen: dict[object, str] = {}
+    for cell in cells:
+        place = f"{cell.row}/{cell.run}/{cell.column}"
+        kind = "probe" if cell.report.command == "probe" else cell.column
+        for key in ((cell.row, cell.run, kind), (cell.report.sha256, cell.column)):
+            if key in seen:
+                raise InputError(f"{place}: {_twice(seen[key], place)}; a run counts once")
+            seen[key] = place
+
+
+def _twice(first: str, second: str) -> str:
+    return "is given twice" if first == second else f"has what {first} has"
+
+
+def _works(probe: Cell) -> bool:
+    """Tell whether an attack works. Without the clean encoder's accuracy nobody knows what it cost."""
+    asr, accuracy = probe.at("asr"), probe.at("clean_accuracy")
+    clean = probe.at("baseline/clean_accuracy")
+    if asr is None or accuracy is None or clean is None:
+        place = f"{probe.row}/{probe.run}/{probe.column}"
+        raise InputError(f"{place}: a matrix needs the clean encoder's numbers; probe with --baseline")
+    return attack_works(asr, clean - accuracy)
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _attacks(probes: Sequence[Cell], works: dict[tuple[str, str], bool]) -> Block:
+    """Say of each attack what it does, and in how many runs it works."""
+    rows = []
+    for name, group in _by(probes, lambda cell: cell.row):
+        count = sum(works[cell.row, cell.run] for cell in group)
+        targets = ", ".join(dict.fromkeys(str(cell.text("target")) for cell in group))
+        rows.append([
+            name, f"{count} of {len(group)}", _beside(group, "clean_accuracy", "baseline/clean_accuracy", 100),
+            _beside(group, "asr", "baseline/asr", 100), targets,
+            "; ".join(dict.fromkeys(str(cell.text("trigger")) for cell in group)),
+        ])  # fmt: skip
+    return Block(
+        "Attacks",
+        "Shares in percent, in brackets of the clean encoder; mean ± standard deviation over runs. An attack works"
+        f" where its ASR is at least {100 * WORKING_ASR:g} % and accuracy falls by at most {100 * LARGEST_DROP:g}"
+        " points (the victim gate); runs where it does not count in no table below.",
+        ["attack", "works", "accuracy", "ASR", "target", "trigger"],
+        rows,
+        numeric=(1, 2, 3),
+    )
+
+
+def _square(
+    title: str, meaning: str, cells: Sequence[Cell], works: dict[tuple[str, str], bool], write: Callable[..., str]
+) -> Block:
+    """Draw attacks by detectors."""
+    columns = list(dict.fromkeys(cell.column for cell in cells))
+    rows, strong = [], set()
+    for name, group in _by(cells, lambda cell: cell.row):
+        kept = [cell for cell in group if works.get((cell.row, cell.run), True)]
+        found = {column: [cell for cell in kept if cell.column == column] for column in columns}
+        ran = {cell.column for cell in group}
+        rows.append([name] + [_filled(found[column], column in ran, write) for column in columns])
+        areas = {column: _mean(runs, "auroc") for column, runs in found.items() if runs and not _is_told(runs)}
+        best = max((area for area in areas.values() if area is not None), default=None)
+        highest = [column for column, area in areas.items() if area is not None and area == best]
+        strong |= {(len(rows) - 1, columns.index(column) + 1) for column in highest}
+    return Block(title, meaning, ["attack", *columns], rows, range(1, len(columns) + 1), strong)
+
+
+def _filled(runs: Sequence[Cell], ran: bool, write: Callable[..., str]) -> str:
+    if runs:
+        return write(runs)
+    return "attack failed" if ran else "not run"
+
+
+def _input_cell(runs: Sequence[Cell]) -> str:
+    return _beside(runs, "auroc", "controls/auroc_clean_encoder") + _inconclusive(runs)
+
+
+def _encoder_cell(runs: Sequence[Cell]) -> str:
+    return f"{_found(runs)}; {_spread(runs, 'statistic')}" + _inconclusive(runs)
+
+
+def _sample_cell(runs: Sequence[Cell]) -> str:
+    area = _spread(runs, "auroc")
+    return (f"{_found(runs)}" if area == MISSING else f"{area}; {_found(runs)}") + _inconclusive(runs)
+
+
+WRITERS: dict[str, Callable[[Sequence[Cell]], str]] = {
+    "inputs": _input_cell, "encoder": _encoder_cell, "samples": _sample_cell,
+}  # fmt: skip
+
+
+def _rates(cells: Sequence[Cell]) -> Block:
+    """Say at what price detectors of inputs find triggered images."""
+    heads = [f"TPR at {float(rate) * 100:g} % FPR" for rate in RATES]
+    rows = [
+        [row, column, str(len(runs)), *(_spread(runs, f"tpr_at_fpr/{rate}", 100) for rate in RATES),
+         _spread(runs, "tpr", 100), _spread(runs, "fpr", 100), _found(runs)]
+        for (row, column), runs in _by(cells, lambda cell: (cell.row, cell.column))
+    ]  # fmt: skip
+    return Block(
+        "Detectors of inputs: rates",
+        "In percent. At the threshold: of triggered and of clean images, the share above what --aux alone has set.",
+        ["attack", "detector", "runs", *heads, "TPR at the threshold", "FPR at the threshold", "verdict"],
+        rows,
+        range(2, 9),
+    )
+
+
+def _controls(cells: Sequence[Cell]) -> Iterator[Block]:
+    """Show what else ranks the same images, where a detector has such controls besides the clean encoder."""
+    names = dict.fromkeys(
+        name for cell in cells for name in (cell.text("controls") or {})
+        if name.startswith("auroc_") and name != "auroc_clean_encoder"
+    )  # fmt: skip
+    rows = []
+    for (row, column), runs in _by(cells, lambda cell: (cell.row, cell.column)):
+        values = [_spread(runs, f"controls/{name}") for name in names]
+        if any(value != MISSING for value in values):
+            rows.append([row, column, *values])
+    if rows:
+        yield Block(
+            "Detectors of inputs: controls",
+            "AUROC of other scores on the same images: another score of the detector's, a cue severed (shuffled"
+            " embeddings), the trigger's pixels alone (mean colour), or left out (outside box).",
+            ["attack", "detector", *(name.removeprefix("auroc_").replace("_", " ") for name in names)],
+            rows,
+            range(2, 2 + len(names)),
+        )
+
+
+def _removals(cells: Sequence[Cell]) -> Block:
+    """Say what detectors of training images take out."""
+    rows = [
+        [row, column, str(len(runs)), *(_spread(runs, key, 100) for key in ("recall", "precision")),
+         _spread(runs, "top_accuracy/20", 100), _spread(runs, "flagged", places=0)]
+        for (row, column), runs in _by(cells, lambda cell: (cell.row, cell.column))
+    ]  # fmt: skip
+    heads = ["attack", "detector", "runs", "recall", "precision", "poisons among the first 20", "images flagged"]
+    return Block(
+        "Detectors of training images: what they take out", "In percent, but for the last.", heads, rows, range(2, 7)
+    )
+
+
+def _specs(cells: Sequence[Cell]) -> Block:
+    rows = [
+        [column, "; ".join(dict.fromkeys(str(cell.text("method")) for cell in group))]
+        for column, group in _by(cells, lambda cell: cell.column)
+    ]
+    return Block("Detectors", "Each with all its settings.", ["column", "detector"], rows)
+
+
+# --- cells --------------------------------------------------------------------------------------------------------
+
+
+def _by(cells: Sequence[Cell], key: Callable[[Cell], Any]) -> list[tuple[Any, list[Cell]]]:
+    """Group cells in the order given."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return list(groups.items())
+
+
+def _is_told(runs: Sequence[Cell]) -> bool:
+    """Tell whether a column is a bound, which knows where the triggers are."""
+    return any(cell.text("sees_truth") is True for cell in runs)
+
+
+def _mean(runs: Sequence[Cell], path: str) -> float | None:
+    values = [value for cell in runs if (value := cell.at(path)) is not None]
+    return statistics.mean(values) if values else None
+
+
+def _spread(runs: Sequence[Cell], path: str, scale: float = 1, places: int | None = None) -> str:
+    """Write mean and standard deviation over runs; of one run the value alone."""
+    values = [scale * value for cell in runs if (value := cell.at(path)) is not None]
+    if not values:
+        return MISSING
+    places = (1 if scale == 100 else 3) if places is None else places
+    text = f"{statistics.mean(values):.{places}f}"
+    return f"{text} ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else text
+
+
+def _beside(runs: Sequence[Cell], path: str, control: str, scale: float = 1) -> str:
+    held = _spread(runs, control, scale)
+    return _spread(runs, path, scale) + (f" [{held}]" if held != MISSING else "")
+
+
+def _found(runs: Sequence[Cell]) -> str:
+    return f"{sum(cell.text('verdict') == 'found' for cell in runs)} of {len(runs)} found"
+
+
+def _inconclusive(runs: Sequence[Cell]) -> str:
+    count = sum(cell.text("verdict") == "inconclusive" for cell in runs)
+    return f"; {count} inconclusive" if count else ""
