@@ -1,0 +1,18 @@
+"""What `make -n` would run: each `sslbd` command line is one that the commands take."""
+
+import re
+import shlex
+
+from sslbd_cli import manpages
+
+COMMANDS = {name: command for group in manpages.book().commands.values() for name, command in group.items()}
+
+
+def checked(plan: str) -> list[str]:
+    """Return the names of the commands in a plan, having parsed options, presets and spec strings; nothing is run."""
+    lines = re.findall(r"^\s*sslbd (.*?)(?: 2?> .*)?(?: \|\| test .*)?$", plan, re.MULTILINE)
+    for line in lines:
+        name, *argv = shlex.split(line.replace("$((42 + ", "$((").replace("$((", "").replace("))", ""))
+        with COMMANDS[name].make_context(name, argv) as context:
+            assert context.params
+    return [line.split()[0] for line in lines]
