@@ -8,7 +8,7 @@ import click
 
 from sslbd_cli.ui import attacking, options
 from sslbd_cli.ui.run import Run, refuse_terminal
-from sslbd_cli.ui.spec import Spec
+from sslbd_cli.ui.spec import Listed, Spec
 
 if TYPE_CHECKING:
     from sslbd_cli.core.bases import Attack, Trigger
@@ -42,8 +42,9 @@ PRESETS = {
 @options.input_argument("ENCODER")
 @click.option("--method", type=Spec("attack"), metavar="SPEC", help="Attack; 'help' lists, 'NAME:help' explains.")
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), help="Named settings instead of --method.  [default: small]"
-)
+    "--preset", type=Listed(PRESETS), metavar="NAME",
+    help="Named settings instead of --method; 'help' lists.  [default: small]",
+)  # fmt: skip
 @options.artefact("--data", required=True, help="Shadow dataset: unlabeled images that the encoder is tuned on.")
 @click.option("--trigger", "triggers", type=Spec("trigger"), multiple=True, default=("patch",), show_default=True,
               metavar="SPEC", help="Repeat for several backdoors; references follow in the same order.")  # fmt: skip

@@ -195,7 +195,7 @@ def _several(
         except InputError as error:
             if not everything:
                 raise
-            not_run.append({"method": method.name, "reason": str(error)})
+            not_run.append({"method": method.name, "reason": str(error).removeprefix(f"{method.name}: ")})
         else:
             run.say(_line(reports[-1]))
     if not reports and all("budget" not in row["reason"] for row in not_run):
