@@ -211,6 +211,22 @@ def _read_flags(node: ast.stmt) -> str:
 # --- spec strings -------------------------------------------------------------------------------------------------
 
 
+def brief(shelf: str, text: str) -> str:
+    """Return a spec string without the keys that are at their defaults; what names nothing on the shelf stays."""
+    name, _, rest = text.partition(":")
+    known = listing(shelf).get(name)
+    if known is None:
+        return text
+    usual = {f"{key.name}={_format(_typed(key))}" for key in known.keys}
+    kept = ",".join(word for word in rest.split(",") if word and word not in usual)
+    return f"{name}:{kept}" if kept else name
+
+
+def _typed(key: KeyInfo) -> Value:
+    """Return a key's default as the type that it is printed in: a default of 5 may be of a float."""
+    return float(key.default) if key.type == "float" else key.default
+
+
 def parse(shelf: str, text: str) -> Any:
     """Build the plugin a spec string names.
 

@@ -51,5 +51,5 @@ def _section(block: Block) -> str:
         labelled = zip(block.heads[1:], shown, strict=True)
         body = "".join(f'<td data-label="{safe(head)}"><span>{cell}</span></td>' for head, cell in labelled)
         rows.append(f'<tr><th scope="row">{safe(name)}</th>{body}</tr>')
-    drawn = webpage.table("headline", heads, "".join(rows))
+    drawn = webpage.table("headline matrix", heads, "".join(rows))
     return f"<section><h2>{safe(block.title)}</h2><p>{safe(block.meaning)}</p>{drawn}</section>"

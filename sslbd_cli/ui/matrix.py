@@ -17,6 +17,7 @@ from typing import Any
 from sslbd_cli.core.artefact import Report
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import LARGEST_DROP, WORKING_ASR, attack_works
+from sslbd_cli.core.plugin import brief
 from sslbd_cli.core.screen import split
 from sslbd_cli.ui.blocks import Block
 from sslbd_cli.ui.report import MISSING
@@ -86,7 +87,7 @@ def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Block]:
             blocks += [_rates(kept), *_controls(kept)]
         if kind == "samples" and kept:
             blocks.append(_removals(kept))
-    return [*blocks, _specs(detections)] if detections else blocks
+    return [*blocks, _settings(detections)] if detections else blocks
 
 
 def _cells(path: str, report: Report) -> Iterator[Cell]:
@@ -142,7 +143,7 @@ def _attacks(probes: Sequence[Cell], works: dict[tuple[str, str], bool]) -> Bloc
         rows.append([
             name, f"{count} of {len(group)}", _beside(group, "clean_accuracy", "baseline/clean_accuracy", 100),
             _beside(group, "asr", "baseline/asr", 100), targets,
-            "; ".join(dict.fromkeys(str(cell.text("trigger")) for cell in group)),
+            _specs("trigger", [cell.text("trigger") for cell in group]),
         ])  # fmt: skip
     return Block(
         "Attacks",
@@ -249,12 +250,15 @@ def _removals(cells: Sequence[Cell]) -> Block:
     )
 
 
-def _specs(cells: Sequence[Cell]) -> Block:
-    rows = [
-        [column, "; ".join(dict.fromkeys(str(cell.text("method")) for cell in group))]
-        for column, group in _by(cells, lambda cell: cell.column)
-    ]
-    return Block("Detectors", "Each with all its settings.", ["column", "detector"], rows)
+def _settings(cells: Sequence[Cell]) -> Block:
+    rows = [[name, _specs("detector", [cell.text("method") for cell in group])]
+            for name, group in _by(cells, lambda cell: cell.column)]  # fmt: skip
+    return Block("Detectors", "Each with the settings that are not its defaults.", ["column", "detector"], rows)
+
+
+def _specs(shelf: str, texts: Sequence[object]) -> str:
+    """Write spec strings once each, without what is at its default."""
+    return "; ".join(dict.fromkeys(brief(shelf, str(text)) for text in texts))
 
 
 # --- cells --------------------------------------------------------------------------------------------------------

@@ -101,3 +101,16 @@ def test_a_value_may_hold_equals_signs_and_colons(tmp_path):
     Image.new("RGB", (3, 3)).save(path)
     trigger = plugin.parse("trigger", f"image:file={path}")
     assert trigger.file == str(path) and plugin.parse("trigger", str(trigger)) == trigger
+
+
+@pytest.mark.parametrize(("text", "short"), [
+    ("patch", "patch"), ("patch:size=6,fill=white", "patch:size=6.0,fill=white"), ("blend:alpha=0.2", "blend"),
+])  # fmt: skip
+def test_a_brief_spec_leaves_out_defaults_and_means_the_same(text, short):
+    whole = str(plugin.parse("trigger", text))
+    assert plugin.brief("trigger", whole) == short
+    assert str(plugin.parse("trigger", short)) == whole
+
+
+def test_a_spec_of_nothing_on_the_shelf_stays_as_it_is():
+    assert plugin.brief("trigger", "strange:size=6") == "strange:size=6"
