@@ -42,6 +42,12 @@ def test_a_new_file_is_a_row_or_a_column_by_itself(tmp_path):
     assert "newest/0/brand-new" not in plan, "no images were poisoned"
 
 
+@pytest.mark.parametrize("setting", ["DETECTORS='dede stripp'", "ATTACKS=badencodr", "DETECTORS=mntd"])
+def test_a_name_that_is_none_is_refused(tmp_path, setting):
+    done = bash(f"make -n -C {MATRIX} OUT={tmp_path} DATA=cifar10 {setting}", tmp_path)
+    assert done.status and "no detector or attack of that name" in done.err
+
+
 def test_a_micro_run_goes_on_where_it_stopped(tmp_path):
     tiny = (
         "SCALE=micro PRETRAIN='--arch tiny --epochs 1 --batch 64' 'TRAIN=shapes --count 120' JUDGED=40 LABELS=100 "
@@ -54,7 +60,11 @@ def test_a_micro_run_goes_on_where_it_stopped(tmp_path):
     assert "| badencoder | " in text and "| clean-moco-v2 | " in text and "## Detectors of training images" in text
     assert "Written by `make SCALE=micro" in text
     assert (tmp_path / "matrix.html").read_text().startswith("<!DOCTYPE html>")
-    assert len(list(tmp_path.glob("cells/*/*/*.json"))) == len(list(tmp_path.glob("cells/*/*/*.h5"))) == 10
+    assert len(list(tmp_path.glob("cells/*/*/*.json"))) == len(list(tmp_path.glob("cells/*/*/*.h5"))) == 9
+
+    (tmp_path / "RESULTS.md").unlink()
+    assert bash(f"make -C {MATRIX} part OUT={tmp_path} {tiny}", tmp_path).status == 0
+    assert (tmp_path / "RESULTS.md").read_text() == text
 
     lost = tmp_path / "cells" / "badencoder" / "0" / "feature-norm.h5"
     kept = lost.read_bytes()

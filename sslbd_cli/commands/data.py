@@ -53,9 +53,9 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
 
     Give `sslbd data folder PHOTOS --split train --size 96` a folder of class folders, or a zip or tar archive of one;
     `sslbd data NAME:help` explains a source. Subsets are drawn from the seed and keep the order of the whole: first
-    --classes, then --part, --per-class and --limit. Parts drawn by one seed share no image, so that what a defender
-    holds can be kept apart from what was trained on. Images become RGB; their sizes must be equal unless --size makes
-    them so.
+    --classes, then --part, --per-class and --limit. Parts of the same source and --classes, drawn by one seed, share no
+    image, so that what a defender holds can be kept apart from what was trained on. Images become RGB; their sizes must
+    be equal unless --size makes them so.
     """
     from sslbd_cli.core.sources import Wish
 

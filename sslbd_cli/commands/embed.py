@@ -71,7 +71,7 @@ def _images(
     batch: int, **_: object,
 ) -> Features:  # fmt: skip
     from sslbd_cli.core import nets, probe
-    from sslbd_cli.core.artefact import Dataset, Features
+    from sslbd_cli.core.artefact import Dataset, Features, spread
     from sslbd_cli.core.features import embed
     from sslbd_cli.core.text import load_projection, project
 
@@ -79,11 +79,11 @@ def _images(
     net = nets.load(encoder)
     projection = load_projection(encoder) if projected else None
     device = run.device()
-    images = dataset.images[:limit]
-    if trigger is not None:
-        images = probe.triggered_images(dataset, trigger, seed)[:limit]
+    chosen = dataset.limited(limit)
+    images = chosen.images
+    if trigger is not None:  # as `probe` stamps them: which images are chosen does not change how one is triggered
+        images = probe.triggered_images(dataset, trigger, seed)[spread(len(dataset.images), limit)]
     feats = embed(net, images, device, batch=batch)
     if projection is not None:
         feats = project(projection, feats)
-    labels = None if dataset.labels is None else dataset.labels[:limit]
-    return Features(feats=feats.cpu().numpy(), labels=labels, classes=dataset.classes)
+    return Features(feats=feats.cpu().numpy(), labels=chosen.labels, classes=dataset.classes)

@@ -74,7 +74,7 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
     from sslbd_cli.core.purifiers import Supplies
 
     net = nets.load(encoder)
-    images = run.read(params["data"], Dataset, "--data").images[: params["limit"]]
+    images = run.read(params["data"], Dataset, "--data").limited(params["limit"]).images
     net.need_size(*images.shape[2:])
     report = run.read(params["report"], Report, "--report") if params["report"] else None
     if report is not None and (report.results.get("encoder") or {}).get("sha256") != encoder.sha256:

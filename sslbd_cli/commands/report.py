@@ -123,7 +123,7 @@ def _matrix(paths: Sequence[str], reports: Sequence[Report], form: str) -> str:
     found = matrix.tables(paths, reports)
     if form == "md":
         return blocks.to_markdown(found)
-    return blocks.to_page("Attacks by detectors", f"{len(reports)} reports", found)
+    return blocks.to_page("Attacks by detectors", f"{len(reports)} report" + "s" * (len(reports) > 1), found)
 
 
 def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:

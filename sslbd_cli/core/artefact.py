@@ -156,6 +156,10 @@ class Dataset(Artefact):
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise InputError(f"no class '{name}' among {len(self.classes)}: {hint}{shown}")
 
+    def limited(self, limit: int | None) -> Dataset:
+        """Return `limit` of the rows, spread evenly, as a dataset of their own; all where there are no more."""
+        return self if limit is None or limit >= len(self.images) else self.take(spread(len(self.images), limit))
+
     def take(self, rows: np.ndarray) -> Dataset:
         """Return the rows named, in that order, as a dataset of their own."""
         truth = self.truth and Truth(**{name: array[rows] for name, array in self.truth.arrays().items()})
@@ -365,6 +369,12 @@ def write(artefact: Artefact, path: str) -> None:
     text = storage.canonical(common | artefact.meta())
     save = storage.write_safetensors if artefact.kind in ("encoder", "guard") else storage.write_hdf5
     save(path, text, artefact.arrays())
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """Return `limit` of `count` rows, ascending: many datasets are sorted by class, and the first rows are of a few."""
+    kept = count if limit is None else min(limit, count)
+    return np.arange(kept) * count // max(kept, 1)
 
 
 def shared_images(one: Dataset, other: Dataset) -> int:

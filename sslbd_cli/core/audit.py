@@ -129,14 +129,13 @@ class EncoderDetector(Detector):
 
 
 def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: int) -> Clues:
-    """Draw the images of an audit: the first `limit`, a quarter of them held out at random.
+    """Draw the images of an audit: `limit` of them, spread evenly, a quarter of these held out at random.
 
     Raises InputError for fewer than 64 images, and for a missing downstream task.
     """
-    labels = None
-    if detector.needs_labels:
-        labels = data.need_labels(f"--method {detector.name}")[:limit]
-    images = data.images[:limit]
+    data = data.limited(limit)
+    labels = data.need_labels(f"--method {detector.name}") if detector.needs_labels else None
+    images = data.images
     if len(images) < LEAST:
         raise InputError(f"{len(images)} images of --data are too few for an audit; give {LEAST} at least")
     order = torch.randperm(len(images), generator=generator(seed, "audit")).numpy()

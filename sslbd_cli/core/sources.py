@@ -191,6 +191,8 @@ def choose(catalogue: Catalogue, wish: Wish) -> np.ndarray:
     if wish.part is not None:
         first, last, count = _part(wish.part)
         cuts = [len(rows) * number // count for number in (first - 1, last)]
+        if cuts[0] == cuts[1]:
+            raise InputError(f"--part {wish.part}: no image is left of {len(rows)}")
         rows = np.sort(_shuffled(rows, wish.seed, "part")[slice(*cuts)])
     if wish.per_class is not None:
         labels = _labels(catalogue, "--per-class")
@@ -205,8 +207,7 @@ def choose(catalogue: Catalogue, wish: Wish) -> np.ndarray:
 def _part(text: str) -> tuple[int, int, int]:
     """Read K/N, or J-K/N for several parts: the first, the last, and how many there are."""
     found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?/(\d{1,6})", text, re.ASCII)
-    first, last, count = (int(number or 0) for number in found.groups()) if found else (0, 0, 0)
-    last = last or first
+    first, last, count = (int(number) for number in (found[1], found[2] or found[1], found[3])) if found else (0, 0, 0)
     if not 1 <= first <= last <= count:
         raise InputError(f"--part {text}: expected a part such as 1/5, or several such as 2-5/5")
     return first, last, count

@@ -51,7 +51,6 @@ def read_post(run: Run, encoder: Encoder, params: dict[str, Any]) -> Post:
 
 def judge_stream(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str, dict[str, float]]:
     """Let a guard judge images: the report, why it is in doubt, and how fast it was."""
-    import numpy as np
 
     from sslbd_cli.core import detect
     from sslbd_cli.core.artefact import Dataset
@@ -62,7 +61,7 @@ def judge_stream(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
     judging.check_size(encoder, "--data", data)
     if pixels_digest(data) == post.guard.aux:
         raise InputError("--data holds the images that the guard was made on; a threshold needs other ones")
-    chosen = data.take(np.arange(len(data.images))[: params["limit"]])
+    chosen = data.limited(params["limit"])
     case = detect.make_case(chosen, None, params["trigger"], params["alpha"], params["seed"])
     findings, speed = _timed(post, case.evidence.images)
     report, doubt = judging.report_of(detect.rule(findings, case.alpha), case, None)

@@ -160,14 +160,13 @@ def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> tuple[Repor
 
 
 def _case(encoder: Encoder, data: Dataset, aux: Dataset | None, params: dict[str, Any]) -> Case:
-    import numpy as np
 
     from sslbd_cli.core import detect
 
     for option, dataset in (("--data", data), ("--aux", aux)):
         if dataset is not None:
             check_size(encoder, option, dataset)
-    chosen = data.take(np.arange(len(data.images))[: params["limit"]])
+    chosen = data.limited(params["limit"])
     if aux is None:
         return detect.make_samples_case(chosen, params["method"])
     detect.need_calibration(params["method"], len(aux.images), params["alpha"])

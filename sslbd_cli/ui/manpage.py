@@ -179,7 +179,7 @@ def shelf_section(option: str, shelf: str) -> str:
 
 
 def _listed_section(option: str, rows: dict[str, str]) -> str:
-    return section(f"VALUES OF {option}", definitions({bold(name): marked(text) for name, text in rows.items()}))
+    return section(f"VALUES OF {option}", definitions({bold(name): text for name, text in rows.items()}))
 
 
 # --- pages --------------------------------------------------------------------------------------------------------

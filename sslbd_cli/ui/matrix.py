@@ -7,19 +7,14 @@ cell. A row without probes, such as encoders left clean, is what detectors say w
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from sslbd_cli.core.artefact import Report
-from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.metrics import LARGEST_DROP, WORKING_ASR, attack_works
+from sslbd_cli.core.metrics import LARGEST_DROP, WORKING_ASR
 from sslbd_cli.core.plugin import brief
-from sslbd_cli.core.screen import split
 from sslbd_cli.ui.blocks import Block
+from sslbd_cli.ui.cells import Cell, Gate, gather, grouped
 from sslbd_cli.ui.report import MISSING
 
 #: The tables over all attacks and detectors: what detectors judge, title, what a cell says, the control in brackets.
@@ -46,43 +41,17 @@ KINDS = (
 RATES = ("0.01", "0.05", "0.10")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One report of the matrix, by its row, its run and its column."""
-
-    row: str
-    run: str
-    column: str
-    report: Report
-
-    def at(self, path: str) -> float | None:
-        """Return the number at a path of keys, of an estimate its value; None where there is none."""
-        value: Any = self.text(path)
-        value = value.get("value") if isinstance(value, dict) else value
-        sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return float(value) if sound else None
-
-    def text(self, path: str) -> Any:
-        """Return what stands at a path of keys, joined by slashes, or None."""
-        value: Any = self.report.results
-        for key in path.split("/"):
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-
 def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Block]:
     """Return the matrix of reports. Raises InputError where a path or a report does not fit into one."""
-    cells = [cell for path, report in zip(paths, reports, strict=True) for cell in _cells(path, report)]
-    _check_distinct(cells)
+    cells, gate = gather(paths, reports)
     probes = [cell for cell in cells if cell.report.command == "probe"]
     detections = [cell for cell in cells if cell.report.command == "detect"]
-    works = {(cell.row, cell.run): _works(cell) for cell in probes}
-    blocks = [_attacks(probes, works)] if probes else []
+    blocks = [_attacks(probes, gate)] if probes else []
     for kind, title, meaning in KINDS:
         of_kind = [cell for cell in detections if cell.text("flags") == kind]
         if of_kind:
-            blocks.append(_square(title, meaning, of_kind, works, WRITERS[kind]))
-        kept = [cell for cell in of_kind if works.get((cell.row, cell.run), True)]
+            blocks.append(_square((title, meaning), of_kind, gate, WRITERS[kind]))
+        kept = [cell for cell in of_kind if gate[cell.row, cell.run]]
         if kind == "inputs" and kept:
             blocks += [_rates(kept), *_controls(kept)]
         if kind == "samples" and kept:
@@ -90,55 +59,16 @@ def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Block]:
     return [*blocks, _settings(detections)] if detections else blocks
 
 
-def _cells(path: str, report: Report) -> Iterator[Cell]:
-    """Place a report in the matrix, each part of a report of several methods by itself."""
-    folders = Path(path).parts[-3:-1]
-    if len(folders) < 2 or path == "-":
-        raise InputError(f"{path}: a matrix takes its rows and runs from folders: give ATTACK/SEED/DETECTOR.h5")
-    row, run = folders
-    if report.command == "probe" and "asr" in report.results:
-        yield Cell(row, run, Path(path).stem, report)
-    elif report.command == "detect":
-        for name, part in split(report) or [(Path(path).stem, report)]:
-            yield Cell(row, run, name, part)
-    else:
-        raise InputError(f"{path}: expected a report of detect, or of probe with --trigger, for a matrix")
-
-
-def _check_distinct(cells: Sequence[Cell]) -> None:
-    """Refuse a cell that is filled twice, and a report that would count as two runs."""
-    seen: dict[object, str] = {}
-    for cell in cells:
-        place = f"{cell.row}/{cell.run}/{cell.column}"
-        kind = "probe" if cell.report.command == "probe" else cell.column
-        for key in ((cell.row, cell.run, kind), (cell.report.sha256, cell.column)):
-            if key in seen:
-                raise InputError(f"{place}: {_twice(seen[key], place)}; a run counts once")
-            seen[key] = place
-
-
-def _twice(first: str, second: str) -> str:
-    return "is given twice" if first == second else f"has what {first} has"
-
-
-def _works(probe: Cell) -> bool:
-    """Tell whether an attack works. Without the clean encoder's accuracy nobody knows what it cost."""
-    asr, accuracy = probe.at("asr"), probe.at("clean_accuracy")
-    clean = probe.at("baseline/clean_accuracy")
-    if asr is None or accuracy is None or clean is None:
-        place = f"{probe.row}/{probe.run}/{probe.column}"
-        raise InputError(f"{place}: a matrix needs the clean encoder's numbers; probe with --baseline")
-    return attack_works(asr, clean - accuracy)
-
+Writer = Callable[[Sequence[Cell]], str]  # what a cell says of its runs
 
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _attacks(probes: Sequence[Cell], works: dict[tuple[str, str], bool]) -> Block:
+def _attacks(probes: Sequence[Cell], gate: Gate) -> Block:
     """Say of each attack what it does, and in how many runs it works."""
     rows = []
-    for name, group in _by(probes, lambda cell: cell.row):
-        count = sum(works[cell.row, cell.run] for cell in group)
+    for name, group in grouped(probes, lambda cell: cell.row):
+        count = sum(gate[cell.row, cell.run] for cell in group)
         targets = ", ".join(dict.fromkeys(str(cell.text("target")) for cell in group))
         rows.append([
             name, f"{count} of {len(group)}", _beside(group, "clean_accuracy", "baseline/clean_accuracy", 100),
@@ -156,44 +86,44 @@ def _attacks(probes: Sequence[Cell], works: dict[tuple[str, str], bool]) -> Bloc
     )
 
 
-def _square(
-    title: str, meaning: str, cells: Sequence[Cell], works: dict[tuple[str, str], bool], write: Callable[..., str]
-) -> Block:
-    """Draw attacks by detectors."""
+def _square(said: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Writer) -> Block:
+    """Draw attacks by detectors under a title and what it means."""
     columns = list(dict.fromkeys(cell.column for cell in cells))
     rows, strong = [], set()
-    for name, group in _by(cells, lambda cell: cell.row):
-        kept = [cell for cell in group if works.get((cell.row, cell.run), True)]
+    for name, group in grouped(cells, lambda cell: cell.row):
+        kept = [cell for cell in group if gate[cell.row, cell.run]]
         found = {column: [cell for cell in kept if cell.column == column] for column in columns}
         ran = {cell.column for cell in group}
         rows.append([name] + [_filled(found[column], column in ran, write) for column in columns])
-        areas = {column: _mean(runs, "auroc") for column, runs in found.items() if runs and not _is_told(runs)}
-        best = max((area for area in areas.values() if area is not None), default=None)
-        highest = [column for column, area in areas.items() if area is not None and area == best]
+        most = max((len(_values(runs, "auroc")) for runs in found.values()), default=0)
+        full = {c: _values(runs, "auroc") for c, runs in found.items() if runs and not _is_told(runs)}
+        areas = {column: statistics.mean(values) for column, values in full.items() if values and len(values) == most}
+        highest = [column for column, area in areas.items() if area == max(areas.values())]
         strong |= {(len(rows) - 1, columns.index(column) + 1) for column in highest}
-    return Block(title, meaning, ["attack", *columns], rows, range(1, len(columns) + 1), strong)
+    return Block(*said, ["attack", *columns], rows, range(1, len(columns) + 1), strong)
 
 
-def _filled(runs: Sequence[Cell], ran: bool, write: Callable[..., str]) -> str:
-    if runs:
-        return write(runs)
-    return "attack failed" if ran else "not run"
+def _filled(runs: Sequence[Cell], ran: bool, write: Writer) -> str:
+    if not runs:
+        return "attack failed" if ran else "not run"
+    doubtful = sum(cell.text("verdict") == "inconclusive" for cell in runs)
+    return write(runs) + (f"; {doubtful} inconclusive" if doubtful and not _is_told(runs) else "")
 
 
 def _input_cell(runs: Sequence[Cell]) -> str:
-    return _beside(runs, "auroc", "controls/auroc_clean_encoder") + _inconclusive(runs)
+    return _beside(runs, "auroc", "controls/auroc_clean_encoder")
 
 
 def _encoder_cell(runs: Sequence[Cell]) -> str:
-    return f"{_found(runs)}; {_spread(runs, 'statistic')}" + _inconclusive(runs)
+    return f"{_found(runs)}; {_spread(runs, 'statistic')}"
 
 
 def _sample_cell(runs: Sequence[Cell]) -> str:
     area = _spread(runs, "auroc")
-    return (f"{_found(runs)}" if area == MISSING else f"{area}; {_found(runs)}") + _inconclusive(runs)
+    return _found(runs) if area == MISSING else f"{area}; {_found(runs)}"
 
 
-WRITERS: dict[str, Callable[[Sequence[Cell]], str]] = {
+WRITERS: dict[str, Writer] = {
     "inputs": _input_cell, "encoder": _encoder_cell, "samples": _sample_cell,
 }  # fmt: skip
 
@@ -204,7 +134,7 @@ def _rates(cells: Sequence[Cell]) -> Block:
     rows = [
         [row, column, str(len(runs)), *(_spread(runs, f"tpr_at_fpr/{rate}", 100) for rate in RATES),
          _spread(runs, "tpr", 100), _spread(runs, "fpr", 100), _found(runs)]
-        for (row, column), runs in _by(cells, lambda cell: (cell.row, cell.column))
+        for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column))
     ]  # fmt: skip
     return Block(
         "Detectors of inputs: rates",
@@ -218,11 +148,11 @@ def _rates(cells: Sequence[Cell]) -> Block:
 def _controls(cells: Sequence[Cell]) -> Iterator[Block]:
     """Show what else ranks the same images, where a detector has such controls besides the clean encoder."""
     names = dict.fromkeys(
-        name for cell in cells for name in (cell.text("controls") or {})
+        name for cell in cells if isinstance(cell.text("controls"), dict) for name in cell.text("controls")
         if name.startswith("auroc_") and name != "auroc_clean_encoder"
     )  # fmt: skip
     rows = []
-    for (row, column), runs in _by(cells, lambda cell: (cell.row, cell.column)):
+    for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column)):
         values = [_spread(runs, f"controls/{name}") for name in names]
         if any(value != MISSING for value in values):
             rows.append([row, column, *values])
@@ -242,7 +172,7 @@ def _removals(cells: Sequence[Cell]) -> Block:
     rows = [
         [row, column, str(len(runs)), *(_spread(runs, key, 100) for key in ("recall", "precision")),
          _spread(runs, "top_accuracy/20", 100), _spread(runs, "flagged", places=0)]
-        for (row, column), runs in _by(cells, lambda cell: (cell.row, cell.column))
+        for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column))
     ]  # fmt: skip
     heads = ["attack", "detector", "runs", "recall", "precision", "poisons among the first 20", "images flagged"]
     return Block(
@@ -252,24 +182,16 @@ def _removals(cells: Sequence[Cell]) -> Block:
 
 def _settings(cells: Sequence[Cell]) -> Block:
     rows = [[name, _specs("detector", [cell.text("method") for cell in group])]
-            for name, group in _by(cells, lambda cell: cell.column)]  # fmt: skip
+            for name, group in grouped(cells, lambda cell: cell.column)]  # fmt: skip
     return Block("Detectors", "Each with the settings that are not its defaults.", ["column", "detector"], rows)
 
 
 def _specs(shelf: str, texts: Sequence[object]) -> str:
     """Write spec strings once each, without what is at its default."""
-    return "; ".join(dict.fromkeys(brief(shelf, str(text)) for text in texts))
+    return "; ".join(dict.fromkeys(brief(shelf, str(text)) for text in texts if text is not None)) or MISSING
 
 
 # --- cells --------------------------------------------------------------------------------------------------------
-
-
-def _by(cells: Sequence[Cell], key: Callable[[Cell], Any]) -> list[tuple[Any, list[Cell]]]:
-    """Group cells in the order given."""
-    groups: dict[Any, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(key(cell), []).append(cell)
-    return list(groups.items())
 
 
 def _is_told(runs: Sequence[Cell]) -> bool:
@@ -277,19 +199,19 @@ def _is_told(runs: Sequence[Cell]) -> bool:
     return any(cell.text("sees_truth") is True for cell in runs)
 
 
-def _mean(runs: Sequence[Cell], path: str) -> float | None:
-    values = [value for cell in runs if (value := cell.at(path)) is not None]
-    return statistics.mean(values) if values else None
+def _values(runs: Sequence[Cell], path: str) -> list[float]:
+    return [value for cell in runs if (value := cell.at(path)) is not None]
 
 
 def _spread(runs: Sequence[Cell], path: str, scale: float = 1, places: int | None = None) -> str:
-    """Write mean and standard deviation over runs; of one run the value alone."""
-    values = [scale * value for cell in runs if (value := cell.at(path)) is not None]
+    """Write mean and standard deviation over runs, with their number where some lack it; of one run the value alone."""
+    values = [scale * value for value in _values(runs, path)]
     if not values:
         return MISSING
     places = (1 if scale == 100 else 3) if places is None else places
     text = f"{statistics.mean(values):.{places}f}"
-    return f"{text} ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else text
+    text += f" ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
+    return text + (f" ({len(values)} of {len(runs)} runs)" if len(values) < len(runs) else "")
 
 
 def _beside(runs: Sequence[Cell], path: str, control: str, scale: float = 1) -> str:
@@ -299,8 +221,3 @@ def _beside(runs: Sequence[Cell], path: str, control: str, scale: float = 1) -> 
 
 def _found(runs: Sequence[Cell]) -> str:
     return f"{sum(cell.text('verdict') == 'found' for cell in runs)} of {len(runs)} found"
-
-
-def _inconclusive(runs: Sequence[Cell]) -> str:
-    count = sum(cell.text("verdict") == "inconclusive" for cell in runs)
-    return f"; {count} inconclusive" if count else ""

@@ -89,7 +89,7 @@ report_output = click.option(
 )
 json_lines = click.option("--json", "json_lines", is_flag=True, help="Print one JSON object per line.")
 seed = click.option("-s", "--seed", default=0, show_default=True, type=int, help="Seed of every random draw.")
-limit = click.option("--limit", type=click.IntRange(min=1), help="Use only the first N images.")
+limit = click.option("--limit", type=click.IntRange(min=1), help="Use only N images, spread evenly over the dataset.")
 
 
 def device(batch: int = 0) -> Callable[[F], F]:

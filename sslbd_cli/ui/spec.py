@@ -48,6 +48,8 @@ class Listed(click.ParamType):  # type: ignore[type-arg]
         self.rows = rows
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if ctx is not None and ctx.resilient_parsing:
+            return value
         if value == "help":
             width = max(map(len, self.rows))
             click.echo("\n".join(f"{name:<{width}}  {text}" for name, text in self.rows.items()))

@@ -44,20 +44,21 @@ def texts(run: Run, encoder: Encoder, path: str, limit: int | None, batch: int) 
     if found is not None:
         run.note_file("--text", path, found[1])
         texts, named = split_classes(found[0], path)
-        labels = None if named is None else (named[0][:limit], named[1])
-        return _embedded(run, encoder, texts[:limit], labels, batch, f"{path}: line")
-    tower, dataset = load_tower(encoder), run.read(path, Dataset, "--text")
-    feats = embed_texts(tower, dataset.need_captions("--text")[:limit], run.device(), batch).cpu().numpy()
+        return _embedded(run, encoder, texts, named, batch, f"{path}: line", limit)
+    tower, dataset = load_tower(encoder), run.read(path, Dataset, "--text").limited(limit)
+    feats = embed_texts(tower, dataset.need_captions("--text"), run.device(), batch).cpu().numpy()
     if dataset.labels is None:
         return Features(feats=feats)
-    return Features(feats=feats, labels=dataset.labels[:limit], classes=dataset.classes)
+    return Features(feats=feats, labels=dataset.labels, classes=dataset.classes)
 
 
-def _embedded(run: Run, encoder: Encoder, texts: np.ndarray, named: Named | None, batch: int, each: str) -> Features:
+def _embedded(
+    run: Run, encoder: Encoder, texts: np.ndarray, named: Named | None, batch: int, each: str, limit: int | None = None
+) -> Features:  # fmt: skip
     """Embed texts uint8 N,L, with the classes they name. Raises InputError for one that the tower cannot read whole."""
     import numpy as np
 
-    from sslbd_cli.core.artefact import Features
+    from sslbd_cli.core.artefact import Features, spread
     from sslbd_cli.core.text import embed_texts, load_tower
 
     tower = load_tower(encoder)
@@ -65,7 +66,8 @@ def _embedded(run: Run, encoder: Encoder, texts: np.ndarray, named: Named | None
     if cut.any():
         most = f"more than the {tower.context} bytes that the encoder reads"
         raise InputError(f"{each} {int(cut.argmax()) + 1} has {most}; shorten it")
-    feats = embed_texts(tower, texts, run.device(), batch).cpu().numpy()
+    rows = spread(len(texts), limit)
+    feats = embed_texts(tower, texts[rows], run.device(), batch).cpu().numpy()
     if named is None:
         return Features(feats=feats)
-    return Features(feats=feats, labels=np.array(named[0]), classes=named[1])
+    return Features(feats=feats, labels=np.array(named[0])[rows], classes=named[1])

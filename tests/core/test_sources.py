@@ -36,7 +36,12 @@ def test_parts_of_one_seed_share_nothing_and_make_the_whole() -> None:
     assert set(rows(part="1/3", limit=2, seed=2)) < set(parts[0])
 
 
-@pytest.mark.parametrize("part", ["0/3", "4/3", "3-2/3", "1", "1/0", "1-/3", "x/3", "1/3 ", "\u0661/3", ""])
+def test_a_part_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="no image is left of 3"):
+        rows(classes=("c",), part="1/5")
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "3-2/3", "1", "1/0", "1-/3", "x/3", "3-0/3", "1/3 ", "\u0661/3", ""])
 def test_parts_that_are_none(part: str) -> None:
     with pytest.raises(InputError, match="expected a part such as 1/5"):
         rows(part=part)

@@ -21,9 +21,9 @@ def probe(asr, accuracy=0.9, **more):
     return Report(command="probe", results=results | {"target": "cat", "trigger": "patch:size=6"} | more)
 
 
-def on_inputs(auroc, control=0.5, **more):
+def on_inputs(area, control=0.5, **more):
     results = {
-        "flags": "inputs", "method": "dede:epochs=2", "verdict": "found", "auroc": estimate(auroc), "sees_truth": False,
+        "flags": "inputs", "method": "dede:epochs=2", "verdict": "found", "auroc": estimate(area), "sees_truth": False,
         "tpr_at_fpr": {"0.01": 0.5, "0.05": 0.6, "0.10": 0.7}, "tpr": 0.65, "fpr": 0.06,
         "controls": {"auroc_clean_encoder": control, "auroc_shuffled_embeddings": 0.49},
     }  # fmt: skip
@@ -128,6 +128,12 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     ({"bad/0/probe": probe(0.9, baseline=None)}, [], "probe with --baseline"),
     ({"bad/0/a": probe(0.9), "bad/0/b": probe(0.8)}, [], "has what bad/0/a has"),
     ({"bad/0/dede": on_inputs(0.9), "bad/1/dede": on_inputs(0.9)}, [], "a run counts once"),
+    ({"a/0/probe": probe(0.9), "a/0/dede": on_inputs(0.9), "a/1/dede": on_inputs(0.8)}, [], "give this one's, too"),
+    ({"a/0/x": on_inputs(0.9, trigger="patch"), "a/0/y": on_inputs(0.8, trigger="blend")}, [], "more than one trigger"),
+    ({"a/0/x": on_inputs(0.9, encoder={"sha256": "1"}), "a/0/y": on_inputs(0.8, encoder={"sha256": "2"})}, [],
+     "more than one encoder"),
+    ({"a/0/x": on_inputs(0.9, flags=["inputs"])}, [], "does not say whether"),
+    ({"a/0/probe": probe(1e308)}, [], "a matrix needs"),
     ({"bad/0/dede": on_inputs(0.9)}, ["--png", "x"], "--matrix holds no figures"),
     ({"bad/0/dede": on_inputs(0.9)}, ["--card", "x"], "two outputs"),
 ])  # fmt: skip
@@ -147,3 +153,15 @@ def test_a_dataset_is_refused(tmp_path, capsys):
     artefact.write(make_dataset(4), str(path))
     assert run(["report", str(path), "--matrix", "md", "-o", str(tmp_path / "m.md")]) == 2
     assert "expected a report" in capsys.readouterr().err
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path):
+    strange = {"tpr": 1.7e308, "controls": [1, 2], "tpr_at_fpr": 5, "fpr": "much"}
+    found = tables(drawn(tmp_path, {
+        "bad/0/dede": on_inputs(0.9, **strange), "bad/1/dede": on_inputs(0.8), "bad/2/dede": on_inputs(0.5, auroc=None),
+        "bad/0/decree": on_encoder(10**400, "found"), "bad/1/decree": on_encoder(-1.7e308, "found"),
+        "bad/0/strip": on_inputs(0.7), "bad/1/strip": on_inputs(0.75), "bad/2/strip": on_inputs(0.71),
+    }))  # fmt: skip
+    row = found["Detectors of inputs"][1]
+    assert row[1:] == ["0.850 ± 0.071 (2 of 3 runs) [0.500 ± 0.000 (2 of 3 runs)]", "**0.720 ± 0.026 [0.500 ± 0.000]**"]
+    assert found["Detectors of encoders"][1] == ["bad", "2 of 2 found; –"]
