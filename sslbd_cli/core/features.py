@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core import checks
+from sslbd_cli.core.artefact import spread
 from sslbd_cli.core.bases import Labelled
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError, Unsound
@@ -109,7 +110,7 @@ def embed(
 def need_distinct(net: ImageEncoder, images: np.ndarray, device: Device) -> None:
     """Raise InputError for an encoder that embeds all images uint8 N,3,H,W alike, or some nowhere."""
     try:
-        feats = embed(net, images[:DISTINCT], device)
+        feats = embed(net, images[spread(len(images), DISTINCT)], device)
     except Unsound as error:
         raise InputError(f"the encoder cannot be examined: {error}") from None
     if len(feats) > 1 and checks.collapsed(feats):
