@@ -131,12 +131,12 @@ def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:
     import numpy as np
     import torch
 
-    from sslbd_cli.core.artefact import Dataset
+    from sslbd_cli.core.artefact import Dataset, spread
     from sslbd_cli.core.device import generator
     from sslbd_cli.ui import figures
 
     images = run.read(data, Dataset, "--data").images
-    clean = np.array(images[np.linspace(0, len(images) - 1, min(figures.SHEET, len(images))).astype(int)])
+    clean = np.array(images[spread(len(images), figures.SHEET)])
     if trigger is None:
         return figures.sheet(clean, None)
     return figures.sheet(clean, trigger(torch.from_numpy(clean), generator(0, "sample"), "test").images.numpy())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import metrics, screen
-from sslbd_cli.core.artefact import Dataset, Report
+from sslbd_cli.core.artefact import Dataset, Report, spread
 from sslbd_cli.core.checked import is_number
 from sslbd_cli.core.detectors import Detector
 from sslbd_cli.core.device import Device, generator
@@ -268,7 +268,7 @@ def arrays_of(opinion: Opinion, clues: Clues) -> dict[str, np.ndarray]:
     """Return the arrays of the report: the witness, and what it does to some held-out images."""
     data = dict(opinion.extras)
     if (witness := opinion.witness) is not None:
-        rows = np.unique(np.linspace(0, len(clues.held) - 1, SHOWN).astype(int))  # of all kinds: data may be sorted
+        rows = spread(len(clues.held), SHOWN)
         clean = torch.from_numpy(clues.held[rows])
         data["witness/keep"] = witness.keep.float().cpu().numpy()
         data["witness/add"] = witness.add.float().cpu().numpy()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import checks, metrics, similarity
-from sslbd_cli.core.artefact import Dataset, Features
+from sslbd_cli.core.artefact import Dataset, Features, spread
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.bases import Head, Labelled, Trigger
 from sslbd_cli.core.device import Device, generator
@@ -161,7 +161,7 @@ def _places(tests: list[Tensor], truth: np.ndarray, exam: Exam) -> dict[str, np.
     """Return the embedding map of at most PLACED test images, spread over the set, without and with the trigger."""
     if len(tests) < 2:
         return {}
-    rows = np.unique(np.linspace(0, len(truth) - 1, min(PLACED, len(truth))).astype(int))
+    rows = spread(len(truth), PLACED)
     (clean, triggered), share = plane([feats[torch.from_numpy(rows).to(feats.device)] for feats in tests])
     return {"clean": clean, "triggered": triggered, "of_target": truth[rows] == exam.target, "variance": share}
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core import checks
+from sslbd_cli.core.artefact import spread
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
@@ -75,7 +76,7 @@ def purify(
     """
     if len(supplies.images) < 2:
         raise InputError("a single image is too few to purify with: nothing tells it from others; give 2 at least")
-    seen, start, sample = 0, time.monotonic(), supplies.images[:SAMPLE]
+    seen, start, sample = 0, time.monotonic(), supplies.images[spread(len(supplies.images), SAMPLE)]
 
     def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
         nonlocal seen

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import mae
+from sslbd_cli.core.artefact import spread
 from sslbd_cli.core.checks import FLAGS
 from sslbd_cli.core.detectors import Findings
 from sslbd_cli.core.device import Device, generator
@@ -79,9 +80,10 @@ class DeDe(InputDetector):
         state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         state |= {"centre": centre, "scale": scale, "neutral": bank, "masks": torch.stack(masks)}
         # the temperatures come from images that neither set the threshold nor are judged
-        state["spread"] = inverter.neutral_errors(images[:256]).std(1).median()
+        some = images[spread(len(images), 256)]
+        state["spread"] = inverter.neutral_errors(some).std(1).median()
         if self.needs_reference:
-            state["feature_spread"] = inverter.neutral_distances(images[:256]).std(1).median()
+            state["feature_spread"] = inverter.neutral_distances(some).std(1).median()
         return state
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
@@ -177,6 +179,6 @@ def _examples(scores: np.ndarray) -> np.ndarray:
     """Choose rows to show: some spread over the calmest third, then the most suspicious."""
     ranked = np.argsort(scores, kind="stable")
     calm = ranked[: max(1, len(ranked) // 3)]
-    spread = calm[np.unique(np.linspace(0, len(calm) - 1, EXAMPLES).astype(int))]
-    rows: np.ndarray = np.concatenate([spread, ranked[len(calm) :][-EXAMPLES:]])
+    some = calm[spread(len(calm), EXAMPLES)]
+    rows: np.ndarray = np.concatenate([some, ranked[len(calm) :][-EXAMPLES:]])
     return rows
