@@ -243,7 +243,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
             "46 images to poison, but 45 are eligible (at most half of the images",
         ),
         ("poison", ["dataset", "--select", "random", "--count", "91"], "91 images to poison, but 90 are eligible"),
-        ("poison", ["unlabelled", "--select", "random", "--target", "1"], "--class-rate needs labels and --target"),
+        ("poison", ["unlabelled", "--select", "random", "--target", "1"], "--class-rate needs labels, and --select"),
         ("poison", ["dataset", "--target", "1", "--canvases", "test"], "--craft stamp has no use for it; leave it out"),
         ("poison", ["dataset", "--target", "1", "--masks", "dataset"], "--craft stamp has no use for it; leave it out"),
         (

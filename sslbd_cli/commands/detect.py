@@ -88,7 +88,7 @@ def command(
     if sarif == "-":
         raise InputError("--sarif -: standard output carries the report; name a file")
     refuse_output(sarif, "--sarif")
-    judging.check_outputs({"--output": output, "--save-guard": params["save_guard"], "--sarif": sarif})
+    judging.check_outputs(run, {"--output": output, "--save-guard": params["save_guard"], "--sarif": sarif})
     speed: dict[str, float] = {}
     if params["guard"]:
         guarding.check_options(run)

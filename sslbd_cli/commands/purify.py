@@ -40,8 +40,8 @@ def command(run: Run, input: str, output: str, **params: Any) -> None:
     An encoder is purified with clean unlabeled images; measure the result with `sslbd probe`, and purify a clean
     encoder too: a purifier's price is what it costs there. How far it moved the embeddings of clean images, and what it
     took, is said on standard error. `unlearn` needs the trigger that `sslbd detect` found in the encoder, in --report.
-    A dataset is filtered by a report of `sslbd detect` on the
-    very same images; train on the rest with `sslbd pretrain`. --limit is of --data.
+    A dataset is filtered by a report of `sslbd detect` on the very same images; train on the rest with `sslbd
+    pretrain`. --limit is of --data.
     """
     from sslbd_cli.core.artefact import Dataset, Encoder
     from sslbd_cli.core.purifiers import EncoderPurifier
@@ -100,6 +100,8 @@ def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[st
     report: Report = run.read(params["report"], Report, "--report")
     report = screen.only(report, lambda part: part.results.get("flags") == "samples", "--report")
     scores, flagged = detect.said_of(report, dataset)
+    if report.results.get("verdict") == "inconclusive":
+        run.warn(f"the report is inconclusive: {report.results.get('doubt')}")
     kept = method.keep(scores, flagged, params["keep_quantile"])
     if not kept.any():
         few = params["keep_quantile"] is not None

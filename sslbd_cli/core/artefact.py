@@ -148,7 +148,9 @@ class Dataset(Artefact):
         """Return the number of the class named or numbered `name`."""
         if name in self.classes:
             return self.classes.index(name)
-        if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < max(len(self.classes), 1):
+        if not self.classes:
+            raise InputError(f"no class '{name}': the dataset has no labels")
+        if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(self.classes):
             return int(name)
         more = " ..." if len(self.classes) > 12 else ""
         shown = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + more

@@ -27,7 +27,9 @@ class Budget:
             return self.count
         if self.class_rate is not None:
             if in_class is None:
-                raise InputError("--class-rate needs labels and --target")
+                raise InputError(
+                    "--class-rate needs labels, and --select label a --target; give --rate or --count instead"
+                )
             wanted = round(self.class_rate * in_class)
         else:
             assert self.rate is not None

@@ -150,13 +150,14 @@ def rule(findings: Findings, alpha: float | None) -> Ruling:
 def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
     """Return the verdict and, where it is `inconclusive`, why.
 
-    Found: any sample is flagged; or more inputs are flagged than chance explains and, where a clean encoder was asked
-    too, more than there. Samples that a clean encoder points to as well are poisoned all the same.
+    Found: any sample is flagged, where flags are evidence; or more inputs are flagged than chance explains and, where a
+    clean encoder was asked too, more than there. Samples that a clean encoder points to as well are poisoned all the
+    same.
     """
     if ruling.findings.doubt:
         return "inconclusive", ruling.findings.doubt
     if ruling.p_value is None:
-        return ("found" if ruling.flagged.any() else "nothing found"), ""
+        return ("found" if ruling.flagged.any() and ruling.findings.is_evidence else "nothing found"), ""
     if ruling.p_value >= BEYOND_CHANCE:
         return "nothing found", ""
     if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:

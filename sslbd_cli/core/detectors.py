@@ -82,7 +82,8 @@ class Findings:
     pictures: named uint8 arrays for the report (rows are images), picture_rows: which judged images they show.
     controls: scores of the judged images that should rank them worse (another score, a severed cue); rules: what other
     decision rules flag, bool N. outside: scores again with only the pixels kept, bool N,H,W (for evaluation).
-    search_space: what was looked for; doubt: why the result cannot be vouched for, empty where it can.
+    search_space: what was looked for; doubt: why the result cannot be vouched for, empty where it can. is_evidence:
+    whether flags are; those of a fixed share of any set, or drawn at random, are not.
     extras: further named arrays; summary: plain values. learned: tensors that a guard needs to judge other images.
     """
 
@@ -98,6 +99,7 @@ class Findings:
     outside: Callable[[np.ndarray], np.ndarray] | None = None
     search_space: str = ""
     doubt: str = ""
+    is_evidence: bool = True
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     learned: dict[str, Tensor] = field(default_factory=dict, repr=False)

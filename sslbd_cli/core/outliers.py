@@ -32,6 +32,18 @@ def pseudo_labels(z: Tensor, clusters: int, seed: int, owner: str) -> list[Tenso
     return list(torch.split(order, found.sizes().tolist()))
 
 
+def unjudged(clusters: list[Tensor], owner: str) -> str:
+    """Say why clusters leave most of the images unjudged, empty where they do not: parts of LEAST say something."""
+    sizes = [len(rows) for rows in clusters]
+    judged = sum(size for size in sizes if size >= LEAST)
+    if judged * 2 >= sum(sizes):
+        return ""
+    return (
+        f"{owner}: {judged} of {sum(sizes)} images are in clusters of at least {LEAST}; give fewer clusters="
+        f" ({max(1, sum(sizes) // (2 * LEAST))}, say) or more images"
+    )
+
+
 def robust_z(values: Tensor) -> Tensor:
     """Return how many standard deviations values N lie above their median, float64 N, all finite.
 

@@ -29,6 +29,8 @@ from sslbd_cli.core.train import Watch
 LANDINGS = 5  # clusters that a trigger's images may be split over
 ALIKE = 0.7  # cosine of what two patches make of the clusters, from which they are one trigger
 SHOWN = 20  # of the ranking, in the report
+CROWD = 10  # images per cluster below which windows of clean images pass for triggers
+MOST = 1 / 3  # of the images: poison that fills more is no minority that a cluster gives away
 CHECKS = 128  # test images that a flagged image's window is pasted on
 
 
@@ -96,14 +98,32 @@ class PatchScan(ImageDetector):
             classified = int(flagged.sum())
             if self.decision == "verified":
                 flagged = scan.verify(flagged, windows, triggers, watch)
-                scores[~flagged] = scores[~flagged].clip(max=0)  # so that scores and flags say the same
+                # so that scores and flags say the same
+                scores = np.where(flagged, scores.clip(min=np.finfo(np.float64).tiny), scores.clip(max=0))
         return Findings(
             scores=scores, flagged=flagged, windows=windows, ranking=found.rows.numpy(), search_space=space,
+            doubt=self.doubt(flagged),
             extras=scan.pictures(found, triggers),
             summary={"candidates": len(found.rows), "best_flips": float(found.scores[0]),
                      "best_capture": float(carried.max()), "triggers": len(triggers.rows), "window": side,
                      "classified": classified},
         )  # fmt: skip
+
+    def doubt(self, flagged: np.ndarray) -> str:
+        """Say why what was found cannot be vouched for: bool N; empty where it can, or nothing was."""
+        per_cluster = len(flagged) / self.clusters
+        if flagged.any() and per_cluster < CROWD:
+            few = max(4, len(flagged) // CROWD)
+            return (
+                f"{self.name}: {flagged.sum()} images are flagged, but {per_cluster:.0f} images per cluster are too few"
+                f" to tell a trigger by; give clusters={few}, or more images"
+            )
+        if flagged.mean() > MOST:
+            return (
+                f"{self.name}: {flagged.mean():.0%} of the images are flagged, more than any poisoning leaves room for:"
+                " patches of clean images act as triggers on this encoder; train it longer, or raise capture="
+            )
+        return ""
 
 
 class Scan:
@@ -224,4 +244,6 @@ class Scan:
             "found/scores": first.scores.double().numpy(),
             "found/patches": patches,
         }
-        return shown | ({"found/trigger": patches[:1]} if len(triggers.rows) else {})
+        if len(triggers.rows):
+            shown["found/trigger"] = self.lens.pixels(self.patches(triggers)).numpy()[:1]
+        return shown

@@ -12,7 +12,7 @@ from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.outliers import LEAST, pseudo_labels, silhouette
+from sslbd_cli.core.outliers import LEAST, pseudo_labels, silhouette, unjudged
 from sslbd_cli.core.plugin import key
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.core.train import Watch
@@ -61,7 +61,8 @@ class ActivationClustering(ImageDetector):
         flagged = torch.zeros(len(z), dtype=torch.bool)
         gate = self.silhouette or {"ica": 0.15, "pca": 0.25}[self.reduce]
         clearest, touched = 0.0, 0
-        for number, rows in enumerate(pseudo_labels(z, self.clusters, seed, self.name)):
+        clusters = pseudo_labels(z, self.clusters, seed, self.name)
+        for number, rows in enumerate(clusters):
             split = self._split(z[rows], generator(seed, self.name, number))
             if split is None:
                 continue
@@ -76,6 +77,7 @@ class ActivationClustering(ImageDetector):
             flagged=flagged.numpy(),
             search_space=f"smaller parts, under {self.share:g}, of {self.clusters} clusters that fall in two"
             f" (silhouette of at least {gate:g}); no poison that fills most of a cluster",
+            doubt="" if flagged.any() else unjudged(clusters, self.name),
             summary={"clusters": self.clusters, "clusters_flagged": touched, "largest_silhouette": clearest},
         )
 

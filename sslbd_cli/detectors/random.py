@@ -46,5 +46,6 @@ class Random(ImageDetector):
             scores=scores.numpy(),
             flagged=flagged.numpy(),
             search_space=f"nothing: a floor, {self.share:g} of the images flagged at random",
+            is_evidence=False,
             summary={"share": self.share},
         )

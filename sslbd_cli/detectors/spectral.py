@@ -11,7 +11,7 @@ from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.outliers import LEAST, pseudo_labels, robust_z
+from sslbd_cli.core.outliers import LEAST, pseudo_labels, robust_z, unjudged
 from sslbd_cli.core.plugin import key
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.core.train import Watch
@@ -27,10 +27,11 @@ class Spectral(ImageDetector):
     a tight cluster of its own, where v tells nothing.
 
     Ours is the rule: as published, a fixed share of each class is removed (1.5 times the expected poison; the upper
-    15 % in BackdoorBench), of a clean set too: `spectral:rule=share`. The default flags projections that lie more than
-    z robust standard deviations from the cluster's median; the largest of 50,000 clean images was 4.5 (CIFAR-10,
-    SimCLR); clusters of fewer than 20 images are not judged. compat=authors projects features without centring them,
-    as BackdoorBench does: the cluster's mean then outweighs what differs.
+    15 % in BackdoorBench), of a clean set too: `spectral:rule=share`, for `sslbd purify --method filter`. What it flags
+    is no evidence, and its verdict always `nothing found`. The default flags projections that lie more than z robust
+    standard deviations from the cluster's median; the largest of 50,000 clean images was 4.5 (CIFAR-10, SimCLR);
+    clusters of fewer than 20 images are not judged. compat=authors projects features without centring them, as
+    BackdoorBench does: the cluster's mean then outweighs what differs.
     """
 
     flags = "samples"
@@ -62,6 +63,8 @@ class Spectral(ImageDetector):
             flagged=flagged.numpy(),
             search_space=f"images far out along the first principal direction of their cluster, of {self.clusters};"
             " no poison that fills a cluster or varies as clean images do",
+            doubt="" if self.rule == "share" or flagged.any() else unjudged(clusters, self.name),
+            is_evidence=self.rule != "share",
             summary={"clusters": self.clusters, "clusters_flagged": touched, "farthest_z": farthest},
         )
 

@@ -58,11 +58,15 @@ def check_place(path: str | None, method: Detector) -> None:
 
 
 def is_given(run: Run, params: dict[str, Any], name: str) -> bool:
-    """Tell whether the user gave an option, and nothing has taken it away since (from a method that takes none)."""
+    """Tell whether the user gave an option, and nothing has taken it away since (from a method that takes none).
+
+    The default, spelled out, asks for nothing: `sslbd info --recipe` writes it.
+    """
     from click.core import ParameterSource
 
     given = run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
-    return given and params[name] is not None and params[name] != ()
+    default = next(param.default for param in run.ctx.command.params if param.name == name)
+    return given and params[name] is not None and params[name] != () and params[name] != default
 
 
 def check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
@@ -91,12 +95,13 @@ def read_either(path: str) -> Artefact:
     return artefact.read_any(path)
 
 
-def check_outputs(outputs: dict[str, str | None]) -> None:
-    """Refuse two outputs in one file: the second would replace the first."""
+def check_outputs(run: Run, outputs: dict[str, str | None]) -> None:
+    """Refuse two outputs in one file, and one in the place of an input: the second would replace the first."""
     import os
 
     seen: dict[str, str] = {}
     for option, path in outputs.items():
+        run.refuse_overwrite(path, option)
         if path is not None and seen.setdefault(os.path.realpath(path), option) != option:
             raise InputError(f"{option} {path}: {seen[os.path.realpath(path)]} goes there, too; name another file")
 

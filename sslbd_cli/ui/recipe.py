@@ -26,7 +26,7 @@ def command_line(entry: dict[str, Any]) -> str:
     return _printable(shlex.join(words))
 
 
-def script(history: History, kind: str = "") -> str:
+def script(history: History, kind: str) -> str:
     """Write the lineage as a script: side inputs first, named by their digests, one file, of `kind`, at the end."""
     lines = ["#!/bin/sh", "# Rebuilds the artefact by the commands in its history.", "set -eu"]
     made: set[str] = set()
@@ -36,13 +36,13 @@ def script(history: History, kind: str = "") -> str:
     return "\n".join([*lines, ""])
 
 
-def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind: str = "") -> None:
+def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind: str) -> None:
     """Append the commands of a history; its last artefact is called `goal`."""
     if goal in made:
         return
     made.add(goal)
     before = ""
-    for number, entry in enumerate(history):
+    for number, (entry, made_kind) in enumerate(zip(history, _kinds(history, kind), strict=True)):
         last = number == len(history) - 1
         target = goal if last else f"{goal}.{number + 1}"
         line = command_line(entry)
@@ -52,9 +52,17 @@ def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind
             line += _input_words(source, before, lines, made)
         command = str(entry.get("command"))
         doubt = " || [ $? -eq 3 ]" if command in DOUBTFUL else ""
-        saved = f"--save-guard {target}.safetensors" if last and kind == "guard" else f"-o {target}{_suffix(command)}"
-        lines.append(f"{line} {saved}{doubt}")
-        before = f"{target}{_suffix(str(entry.get('command')))}"
+        before = f"{target}{_suffix(made_kind)}"
+        lines.append(f"{line} {'--save-guard' if made_kind == 'guard' else '-o'} {before}{doubt}")
+
+
+def _kinds(history: History, kind: str) -> list[str]:
+    """Return what each command of a history made: what the next one worked on, the last the artefact itself."""
+    worked_on = (
+        next((str(source.get("kind")) for source in entry.get("inputs", []) if source.get("option") == "INPUT"), "")
+        for entry in history[1:]
+    )
+    return [*worked_on, kind]
 
 
 def _input_words(source: dict[str, Any], before: str, lines: list[str], made: set[str]) -> str:
@@ -69,10 +77,7 @@ def _input_words(source: dict[str, Any], before: str, lines: list[str], made: se
         history = tuple(source.get("history", []))
         if history:
             _rebuild(history, stem, lines, made, str(source.get("kind")))
-        if history and source.get("kind") != "guard":
-            name = stem + _suffix(str(history[-1].get("command")))
-        else:
-            name = f"{stem}.{'safetensors' if source.get('kind') in ('encoder', 'guard') else 'h5'}"
+        name = stem + _suffix(str(source.get("kind")))
         if not history:
             digest = f"content digest {source.get('sha256')} (see sslbd info --digest)"
             lines.append(_printable(f"# needs {name} with {digest}"))
@@ -84,5 +89,5 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _suffix(command: str) -> str:
-    return ".safetensors" if command in ("pretrain", "badencoder", "purify", "convert") else ".h5"
+def _suffix(kind: str) -> str:
+    return ".safetensors" if kind in ("encoder", "guard") else ".h5"

@@ -39,6 +39,12 @@ PRESENTATION = {
     "budget",  # what it left time for is in the history
 }
 
+#: Options that name what a command writes beside its --output.
+WRITTEN = {"output", "save_guard", "sarif", "checkpoint", "monitor"}
+
+#: Commands whose output is of the kind of their INPUT, so that it may take its place.
+IN_PLACE = {"poison", "badencoder", "purify"}
+
 
 class Run:
     """The running command: reads artefacts, talks on standard error, and signs what it writes."""
@@ -54,6 +60,7 @@ class Run:
         self._has_read_stdin = False
         self._lent: dict[tuple[str, str], Artefact] = {}
         refuse_output(ctx.params.get("output"))
+        self.refuse_overwrite(ctx.params.get("output"))
 
     # --- in
 
@@ -93,6 +100,20 @@ class Run:
                     digest.update(block)
             sha256 = digest.hexdigest()
         self.inputs.append({"option": option, "kind": "file", "file": Path(path).name, "sha256": sha256})
+
+    def refuse_overwrite(self, path: str | None, option: str = "--output") -> None:
+        """Refuse, before any work is done, an output in the place of what the run reads."""
+        if path is None or path == "-":
+            return
+        for param in self.ctx.command.params:
+            name, read = str(param.name), self.ctx.params.get(str(param.name))
+            if type(param.type).__name__ != "ArtefactPath" or name in WRITTEN or not read:
+                continue
+            if name == "input" and self.name in IN_PLACE:
+                continue
+            if os.path.realpath(path) in map(os.path.realpath, read if isinstance(read, tuple) else [read]):
+                shown = max(param.opts, key=len) if param.param_type_name == "option" else name.upper()
+                raise InputError(f"{option} {path}: {shown} is read from there; name another file")
 
     # --- how
 

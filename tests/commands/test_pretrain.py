@@ -44,3 +44,8 @@ def test_a_network_too_large_for_the_machine_is_bad_input(sslbd, images, tmp_pat
     method = "byol:hidden=1000000000"
     status, _, err = sslbd("pretrain", images, *SHORT, "--method", method, "-q", "-o", tmp_path / "e.safetensors")
     assert status == 2 and "not enough memory" in err
+
+
+def test_a_checkpoint_goes_to_a_file(sslbd, images, tmp_path):
+    status, out, err = sslbd("pretrain", images, *SHORT, "--checkpoint", "-", "-o", tmp_path / "e.safetensors")
+    assert (status, out) == (2, "") and "cannot be resumed from standard output" in err

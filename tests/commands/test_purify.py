@@ -1,6 +1,7 @@
 """`sslbd purify --method filter`: what a report flags is taken out, and a report of anything else is refused."""
 
 import dataclasses
+import shlex
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ def files(tmp_path_factory):
         "inputs": dataclasses.replace(good, results=results | {"flags": "inputs"}, data=inputs),
         "bare": dataclasses.replace(good, data={}),
         "probe": Report(command="probe", results=results, data=arrays),
+        "doubt": dataclasses.replace(good, results=results | {"verdict": "inconclusive", "doubt": "most are flagged"}),
         "nameless": dataclasses.replace(good, results={"flags": "samples", "data": None}),
     }.items():
         artefact.write(report, str(folder / name))
@@ -169,3 +171,23 @@ def test_an_encoder_is_purified_by_what_a_detector_found(sslbd, files, tmp_path)
     assert before < 0.3 and now > before + 0.02
     inputs = artefact.read(str(tmp_path / "out"), artefact.Encoder).history[-1]["inputs"]
     assert [row["option"] for row in inputs] == ["INPUT", "--data", "--report"]
+
+
+def test_a_report_in_doubt_is_used_and_says_so(sslbd, files, tmp_path):
+    kept, err = purify(sslbd, files, tmp_path, report="doubt")
+    assert len(kept.images) == 197 and "warning: the report is inconclusive: most are flagged" in err
+
+
+def test_the_recipe_of_what_is_left_runs(sslbd, files, tmp_path, monkeypatch):
+    """Through the detector of samples: the default --alpha that a recipe spells out asks it for nothing."""
+    from sslbd_cli.main import run
+
+    monkeypatch.chdir(tmp_path)
+    words = ("detect", files / "encoder", "--method", METHOD, "--data", files / "data.h5", "--device", "cpu")
+    assert sslbd(*words, "-o", "seen.h5")[0] == 0
+    assert sslbd("purify", files / "data.h5", "--method", "filter", "--report", "seen.h5", "-o", "out.h5")[0] == 0
+    known = {artefact.read_any(str(files / name)).sha256[:12]: str(files / name) for name in ("data.h5", "encoder")}
+    script = sslbd("info", "--recipe", "out.h5")[1].splitlines()
+    for line in (shlex.split(text.partition(" || ")[0]) for text in script if text.startswith("sslbd ")):
+        assert run([next((name for digest, name in known.items() if digest in word), word) for word in line[1:]]) == 0
+    assert (tmp_path / "rebuilt.h5").read_bytes() == (tmp_path / "out.h5").read_bytes()

@@ -372,3 +372,10 @@ def test_the_fault_of_a_caption_far_down_is_found():
     many[69_000] = 0xC3, 0x41
     with pytest.raises(InputError, match="the caption of image 69000 is not UTF-8"):
         checked.caption_array({"captions": many}, 70_000)
+
+
+@pytest.mark.parametrize("name", ["0", "1", "cat"])
+def test_a_dataset_without_classes_knows_no_target(dataset, name):
+    bare = dataclasses.replace(dataset, labels=None, classes=())
+    with pytest.raises(InputError, match=f"no class '{name}': the dataset has no labels"):
+        bare.class_index(name)

@@ -29,7 +29,7 @@ def test_the_budget_in_images(budget, count):
 def test_a_budget_of_nothing_or_of_an_unknown_class_is_refused():
     with pytest.raises(InputError, match="no image at all of 60"):
         Budget(rate=0.001).images(60, 20)
-    with pytest.raises(InputError, match="--class-rate needs labels and --target"):
+    with pytest.raises(InputError, match="--class-rate needs labels, and --select label a --target"):
         Budget(class_rate=0.5).images(60, None)
 
 
@@ -41,7 +41,7 @@ def test_a_class_rate_is_of_the_target_or_without_one_of_an_average_class(datase
     assert amount(uneven, label, dataclasses.replace(pool, target=1), half) == 10
     assert amount(uneven, free, pool, half) == amount(bare, free, pool, half) == 7  # 0.5 * 40 / 3
     for data, target, selector in ((uneven, None, label), (bare, 1, free), (bare, 1, label)):
-        with pytest.raises(InputError, match="--class-rate needs labels and --target"):
+        with pytest.raises(InputError, match="--class-rate needs labels, and --select label a --target"):
             amount(data, selector, dataclasses.replace(pool, target=target), half)
 
 

@@ -133,3 +133,9 @@ def test_the_part_of_a_report_that_serves():
     assert "methods" in holder("strip").results and screen.only(told["strip"], bool, "--report") is told["strip"]
     with pytest.raises(InputError, match=r"--report: the report is of several methods \(ssl-cleanse, ssl-cleanse-2\)"):
         holder("ssl-cleanse", "ssl-cleanse")
+
+
+def test_a_bound_has_no_say_beside_a_detector():
+    bound = said("poisoncam:localiser=oracle", "samples", "found", sees_truth=True)
+    assert over(bound, said("spectral", "samples"))[0] == "nothing found"
+    assert over(bound)[0] == "found"

@@ -10,6 +10,7 @@ from sslbd_cli.core import detect, plugin
 from sslbd_cli.core.detectors import Evidence, Findings
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.metrics import auroc, localisation, top_accuracy
+from sslbd_cli.core.search import Candidates
 from sslbd_cli.core.watch import unwatched
 
 #: small enough for a second; windows of 5 of 16 pixels carry more of a scene than 10 of 32: a higher bar
@@ -143,3 +144,27 @@ def test_odd_settings_run(cpu, name, keys):
 def test_a_window_larger_than_the_image_is_refused(data, cpu, name):
     with pytest.raises(InputError, match="a window of 17 pixels is larger than the images of 16"):
         look(name, data, cpu, window=17)
+
+
+def test_scores_and_flags_of_the_verified_say_the_same(data, cpu):
+    """Also where the classifiers, taught nothing, suspect none of the triggers that the search has proven."""
+    for said in (look("poisoncam", data, cpu, lr=0, steps=1), look("poisoncam", data, cpu)):
+        assert said.flagged.any() and np.array_equal(said.flagged, said.scores > 0)
+
+
+def test_the_trigger_shown_is_the_first_proven(data, cpu):
+    from sslbd_cli.core.patchscan import Scan
+
+    scan = Scan(make("poisoncam"), make_sharp(), Evidence(data.images), cpu, 0)
+    found = scan.look(unwatched)
+    later = Candidates(*(part[3:4] for part in (found.rows, found.windows, found.scores)))
+    shown = scan.pictures(found, later)
+    assert np.array_equal(shown["found/trigger"], shown["found/patches"][3:4])
+
+
+@pytest.mark.parametrize(("count", "share", "word"), [(60, 0.4, "40% of the images"), (30, 0.1, "give clusters=4")])
+def test_what_no_poisoning_looks_like_is_in_doubt(count, share, word):
+    flagged = np.arange(count) < share * count
+    assert word in make("poisoncam", clusters=6).doubt(flagged)
+    assert not make("poisoncam", clusters=6).doubt(np.arange(60) < 6)
+    assert not make("poisoncam", clusters=6).doubt(np.zeros(count, bool))

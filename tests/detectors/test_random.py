@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detectors.wired import make_poisoned
-from sslbd_cli.core import plugin
+from sslbd_cli.core import detect, plugin
 from sslbd_cli.core.detectors import Evidence
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.watch import unwatched
@@ -33,3 +33,8 @@ def test_images_are_not_looked_at(cpu):
     method = plugin.parse("detector", "random")
     first, other = (method.run(None, Evidence(x), cpu, 0, unwatched).scores for x in (images, 255 - images))
     assert np.array_equal(first, other)
+
+
+def test_flags_drawn_at_random_find_nothing(cpu):
+    found = look(cpu, 0.1)
+    assert detect.verdict(detect.rule(found, None), None) == ("nothing found", "")

@@ -67,3 +67,16 @@ def test_few_or_equal_images_say_nothing(cpu, count):
     found = look("spectral:clusters=1", make_scenes(count).images[:1].repeat(count, 0), cpu)
     assert not found.flagged.any() and np.isfinite(found.scores).all()
     assert torch.tensor(found.scores).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["spectral", "activation-clustering"])
+def test_a_set_hardly_any_of_which_is_judged_is_in_doubt(cpu, name):
+    images = make_scenes().images
+    said = look(f"{name}:clusters=60", images, cpu)
+    assert f"of {len(images)} images are in clusters of at least 20; give fewer clusters=" in said.doubt
+    assert not look(f"{name}:clusters=3", images, cpu).doubt
+
+
+def test_a_fixed_share_is_no_evidence(cpu):
+    assert not look("spectral:clusters=3,rule=share", make_scenes().images, cpu).is_evidence
+    assert look("spectral:clusters=3", make_scenes().images, cpu).is_evidence

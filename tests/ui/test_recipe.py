@@ -16,15 +16,22 @@ def source(option: str, **more: object) -> dict[str, object]:
     return {"option": option, "kind": "dataset", "sha256": "cd" * 32, **more}
 
 
-def lines(history: tuple) -> list[str]:
-    return [line for line in recipe.script(history).splitlines() if not line.startswith(("#!", "# Rebuilds", "set "))]
+def lines(history: tuple, kind: str = "dataset") -> list[str]:
+    return [
+        line for line in recipe.script(history, kind).splitlines() if not line.startswith(("#!", "# Rebuilds", "set "))
+    ]
 
 
 def test_a_chain_of_commands():
-    assert lines((DATA, TRAIN)) == [
+    assert lines((DATA, TRAIN), "encoder") == [
         "sslbd data --seed 1 shapes -o rebuilt.1.h5",
         "sslbd pretrain --method simclr:out=8 --compile --blur 0.0 rebuilt.1.h5 -o rebuilt.safetensors",
     ]
+
+
+def test_what_is_left_of_a_dataset_is_a_dataset():
+    filtered = {"command": "purify", "args": {"--method": "filter"}, "inputs": [source("INPUT")]}
+    assert lines((DATA, filtered))[-1] == "sslbd purify --method filter rebuilt.1.h5 -o rebuilt.h5"
 
 
 def test_the_device_is_the_one_whose_bytes_these_are():
@@ -32,9 +39,10 @@ def test_the_device_is_the_one_whose_bytes_these_are():
 
 
 def test_side_inputs_come_first_and_once():
-    tuned = {"command": "badencoder", "args": {}, "inputs": [*TRAIN["inputs"], source("--data", history=[DATA])] * 1}
+    worked_on = {"option": "INPUT", "kind": "encoder", "sha256": "ab" * 32}
+    tuned = {"command": "badencoder", "args": {}, "inputs": [worked_on, source("--data", history=[DATA])]}
     tuned["inputs"].append(source("--reference-data", history=[DATA]))
-    assert lines((DATA, TRAIN, tuned))[2:] == [
+    assert lines((DATA, TRAIN, tuned), "encoder")[2:] == [
         "sslbd data --seed 1 shapes -o input-cdcdcdcdcdcd.h5",
         "sslbd badencoder rebuilt.2.safetensors --data input-cdcdcdcdcdcd.h5 --reference-data input-cdcdcdcdcdcd.h5"
         " -o rebuilt.safetensors || [ $? -eq 3 ]",
@@ -47,11 +55,11 @@ def test_what_cannot_be_rebuilt_is_named():
         f"# needs a b.zip with sha256 {'cd' * 32}",
         "sslbd data folder 'a b.zip' -o rebuilt.h5",
     ]
-    assert lines((TRAIN,))[0].startswith(f"# needs input-abababababab.h5 with content digest {'ab' * 32}")
+    assert lines((TRAIN,), "encoder")[0].startswith(f"# needs input-abababababab.h5 with content digest {'ab' * 32}")
 
 
 def test_no_history_says_so():
-    assert "has no history" in recipe.script(())
+    assert "has no history" in recipe.script((), "encoder")
 
 
 def test_hostile_histories_stay_words(tmp_path):
@@ -65,7 +73,7 @@ def test_hostile_histories_stay_words(tmp_path):
             "inputs": [row | {"kind": "file"}, row | {"history": [DATA]}, row | {"option": "INPUT"}],
         },
     )
-    script = recipe.script(entries).replace("set -eu\n", "set -u\nsslbd() { :; }\n")
+    script = recipe.script(entries, "dataset").replace("set -eu\n", "set -u\nsslbd() { :; }\n")
     subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=20)
     assert list(tmp_path.iterdir()) == []
     assert "\x1b" not in script

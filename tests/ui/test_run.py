@@ -93,3 +93,33 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(sslbd, tmp_
     for output, problem in ((tmp_path / "no" / "a", "no such folder"), (tmp_path, "is a folder")):
         status, _, err = sslbd("data", "--count", 10**9, "-o", output)
         assert (status, err) == (2, f"sslbd data: --output {output}: {problem}; name a file\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pretrain", "a.h5", "--epochs", 1, "-o", "a.h5"),
+        ("embed", "e", "--data", "a.h5", "-o", "./a.h5"),
+        ("embed", "e", "--data", "a.h5", "-o", "e"),
+        ("detect", "e", "--method", "random", "--data", "a.h5", "-o", "a.h5"),
+        ("detect", "e", "--method", "random", "--data", "a.h5", "--sarif", "e"),
+        ("detect", "e", "--method", "dede", "--data", "a.h5", "--aux", "b.h5", "--save-guard", "b.h5"),
+        ("probe", "e", "--train", "a.h5", "--test", "b.h5", "-o", "b.h5"),
+        ("poison", "b.h5", "--select", "kmeans", "--encoder", "e", "-o", "e"),
+        ("report", "a.h5", "b.h5", "-o", "b.h5"),
+    ],
+    ids=lambda words: f"{words[0]} {words[-2]} {words[-1]}",
+)
+def test_an_output_never_replaces_an_input(sslbd, path, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.h5").write_bytes(path.read_bytes())
+    artefact.write(make_encoder(), "e")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    status, out, err = sslbd(*words)
+    assert (status, out) == (2, "") and "is read from there; name another file" in err and err.count("\n") == 1
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_what_is_worked_on_may_be_replaced_by_its_like(sslbd, path):
+    assert sslbd("poison", path, "--target", "1", "-q", "-o", path)[0] == 0
+    assert entry(path)["command"] == "poison"
