@@ -18,6 +18,7 @@ OPERATIONS: dict[str, Callable[..., float]] = {
     "difference": lambda a, b: a - b,
     "ratio": lambda a, b: a / b if b else float("inf"),
     "least": min,
+    "mean": lambda *parts: statistics.mean(parts),
 }
 
 
