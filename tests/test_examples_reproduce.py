@@ -61,7 +61,7 @@ def test_every_attack_number_has_its_control(paper, tmp_path):
     assert len(probes) > 10
     for line in probes:
         control = re.search(r"--baseline \S+/encoders/clean/([\w-]+)/(\d)\.safetensors", line)
-        victim = re.search(r"sslbd probe \S+/encoders/[\w-]+/([\w-]+)/(\d)\.safetensors", line)
+        victim = re.search(r"sslbd probe \S+/encoders/[\w.-]+/([\w-]+)/(\d)\.safetensors", line)
         assert control.groups() == victim.groups(), "same method, same seed"
 
 
