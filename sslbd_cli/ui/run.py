@@ -39,7 +39,7 @@ PRESENTATION = {
     "budget",  # what it left time for is in the history
 }
 
-#: Options that name what a command writes beside its --output.
+#: Options that name what a command writes.
 WRITTEN = {"output", "save_guard", "sarif", "checkpoint", "monitor"}
 
 #: Commands whose output is of the kind of their INPUT, so that it may take its place.
