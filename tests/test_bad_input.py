@@ -330,7 +330,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--aux", "test"], "judges a training set by itself"),
         ("detect", [*SAMPLES, "--method", "poisoncam", "--trigger", "patch"], "takes no --trigger"),
-        ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.1"], "takes no --alpha"),
+        ("detect", [*SAMPLES, "--method", "poisoncam", "--alpha", "0.05"], "takes no --alpha"),
         ("detect", ["encoder", "--data", "unlabelled", "--method", "neural-cleanse"], "the dataset has no labels"),
         ("detect", [*SAMPLES, "--method", "decree", "--limit", "63"], "63 images of --data are too few for an audit"),
         (

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sslbd_cli.ui import options
-from sslbd_cli.ui.run import Run, refuse_output
+from sslbd_cli.ui.run import Run
 from sslbd_cli.ui.spec import Spec
 
 
@@ -82,13 +82,13 @@ def command(
     """
     from sslbd_cli.core.artefact import Encoder
     from sslbd_cli.core.errors import InputError, Unsound
-    from sslbd_cli.ui import guarding, judging, screening
+    from sslbd_cli.ui import guarding, screening
     from sslbd_cli.ui.report import print_results
 
     if sarif == "-":
         raise InputError("--sarif -: standard output carries the report; name a file")
-    refuse_output(sarif, "--sarif")
-    judging.check_outputs(run, {"--output": output, "--save-guard": params["save_guard"], "--sarif": sarif})
+    run.claim(params["save_guard"], "--save-guard")
+    run.claim(sarif, "--sarif")
     speed: dict[str, float] = {}
     if params["guard"]:
         guarding.check_options(run)
@@ -97,7 +97,7 @@ def command(
         report, doubt = screening.judge(run, run.read(input, Encoder), params)
     print_results(screening.shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
-        run.write(report, output, method=screening.method_ran(report, params))
+        run.write(report, output, **screening.resolved(report, params))
     is_stop = exit_code and report.results["verdict"] == "found"
     if sarif is not None:
         from sslbd_cli.ui.sarif import write

@@ -56,6 +56,7 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     refuse_terminal(output)
     training.apply_preset(run.ctx)
     check_checkpoint(params["checkpoint"], params["resume"], output)
+    run.claim(params["checkpoint"], "--checkpoint")
     dataset = run.read(input, Dataset)
     size = dataset.size
     monitor = _monitor(run, params["monitor"], size)

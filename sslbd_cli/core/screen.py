@@ -34,16 +34,15 @@ def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
 
     Found: a method finds a backdoor, and its p-value still does after the correction; one that decides by a rule of
     its own has none to correct, and counts as it is. Inconclusive: a finding did not outlast the correction, or no
-    method came to an answer. Nothing found: otherwise, though some methods may be inconclusive. A
-    bound, which is told where the triggers are, has no say beside detectors.
+    method came to an answer. Nothing found: otherwise, though some methods may be inconclusive. A bound, which is told
+    where the triggers are, has no say beside detectors.
     """
     corrected = correct(reports)
     parts = _parts(corrected)
-    rows = [report.results for report in corrected if not report.results.get("sees_truth")] or [
-        report.results for report in corrected
-    ]
+    told = [report.results for report in corrected]
+    rows = [row for row in told if not row.get("sees_truth")] or told
     kinds = {kind: of_kind([row for row in rows if row["flags"] == kind]) for kind in KINDS}
-    kinds = {kind: told for kind, told in kinds.items() if told is not None}
+    kinds = {kind: answer for kind, answer in kinds.items() if answer is not None}
     verdict, doubt = overall(rows)
     results = {
         "verdict": verdict,

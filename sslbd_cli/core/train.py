@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -83,18 +82,13 @@ class Checkpoint:
 
 
 def check_checkpoint(path: str | None, resume: bool, output: str) -> None:
-    """Refuse, before any work, a checkpoint that cannot be written or would replace something else."""
+    """Refuse, before any work, a checkpoint that is no use or would replace something else."""
     if path is None:
         if resume:
             raise InputError("--resume needs --checkpoint FILE")
         return
     if path == "-":
         raise InputError("--checkpoint -: a run cannot be resumed from standard output; name a file")
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"--checkpoint {path}: no such folder")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--checkpoint {path}: the folder is not writable")
     if Path(path).absolute() == Path(output).absolute():
         raise InputError("--checkpoint and --output name the same file; the encoder would replace the checkpoint")
     if Path(path).exists() and not is_checkpoint(path):

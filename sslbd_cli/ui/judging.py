@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sslbd_cli.core.errors import InputError
-from sslbd_cli.ui.run import refuse_output
 
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Artefact, Dataset, Encoder, Report
@@ -54,19 +53,14 @@ def check_place(path: str | None, method: Detector) -> None:
         raise InputError(f"--save-guard keeps what a detector of inputs learned; --method {method.name} is none")
     if path == "-":
         raise InputError("--save-guard -: standard output carries the report; name a file")
-    refuse_output(path, "--save-guard")
 
 
 def is_given(run: Run, params: dict[str, Any], name: str) -> bool:
-    """Tell whether the user gave an option, and nothing has taken it away since (from a method that takes none).
-
-    The default, spelled out, asks for nothing: `sslbd info --recipe` writes it.
-    """
+    """Tell whether the user gave an option, and nothing has taken it away since (from a method that takes none)."""
     from click.core import ParameterSource
 
     given = run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
-    default = next(param.default for param in run.ctx.command.params if param.name == name)
-    return given and params[name] is not None and params[name] != () and params[name] != default
+    return given and params[name] is not None and params[name] != ()
 
 
 def check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
@@ -93,17 +87,6 @@ def read_either(path: str) -> Artefact:
     if path == "-":
         raise InputError("--baseline -: it may be an encoder or a report, which takes a second look; name a file")
     return artefact.read_any(path)
-
-
-def check_outputs(run: Run, outputs: dict[str, str | None]) -> None:
-    """Refuse two outputs in one file, and one in the place of an input: the second would replace the first."""
-    import os
-
-    seen: dict[str, str] = {}
-    for option, path in outputs.items():
-        run.refuse_overwrite(path, option)
-        if path is not None and seen.setdefault(os.path.realpath(path), option) != option:
-            raise InputError(f"{option} {path}: {seen[os.path.realpath(path)]} goes there, too; name another file")
 
 
 # --- images -------------------------------------------------------------------------------------------------------

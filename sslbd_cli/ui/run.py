@@ -40,7 +40,7 @@ PRESENTATION = {
 }
 
 #: Options that name what a command writes.
-WRITTEN = {"output", "save_guard", "sarif", "checkpoint", "monitor"}
+WRITTEN = {"output", "save_guard", "sarif", "checkpoint"}
 
 #: Commands whose output is of the kind of their INPUT, so that it may take its place.
 IN_PLACE = {"poison", "badencoder", "purify"}
@@ -59,8 +59,8 @@ class Run:
         self._device: Device | None = None
         self._has_read_stdin = False
         self._lent: dict[tuple[str, str], Artefact] = {}
-        refuse_output(ctx.params.get("output"))
-        self.refuse_overwrite(ctx.params.get("output"))
+        self._outputs: dict[str, str] = {}
+        self.claim(ctx.params.get("output"), "--output")
 
     # --- in
 
@@ -101,20 +101,6 @@ class Run:
             sha256 = digest.hexdigest()
         self.inputs.append({"option": option, "kind": "file", "file": Path(path).name, "sha256": sha256})
 
-    def refuse_overwrite(self, path: str | None, option: str = "--output") -> None:
-        """Refuse, before any work is done, an output in the place of what the run reads."""
-        if path is None or path == "-":
-            return
-        for param in self.ctx.command.params:
-            name, read = str(param.name), self.ctx.params.get(str(param.name))
-            if type(param.type).__name__ != "ArtefactPath" or name in WRITTEN or not read:
-                continue
-            if name == "input" and self.name in IN_PLACE:
-                continue
-            if os.path.realpath(path) in map(os.path.realpath, read if isinstance(read, tuple) else [read]):
-                shown = max(param.opts, key=len) if param.param_type_name == "option" else name.upper()
-                raise InputError(f"{option} {path}: {shown} is read from there; name another file")
-
     # --- how
 
     def device(self) -> Device:
@@ -146,6 +132,24 @@ class Run:
         click.echo(f"sslbd {self.name}: warning: {text}", err=True)
 
     # --- out
+
+    def claim(self, path: str | None, option: str) -> None:
+        """Refuse, before any work is done, an output that cannot be written, or takes an input's or another's place."""
+        if path is None or path == "-":
+            return
+        _refuse_place(path, option)
+        place = os.path.realpath(path)
+        if (other := self._outputs.setdefault(place, option)) != option:
+            raise InputError(f"{option} {path}: {other} goes there, too; name another file")
+        for param in self.ctx.command.params:
+            name, read = str(param.name), self.ctx.params.get(str(param.name))
+            if type(param.type).__name__ != "ArtefactPath" or name in WRITTEN or not read:
+                continue
+            if name == "input" and self.name in IN_PLACE:
+                continue
+            if place in map(os.path.realpath, read if isinstance(read, tuple) else [read]):
+                shown = max(param.opts, key=len) if param.param_type_name == "option" else name.upper()
+                raise InputError(f"{option} {path}: {shown} is read from there; name another file")
 
     def entry(self, **resolved: Any) -> dict[str, Any]:
         """Return this run's history entry. `resolved` replaces options by what they came to mean."""
@@ -185,10 +189,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def refuse_output(path: str | None, option: str = "--output") -> None:
-    """Refuse, before any work is done, an output file that could not be written after it."""
-    if path is None or path == "-":
-        return
+def _refuse_place(path: str, option: str) -> None:
     folder = Path(path).resolve().parent
     if not folder.is_dir() or Path(path).is_dir():
         raise InputError(f"{option} {path}: {'is a folder' if folder.is_dir() else 'no such folder'}; name a file")

@@ -248,15 +248,19 @@ def _unsound(method: Detector, encoder: Encoder, why: str) -> Report:
     return Report(command="detect", results=results | {"encoder": judging.named(encoder)})
 
 
-def method_ran(report: Report, params: dict[str, Any]) -> Any:
-    """Return what the history says of --method: one spec, what was asked for, or what a budget left time for."""
+def resolved(report: Report, params: dict[str, Any]) -> dict[str, Any]:
+    """Return what the history says in place of options: the methods that ran, no --alpha where none of them takes it.
+
+    A guard names its own; of several methods, what was asked for, or what a budget left time for.
+    """
+    rows = report.results.get("methods")
+    method = params["method"][0] if rows is None else params["method"]
     if params["guard"]:
-        return None
-    if "methods" not in report.results:
-        return params["method"][0]
-    if params["budget"] is None:
-        return params["method"]
-    return [row["method"] for row in report.results["methods"]]
+        method = None
+    elif rows is not None and params["budget"] is not None:
+        method = [row["method"] for row in rows]
+    judged = {row["flags"] for row in rows or [report.results]}
+    return {"method": method} | ({"alpha": None} if judged == {"samples"} else {})
 
 
 def shown(report: Report, *, json_lines: bool) -> dict[str, Any]:

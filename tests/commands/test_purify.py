@@ -179,7 +179,7 @@ def test_a_report_in_doubt_is_used_and_says_so(sslbd, files, tmp_path):
 
 
 def test_the_recipe_of_what_is_left_runs(sslbd, files, tmp_path, monkeypatch):
-    """Through the detector of samples: the default --alpha that a recipe spells out asks it for nothing."""
+    """Through the detector of samples, whose history has no --alpha: it would be refused."""
     from sslbd_cli.main import run
 
     monkeypatch.chdir(tmp_path)

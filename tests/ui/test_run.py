@@ -99,6 +99,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(sslbd, tmp_
     "words",
     [
         ("pretrain", "a.h5", "--epochs", 1, "-o", "a.h5"),
+        ("pretrain", "a.h5", "--epochs", 1, "--monitor", "b.h5", "-o", "b.h5"),
         ("embed", "e", "--data", "a.h5", "-o", "./a.h5"),
         ("embed", "e", "--data", "a.h5", "-o", "e"),
         ("detect", "e", "--method", "random", "--data", "a.h5", "-o", "a.h5"),
