@@ -32,9 +32,10 @@ def small_encoder() -> Encoder:
 
 
 def small_guard() -> Guard:
-    words = dict.fromkeys(("encoder", "aux", "search_space", "doubt"), "x")
-    scores, state = np.arange(5.0), {"mean": np.ones((2, 3), np.float32)}
-    return Guard(method="strip", size=4, reference=None, calibration=scores, state=state, history=HISTORY, **words)
+    words = dict.fromkeys(("encoder", "search_space", "doubt"), "x")
+    arrays = {"aux": np.arange(3, dtype=np.uint64), "calibration": np.arange(5.0)}
+    state = {"mean": np.ones((2, 3), np.float32)}
+    return Guard(method="strip", size=4, reference=None, state=state, history=HISTORY, **words, **arrays)
 
 
 def fuzz(path: Path, count: int, seed: int) -> dict[str, float]:

@@ -68,7 +68,8 @@ def command(
     filter` takes out what they flag. Detectors of encoders search the encoder for a trigger with clean images, and test
     what they find on images held out; the report holds it, and --trigger witness:file=REPORT replays it. Clean encoders
     of the same kind, 4 or more, say what is usual. Truth recorded in --data, or known from --trigger, is used only
-    afterwards, to measure. --limit is of --data.
+    afterwards, to measure. --limit is of --data, and without it of the images
+    that each trigger is put on.
 
     --save-guard keeps what a detector of inputs has learned; --guard judges further images by it, without --aux, and
     says how fast. A guard fits one encoder alone. The report holds a p-value for each image.
@@ -92,12 +93,13 @@ def command(
     speed: dict[str, float] = {}
     if params["guard"]:
         guarding.check_options(run)
-        report, doubt, speed = guarding.judge_stream(run, run.read(input, Encoder), params)
+        report, speed = guarding.judge_stream(run, run.read(input, Encoder), params)
     else:
-        report, doubt = screening.judge(run, run.read(input, Encoder), params)
+        report = screening.judge(run, run.read(input, Encoder), params)
     print_results(screening.shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
         run.write(report, output, **screening.resolved(report, params))
+    doubt = report.results["doubt"]
     is_stop = exit_code and report.results["verdict"] == "found"
     if sarif is not None:
         from sslbd_cli.ui.sarif import write

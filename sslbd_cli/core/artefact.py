@@ -20,7 +20,7 @@ from sslbd_cli.core.errors import InputError
 LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
 _TRUTH = ("poisoned", "box", "source", "caption")
 _DATASET = ("images", "labels", "ids", "captions", *(f"truth/{name}" for name in _TRUTH))
-_GUARD_WORDS = ("method", "encoder", "aux", "search_space", "doubt")
+_GUARD_WORDS = ("method", "encoder", "search_space", "doubt")
 History = tuple[dict[str, Any], ...]
 A = TypeVar("A", bound="Artefact")
 
@@ -282,8 +282,9 @@ class Guard(Artefact):
     """What a detector of inputs has learned of one encoder, to judge other images by.
 
     method: its spec string; size: side of the images in pixels; encoder, reference: digests of the encoders that it
-    looks through, the second None where there is none; aux: digest of the images that it learned and was calibrated on;
-    doubt: why its answers cannot be vouched for, or nothing. calibration: float64 scores; state: tensors by name.
+    looks through, the second None where there is none; doubt: why its answers cannot be vouched for, or nothing.
+    aux: uint64, the `image_digests` of what it learned and was calibrated on. calibration: float64 scores; state:
+    tensors by name.
     """
 
     kind: ClassVar[str] = "guard"
@@ -291,9 +292,9 @@ class Guard(Artefact):
     size: int
     encoder: str
     reference: str | None
-    aux: str
     search_space: str
     doubt: str
+    aux: np.ndarray
     calibration: np.ndarray
     state: dict[str, np.ndarray] = field(repr=False)
 
@@ -301,7 +302,8 @@ class Guard(Artefact):
         return {name: getattr(self, name) for name in (*_GUARD_WORDS, "reference", "size")}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"calibration": self.calibration} | {f"state.{name}": array for name, array in self.state.items()}
+        state = {f"state.{name}": array for name, array in self.state.items()}
+        return {"aux": self.aux, "calibration": self.calibration} | state
 
     @classmethod
     def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Guard:
@@ -311,12 +313,13 @@ class Guard(Artefact):
         need(checked.is_count(meta.get("size"), LARGEST), "bad size")
         calibration = checked.array(arrays, "calibration", np.float64, (None,))
         need(bool(np.isfinite(calibration).all()), "the calibration scores hold NaN or infinity")
-        state = {name: array for name, array in arrays.items() if name != "calibration"}
+        aux = checked.array(arrays, "aux", np.uint64, (None,))
+        state = {name: array for name, array in arrays.items() if name not in ("aux", "calibration")}
         need(all(name.startswith("state.") for name in state), "holds foreign tensors")
         for name, array in state.items():
             need(array.dtype.kind != "f" or bool(np.isfinite(array).all()), f"'{name}' holds NaN or infinity")
         state = {name.removeprefix("state."): array for name, array in state.items()}
-        return cls(**{"reference": None, **meta}, calibration=calibration, state=state, history=history)
+        return cls(**{"reference": None, **meta}, aux=aux, calibration=calibration, state=state, history=history)
 
 
 KINDS: dict[str, type[Artefact]] = {cls.kind: cls for cls in (Dataset, Encoder, Features, Report, Guard)}
@@ -381,8 +384,18 @@ def spread(count: int, limit: int | None) -> np.ndarray:
 
 def shared_images(one: Dataset, other: Dataset) -> int:
     """Count the images of `one` that `other` holds too, pixel for pixel."""
-    known = {hashlib.sha256(image.tobytes()).digest() for image in other.images}
-    return sum(hashlib.sha256(image.tobytes()).digest() in known for image in one.images)
+    return known_images(one, image_digests(other))
+
+
+def known_images(dataset: Dataset, digests: np.ndarray) -> int:
+    """Count the images of a dataset that are among those of `image_digests`."""
+    return int(np.isin(image_digests(dataset), digests).sum())
+
+
+def image_digests(dataset: Dataset) -> np.ndarray:
+    """Return the first 8 bytes of each image's SHA-256: uint64 N."""
+    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in dataset.images)
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _without_truth(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@ Inputs are judged against a threshold that other images set; samples of a traini
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,15 @@ class Case:
     """Images to judge with what is known of them. Detectors get `evidence` alone; the rest is for evaluation.
 
     poisoned: bool N. boxes: int N,4, where the trigger is, or in a clean input would be. alpha: share of clean inputs
-    that may be flagged, None for samples.
+    that may be flagged, None for samples. paired: the second half are the images of the first with a trigger; that half
+    alone says how many flags are beyond chance, for the two of a pair are flagged together more often than strangers.
     """
 
     evidence: Evidence
     alpha: float | None = None
     poisoned: np.ndarray | None = None
     boxes: np.ndarray | None = None
+    paired: bool = False
 
     def known(self) -> np.ndarray | None:
         """Return the truth where it tells clean from poisoned images, or None."""
@@ -59,8 +62,6 @@ def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha
     A guard has learned already and needs no aux images.
     """
     clean = Evidence(data.images).aux if aux is None else aux.images
-    if data.images.shape == clean.shape and np.array_equal(data.images, clean):
-        raise InputError("--data and --aux are the same images; a threshold needs other ones")
     if trigger is None:
         evidence = Evidence(data.images, clean)
         if data.truth is None:
@@ -77,6 +78,7 @@ def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha
         alpha=alpha,
         poisoned=np.arange(2 * count) >= count,
         boxes=np.tile(stamped.truth.box, (2, 1)),
+        paired=True,
     )
 
 
@@ -103,7 +105,7 @@ def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
     count = detector.calibration_count(aux)
     least = metrics.least_calibration(alpha)
     if count < least:
-        wanted = -(-least * aux // count)
+        wanted = next(more for more in itertools.count(aux) if detector.calibration_count(more) >= least)
         raise InputError(
             f"--alpha {alpha:g} needs {least} calibration images, but {aux} of --aux leave {count}; give {wanted}"
         )
@@ -115,36 +117,48 @@ def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a detector's scores come to. flagged: bool N; p_value: how likely so many flagged inputs are by chance.
+    """What a detector's scores come to. flagged: bool N.
 
-    A detector of samples decides by itself: it has no threshold and no p_value.
+    counted: flags of the images that bear witness, bool M; p_value: how likely so many of them are by chance; least:
+    what it would be if all of them were flagged. A detector of samples decides by itself: it has none of these.
     """
 
     findings: Findings
     flagged: np.ndarray
     threshold: float | None = None
+    counted: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     p_value: float | None = None
+    least: float = 0.0
 
     def excess(self, clean: Ruling) -> float:
-        """Return the exact one-sided McNemar p-value that a clean encoder flags as many of the same images."""
-        ours, theirs = int((self.flagged & ~clean.flagged).sum()), int((clean.flagged & ~self.flagged).sum())
-        return metrics.binomial_tail(ours, ours + theirs, 0.5)
+        """Return how likely a clean encoder flags as many of the same images."""
+        return more_than(self.counted, clean.counted)
+
+
+def more_than(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the exact one-sided McNemar p-value of two encoders' flags of the same images, bool N each."""
+    alone, others = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return metrics.binomial_tail(alone, alone + others, 0.5)
 
 
 def judge(detector: ImageDetector, net: ImageEncoder, case: Case, device: Device, seed: int, watch: Watch) -> Ruling:
     """Run a detector on the evidence; inputs are flagged where their conformal p-value is at most alpha."""
-    return rule(detector.run(net, case.evidence, device, seed, watch), case.alpha)
+    return rule(detector.run(net, case.evidence, device, seed, watch), case)
 
 
-def rule(findings: Findings, alpha: float | None) -> Ruling:
-    """Decide by scores and calibration; detectors of samples (alpha None) have decided themselves."""
-    if alpha is None:
+def rule(findings: Findings, case: Case) -> Ruling:
+    """Decide by scores and calibration; detectors of samples have decided themselves."""
+    if case.alpha is None:
         assert findings.flagged is not None
         return Ruling(findings, findings.flagged)
-    threshold = metrics.conformal_threshold(findings.calibration, alpha)
+    threshold = metrics.conformal_threshold(findings.calibration, case.alpha)
     flagged: np.ndarray = findings.scores > threshold
-    tail = metrics.exceedance_tail(int(flagged.sum()), len(flagged), len(findings.calibration), alpha)
-    return Ruling(findings, flagged, threshold, tail)
+    counted = flagged[len(flagged) // 2 :] if case.paired else flagged
+    tail, least = (
+        metrics.exceedance_tail(hits, len(counted), len(findings.calibration), case.alpha)
+        for hits in (int(counted.sum()), len(counted))
+    )
+    return Ruling(findings, flagged, threshold, counted, tail, least)
 
 
 def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
@@ -159,10 +173,20 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
     if ruling.p_value is None:
         return ("found" if ruling.flagged.any() and ruling.findings.is_evidence else "nothing found"), ""
     if ruling.p_value >= BEYOND_CHANCE:
-        return "nothing found", ""
+        return few(int(ruling.counted.sum()), len(ruling.counted), ruling.least)
     if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:
         return "inconclusive", "the clean encoder flags as many: the judged images differ from --aux for any encoder"
     return "found", ""
+
+
+def few(flagged: int, count: int, least: float) -> tuple[str, str]:
+    """Return the verdict on no more flags than chance explains: where there are any, so few images allow none.
+
+    least: the p-value if all of them were flagged.
+    """
+    if flagged and least >= BEYOND_CHANCE:
+        return "inconclusive", f"{flagged} of {count} images flagged, and even all of so few could be chance; give more"
+    return "nothing found", ""
 
 
 # --- how good it is, by the truth ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import metrics, nets, plugin
-from sslbd_cli.core.artefact import Dataset, Encoder, Guard
+from sslbd_cli.core.artefact import Dataset, Encoder, Guard, image_digests
 from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
@@ -108,17 +108,12 @@ def make_guard(
         size=encoder.size,
         encoder=encoder.sha256,
         reference=None if reference is None else reference.sha256,
-        aux=pixels_digest(aux),
         search_space=findings.search_space,
         doubt=findings.doubt,
+        aux=image_digests(aux),
         calibration=findings.calibration,
         state={name: tensor.detach().cpu().contiguous().numpy() for name, tensor in findings.learned.items()},
     )
-
-
-def pixels_digest(images: Dataset) -> str:
-    """Return the digest of a dataset's images alone, whatever else is known of them."""
-    return Dataset(images=images.images).sha256
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,11 @@ class Gram(Layer):
         flat = flat / self.scale
         rows, columns = torch.triu_indices(flat.shape[1], flat.shape[1], device=flat.device)
         found = []
-        for order in range(1, self.orders + 1):
-            powers = flat**order
-            grams = (powers @ powers.mT)[:, rows, columns]
-            found.append(grams.sign() * grams.abs() ** (1 / order))
+        with torch.autocast(flat.device.type, enabled=False):  # bounds and deviations are small differences
+            for order in range(1, self.orders + 1):
+                powers = flat**order
+                grams = (powers @ powers.mT)[:, rows, columns]
+                found.append(grams.sign() * grams.abs() ** (1 / order))
         return torch.cat(found, dim=1)
 
 

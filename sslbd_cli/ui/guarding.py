@@ -49,28 +49,27 @@ def read_post(run: Run, encoder: Encoder, params: dict[str, Any]) -> Post:
     return guard.station(found, encoder, reference, run.device(), params["alpha"])
 
 
-def judge_stream(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str, dict[str, float]]:
-    """Let a guard judge images: the report, why it is in doubt, and how fast it was."""
-
+def judge_stream(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, dict[str, float]]:
+    """Let a guard judge images: the report, and how fast it was."""
     from sslbd_cli.core import detect
     from sslbd_cli.core.artefact import Dataset
-    from sslbd_cli.core.guard import pixels_digest
 
     post = read_post(run, encoder, params)
     data: Dataset = run.read(params["data"], Dataset, "--data")
     judging.check_size(encoder, "--data", data)
-    if pixels_digest(data) == post.guard.aux:
-        raise InputError("--data holds the images that the guard was made on; a threshold needs other ones")
     chosen = data.limited(params["limit"])
+    judging.check_new(run, chosen, post.guard.aux, "among those that the guard was made on")
     case = detect.make_case(chosen, None, params["trigger"], params["alpha"], params["seed"])
     findings, speed = _timed(post, case.evidence.images)
-    report, doubt = judging.report_of(detect.rule(findings, case.alpha), case, None)
+    report = judging.report_of(detect.rule(findings, case), case, None)
     results = {
         "method": post.guard.method, "flags": "inputs", **report.results, "n_aux": None, "sees_truth": False,
         "trigger": params["trigger"] and str(params["trigger"]), "data": {"sha256": data.sha256},
-        "encoder": judging.named(encoder), "baseline": None, "guard": {"sha256": post.guard.sha256},
+        "encoder": judging.named(encoder), "baseline": None,
+        "reference": post.guard.reference and {"sha256": post.guard.reference},
+        "guard": {"sha256": post.guard.sha256},
     }  # fmt: skip
-    return replace(report, results=results), doubt, speed
+    return replace(report, results=results), speed
 
 
 def _timed(post: Post, images: np.ndarray) -> tuple[Findings, dict[str, float]]:
@@ -81,7 +80,7 @@ def _timed(post: Post, images: np.ndarray) -> tuple[Findings, dict[str, float]]:
     from sslbd_cli.core.features import embed
 
     device, sample = post.setting.device, images[:FORWARDS]
-    embed(post.setting.encoder, sample[:64], device)  # the first pass of a shape is slow
+    embed(post.setting.encoder, sample, device)  # the first pass of a shape is slow
     started = time.perf_counter()
     embed(post.setting.encoder, sample, device).sum().item()
     forward = (time.perf_counter() - started) / len(sample)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sslbd_cli.core.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sslbd_cli.core.artefact import Artefact, Dataset, Encoder, Report
     from sslbd_cli.core.audit import Clues, Opinion
     from sslbd_cli.core.detect import Case, Ruling
@@ -92,10 +94,10 @@ def read_either(path: str) -> Artefact:
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str]:
-    """Judge inputs or samples, by the clean encoder too; the second value says why the report is in doubt."""
+def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, Ruling, Ruling | None]:
+    """Judge inputs or samples: the report, the ruling behind it, and that on a clean encoder where one is asked."""
     from sslbd_cli.core import detect, nets
-    from sslbd_cli.core.artefact import Dataset, shared_images
+    from sslbd_cli.core.artefact import Dataset, image_digests
     from sslbd_cli.core.features import need_distinct
     from sslbd_cli.core.guard import make_guard
 
@@ -104,11 +106,17 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
     aux = run.read(params["aux"], Dataset, "--aux") if params["aux"] else None
     baseline = read_clean(run, params["baseline"][0], encoder) if params["baseline"] else None
     reference = read_clean(run, params["reference"], encoder, "--reference") if params["reference"] else None
-    case = _case(encoder, data, aux, params)
+    others = {"--baseline": baseline, "--reference": reference}
+    _check_once(encoder, {option: [each.sha256] for option, each in others.items() if each is not None})
+    for option, dataset in (("--data", data), ("--aux", aux)):
+        if dataset is not None:
+            check_size(encoder, option, dataset)
+    chosen = data.limited(params["limit"])
+    if aux is not None:
+        check_new(run, chosen, image_digests(aux), "in --aux")
+    case = _case(chosen, aux, params)
     if reference is not None:
         case = replace(case, evidence=replace(case.evidence, reference=nets.load(reference)))
-    if aux is not None and (shared := shared_images(data, aux)):
-        run.warn(f"{shared} of {len(data.images)} images of --data are in --aux too, which is held to be clean")
 
     def ask(each: Encoder) -> Ruling:
         net = nets.load(each).to(run.device().torch).eval()
@@ -120,18 +128,18 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
     if params["save_guard"] is not None:
         assert aux is not None
         run.write(make_guard(method, ruling.findings, encoder, reference, aux), params["save_guard"])
-    report, doubt = report_of(ruling, case, control)
+    report = report_of(ruling, case, control)
     results = {
         "method": str(method), "flags": method.flags, **report.results, "sees_truth": method.is_bound,
         "trigger": params["trigger"] and str(params["trigger"]), "data": {"sha256": data.sha256},
         "encoder": named(encoder), "baseline": baseline and named(baseline),
         "reference": reference and named(reference),
     }  # fmt: skip
-    return replace(report, results=results), doubt
+    return replace(report, results=results), ruling, control
 
 
-def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> tuple[Report, str]:
-    """Return what a ruling on images comes to; the second value says why it is in doubt."""
+def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> Report:
+    """Return what a ruling on images comes to."""
     from sslbd_cli.core import detect
     from sslbd_cli.core.artefact import Report
 
@@ -144,17 +152,23 @@ def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> tuple[Repor
         "n_judged": len(findings.scores), **detect.measure(ruling, case),
         "controls": detect.controls(ruling, case, control), "details": findings.summary,
     }  # fmt: skip
-    return Report(command="detect", results=results, data=detect.arrays(ruling, case)), doubt
+    return Report(command="detect", results=results, data=detect.arrays(ruling, case))
 
 
-def _case(encoder: Encoder, data: Dataset, aux: Dataset | None, params: dict[str, Any]) -> Case:
+def check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> None:
+    """Refuse to judge nothing but images that a detector has learned on, and warn of some. digests: uint64 M."""
+    from sslbd_cli.core.artefact import known_images
 
+    known, count = known_images(chosen, digests), len(chosen.images)
+    if known == count:
+        raise InputError(f"--data: all its images are {place}; a threshold needs other ones")
+    if known:
+        run.warn(f"{known} of {count} images of --data are {place} too, which are held to be clean")
+
+
+def _case(chosen: Dataset, aux: Dataset | None, params: dict[str, Any]) -> Case:
     from sslbd_cli.core import detect
 
-    for option, dataset in (("--data", data), ("--aux", aux)):
-        if dataset is not None:
-            check_size(encoder, option, dataset)
-    chosen = data.limited(params["limit"])
     if aux is None:
         return detect.make_samples_case(chosen, params["method"])
     detect.need_calibration(params["method"], len(aux.images), params["alpha"])
@@ -169,8 +183,8 @@ def named(encoder: Encoder) -> dict[str, str]:
 # --- encoders -----------------------------------------------------------------------------------------------------
 
 
-def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str]:
-    """Judge an encoder among those known to be clean; the second value says why the report is in doubt."""
+def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
+    """Judge an encoder among those known to be clean."""
     from sslbd_cli.core import audit, nets
     from sslbd_cli.core.artefact import Dataset, Report
 
@@ -203,8 +217,7 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[R
         "method": str(method), "flags": method.flags, **audit.results_of(standing, clues),
         "data": {"sha256": data.sha256}, "encoder": named(encoder),
     }  # fmt: skip
-    report = Report(command="detect", results=results, data=audit.arrays_of(standing.opinion, clues))
-    return report, standing.verdict()[1]
+    return Report(command="detect", results=results, data=audit.arrays_of(standing.opinion, clues))
 
 
 def _baselines(

@@ -15,6 +15,7 @@ from sslbd_cli.core.errors import InputError
 if TYPE_CHECKING:
     from sslbd_cli.core.artefact import Dataset, Encoder, History, Report
     from sslbd_cli.core.bases import Trigger
+    from sslbd_cli.core.detect import Ruling
     from sslbd_cli.ui.run import Run
 
 AUX, EACH = 1600, 60  # built-in images to learn and calibrate on, and those that each trigger is stamped on
@@ -129,33 +130,39 @@ def _say(run: Run, is_built_in: bool, each: int, origins: list[str]) -> None:
 # --- what the scores come to, trigger by trigger ------------------------------------------------------------------
 
 
-def rule(report: Report, panel: Panel) -> Report:
+def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) -> Report:
     """Judge each trigger's images by themselves, corrected for the number of triggers; the smallest p-value decides.
 
-    A clean encoder, where one was asked, must still be flagged less. The report stands for its panel alone.
+    A clean encoder, where one was asked, must be flagged less on the images of that very trigger: what both flag of one
+    trigger neither hides nor vouches for another. The report stands for its panel alone.
     """
     from sslbd_cli.core import metrics
-    from sslbd_cli.core.detect import BEYOND_CHANCE
+    from sslbd_cli.core.detect import BEYOND_CHANCE, few, more_than
 
-    results, scores = report.results, report.data["scores"]
-    flagged = (scores > results["threshold"]).reshape(len(panel.triggers), panel.each)
-    hits = flagged.sum(1).tolist()
-    tails = [metrics.exceedance_tail(k, panel.each, results["n_calibration"], results["alpha"]) for k in hits]
-    adjusted = [None, *metrics.holm(tails[1:])]
+    results, shape = report.results, (len(panel.triggers), panel.each)
+    flagged = ruling.flagged.reshape(shape)
+    hits, scale = flagged.sum(1).tolist(), (panel.each, results["n_calibration"], results["alpha"])
+    tails = [metrics.exceedance_tail(k, *scale) for k in hits]
+    adjusted, excess = metrics.holm(tails[1:]), [0.0] * (shape[0] - 1)
+    if control is not None:
+        theirs = control.flagged.reshape(shape)
+        excess = metrics.holm([more_than(flagged[row], theirs[row]) for row in range(1, len(theirs))])
     rows = [
         {"trigger": spec or None, "origin": origin or None, "flagged": k, "n": panel.each, "p_value": p,
-         "p_value_adjusted": q}
-        for spec, origin, k, p, q in zip(panel.triggers, panel.origins, hits, tails, adjusted, strict=True)
+         "p_value_adjusted": q, "p_value_more_than_clean_encoder": None if control is None else more}
+        for spec, origin, k, p, q, more in zip(
+            panel.triggers, panel.origins, hits, tails, [None, *adjusted], [None, *excess], strict=True)
     ]  # fmt: skip
-    least = min(value for value in adjusted if value is not None)
-    verdict, doubt = ("found", None) if least < BEYOND_CHANCE else ("nothing found", None)
-    excess = results["controls"].get("p_value_more_than_clean_encoder")
-    if results["verdict"] == "inconclusive":
-        verdict, doubt = results["verdict"], results["doubt"]
+    least = metrics.exceedance_tail(panel.each, *scale) * len(adjusted)
+    verdict, doubt = few(sum(hits[1:]), panel.each * len(adjusted), least)
+    if ruling.findings.doubt:
+        verdict, doubt = "inconclusive", ruling.findings.doubt
     elif tails[0] < BEYOND_CHANCE:
         verdict, doubt = "inconclusive", "images without any trigger are flagged as well"
-    elif verdict == "found" and excess is not None and excess >= BEYOND_CHANCE:
+    elif any(max(pair) < BEYOND_CHANCE for pair in zip(adjusted, excess, strict=True)):
+        verdict, doubt = "found", ""
+    elif min(adjusted) < BEYOND_CHANCE:
         verdict, doubt = "inconclusive", "the clean encoder is flagged as much: triggers alone draw attention"
-    search_space = f"{len(panel.triggers) - 1} triggers on {panel.each} images each: {results['search_space']}"
-    changed = {"verdict": verdict, "doubt": doubt, "p_value": least, "search_space": search_space, "panel": rows}
-    return replace(report, results=results | changed)
+    search_space = f"{shape[0] - 1} triggers on {panel.each} images each: {results['search_space']}"
+    changed = {"verdict": verdict, "doubt": doubt or None, "p_value": min(adjusted), "search_space": search_space}
+    return replace(report, results=results | changed | {"panel": rows})

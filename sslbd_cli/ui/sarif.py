@@ -128,4 +128,4 @@ def _uri(source: str) -> str:
     if source == "-":
         return "standard-input"
     path = Path(source)
-    return path.as_uri() if path.is_absolute() else quote(path.as_posix())
+    return path.as_uri() if path.is_absolute() else quote(bytes(path))

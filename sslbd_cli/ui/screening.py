@@ -54,8 +54,8 @@ class Timed:
         self.ticker.note(text)
 
 
-def judge(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, str]:
-    """Run what was asked for: the report, and why it is in doubt.
+def judge(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
+    """Run what was asked for.
 
     Raises InputError where a method that was named cannot run, or none can.
     """
@@ -87,11 +87,15 @@ def _shelf() -> tuple[list[Detector], list[dict[str, str]]]:
         try:
             made: Detector = plugin.parse("detector", name)
         except InputError as error:
-            left_out.append({"method": name, "reason": str(error)})
+            left_out.append({"method": name, "reason": _reason(name, error)})
             continue
         if not made.is_floor and not made.is_bound:
             found.append(made)
     return found, left_out
+
+
+def _reason(name: str, error: InputError) -> str:
+    return str(error).removeprefix(f"{name}: ")
 
 
 def _refuse_unused(run: Run, methods: list[Detector]) -> None:
@@ -145,14 +149,14 @@ def _lend_given(run: Run, encoder: Encoder, params: dict[str, Any]) -> None:
 def _with_panel(method: Detector, params: dict[str, Any]) -> dict[str, Any]:
     """Let a method judge what was lent in place of --data."""
     if method.flags == "encoder":
-        return params | {"data": SEARCHED}
+        return params | {"data": SEARCHED, "limit": None}
     return params | {"data": JUDGED, "aux": LEARNED, "trigger": None, "limit": None}
 
 
 # --- methods ------------------------------------------------------------------------------------------------------
 
 
-def _single(run: Run, encoder: Encoder, params: dict[str, Any], panel: Panel | None) -> tuple[Report, str]:
+def _single(run: Run, encoder: Encoder, params: dict[str, Any], panel: Panel | None) -> Report:
     """Run one method."""
     from sslbd_cli.ui.panel import rule
 
@@ -160,21 +164,22 @@ def _single(run: Run, encoder: Encoder, params: dict[str, Any], panel: Panel | N
     if panel is not None:
         params = _with_panel(method, params)
     judging.check_options(run, params)
-    work = judging.judge_encoder if method.flags == "encoder" else judging.judge_images
-    report, doubt = work(run, encoder, params)
-    if panel is None or method.flags == "encoder":
-        return report, doubt
-    ruled = rule(report, panel)
+    if method.flags == "encoder":
+        return judging.judge_encoder(run, encoder, params)
+    report, ruling, control = judging.judge_images(run, encoder, params)
+    if panel is None:
+        return report
+    ruled = rule(report, panel, ruling, control)
     if ruled.results["verdict"] == "found" and not params["baseline"]:
         run.warn(f"{method.name}: found without a control; a trigger may move a clean encoder's embeddings as much:"
                  " give one as --baseline")  # fmt: skip
-    return ruled, ruled.results["doubt"] or ""
+    return ruled
 
 
 def _several(
     run: Run, encoder: Encoder, methods: list[Detector], left_out: list[dict[str, str]], params: dict[str, Any],
     panel: Panel | None,
-) -> tuple[Report, str]:  # fmt: skip
+) -> Report:  # fmt: skip
     """Run methods from the cheapest on while the budget lasts, and combine what they say."""
     from sslbd_cli.core import screen
 
@@ -187,7 +192,7 @@ def _several(
                 raise InputError("judges a training set: give it as --data")
             budget.check()
             with _limited(run, budget):
-                reports.append(_single(run, encoder, own, panel)[0])
+                reports.append(_single(run, encoder, own, panel))
         except OutOfTime:
             not_run.append({"method": method.name, "reason": f"the budget of {params['budget']:g} s was spent"})
         except Unsound as error:
@@ -195,7 +200,7 @@ def _several(
         except InputError as error:
             if not everything:
                 raise
-            not_run.append({"method": method.name, "reason": str(error).removeprefix(f"{method.name}: ")})
+            not_run.append({"method": method.name, "reason": _reason(method.name, error)})
         else:
             run.say(_line(reports[-1]))
     if not reports and all("budget" not in row["reason"] for row in not_run):
@@ -205,7 +210,7 @@ def _several(
     run.inputs[:] = {(row["option"], row["sha256"]): row for row in run.inputs}.values()  # each method noted its own
     found = screen.combine(reports, not_run)
     shared = {"encoder": judging.named(encoder), "alpha": params["alpha"]}
-    return replace(found, results=found.results | shared), found.results["doubt"] or ""
+    return replace(found, results=found.results | shared)
 
 
 def _narrow(method: Detector, params: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pict
 from micro import make_dataset, make_encoder
 from sslbd_cli.core import artefact, detect, metrics, nets, plugin
 from sslbd_cli.core.artefact import Report
+from sslbd_cli.core.detectors import Evidence, Findings
 from sslbd_cli.core.poison import plant
 
 QUICK = "dede:width=32,decoder=1,epochs=25,batch=32,lr=0.005,neutral=32"
@@ -114,7 +115,7 @@ def test_small_aux_is_counted_before_any_work(sslbd, files):
     artefact.write(make_pictures(40, 3), str(files / "few.h5"))
     status, out, err = look(sslbd, files, aux="few.h5")
     assert (status, out) == (2, "")
-    assert err == "sslbd detect: --alpha 0.05 needs 19 calibration images, but 40 of --aux leave 10; give 76\n"
+    assert err == "sslbd detect: --alpha 0.05 needs 19 calibration images, but 40 of --aux leave 10; give 75\n"
     assert look(sslbd, files, "--alpha", "0.2", aux="few.h5", method=HASTY)[0] in (0, 3)
 
 
@@ -136,7 +137,7 @@ def test_a_baseline_of_another_size_is_refused(sslbd, files):
 def test_judging_the_images_that_set_the_threshold_is_refused(sslbd, files):
     status, _, err = look(sslbd, files, data="aux.h5")
     assert status == 2
-    assert "same images" in err
+    assert "all its images are in --aux" in err
 
 
 def test_a_trigger_on_images_that_are_poisoned_already_is_refused(sslbd, files):
@@ -185,6 +186,30 @@ def test_the_exceedance_tail_by_hand():
     assert metrics.exceedance_tail(9, 50, 99, 0.05) == pytest.approx(betabinom.sf(8, 50, 5, 95))
 
 
+def flagging(*flags, paired=False):
+    """Rule on images of which these are flagged, at 5 %, by 400 calibration scores."""
+    case = detect.Case(evidence=Evidence(np.zeros((0, 3, 4, 4), np.uint8)), alpha=0.05, paired=paired)
+    return detect.rule(Findings(np.array(flags, float), np.linspace(-1, 0.5, 400), search_space=""), case)
+
+
+@pytest.mark.parametrize(("flags", "answer"), [
+    ([0], "nothing found"), ([1], "inconclusive"), ([1, 1], "inconclusive"), ([1, 1, 1], "found"),
+    ([0, 0, 1], "nothing found"),
+])  # fmt: skip
+def test_so_few_images_that_all_could_be_flagged_by_chance_are_no_clearance(flags, answer):
+    said, why = detect.verdict(flagging(*flags), None)
+    assert said == answer
+    assert ("so few could be chance" in why) == (answer == "inconclusive")
+
+
+def test_of_images_judged_clean_and_triggered_the_triggered_alone_bear_witness():
+    """The two of a pair are flagged together more often than strangers: counting both finds too much."""
+    both, triggered = flagging(*[1] * 6, *[0] * 6, *[1] * 6, *[0] * 6, paired=True), flagging(*[1] * 6, *[0] * 6)
+    assert both.p_value == triggered.p_value and both.flagged.sum() == 12
+    clean = flagging(*[0] * 12, *[1] * 6, *[0] * 6, paired=True)
+    assert both.excess(clean) == 1, "what a clean image adds is no more than the clean encoder says of the trigger"
+
+
 def test_pixels_outside_boxes_by_hand():
     keep = detect.outside(np.array([[1, 0, 2, 3], [0, 2, 1, 1]]), (4, 4))
     assert keep is not None
@@ -215,6 +240,29 @@ def test_two_outputs_in_one_file_are_refused(sslbd, files, options):
     words = [word for option in options for word in (option, files / "same")]
     status, text, err = look(sslbd, files, *words, method="strip")
     assert status == 2 and text == "" and "goes there, too; name another file" in err and not (files / "same").exists()
+
+
+def test_the_judged_encoder_is_no_control_of_itself(sslbd, files):
+    for more in (("--baseline", files / "bad"), ("--reference", files / "bad", "--method", "platonic")):
+        words = "--data", files / "data.h5", "--aux", files / "aux.h5", "--device", "cpu", "-q"
+        status, _, err = sslbd(
+            "detect", files / "bad", *words, *(() if "--method" in more else ("--method", "strip")), *more
+        )
+        assert status == 2 and f"{more[0]}: an encoder that is the encoder to judge, too" in err
+
+
+def test_images_that_the_threshold_was_set_on_are_not_judged(sslbd, files, tmp_path):
+    aux = artefact.read(str(files / "aux.h5"), artefact.Dataset)
+    part = aux.take(np.arange(len(aux.images))[::-2])
+    artefact.write(part, str(tmp_path / "part.h5"))
+    words = "--method", "strip", "--aux", files / "aux.h5", "--device", "cpu", "-q"
+    for data, more in ((tmp_path / "part.h5", ()), (files / "aux.h5", ("--limit", 9))):
+        status, _, err = sslbd("detect", files / "bad", *words, "--data", data, *more)
+        assert status == 2 and "all its images are in --aux" in err
+    guarded = *words, "--data", files / "data.h5", "--save-guard", tmp_path / "guard"
+    assert sslbd("detect", files / "bad", *guarded)[0] in (0, 3)
+    status, _, err = sslbd("detect", files / "bad", "--guard", tmp_path / "guard", "--data", tmp_path / "part.h5", "-q")
+    assert status == 2 and "among those that the guard was made on" in err
 
 
 @pytest.mark.parametrize("more", [(), ("--method", "strip")])

@@ -189,7 +189,9 @@ def test_truth_and_history_change_nothing(name, build, sslbd, tmp_path):
 
 
 @every_learner
-def test_a_guard_judges_as_the_detector_did(name, build, cpu, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_guard_judges_as_the_detector_did(name, precision, build, cpu, tmp_path):
+    cpu = dataclasses.replace(cpu, precision=precision)
     detector, net, aux = build(name, epochs=1), nets.save(make_wired()), make_scenes(160, 2)
     reference = make_encoder(seed=9) if detector.needs_reference else None
     case = detect.make_case(make_scenes(40, 1), aux, None, 0.05, 0)
@@ -211,8 +213,9 @@ def test_a_guard_with_tensors_of_something_else_is_refused(name, build, cpu):
     encoder = nets.save(make_wired())
     reference = make_encoder(seed=9) if build(name).needs_reference else None
     wrong = Guard(
-        method=str(build(name)), size=SIZE, encoder=encoder.sha256, reference=reference and reference.sha256, aux="",
-        search_space="", doubt="", calibration=np.arange(40.0), state={"mean": np.zeros((2, 3, 5), np.float32)},
+        method=str(build(name)), size=SIZE, encoder=encoder.sha256, reference=reference and reference.sha256,
+        search_space="", doubt="", aux=np.zeros(0, np.uint64), calibration=np.arange(40.0),
+        state={"mean": np.zeros((2, 3, 5), np.float32)},
     )  # fmt: skip
     with pytest.raises(InputError, match="tensors do not fit"):
         guard.station(wrong, encoder, reference, cpu, 0.05)

@@ -280,15 +280,21 @@ def test_a_patch_that_does_not_divide_the_image_is_refused(cpu):
 
 def test_too_few_auxiliary_images_are_counted(cpu):
     dede = plugin.parse("detector", "dede:held=0.25")
-    with pytest.raises(InputError, match="needs 19 calibration images, but 40 of --aux leave 10; give 76"):
+    with pytest.raises(InputError, match="needs 19 calibration images, but 40 of --aux leave 10; give 75"):
         detect.need_calibration(dede, 40, 0.05)
-    assert detect.need_calibration(dede, 76, 0.05) == 19
+    assert detect.need_calibration(dede, 75, 0.05) == 19
 
 
-def test_aux_and_judged_images_must_differ():
-    data = make_pictures(20, 1)
-    with pytest.raises(InputError, match="same images"):
-        detect.make_case(data, data, None, 0.05, 0)
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
+def test_the_number_of_auxiliary_images_that_is_asked_for_is_the_least_that_does(alpha):
+    dede = plugin.parse("detector", "dede:held=0.25")
+    for aux in range(10, 4 * round(1 / alpha) - 8, 7):
+        with pytest.raises(InputError) as refused:
+            detect.need_calibration(dede, aux, alpha)
+        wanted = int(str(refused.value).rpartition(" ")[2])
+        assert detect.need_calibration(dede, wanted, alpha)
+        with pytest.raises(InputError):
+            detect.need_calibration(dede, wanted - 1, alpha)
 
 
 def test_the_paper_s_size_can_be_written_as_a_spec():

@@ -1,6 +1,7 @@
 """SARIF: what the schema of 2.1.0 requires and forbids, checked by rules written from it and not from the writer."""
 
 import json
+import os
 from urllib.parse import unquote
 
 import pytest
@@ -162,3 +163,7 @@ def test_the_checker_sees_what_is_missing(broken):
     del log[broken]
     with pytest.raises(AssertionError):
         check(log)
+
+
+def test_a_file_name_that_is_no_text_is_percent_encoded():
+    assert sarif._uri(os.fsdecode(b"x\xff y.safetensors")) == "x%FF%20y.safetensors"

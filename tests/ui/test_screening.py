@@ -9,13 +9,13 @@ import pytest
 
 from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
 from micro import make_encoder
-from sslbd_cli.core import artefact, audit, nets, plugin, screen
+from sslbd_cli.core import artefact, audit, detect, nets, plugin, screen
 from sslbd_cli.core.artefact import Report
 from sslbd_cli.core.audit import EncoderDetector, Opinion
-from sslbd_cli.core.detectors import Findings, ImageDetector
+from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.poison import plant
-from sslbd_cli.ui import panel, screening
+from sslbd_cli.ui import judging, panel, screening
 
 BADENCODER = {"command": "badencoder", "args": {"--trigger": TRIGGER}, "inputs": []}
 POISON = {"command": "poison", "args": {"--trigger": ["ctrl", "patch:size=2"]}, "inputs": []}
@@ -336,6 +336,48 @@ def test_a_clean_encoder_that_is_flagged_as_much_takes_the_finding_back(look, sh
     assert "verdict\tfound" in look(*words)[1]
     status, out, err = look(*words, "--baseline", files / "good")
     assert status == 3 and "verdict\tinconclusive" in out and "clean encoder" in err
+
+
+@pytest.mark.parametrize(("theirs", "answer"), [(2, "found"), (1, "inconclusive")])
+def test_a_clean_encoder_answers_for_the_trigger_that_it_is_flagged_for_alone(theirs, answer):
+    """On the whole both are flagged alike: what tells is the trigger that only one is flagged for."""
+    each, groups = 60, 5
+    judged, images = (
+        panel.Panel(*[None] * 3, tuple("-abcd"), tuple("-" * groups), each),
+        np.zeros((each * groups, 3, 4, 4)),
+    )
+    case = detect.Case(evidence=Evidence(images), alpha=0.05)
+    ours, control = (
+        detect.rule(
+            Findings(
+                (np.arange(each * groups) // each == at).astype(float), np.linspace(-1, 0.5, 400), search_space="all"
+            ),
+            case,
+        )
+        for at in (1, theirs)
+    )
+    plain = judging.report_of(ours, case, control)
+    assert plain.results["verdict"] == "inconclusive", "pooled, neither is flagged more"
+    found = panel.rule(plain, judged, ours, control).results
+    assert found["verdict"] == answer
+    assert found["panel"][1]["p_value_more_than_clean_encoder"] == pytest.approx(
+        1 if answer != "found" else 0, abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(("limit", "status"), [(2, 3), (6, 0)])
+def test_a_panel_of_too_few_images_clears_nothing(look, shelf, files, limit, status):
+    shelf("whiteness")
+    documented(files, BADENCODER)
+    done, out, err = look("--method", "whiteness", "--limit", limit, "--json", "-q", encoder="told")
+    assert done == status and json.loads(out)["verdict"] == ("found" if status == 0 else "inconclusive")
+    assert ("so few could be chance" in err) == (status == 3)
+
+
+def test_images_per_trigger_do_not_limit_what_encoders_are_searched_with(look, shelf, files):
+    shelf("whiteness", "norm")
+    out = look("--method", "all", "--limit", 8, "--json", "-q", encoder="bad")[1]
+    assert json.loads(out.splitlines()[-1])["not_run"] == []
 
 
 def test_triggers_that_a_history_names_are_found_wherever_they_stand():
