@@ -50,7 +50,7 @@ class DRUPE(Tuning):
         return _Course(self)
 
     def run(self, encoder: ImageEncoder, plot: Plot, device: Device, seed: int, watch: Watch) -> Injected:
-        fewest = min(map(len, plot.references))
+        fewest = min(len(torch.unique(group, dim=0)) for group in plot.references)
         if fewest < 2:
             raise InputError(f"drupe spreads triggered images over several references, and a trigger has {fewest}; "
                              "give it 3, or take badencoder")  # fmt: skip

@@ -80,6 +80,8 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
     if report is not None and (report.results.get("encoder") or {}).get("sha256") != encoder.sha256:
         run.warn("--report is on another encoder: its trigger may do nothing to this one")
     supplies = Supplies(images, None if report is None else audit.witness_of(report, "--report"))
+    if report is not None:
+        _tell_doubt(run, report)
     done = repair.purify(method, net, supplies, run.device(), params["seed"], run.progress)
     run.say(str(done))
     if done.restored is not None:
@@ -87,7 +89,21 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
         run.say(
             f"images with the trigger of --report, to the original's without it: cosine {before:.3f}, now {now:.3f}"
         )
-    return nets.save(done.encoder.cpu())
+    made = nets.save(done.encoder.cpu())
+    if method.is_faithful:
+        return nets.beside(made, encoder)
+    if nets.beside(made, encoder).tensors.keys() != made.tensors.keys():
+        run.warn(f"{method.name} makes embeddings of another kind; what was stored beside the encoder is left out")
+    return made
+
+
+def _tell_doubt(run: Run, report: Report) -> None:
+    """Warn of a report that has found nothing for sure."""
+    verdict = report.results.get("verdict")
+    if verdict == "inconclusive":
+        run.warn(f"the report is inconclusive: {report.results.get('doubt')}")
+    elif verdict != "found":
+        run.warn(f"the report says {verdict}")
 
 
 def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[str, Any]) -> Dataset:
@@ -100,8 +116,7 @@ def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[st
     report: Report = run.read(params["report"], Report, "--report")
     report = screen.only(report, lambda part: part.results.get("flags") == "samples", "--report")
     scores, flagged = detect.said_of(report, dataset)
-    if report.results.get("verdict") == "inconclusive":
-        run.warn(f"the report is inconclusive: {report.results.get('doubt')}")
+    _tell_doubt(run, report)
     kept = method.keep(scores, flagged, params["keep_quantile"])
     if not kept.any():
         few = params["keep_quantile"] is not None

@@ -136,7 +136,14 @@ def _read(state: State, wish: Wish) -> _Reading:
     archs, size = families.candidates(layout, inner, wish.arch)
     small = layout.family == "resnet" and inner["conv1.weight"].shape[-1] == 3
     names = (wish.normalise,) if wish.normalise else layout.small if small else layout.normalise
+    if layout.name == "torchvision" and not (wish.normalise or small) and _hides_simclr(state, inner):
+        names = (*names, *LAYOUTS["simclr"].normalise)
     return _Reading(layout.name, inner, archs, size, [*map(parse_normalise, names)], surplus, layout)
+
+
+def _hides_simclr(state: State, inner: State) -> bool:
+    """Tell whether a ResNet may be SimCLR's: nothing but their order tells its names, and a sorted file has none."""
+    return "layer1.0.downsample.0.weight" in inner and list(state) == sorted(state)
 
 
 def _recognise(state: State) -> Layout:

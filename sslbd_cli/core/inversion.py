@@ -288,10 +288,12 @@ class Patches:
 class Outlier:
     """The smallest trigger among those of classes or clusters. index: float K, zeros where there was no success.
 
-    doubt: why it says nothing, empty where it does; summary: plain values.
+    is_any: whether there was any, without which the target says nothing; doubt: why the whole says nothing, empty where
+    it does; summary: plain values.
     """
 
     target: int
+    is_any: bool
     index: np.ndarray
     doubt: str
     summary: dict[str, Any]
@@ -313,4 +315,4 @@ def smallest(found: Inverted, what: str, least: int, double: bool = False) -> Ou
         f"{what}_failed": count - len(sizes),
         "rounds": int(found.rounds.max()),
     }
-    return Outlier(int(np.argmin(found.size)), index, doubt, summary)
+    return Outlier(int(np.argmin(found.size)), bool(len(sizes)), index, doubt, summary)

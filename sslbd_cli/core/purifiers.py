@@ -40,11 +40,18 @@ class Supplies:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPurifier(Purifier):
-    """Base of purifiers that make a clean encoder from a suspicious one; one that needs `report` gets a witness."""
+    """Base of purifiers that make a clean encoder from a suspicious one; one that needs `report` gets a witness.
+
+    is_faithful: clean images are held at the embeddings that they had, so that what reads those (a text tower) fits on.
+    """
 
     cleans = "an encoder"
     needs: ClassVar[tuple[str, ...]] = ("data",)
     takes = ("limit",)
+
+    @property
+    def is_faithful(self) -> bool:
+        return False
 
     @abstractmethod
     def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:

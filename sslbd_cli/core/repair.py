@@ -153,6 +153,10 @@ class Recovery(EncoderPurifier):
     weight_decay: float = key(0.0001, "of all weights", low=0)
     temperature: float = key(0.5, "of NT-Xent", low=0.001)
 
+    @property
+    def is_faithful(self) -> bool:
+        return self.objective == "consistency"
+
     def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], images: np.ndarray, device: Device, seed: int) -> Fit:
         """Prepare the training of the second of (original, student), both on the device, on images uint8 N,3,H,W."""
         original, student = pair

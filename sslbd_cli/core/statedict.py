@@ -85,7 +85,8 @@ def _parse(file: BinaryIO) -> object:
 
 def _read_safetensors(data: bytes) -> State:
     try:
-        tensors: State = safetensors.torch.load(data)
+        loaded: State = safetensors.torch.load(data)
+        tensors = dict(sorted(loaded.items()))  # the format keeps no order, and the library's differs from run to run
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except Exception as error:  # a hostile header can make the library raise anything
         raise InputError(f"is a damaged safetensors file: {one_line(error)}") from None

@@ -18,6 +18,7 @@ from sslbd_cli.core.plugin import key
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.core.train import Watch
 
+APART = 3  # times as far apart as the bar allows are held-out images that the trigger does not bring together
 SMALL, LARGE = 0.1, 0.01  # PL1 of the rule: published, and of a later baseline on 336 pixels
 
 
@@ -74,7 +75,7 @@ class DECREE(EncoderDetector):
             f" have a mean cosine above {self.similarity:g}; {self.starts} starts",
             witness=witness,
             success=caught.success,
-            doubt=self._doubt(found),
+            doubt=self._doubt(found, float(likeness(view(clean))), caught.similarity),
             pictures=found.pictures(clues.held[0]),
             extras={"witness/target": caught.target} | found.arrays(-np.minimum(shares, 1)),
             summary={
@@ -92,10 +93,15 @@ class DECREE(EncoderDetector):
             weight=weight, look=8, stale=self.patience, steady=True,
         )  # fmt: skip
 
-    def _doubt(self, found: Inverted) -> str:
-        if found.succeeded.any():
-            return ""
-        return f"no start brought the mean cosine above {self.similarity:g}; give more steps, or lower similarity"
+    def _doubt(self, found: Inverted, clean: float, held: float) -> str:
+        """Say why a trigger proves nothing. clean, held: mean cosine of images without any, and of held-out ones."""
+        if clean >= self.similarity:
+            return f"images without any trigger have a mean cosine of {clean:.4f} already; raise similarity, or centre"
+        if not found.succeeded.any():
+            return f"no start brought the mean cosine above {self.similarity:g}; give more steps, or lower similarity"
+        if 1 - held > APART * (1 - self.similarity):
+            return f"on held-out images the trigger brings the mean cosine to {held:.3f} alone; give more images"
+        return ""
 
 
 def _plain(value: float) -> float | None:

@@ -82,13 +82,14 @@ class NeuralCleanse(EncoderDetector):
             threshold=self.threshold,
             search_space=f"for each of {classes} classes of --data, one opaque patch or mask that turns"
             f" {self.success:.0%} of the images into it",
-            witness=witness,
-            success=float((called[others] == target).mean()),
+            witness=witness if judged.is_any else None,
+            success=float((called[others] == target).mean()) if judged.is_any else None,
             doubt=judged.doubt,
             pictures=found.pictures(clues.held[0]),
             extras=found.arrays(judged.index)
             | {"per_class/l1": found.size, "per_class/success": np.nan_to_num(found.trace["measure"]).max(0)},
-            summary=judged.summary | {"target": clues.classes[target], "head_accuracy": accuracy},
+            summary=judged.summary
+            | {"target": clues.classes[target] if judged.is_any else None, "head_accuracy": accuracy},
         )
 
     def _head(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int) -> tuple[nn.Sequential, float]:

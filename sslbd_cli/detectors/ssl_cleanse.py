@@ -79,13 +79,17 @@ class SSLCleanse(EncoderDetector):
             threshold=self.threshold,
             search_space=f"for each of {count} clusters of the embeddings, one opaque patch or mask that takes"
             f" {self.success:.0%} of the other images to it",
-            witness=witness,
-            success=float(landed[away].double().mean()) if bool(away.any()) else None,
+            witness=witness if judged.is_any else None,
+            success=float(landed[away].double().mean()) if judged.is_any and bool(away.any()) else None,
             doubt=judged.doubt,
             pictures=found.pictures(clues.held[0]),
             extras=tried | found.arrays(judged.index) | {"witness/target": goals[target].cpu().numpy()},
             summary=judged.summary
-            | {"clusters": count, "target_cluster": target, "target_images": int(parts.sizes()[target])},
+            | {
+                "clusters": count,
+                "target_cluster": target if judged.is_any else None,
+                "target_images": int(parts.sizes()[target]) if judged.is_any else None,
+            },
         )
 
     def _clusters(self, feats: Tensor, seed: int) -> tuple[Clusters, dict[str, np.ndarray]]:

@@ -111,5 +111,5 @@ class TriggerSearch(EncoderDetector):
             witnesses=witnesses,
             pictures=found.pictures(clues.held[0]),
             extras=found.arrays(gains) | {"candidates/target": np.stack([each.target for each in caught])},
-            summary={"family": won, "budgets": rows},
+            summary={"largest_part": won, "budgets": rows},
         )

@@ -45,6 +45,10 @@ class BCU(EncoderPurifier):
     temperature: float = key(0.1, "of the similarities", low=0.001)
     scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1)
 
+    @property
+    def is_faithful(self) -> bool:
+        return True
+
     def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
         student = encoder.twin().requires_grad_(True)
         self.forget_weights(student, seed)

@@ -46,6 +46,10 @@ class Unlearn(EncoderPurifier):
     shift: int = key(4, "pixels by which the trigger is moved at most, each way", low=0)
     strength: float = key(0.5, "of the trigger at least; it varies up to 1", low=0, high=1)
 
+    @property
+    def is_faithful(self) -> bool:
+        return True
+
     def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
         witness, side = supplies.witness, encoder.size
         if witness is None or witness.add.shape[1:] != (side, side):

@@ -93,8 +93,9 @@ def test_weights_grow_where_the_attack_does_well_and_fall_elsewhere():
         assert (made.kappa, made.kappa1) == pytest.approx((kappa, kappa1))
 
 
-def test_one_reference_is_refused(encoder, dataset, cpu):
-    plot = Plot(dataset.images, (plugin.parse("trigger", "patch:size=5"),), (torch.from_numpy(dataset.images[:1]),))
+@pytest.mark.parametrize("rows", [[0], [0, 0, 0]])
+def test_one_reference_is_refused(encoder, dataset, cpu, rows):
+    plot = Plot(dataset.images, (plugin.parse("trigger", "patch:size=5"),), (torch.from_numpy(dataset.images[rows]),))
     with pytest.raises(InputError, match="several references, and a trigger has 1"):
         plugin.parse("attack", "drupe").run(nets.load(encoder), plot, cpu, 0, unwatched)
 

@@ -160,17 +160,33 @@ def test_an_encoder_is_purified_by_what_a_detector_found(sslbd, files, tmp_path)
     keep, add = np.ones((1, 16, 16), np.float32), np.zeros((3, 16, 16), np.float32)
     keep[:, 10:15, 10:15], add[:, 10:15, 10:15] = 0, 1
     arrays = {"witness/keep": keep, "witness/add": add}
-    artefact.write(Report(command="detect", results={"flags": "encoder"}, data=arrays), str(tmp_path / "found"))
+    results = {"flags": "encoder", "verdict": "nothing found"}
+    artefact.write(Report(command="detect", results=results, data=arrays), str(tmp_path / "found"))
     words = ["--data", files / "other.h5", "--report", tmp_path / "found", "--device", "cpu", "-o", tmp_path / "out"]
     spec = "unlearn:epochs=2,batch=20,strength=0.9"
     status, out, err = sslbd("purify", files / "encoder", "--method", spec, *words, "--limit", 100)
     assert status == 0 and out == "", err
     assert "200 images seen in " in err and "to the original on 100 clean images: cosine 0." in err
-    assert "warning: --report is on another encoder" in err
+    assert "warning: --report is on another encoder" in err and "warning: the report says nothing found" in err
     before, now = (float(text.split()[-1]) for text in err.splitlines()[-1].split("cosine")[1].split(","))
     assert before < 0.3 and now > before + 0.02
     inputs = artefact.read(str(tmp_path / "out"), artefact.Encoder).history[-1]["inputs"]
     assert [row["option"] for row in inputs] == ["INPUT", "--data", "--report"]
+
+
+@pytest.mark.parametrize(("method", "is_kept"), [
+    ("bcu:epochs=1", True), ("finetune:epochs=1,objective=consistency", True), ("finetune:epochs=1", False),
+    ("distill:epochs=1", False),
+])  # fmt: skip
+def test_what_reads_the_embeddings_stays_where_they_do(sslbd, files, tmp_path, method, is_kept):
+    """A text tower fits embeddings that are held where they were, and no others."""
+    encoder = artefact.read(str(files / "encoder"), artefact.Encoder)
+    text = {"text.table": np.ones((3, 2), np.float32)}
+    artefact.write(dataclasses.replace(encoder, tensors=encoder.tensors | text), str(tmp_path / "clip"))
+    words = ["--data", files / "other.h5", "--limit", 40, "--device", "cpu", "-o", tmp_path / "out"]
+    status, _, err = sslbd("purify", tmp_path / "clip", "--method", method, *words)
+    assert status == 0 and ("is left out" in err) is not is_kept
+    assert ("text.table" in artefact.read(str(tmp_path / "out"), artefact.Encoder).tensors) is is_kept
 
 
 def test_a_report_in_doubt_is_used_and_says_so(sslbd, files, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -124,6 +125,19 @@ def test_an_encoder_that_says_nothing_is_refused(name, kind, make, cpu):
     with pytest.raises(InputError, match="cannot be examined") as caught:
         detector(net, audit.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
     assert "\n" not in str(caught.value)
+
+
+def test_images_that_are_alike_without_a_trigger_prove_none(make, cpu):
+    detector = make("decree", similarity=0.1, steps=9)
+    opinion = detector(make_gated(False), audit.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
+    assert "images without any trigger have a mean cosine of" in opinion.doubt
+    assert stand(opinion, [], 0.05).verdict()[0] == "inconclusive"
+
+
+@pytest.mark.parametrize(("held", "is_sound"), [(0.985, True), (0.96, False)])
+def test_a_trigger_that_fails_on_held_out_images_proves_nothing(make, held, is_sound):
+    found = types.SimpleNamespace(succeeded=np.array([True]))
+    assert (make("decree", similarity=0.99)._doubt(found, 0.5, held) == "") is is_sound
 
 
 def test_a_task_of_one_class_is_refused(make, cpu):

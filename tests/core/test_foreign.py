@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from sslbd_cli.core import foreign, layouts, nets, plugin, selftest
+from sslbd_cli.core import foreign, layouts, nets, plugin, selftest, statedict
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.export import from_encoder
@@ -54,6 +55,18 @@ def refused(state: State, wish: Wish = CIFAR10) -> str:
     line = str(caught.value)
     assert line.isprintable()
     return line
+
+
+def test_a_sorted_resnet_may_be_simclr_s_and_is_not_guessed(tmp_path):
+    """safetensors keep no order of names, by which alone SimCLR's, not normalised, is told from torchvision's."""
+    model = resnet("resnet50", stem="imagenet")
+    safetensors.torch.save_file(dict(reversed(model.state_dict().items())), tmp_path / "tv50.safetensors")
+    state = statedict.read(str(tmp_path / "tv50.safetensors")).tensors
+    assert list(state) == sorted(state)
+    line = refused(state, Wish(size=32))
+    assert "imagenet" in line and "none" in line and "--normalise" in line
+    assert to_encoder(state, Wish(size=32, normalise="imagenet")).encoder.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert to_encoder(dict(model.state_dict()), Wish(size=32)).encoder.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def test_who_never_succeeds_has_no_size_and_may_be_given_up():
     found = invert(make_gated().requires_grad_(False), pool, start(), alike, course, 0, unwatched)
     assert not found.succeeded.any() and (found.rounds == 7).all()
     judged = inversion.smallest(found, "clusters", 3)
-    assert "0 of 3 clusters" in judged.doubt and judged.summary["clusters_failed"] == 3
+    assert not judged.is_any and "0 of 3 clusters" in judged.doubt and judged.summary["clusters_failed"] == 3
 
 
 def test_likeness_is_the_mean_of_all_pairs():
