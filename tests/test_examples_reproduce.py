@@ -19,7 +19,7 @@ SCALES = {
     "badencoder": ["micro", "small", "paper"],
     "encoder-zoo": ["micro", "small"],
     "no-label-backdoors": ["micro", "small", "paper"],
-    "poisoncam": ["micro", "small", "photos", "paper"],
+    "poisoncam": ["micro", "small", "vit", "photos", "paper"],
     "ssl-backdoor": ["micro", "small", "paper"],
     "ssl-quality": ["micro", "small", "paper", "solo"],
 }
