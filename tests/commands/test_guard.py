@@ -124,12 +124,12 @@ def test_too_few_calibration_images_are_counted(sslbd, files):
 
 
 def test_the_images_it_was_made_on_are_refused(sslbd, files):
-    refused(watch(sslbd, files, data="aux.h5"), "the images that the guard was made on")
+    refused(watch(sslbd, files, data="aux.h5"), "among those that the guard was made on")
 
 
 def test_the_same_images_without_labels_are_refused(sslbd, files, tmp_path):
     artefact.write(make_pictures(320, 2), str(tmp_path / "bare.h5"))
-    refused(watch(sslbd, files, data=tmp_path / "bare.h5"), "the images that the guard was made on")
+    refused(watch(sslbd, files, data=tmp_path / "bare.h5"), "among those that the guard was made on")
 
 
 @pytest.mark.parametrize("option", ["--aux", "--baseline", "--save-guard", "--method"])
