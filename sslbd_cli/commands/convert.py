@@ -49,8 +49,10 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     encoder are left out and named, any other difference is an error. The encoder is tested on random images before it
     is written. An export is safetensors too, never a pickle.
 
-    What a checkpoint does not say is an error that lists the candidates. With --data, each is tried on up to 2,000
-    labelled images, and the best is taken if it beats all others beyond chance (McNemar's exact test at 5 %).
+    What a checkpoint does not say is an error that lists the candidates: also the normalisation of a ResNet-50 in
+    safetensors, which lose the order of names that tells SimCLR's from torchvision's (--from says which). With --data,
+    each is tried on up to 2,000 labelled images, and the best is taken if it beats all others beyond chance (McNemar's
+    exact test at 5 %).
     """
     from sslbd_cli.core import statedict
     from sslbd_cli.core.artefact import Dataset

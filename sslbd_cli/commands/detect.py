@@ -68,8 +68,7 @@ def command(
     filter` takes out what they flag. Detectors of encoders search the encoder for a trigger with clean images, and test
     what they find on images held out; the report holds it, and --trigger witness:file=REPORT replays it. Clean encoders
     of the same kind, 4 or more, say what is usual. Truth recorded in --data, or known from --trigger, is used only
-    afterwards, to measure. --limit is of --data, and without it of the images
-    that each trigger is put on.
+    afterwards, to measure. --limit is of --data, and without it of the images that each trigger is put on.
 
     --save-guard keeps what a detector of inputs has learned; --guard judges further images by it, without --aux, and
     says how fast. A guard fits one encoder alone. The report holds a p-value for each image.

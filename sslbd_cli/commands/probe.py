@@ -66,7 +66,8 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     With --guard the head is fitted again on the training images that pass, and rejected test images are counted both
     ways: left out, and as errors (of a triggered image: as a failure of the attack).
     """
-    from sslbd_cli.core.artefact import Dataset, Encoder, Report, shared_images
+    from sslbd_cli.core.artefact import Dataset, Encoder, Report
+    from sslbd_cli.core.overlap import shared_images
     from sslbd_cli.core.probe import Exam, parse_share
     from sslbd_cli.ui.measuring import Sitting
     from sslbd_cli.ui.report import print_results

@@ -7,7 +7,6 @@ kind, what the kind needs, the content digest and the history. man/sslbd-artefac
 from __future__ import annotations
 
 import difflib
-import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -380,22 +379,6 @@ def spread(count: int, limit: int | None) -> np.ndarray:
     """Return `limit` of `count` rows, ascending: many datasets are sorted by class, and the first rows are of a few."""
     kept = count if limit is None else min(limit, count)
     return np.arange(kept) * count // max(kept, 1)
-
-
-def shared_images(one: Dataset, other: Dataset) -> int:
-    """Count the images of `one` that `other` holds too, pixel for pixel."""
-    return known_images(one, image_digests(other))
-
-
-def known_images(dataset: Dataset, digests: np.ndarray) -> int:
-    """Count the images of a dataset that are among those of `image_digests`."""
-    return int(np.isin(image_digests(dataset), digests).sum())
-
-
-def image_digests(dataset: Dataset) -> np.ndarray:
-    """Return the first 8 bytes of each image's SHA-256: uint64 N."""
-    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in dataset.images)
-    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _without_truth(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

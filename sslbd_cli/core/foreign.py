@@ -136,14 +136,17 @@ def _read(state: State, wish: Wish) -> _Reading:
     archs, size = families.candidates(layout, inner, wish.arch)
     small = layout.family == "resnet" and inner["conv1.weight"].shape[-1] == 3
     names = (wish.normalise,) if wish.normalise else layout.small if small else layout.normalise
-    if layout.name == "torchvision" and not (wish.normalise or small) and _hides_simclr(state, inner):
-        names = (*names, *LAYOUTS["simclr"].normalise)
+    if wish.layout == "auto" and not (wish.normalise or small or prefix):
+        names = (*names, *(name for other in _hidden(layout, state) for name in other.normalise))
     return _Reading(layout.name, inner, archs, size, [*map(parse_normalise, names)], surplus, layout)
 
 
-def _hides_simclr(state: State, inner: State) -> bool:
-    """Tell whether a ResNet may be SimCLR's: nothing but their order tells its names, and a sorted file has none."""
-    return "layer1.0.downsample.0.weight" in inner and list(state) == sorted(state)
+def _hidden(layout: Layout, state: State) -> list[Layout]:
+    """Return the layouts that this may be as well: their names are told by their order alone, and it is lost."""
+    if layout.order or list(state) != sorted(state):
+        return []
+    return [other for other in LAYOUTS.values() if other.order and other.rules == layout.rules
+            and set(other.order) <= set(state)]  # fmt: skip
 
 
 def _recognise(state: State) -> Layout:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import metrics, nets, plugin
-from sslbd_cli.core.artefact import Dataset, Encoder, Guard, image_digests
+from sslbd_cli.core.artefact import Dataset, Encoder, Guard
 from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import split_rows
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.overlap import image_digests
 from sslbd_cli.core.plugin import key
 from sslbd_cli.core.train import Watch
 from sslbd_cli.core.watch import unwatched

@@ -97,9 +97,10 @@ def read_either(path: str) -> Artefact:
 def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, Ruling, Ruling | None]:
     """Judge inputs or samples: the report, the ruling behind it, and that on a clean encoder where one is asked."""
     from sslbd_cli.core import detect, nets
-    from sslbd_cli.core.artefact import Dataset, image_digests
+    from sslbd_cli.core.artefact import Dataset
     from sslbd_cli.core.features import need_distinct
     from sslbd_cli.core.guard import make_guard
+    from sslbd_cli.core.overlap import image_digests
 
     method, seed = params["method"], params["seed"]
     data = run.read(params["data"], Dataset, "--data")
@@ -157,7 +158,7 @@ def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> Report:
 
 def check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> None:
     """Refuse to judge nothing but images that a detector has learned on, and warn of some. digests: uint64 M."""
-    from sslbd_cli.core.artefact import known_images
+    from sslbd_cli.core.overlap import known_images
 
     known, count = known_images(chosen, digests), len(chosen.images)
     if known == count:

@@ -65,8 +65,9 @@ def test_a_sorted_resnet_may_be_simclr_s_and_is_not_guessed(tmp_path):
     assert list(state) == sorted(state)
     line = refused(state, Wish(size=32))
     assert "imagenet" in line and "none" in line and "--normalise" in line
-    assert to_encoder(state, Wish(size=32, normalise="imagenet")).encoder.mean == pytest.approx((0.485, 0.456, 0.406))
-    assert to_encoder(dict(model.state_dict()), Wish(size=32)).encoder.mean == pytest.approx((0.485, 0.456, 0.406))
+    told = Wish(size=32, normalise="imagenet"), Wish(size=32, layout="torchvision")
+    for tensors, wish in (*((state, wish) for wish in told), (dict(model.state_dict()), Wish(size=32))):
+        assert to_encoder(tensors, wish).encoder.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
 @torch.no_grad()
