@@ -226,7 +226,8 @@ def rates(flagged: np.ndarray, poisoned: np.ndarray) -> dict[str, float]:
 def controls(ruling: Ruling, case: Case, clean: Ruling | None) -> dict[str, Any]:
     """Return what the same images come to through a clean encoder, by other rules and where cues are severed."""
     findings, poisoned = ruling.findings, case.known()
-    found: dict[str, Any] = {} if clean is None else _clean_controls(ruling, clean, poisoned)
+    keep = None if case.boxes is None or poisoned is None else outside(case.boxes, case.evidence.images.shape[2:])
+    found: dict[str, Any] = {} if clean is None else _clean_controls(ruling, clean, poisoned, keep)
     for name, flagged in findings.rules.items():
         found[f"flagged_{name}"] = int(flagged.sum())
         if poisoned is not None:
@@ -234,18 +235,22 @@ def controls(ruling: Ruling, case: Case, clean: Ruling | None) -> dict[str, Any]
     if poisoned is None:
         return found
     found |= {f"auroc_{name}": area(scores, poisoned) for name, scores in findings.controls.items()}
-    keep = None if case.boxes is None else outside(case.boxes, case.evidence.images.shape[2:])
     if findings.outside is not None and keep is not None:
         found["auroc_outside_box"] = area(findings.outside(keep), poisoned)
     return found
 
 
-def _clean_controls(ruling: Ruling, clean: Ruling, poisoned: np.ndarray | None) -> dict[str, Any]:
+def _clean_controls(
+    ruling: Ruling, clean: Ruling, poisoned: np.ndarray | None, keep: np.ndarray | None
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if poisoned is not None:
         found["auroc_clean_encoder"] = area(clean.findings.scores, poisoned)
-        if "absolute" in clean.findings.controls:
-            found["auroc_absolute_clean_encoder"] = area(clean.findings.controls["absolute"], poisoned)
+        for name in ("rank", "relative", "absolute"):
+            if name in clean.findings.controls:
+                found[f"auroc_{name}_clean_encoder"] = area(clean.findings.controls[name], poisoned)
+        if clean.findings.outside is not None and keep is not None:
+            found["auroc_outside_box_clean_encoder"] = area(clean.findings.outside(keep), poisoned)
     found["flagged_clean_encoder"] = int(clean.flagged.sum())
     if ruling.p_value is None:
         return found

@@ -19,7 +19,7 @@ from sslbd_cli.core.audit import Witness
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.outliers import anomaly_index
+from sslbd_cli.core.outliers import anomaly_index, shrinkage
 from sslbd_cli.core.train import Watch
 
 PIXELS_CPU, PIXELS_DEVICE = 1 << 18, 1 << 24  # pixels that go through the encoder at once: 256 images of 32 pixels
@@ -299,14 +299,23 @@ class Outlier:
     summary: dict[str, Any]
 
 
-def smallest(found: Inverted, what: str, least: int, double: bool = False) -> Outlier:
-    """Judge how far the smallest trigger is from the others; `what` they belong to, of which `least` must have one."""
+#: How the smallest trigger is set against the others -> above what it is an outlier: in deviations, as published (of
+#: ten sizes a deviation is a matter of luck, and a backdoor widens it: its neighbours are small), or in powers of e.
+BARS = {"mad": 2.0, "ratio": 1.0}
+
+
+def smallest(found: Inverted, what: str, least: int, index: str = "mad", double: bool = False) -> Outlier:
+    """Judge how far the smallest trigger is from the others; `what` they belong to, of which `least` must have one.
+
+    index: of BARS; double: the MAD scaled twice (`anomaly_index`).
+    """
     sizes, count = found.size[found.succeeded], len(found.size)
-    index, doubt = np.zeros(count), ""
-    index[found.succeeded] = anomaly_index(sizes, double) if len(sizes) else 0
+    below, doubt = np.zeros(count), ""
+    if len(sizes):
+        below[found.succeeded] = shrinkage(sizes) if index == "ratio" else anomaly_index(sizes, double)
     if len(sizes) < least:
         doubt = f"triggers of {len(sizes)} of {count} {what} converged, too few for an outlier; give more rounds"
-    elif not index.any():
+    elif index == "mad" and not below.any():
         doubt = f"the triggers of half of the {what} are of one size, so that none is an outlier"
     summary = {
         "size": float(sizes.min()) if len(sizes) else None,
@@ -315,4 +324,4 @@ def smallest(found: Inverted, what: str, least: int, double: bool = False) -> Ou
         f"{what}_failed": count - len(sizes),
         "rounds": int(found.rounds.max()),
     }
-    return Outlier(int(np.argmin(found.size)), bool(len(sizes)), index, doubt, summary)
+    return Outlier(int(np.argmin(found.size)), bool(len(sizes)), below, doubt, summary)

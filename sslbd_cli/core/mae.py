@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
 
-SHARPNESS = 8  # spreads per temperature; AUROC moves by less than 0.01 from 4 to 32
+#: Kind of pixel score -> spreads per temperature. Of errors AUROC moves by less than 0.01 from 4 to 32.
+SHARPNESS = {"relative": 8, "rank": 4, "feature-relative": 8}
 HEAD = 64  # width of one attention head: the paper's 192 channels have three
 
 
@@ -121,6 +123,44 @@ def relative_error(own: Tensor, neutral: Tensor, temperature: float) -> Tensor:
     return own.double() / temperature + soft
 
 
+def standing(own: Tensor, neutral: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many neutral embeddings fit a patch better, as a share, mean over the patches counted: B and B,K.
+
+    own: errors B,T; neutral: errors B,T,K; counted: 0 and 1, B,T or 1,T. The first is of the own embedding, the second
+    of each neutral one among themselves.
+    """
+    count = neutral.shape[2]
+    places = torch.arange(count, device=neutral.device, dtype=neutral.dtype) / count
+    ranks = torch.empty_like(neutral).scatter_(2, neutral.argsort(2), places.expand_as(neutral))
+    better = (neutral < own[:, :, None]).to(neutral).mean(2)
+    share = counted / counted.sum(1, keepdim=True).clamp_min(1)
+    return (better * share).sum(1), (ranks * share[:, :, None]).sum(1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well N images are painted from their own embedding and from each of K neutral ones.
+
+    own N, neutral N,K: summed squares; own_rank N, neutral_rank N,K: `standing`.
+    """
+
+    own: Tensor
+    neutral: Tensor
+    own_rank: Tensor
+    neutral_rank: Tensor
+
+    def spreads(self) -> dict[str, Tensor]:
+        """Return how much neutral embeddings of one image usually differ, by kind of score."""
+        return {"relative": self.neutral.std(1).median(), "rank": self.neutral_rank.std(1).median()}
+
+    def scores(self, kind: str, temperatures: Mapping[str, float]) -> Tensor:
+        """Score by `kind`: absolute, relative or rank."""
+        if kind == "absolute":
+            return self.own.double()
+        own, neutral = (self.own, self.neutral) if kind == "relative" else (self.own_rank, self.neutral_rank)
+        return relative_error(own, neutral, temperatures[kind])
+
+
 class Inverter:
     """A trained decoder that judges: errors of images under their own embedding and under neutral ones K,D.
 
@@ -145,29 +185,31 @@ class Inverter:
         self.masks = [mask.to(neutral.device) for mask in masks]
         self.chunk = max(16, min(512, (1 << 21) // (3 * encoder.size**2)))
 
-    def own_errors(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> Tensor:
-        """Return the errors float N of images uint8 N,3,S,S under their embeddings N,D."""
-        return self._over(images, keep, lambda x, seen, rows, weight: self._errors(x, seen, feats[rows], weight))
+    def fit(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> Fit:
+        """Return how images uint8 N,3,S,S are painted under embeddings N,D and under the neutral ones."""
 
-    def neutral_errors(self, images: np.ndarray, keep: np.ndarray | None = None) -> Tensor:
-        """Return the errors float N,K of images uint8 N,3,S,S under the neutral embeddings."""
-        return self._over(images, keep, lambda x, seen, rows, weight: self._bank_errors(x, seen, weight))
+        def each(x: Tensor, seen: Tensor, rows: slice, weight: Tensor | None) -> tuple[Tensor, ...]:
+            own, neutral = self._errors(x, seen, feats[rows], weight), self._bank_errors(x, seen, weight)
+            counted = torch.ones_like(own[:1]) if weight is None else (weight.sum(2) > 0).to(own)
+            return own.sum(1), neutral.sum(1), *standing(own, neutral, counted)
+
+        return Fit(*self._over(images, keep, each))
 
     def own_distances(self, images: np.ndarray, feats: Tensor) -> Tensor:
         """Return 1 - cosine, float N, between the judge's embeddings of images and of what is painted of them."""
-        return self._over(images, None, lambda x, seen, rows, _: 1 - self._agreement(x, seen, feats[rows]))
+        return self._over(images, None, lambda x, seen, rows, _: (1 - self._agreement(x, seen, feats[rows]),))[0]
 
     def neutral_distances(self, images: np.ndarray) -> Tensor:
         """Return the same, float N,K, for what is painted under the neutral embeddings."""
 
-        def each(x: Tensor, seen: Tensor, rows: slice, _: Tensor) -> Tensor:
+        def each(x: Tensor, seen: Tensor, rows: slice, _: Tensor) -> tuple[Tensor]:
             if seen.shape[1]:
                 columns = [self._agreement(x, seen, z.expand(len(x), -1)) for z in self.neutral]
-                return 1 - torch.stack(columns, 1)
+                return (1 - torch.stack(columns, 1),)
             bank = self._judged(self._painted(x[:1].expand(len(self.neutral), -1, -1, -1), seen[:1], self.neutral))
-            return 1 - self._judged(x) @ bank.T
+            return (1 - self._judged(x) @ bank.T,)
 
-        return self._over(images, None, each)
+        return self._over(images, None, each)[0]
 
     def _agreement(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
         return (self._judged(x) * self._judged(self._painted(x, visible, feats))).sum(1)
@@ -194,15 +236,18 @@ class Inverter:
         return painted
 
     @torch.inference_mode()
-    def _over(self, images: np.ndarray, keep: np.ndarray | None, errors: Callable[..., Tensor]) -> Tensor:
+    def _over(
+        self, images: np.ndarray, keep: np.ndarray | None, look: Callable[..., tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Return what `look` tells of all images, chunk by chunk, means over the masks."""
         parts = []
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
             x = normalise(torch.from_numpy(np.array(images[rows])).to(self.mean.device), self.mean, self.std)
             kept = None if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x).contiguous()
-            found = [errors(x, mask.expand(len(x), -1), rows, self._weight(mask, kept)) for mask in self.masks]
-            parts.append(torch.stack(found).mean(0))
-        return torch.cat(parts)
+            found = [look(x, mask.expand(len(x), -1), rows, self._weight(mask, kept)) for mask in self.masks]
+            parts.append([torch.stack(each).mean(0) for each in zip(*found, strict=True)])
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _weight(self, mask: Tensor, kept: Tensor | None) -> Tensor | None:
         """Return which pixels count, as patches: hidden ones that are kept; None where all do."""
@@ -218,56 +263,60 @@ class Inverter:
         return painted
 
     def _errors(self, x: Tensor, visible: Tensor, feats: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the summed squares of each patch, B,T."""
         squares = (self._paint(x, visible, feats) - patchify(x, self.network.patch)).square_()
-        errors: Tensor = (squares if weight is None else squares * weight).sum((1, 2))
-        return errors
+        return (squares if weight is None else squares * weight).sum(2)
 
     def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the same under each neutral embedding, B,T,K."""
         if visible.shape[1]:  # what is painted depends on the image too
             columns = [self._errors(x, visible, z.expand(len(x), -1), weight) for z in self.neutral]
-            return torch.stack(columns, 1)
-        bank = self._paint(x, visible[:1].expand(len(self.neutral), -1), self.neutral).flatten(1)  # K,T*P
-        cells = patchify(x, self.network.patch).flatten(1)
+            return torch.stack(columns, 2)
+        bank = self._paint(x, visible[:1].expand(len(self.neutral), -1), self.neutral).permute(1, 2, 0)  # T,P,K
+        cells = patchify(x, self.network.patch).transpose(0, 1)  # T,B,P
         if weight is None:
-            return torch.addmm(cells.square().sum(1, keepdim=True) + bank.square().sum(1), cells, bank.T, alpha=-2)
-        weight = weight.flatten(1)
+            squares = cells.square().sum(2, keepdim=True) + bank.square().sum(1, keepdim=True)
+            return torch.baddbmm(squares, cells, bank, alpha=-2).transpose(0, 1)
+        weight = weight.transpose(0, 1)
         seen = weight * cells
-        errors: Tensor = (seen * cells).sum(1, keepdim=True) - 2 * seen @ bank.T + weight @ bank.square().T
-        return errors
+        errors = (seen * cells).sum(2, keepdim=True) - 2 * seen @ bank + weight.expand_as(cells) @ bank.square()
+        return errors.transpose(0, 1)
 
 
 class Sight:
-    """Images with their embeddings before the trained inverter: their errors and scores, float64 on the CPU.
+    """Images with their embeddings before the trained inverter: their fit and scores, float64 on the CPU.
 
-    spreads: how much neutral errors, and neutral distances, of one image usually differ.
+    spreads: how much the neutral embeddings of one image usually differ, by kind of score (`Fit.spreads`; of features,
+    the spread of neutral distances).
     """
 
-    def __init__(self, inverter: Inverter, images: np.ndarray, feats: Tensor, spreads: tuple[float, float]) -> None:
+    def __init__(self, inverter: Inverter, images: np.ndarray, feats: Tensor, spreads: Mapping[str, float]) -> None:
         self.inverter, self.images, self.feats = inverter, images, feats
-        self.temperatures = [max(spread / SHARPNESS, 1e-9) for spread in spreads]
-        self.own = inverter.own_errors(images, feats).double().cpu().numpy()  # N
-        self.neutral = inverter.neutral_errors(images)  # N,K
+        self.temperatures = {kind: max(spread / SHARPNESS[kind], 1e-9) for kind, spread in spreads.items()}
+        self.fit = inverter.fit(images, feats)
+
+    @property
+    def own(self) -> np.ndarray:
+        """Return the errors under their own embeddings, float64 N."""
+        own: np.ndarray = self.fit.own.double().cpu().numpy()
+        return own
 
     def scores(self, kind: str, feats: Tensor | None = None, keep: np.ndarray | None = None) -> np.ndarray:
         """Score by `kind`, under other embeddings where given, on the pixels kept alone (pixel scores only)."""
-        inverter, bare = self.inverter, feats is None and keep is None
-        feats = self.feats if feats is None else feats
+        bare, feats = feats is None and keep is None, self.feats if feats is None else feats
         if kind.startswith("feature"):
-            own, temperature = inverter.own_distances(self.images, feats), self.temperatures[1]
+            scores = self.inverter.own_distances(self.images, feats)
+            if kind == "feature-relative":
+                scores = relative_error(scores, self.inverter.neutral_distances(self.images), self.temperatures[kind])
         else:
-            own = torch.from_numpy(self.own) if bare else inverter.own_errors(self.images, feats, keep)
-            temperature = self.temperatures[0]
-        if kind == "relative":
-            neutral = self.neutral if keep is None else inverter.neutral_errors(self.images, keep)
-            own = relative_error(own.to(neutral.device), neutral, temperature)
-        if kind == "feature-relative":
-            own = relative_error(own, inverter.neutral_distances(self.images), temperature)
-        found: np.ndarray = own.double().cpu().numpy()
+            fit = self.fit if bare else self.inverter.fit(self.images, feats, keep)
+            scores = fit.scores(kind, self.temperatures)
+        found: np.ndarray = scores.double().cpu().numpy()
         return found
 
     def informed(self) -> bool:
         """Tell whether own embeddings explain their images better than neutral ones: by 1 %, and beyond chance."""
-        neutral = self.neutral.double().mean(1).cpu().numpy()
+        neutral = self.fit.neutral.double().mean(1).cpu().numpy()
         gain = neutral - self.own
         return bool(gain.mean() > max(0.01 * neutral.mean(), 3 * gain.std() / len(gain) ** 0.5))
 

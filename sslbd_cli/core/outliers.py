@@ -67,6 +67,14 @@ def anomaly_index(sizes: np.ndarray, double: bool = False) -> np.ndarray:
     return away / scale if scale > 0 else np.zeros_like(away)
 
 
+def shrinkage(sizes: np.ndarray) -> np.ndarray:
+    """Return how far each size lies below the median in powers of e: log(median / size), float64 N."""
+    sizes = np.asarray(sizes, np.float64)
+    least = max(1e-9 * float(sizes.max()), np.finfo(float).tiny)
+    lowered: np.ndarray = np.log(max(float(np.median(sizes)), least) / np.maximum(sizes, least))
+    return lowered
+
+
 @torch.no_grad()
 def neighbours(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Find each row's nearest others of unit features z N,D: distances float32 N,count, ascending, and rows int64.

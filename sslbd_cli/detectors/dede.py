@@ -31,20 +31,21 @@ class DeDe(InputDetector):
     embedding; judged at test_mask, where at most one patch in a hundred is visible (at the default patch none is), so
     that the picture comes from the embedding alone. The published score is the summed squared error in normalised
     units (score=absolute), which rises with any bright patch. score=relative subtracts a neutral error, the soft
-    minimum of the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some
-    other image's embedding fits as well. Standardising embeddings is the same model (linear map plus position
-    embedding absorb it), better conditioned. score=feature is 1 - cosine between a reference encoder's embeddings of
-    input and reconstruction (--reference), feature-relative the same against other embeddings' reconstructions. One
-    configuration for all attacks, its patch by the resolution: 8 pixels at 32 and 64, 12 at 96, 32 at 224. --aux that
-    holds triggered images teaches the decoder to paint them, and blinds the threshold from a share of alpha on. The
-    paper's configuration is
+    minimum of the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some other
+    image's embedding fits as well. score=rank does the same with ranks: in each patch all embeddings are ranked by
+    their error, and the mean over patches counts, so that no patch outweighs the others. Standardising embeddings is
+    the same model (linear map plus position embedding absorb it), better conditioned. score=feature is 1 - cosine
+    between a reference encoder's embeddings of input and reconstruction (--reference), feature-relative the same
+    against other embeddings' reconstructions. One configuration for all attacks, its patch by the resolution: 8 pixels
+    at 32 and 64, 12 at 96, 32 at 224. --aux that holds triggered images teaches the decoder to paint them, and blinds
+    the threshold from a share of alpha on. The paper's configuration is
     dede:score=absolute,embedding=raw,patch=4,width=192,encoder=12,decoder=4,epochs=200,batch=256,lr=0.001,warmup=0,schedule=constant
     (the victim's embeddings are cached, and rows are shuffled, which the released code does not).
     """
 
-    score: str = key("relative", "relative to other images' embeddings, absolute as published; feature, "
-                     "feature-relative: by --reference instead of pixels",
-                     choices=("relative", "absolute", "feature", "feature-relative"))  # fmt: skip
+    score: str = key("rank", "rank among other images' embeddings, patch by patch; relative to their errors; absolute "
+                     "as published; feature, feature-relative: by --reference instead of pixels",
+                     choices=("rank", "relative", "absolute", "feature", "feature-relative"))  # fmt: skip
     embedding: str = key("standard", "standard: zero mean and unit deviation on --aux; raw as published",
                          choices=("standard", "raw"))  # fmt: skip
     patch: int = key(0, "side of a patch in pixels; 0: 8, or a seventh of images above 56 pixels", low=0)
@@ -80,16 +81,16 @@ class DeDe(InputDetector):
         state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         state |= {"centre": centre, "scale": scale, "neutral": bank, "masks": torch.stack(masks)}
         # the temperatures come from images that neither set the threshold nor are judged
-        some = images[spread(len(images), 256)]
-        state["spread"] = inverter.neutral_errors(some).std(1).median()
+        some = spread(len(images), 256)
+        spreads = inverter.fit(images[some], known[torch.from_numpy(some).to(known.device)]).spreads()
         if self.needs_reference:
-            state["feature_spread"] = inverter.neutral_distances(some).std(1).median()
-        return state
+            spreads["feature-relative"] = inverter.neutral_distances(images[some]).std(1).median()
+        return state | {f"spread.{kind}": value for kind, value in spreads.items()}
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
         feats = (embed(setting.encoder, images, setting.device) - state["centre"]) / state["scale"]
         sight = self._sight(images, feats, state, setting)
-        kinds = ("relative", "absolute") + (("feature", "feature-relative") if self.needs_reference else ())
+        kinds = ("rank", "relative", "absolute") + (("feature", "feature-relative") if self.needs_reference else ())
         columns = {kind: sight.scores(kind) for kind in kinds}
         return Looked({"score": columns[self.score]} | columns, sight)
 
@@ -121,7 +122,7 @@ class DeDe(InputDetector):
             f" {network.patch} pixels, {visible} visible, against {len(sight.inverter.neutral)} other embeddings",
             doubt="" if calm.informed() else f"F07 {FLAGS['F07']}; give more --aux images or epochs",
             summary={"patch": network.patch, "patches": network.tokens, "visible": visible,
-                     "aux_error_own": float(calm.own.mean()), "aux_error_neutral": float(calm.neutral.mean())},
+                     "aux_error_own": float(calm.own.mean()), "aux_error_neutral": float(calm.fit.neutral.mean())},
         )  # fmt: skip
 
     def _sight(self, images: np.ndarray, feats: Tensor, state: State, setting: Setting) -> mae.Sight:
@@ -129,11 +130,10 @@ class DeDe(InputDetector):
         encoder = setting.encoder
         with torch.device("meta"):
             network = self._network(encoder.size, feats.shape[1])
-        weights = {name.removeprefix("network."): t for name, t in state.items() if name.startswith("network.")}
-        network.load_state_dict(weights, assign=True)
+        network.load_state_dict(_part(state, "network."), assign=True)
         masks, bank = list(state["masks"]), state["neutral"]
         inverter = mae.Inverter(network.eval(), encoder, bank, masks, setting.reference, setting.device)
-        spreads = float(state["spread"]), float(state.get("feature_spread", 0))
+        spreads = {kind: float(value) for kind, value in _part(state, "spread.").items()}
         return mae.Sight(inverter, images, feats, spreads)
 
     def _standard(self, feats: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,6 +173,10 @@ class DeDe(InputDetector):
         exact = device if self.width > 128 else Device(device.torch, "fp32")
         Fit(network, loss, len(pool), plan, exact, setting.seed).run(setting.watch, self.name)
         return network.eval()
+
+
+def _part(state: State, prefix: str) -> State:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _examples(scores: np.ndarray) -> np.ndarray:

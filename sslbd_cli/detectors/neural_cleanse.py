@@ -14,7 +14,7 @@ from sslbd_cli.core.bases import Labelled
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed, numbers, stratified_rows
-from sslbd_cli.core.inversion import Course, Patches, Weight, invert, smallest
+from sslbd_cli.core.inversion import BARS, Course, Patches, Weight, invert, smallest
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.perceptron import fit_perceptron, new_perceptron
@@ -30,10 +30,10 @@ class NeuralCleanse(EncoderDetector):
 
     A classifier on unit features (BadEncoder's 512-256 perceptron) is fitted to the labels of --data; per class a mask
     and a pattern are optimised so that 99 % of the images are called that class, at the least L1 of the mask. A class
-    whose L1 is far below the median is the target: statistic = (median - L1) / MAD of the smallest one (MAD scaled by
-    1.4826), found above 2. A backdoor for another downstream task has no class here; the trigger of an encoder is large
-    beside natural ones, hence hardly an outlier (BadEncoder's authors find it insufficient); and with few classes the
-    MAD is a matter of luck: clean models above 2 are common. Give clean encoders as --baseline.
+    whose L1 is far below the median is the target: statistic = log(median / L1) of the smallest one, found above 1; or,
+    published, (median - L1) / MAD (scaled by 1.4826), found above 2 (index=mad): with few classes the MAD is a matter
+    of luck, clean models above 2 are common, and a large trigger is hardly an outlier (BadEncoder's authors find the
+    method insufficient). A backdoor for another downstream task has no class here. Give clean encoders as --baseline.
 
     As published: weight 0, from 5 successful rounds on 1e-3, then times 2 after 5 successes and over 2^1.5 after 5
     failures; smallest L1 of successful rounds; early stop after 25 rounds without gain and a weight that went both
@@ -49,7 +49,9 @@ class NeuralCleanse(EncoderDetector):
     batch: int = key(32, "images per batch", low=1)
     lr: float = key(0.1, "learning rate of Adam", low=0)
     success: float = key(0.99, "share of images called the class that is a success", low=0.1, high=0.9999)
-    threshold: float = key(2.0, "deviations below the median that are found", low=0)
+    index: str = key("ratio", "how far the smallest is below the median: ratio, its logarithm; mad, as published",
+                     choices=("ratio", "mad"))  # fmt: skip
+    threshold: float = key(0.0, "index that is found; 0: 1 for ratio, 2 for mad as published", low=0)
     hidden: str = key("512-256", "widths of the classifier's hidden layers, joined by dashes; empty: linear")
     epochs: int = key(50, "passes that the classifier is fitted in", low=1)
 
@@ -69,7 +71,7 @@ class NeuralCleanse(EncoderDetector):
 
         space = Patches(classes, side, generator(seed, "neural cleanse starts"), device, scale=float(side**2))
         found = invert(encoder, Pool(clues.images, device), space, to_class, self._course(), seed, watch)
-        judged = smallest(found, "classes", LEAST)
+        judged = smallest(found, "classes", LEAST, self.index)
         target = judged.target
         witness = found.witness(target)
         with torch.no_grad():
@@ -79,7 +81,7 @@ class NeuralCleanse(EncoderDetector):
         others = clues.held_labels != target
         return Opinion(
             statistic=float(judged.index[target]),
-            threshold=self.threshold,
+            threshold=self.threshold or BARS[self.index],
             search_space=f"for each of {classes} classes of --data, one opaque patch or mask that turns"
             f" {self.success:.0%} of the images into it",
             witness=witness if judged.is_any else None,

@@ -13,7 +13,7 @@ from sslbd_cli.core.audit import Clues, EncoderDetector, Opinion
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed
-from sslbd_cli.core.inversion import Course, Patches, Weight, invert, smallest
+from sslbd_cli.core.inversion import BARS, Course, Patches, Weight, invert, smallest
 from sslbd_cli.core.kmeans import Clusters, kmeans
 from sslbd_cli.core.knee import knee
 from sslbd_cli.core.loader import Pool
@@ -32,15 +32,16 @@ class SSLCleanse(EncoderDetector):
     Embeddings are clustered by k-means, K from 2 to 28 at the knee of the summed squared errors (smoothed by a sliding
     window, as in the paper; the released code wants K). Per cluster a mask and a pattern are optimised so that 99 % of
     the images of other clusters come nearest to its centre, at the least mean of the mask. A cluster whose size is far
-    below the median is the target: statistic = (median - size) / MAD of the smallest one (MAD scaled by 1.4826), found
-    above 2. It expects a patch whose target is a cluster; with K near 10 the MAD is a matter of luck, so that clean
-    encoders as --baseline say more than the threshold.
+    below the median is the target: statistic = log(median / size) of the smallest one, found above 1; or, published,
+    (median - size) / MAD (scaled by 1.4826), found above 2 (index=mad): with K near 10 the MAD is a matter of luck, and
+    a backdoor widens it. It expects a patch whose target is a cluster; clean encoders as --baseline say more than the
+    threshold.
 
     As published: 2 - 2 cos to the target, Adam at 0.1, weight 0, `weight` after 5 rounds of success, then times or over
     1.5. Ours: all clusters are one batch; the size is the mean of the mask. compat=authors takes that of mask times
-    pattern, for which black pixels are free, and the MAD scaled twice, so that its index is 0.6745 times ours (their
-    code has no threshold; 2 here is 1.35 there). The target is the centre (published: a random member, or that); a
-    round is minibatches (published: an epoch); held-out images.
+    pattern, for which black pixels are free, and for index=mad the MAD scaled twice, so that the index is 0.6745 times
+    ours (their code has no threshold; 2 here is 1.35 there). The target is the centre (published: a random member, or
+    that); a round is minibatches (published: an epoch); held-out images.
     """
 
     clusters: int = key(0, "clusters of the embeddings; 0: at the knee", low=0, high=1000)
@@ -50,7 +51,9 @@ class SSLCleanse(EncoderDetector):
     lr: float = key(0.1, "learning rate of Adam", low=0)
     weight: float = key(0.1, "of the size, once there is success", low=0)
     success: float = key(0.99, "share of images taken to the cluster that is a success", low=0.1, high=0.9999)
-    threshold: float = key(2.0, "deviations below the median that are found", low=0)
+    index: str = key("ratio", "how far the smallest is below the median: ratio, its logarithm; mad, as published",
+                     choices=("ratio", "mad"))  # fmt: skip
+    threshold: float = key(0.0, "index that is found; 0: 1 for ratio, 2 for mad as published", low=0)
     compat: str = key("none", "authors: the size and the MAD of the released code", choices=("none", "authors"))
 
     def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
@@ -68,7 +71,7 @@ class SSLCleanse(EncoderDetector):
         authors = self.compat == "authors"
         space = Patches(count, encoder.size, generator(seed, "ssl cleanse starts"), device, painted=authors)
         found = invert(encoder, Pool(clues.images, device), space, to_cluster, self._course(), seed, watch)
-        judged = smallest(found, "clusters", LEAST, authors)
+        judged = smallest(found, "clusters", LEAST, self.index, authors)
         target = judged.target
         witness = found.witness(target)
         before, after = (embed(encoder, clues.held, device, change) for change in (None, witness.stamp))
@@ -76,7 +79,7 @@ class SSLCleanse(EncoderDetector):
         landed = torch.cdist(after, centers).argmin(1) == target
         return Opinion(
             statistic=float(judged.index[target]),
-            threshold=self.threshold,
+            threshold=self.threshold or BARS[self.index],
             search_space=f"for each of {count} clusters of the embeddings, one opaque patch or mask that takes"
             f" {self.success:.0%} of the other images to it",
             witness=witness if judged.is_any else None,

@@ -149,18 +149,19 @@ def _controls(cells: Sequence[Cell]) -> Iterator[Block]:
     """Show what else ranks the same images, where a detector has such controls besides the clean encoder."""
     names = dict.fromkeys(
         name for cell in cells if isinstance(cell.text("controls"), dict) for name in cell.text("controls")
-        if name.startswith("auroc_") and name != "auroc_clean_encoder"
+        if name.startswith("auroc_") and not name.endswith("clean_encoder")
     )  # fmt: skip
     rows = []
     for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column)):
-        values = [_spread(runs, f"controls/{name}") for name in names]
+        values = [_beside(runs, f"controls/{name}", f"controls/{name}_clean_encoder") for name in names]
         if any(value != MISSING for value in values):
             rows.append([row, column, *values])
     if rows:
         yield Block(
             "Detectors of inputs: controls",
             "AUROC of other scores on the same images: another score of the detector's, a cue severed (shuffled"
-            " embeddings), the trigger's pixels alone (mean colour), or left out (outside box).",
+            " embeddings), the trigger's pixels alone (mean colour), or left out (outside box); in brackets, where"
+            " known, through the clean encoder.",
             ["attack", "detector", *(name.removeprefix("auroc_").replace("_", " ") for name in names)],
             rows,
             range(2, 2 + len(names)),

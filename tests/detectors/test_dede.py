@@ -105,7 +105,8 @@ def test_own_and_neutral_errors_agree_with_the_definition(kept):
     bank = torch.randn(4, 48)
     inverter = mae.Inverter(network, encoder, bank, [torch.arange(kept), torch.arange(kept) + 5][: 1 + bool(kept)])
     keep = np.random.default_rng(0).random((7, SIZE, SIZE)) < 0.7
-    found = inverter.neutral_errors(images, keep)
+    own = bank[2].expand(7, -1)
+    found = inverter.fit(images, own, keep)
     x = (torch.from_numpy(images) / 255 - encoder.mean) / encoder.std
     total = torch.zeros(7, 4)
     for seen in inverter.masks:
@@ -114,9 +115,35 @@ def test_own_and_neutral_errors_agree_with_the_definition(kept):
         for k in range(4):
             painted = mae.fold(network(x, bank[k].expand(7, -1), seen.expand(7, -1)), 4)
             total[:, k] += ((painted - x).square() * shown).sum((1, 2, 3))
-    assert torch.allclose(found, total / len(inverter.masks), rtol=1e-4)
-    own = inverter.own_errors(images, bank[2].expand(7, -1), keep)
-    assert torch.allclose(own, found[:, 2], rtol=1e-4)
+    assert torch.allclose(found.neutral, total / len(inverter.masks), rtol=1e-4)
+    assert torch.allclose(found.own, found.neutral[:, 2], rtol=1e-4)
+
+
+def test_ranks_are_counted_patch_by_patch_where_pixels_are_seen():
+    own, neutral = torch.rand(6, 5), torch.rand(6, 5, 9)
+    counted = (torch.rand(6, 5) < 0.7).float()
+    counted[0] = torch.tensor([1.0, 0, 0, 0, 0])
+    ours, theirs = mae.standing(own, neutral, counted)
+    for i in range(6):
+        seen = [t for t in range(5) if counted[i, t]]
+        better = [sum(float(neutral[i, t, k]) < float(own[i, t]) for k in range(9)) / 9 for t in seen]
+        assert float(ours[i]) == pytest.approx(np.mean(better))
+        for j in range(9):
+            better = [sum(float(neutral[i, t, k]) < float(neutral[i, t, j]) for k in range(9)) / 9 for t in seen]
+            assert float(theirs[i, j]) == pytest.approx(np.mean(better), abs=1e-6)
+
+
+def test_a_patch_of_much_energy_counts_as_much_as_any_other_among_ranks():
+    """The own embedding is right everywhere but in one bright patch, or in that patch alone."""
+    neutral, loud = 1 + torch.rand(2, 8, 20), torch.ones(2, 8)
+    loud[:, 0] = 1000
+    own = torch.stack([torch.full((8,), 0.5), torch.full((8,), 3.0)])
+    own[0, 0], own[1, 0] = 3.0, 0.5
+    every = torch.ones(1, 8)
+    ranks = mae.relative_error(*mae.standing(own * loud, neutral * loud[:, :, None], every), 0.02)
+    errors = mae.relative_error((own * loud).sum(1), (neutral * loud[:, :, None]).sum(1), 10.0)
+    assert ranks[0] < 0 < ranks[1]
+    assert errors[1] < 0 < errors[0]
 
 
 def test_what_raises_all_errors_alike_cancels_in_the_relative_error():
@@ -208,7 +235,13 @@ def test_truth_and_history_change_no_score(cpu):
 
 
 @pytest.mark.parametrize(
-    "keys", ["score=absolute,test_mask=1.0", "score=relative,test_mask=1.0", "patch=4,test_mask=0.7"]
+    "keys",
+    [
+        "score=absolute,test_mask=1.0",
+        "score=relative,test_mask=1.0",
+        "patch=4,test_mask=0.7",
+        "score=relative,patch=4,test_mask=0.7",
+    ],
 )
 def test_scoring_again_gives_the_same(cpu, keys):
     spec = f"dede:width=16,decoder=1,epochs=1,neutral=4,{keys}"
