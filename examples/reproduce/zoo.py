@@ -116,7 +116,7 @@ def page(title: str, measured: dict) -> str:
         lines += [*results.noted(notes.get(scale, {})), "", "### The attacks", ""]
         lines += attacks_table(found["attacks"])
         lines += ["", "### The detectors", "", "Statistics rank the encoders (AUROC, 95 % interval). The pool's rule:"]
-        lines += ["above all (or all but alpha) of the clean encoders; the own rule: the published threshold.", ""]
+        lines += ["above all (or all but alpha) of the clean encoders; the own rule: above its own threshold.", ""]
         lines += detectors_table(found["detectors"], works)
         lines += ["", *(f"- {name}: `{next(iter(kinds['clean'].values()))['method']}`"
                         for name, kinds in found["detectors"].items())]  # fmt: skip

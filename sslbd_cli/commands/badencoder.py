@@ -22,8 +22,8 @@ PRESETS = {
     "badencoder-drupe": "badencoder:epochs=120,lr=0.05,batch=256,nearest=yes",
     "drupe": "drupe:epochs=120,lr=0.05,batch=256",
     "small": "badencoder:epochs=12,lr=0.003,optimiser=adamw,schedule=cosine,batch=128",
-    "drupe-small": "drupe:epochs=10,lr=0.003,optimiser=adamw,schedule=cosine,batch=64,copies=4,warmup=0,settle=2,"
-    "adapt=2,lambda0=3,lambda1=4,lambda2=3,kappa=0.4,kappa1=0.01",
+    "drupe-small": "drupe:epochs=14,lr=0.003,optimiser=adamw,schedule=cosine,batch=64,copies=0,warmup=0,settle=3,"
+    "adapt=6,lambda0=4,lambda1=4,lambda2=5,effective=0.99",
 }
 
 
