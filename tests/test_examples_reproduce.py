@@ -101,7 +101,8 @@ RUNS = {
     "SPEC_unlearn=unlearn:epochs=1 SPEC_distill=distill:epochs=1,batch=30 "
     "'SHADOW=shapes --count 120' 'DEFENCE=shapes --count 80' SPEC_decree=decree:steps=4 "
     "'TASK-TRAIN=shapes --count 120' 'TASK-TEST=shapes --count 60 --seed 3' "
-    "REFERENCES=1 ATTACK=badencoder:epochs=1,batch=60 SPEC_mlp=mlp:epochs=1",
+    "REFERENCES=1 ATTACK=badencoder:epochs=1,batch=60 SPEC_mlp=mlp:epochs=1 OWN=rayed-ring "
+    "CERTIFY=patchguard:size=5,epochs=1",
 }
 
 

@@ -18,6 +18,11 @@ import check
 
 SHARES = ("clean_accuracy", "patched_accuracy", "asr", "asr_all")
 COUNTS = ("fp_clean", "fp_triggered", "nfp")
+#: Of a certified classifier -> what it is called beside the head's own numbers.
+CERTIFIED = {
+    "clean_accuracy": "local_accuracy", "defended_accuracy": "defended_accuracy",
+    "certified_accuracy": "certified_accuracy", "asr": "local_asr", "asr_defended": "asr_defended",
+}  # fmt: skip
 COLUMNS = {
     "consistency": "consistency",
     "clean_accuracy": "accuracy, clean images",
@@ -28,6 +33,11 @@ COLUMNS = {
     "asr": "ASR",
     "asr_all": "ASR with target-class images",
     "lift": "ASR above control",
+    "local_accuracy": "local head: accuracy",
+    "defended_accuracy": "with PatchGuard: accuracy",
+    "certified_accuracy": "certified accuracy",
+    "local_asr": "local head: ASR",
+    "asr_defended": "with PatchGuard: ASR",
     "seconds": "seconds to make",
     "top": "poisons among the first 20",
     "recall": "recall",
@@ -57,6 +67,16 @@ def numbers(result: dict) -> dict[str, float]:
         found["drop"] = found["control_clean_accuracy"] - found["clean_accuracy"]
         if "asr" in found:
             found["lift"] = found["asr"] - found["control_asr"]
+    if result.get("certify"):
+        found |= certified(result["certify"])
+    return found
+
+
+def certified(result: dict) -> dict[str, float]:
+    """Return a certified classifier's numbers by key, shares in percent; the clean encoder's as `numbers` does."""
+    found = {name: 100 * result[key]["value"] for key, name in CERTIFIED.items() if key in result}
+    if result.get("baseline"):
+        found |= {f"control_{key}": value for key, value in certified(result["baseline"]).items()}
     return found
 
 
@@ -127,6 +147,7 @@ def row(out: Path, name: str, files: list[Path]) -> dict:
         "head": results[0]["head"],
         "n_test": results[0]["n_test"],
         "labels": results[0]["labels"],
+        "certificate": (results[0].get("certify") or {}).get("certificate", ""),
         "arch": results[0]["encoder"]["arch"],
         "recipe": recipe(made),
         "made_with": sorted({(e["version"], e["torch"], e["device"]) for e in made if "torch" in e}),
@@ -210,6 +231,8 @@ def setting(rows: dict[str, dict]) -> str:
         said[0] += f", of them {' or '.join(map(str, ns))} not of the target class (n of ASR)"
         triggers = dict.fromkeys(trigger for r in rows.values() for trigger in r["trigger"])
         said.append("Trigger " + ", ".join(f"`{trigger}`" for trigger in triggers))
+    if first.get("certificate"):
+        said.append(f"Certificate `{first['certificate']}` on `{first['arch']}`")
     return ". ".join(said) + "."
 
 

@@ -57,6 +57,13 @@ def test_a_reference_that_the_clean_probe_misplaces_is_warned_of(sslbd, files, d
         assert ("warning: F05" in err and "row 0 of --reference-data" in err) == warned
 
 
+def test_one_trigger_cannot_have_two_targets(sslbd, files):
+    words = ["--trigger", "patch:size=6", "--trigger", "patch:size=6.0", "--reference-data", "train"]
+    words += ["--reference-class", "class-0", "--reference-class", "class-2"]
+    status, _, err = sslbd("badencoder", "clean", "--data", "train", *words, *CPU, "-o", "out")
+    assert status == 2 and "the same trigger twice" in err
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_method(name):
     made = plugin.parse("attack", PRESETS[name])
