@@ -32,9 +32,10 @@ class DRUPE(Tuning):
 
     Against that code: the diagonal is left out of the concentration, as is meant; its mean over the epoch is what
     kappa1 goes by, not the last batch's; directions are seeded; nothing is forwarded twice; `apart` keeps its scale
-    (0.5 for orthogonal references) with any number of references. mode=wb is the ablation with the plain distance.
-    Held by augmented copies alone, a reference itself is pulled along by `apart` and the distribution's terms, out of
-    its class in small encoders: there take copies=0, and effective=0.99, which ends the growth of kappa earlier.
+    (0.5 for orthogonal references) with any number of references. mode=wb is the ablation with the plain distance. Held
+    by augmented copies alone, a reference itself is pulled along by `apart` and the distribution's terms, out of its
+    class in small encoders: there take copies=0, and effective=0.99, so that kappa grows only while triggered images
+    are that close.
     """
 
     epochs: int = key(120, "passes over the shadow images", low=1)

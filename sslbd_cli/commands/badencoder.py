@@ -91,8 +91,7 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     net = nets.load(encoder)
     shadow = run.read(data, Dataset, "--data")
     triggers: tuple[Trigger, ...] = params["triggers"]
-    if len(set(map(str, triggers))) < len(triggers):
-        raise InputError("--trigger: the same trigger twice; two backdoors need two triggers")
+    attacking.check_distinct(triggers, shadow.images)
     references = attacking.references(run, net, len(triggers), params)
     made = attack.run(
         net, Plot(shadow.limited(params["limit"]).images, triggers, references), run.device(), seed, run.progress

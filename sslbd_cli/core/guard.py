@@ -163,7 +163,9 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, device: D
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError):
         fits = False
     if not fits:
-        raise InputError(f"--guard: its tensors do not fit {detector.name}: the file is damaged")
+        raise InputError(
+            f"--guard: its tensors do not fit {detector.name}: the file is damaged, or of an older sslbd; make it again"
+        )
     return post
 
 

@@ -304,7 +304,7 @@ class Outlier:
 BARS = {"mad": 2.0, "ratio": 1.0}
 
 
-def smallest(found: Inverted, what: str, least: int, index: str = "mad", double: bool = False) -> Outlier:
+def smallest(found: Inverted, what: str, least: int, index: str, double: bool = False) -> Outlier:
     """Judge how far the smallest trigger is from the others; `what` they belong to, of which `least` must have one.
 
     index: of BARS; double: the MAD scaled twice (`anomaly_index`).

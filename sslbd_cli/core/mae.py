@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
 
+BEYOND = 1e9  # score of an image whose embedding lets nothing finite be painted
 #: Kind of pixel score -> spreads per temperature. Of errors AUROC moves by less than 0.01 from 4 to 32.
 SHARPNESS = {"relative": 8, "rank": 4, "feature-relative": 8}
 HEAD = 64  # width of one attention head: the paper's 192 channels have three
@@ -127,12 +128,12 @@ def standing(own: Tensor, neutral: Tensor, counted: Tensor) -> tuple[Tensor, Ten
     """Return how many neutral embeddings fit a patch better, as a share, mean over the patches counted: B and B,K.
 
     own: errors B,T; neutral: errors B,T,K; counted: 0 and 1, B,T or 1,T. The first is of the own embedding, the second
-    of each neutral one among themselves.
+    of each neutral one among themselves, where ties are broken in any order. An error that is no number fits worst.
     """
     count = neutral.shape[2]
     places = torch.arange(count, device=neutral.device, dtype=neutral.dtype) / count
     ranks = torch.empty_like(neutral).scatter_(2, _order(neutral), places.expand_as(neutral))
-    better = (neutral < own[:, :, None]).to(neutral).mean(2)
+    better = (~(neutral >= own[:, :, None])).to(neutral).mean(2)
     share = counted / counted.sum(1, keepdim=True).clamp_min(1)
     return (better * share).sum(1), (ranks * share[:, :, None]).sum(1)
 
@@ -158,19 +159,12 @@ class Fit:
         """Return how much neutral embeddings of one image usually differ, by kind of score."""
         return {"relative": self.neutral.std(1).median(), "rank": self.neutral_rank.std(1).median()}
 
-    def scores(self, kind: str, temperatures: Mapping[str, float]) -> Tensor:
-        """Score by `kind`: absolute, relative or rank."""
-        if kind == "absolute":
-            return self.own.double()
-        own, neutral = (self.own, self.neutral) if kind == "relative" else (self.own_rank, self.neutral_rank)
-        return relative_error(own, neutral, temperatures[kind])
-
 
 class Inverter:
     """A trained decoder that judges: errors of images under their own embedding and under neutral ones K,D.
 
-    masks: one or more sets of visible patch numbers, the same for every image; errors are means over the masks. Errors
-    are sums of squares over hidden pixels in normalised units. keep: bool N,S,S leaves all other pixels out.
+    masks: one or more sets of visible patch numbers, the same for every image; errors and ranks are means over them.
+    Errors are sums of squares over hidden pixels in normalised units. keep: bool N,S,S leaves all other pixels out.
     judge: an independent encoder, by whose embeddings pictures are compared instead. device: how the network runs; sums
     are fp32.
     """
@@ -199,6 +193,14 @@ class Inverter:
             return own.sum(1), neutral.sum(1), *standing(own, neutral, counted)
 
         return Fit(*self._over(images, keep, each))
+
+    def own_errors(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> Tensor:
+        """Return `fit`'s own errors alone, float N."""
+
+        def each(x: Tensor, seen: Tensor, rows: slice, weight: Tensor | None) -> tuple[Tensor]:
+            return (self._errors(x, seen, feats[rows], weight).sum(1),)
+
+        return self._over(images, keep, each)[0]
 
     def own_distances(self, images: np.ndarray, feats: Tensor) -> Tensor:
         """Return 1 - cosine, float N, between the judge's embeddings of images and of what is painted of them."""
@@ -289,7 +291,7 @@ class Inverter:
 
 
 class Sight:
-    """Images with their embeddings before the trained inverter: their fit and scores, float64 on the CPU.
+    """Images with their embeddings before the trained inverter: their fit, and scores as float64 on the CPU.
 
     spreads: how much the neutral embeddings of one image usually differ, by kind of score (`Fit.spreads`; of features,
     the spread of neutral distances).
@@ -309,14 +311,21 @@ class Sight:
     def scores(self, kind: str, feats: Tensor | None = None, keep: np.ndarray | None = None) -> np.ndarray:
         """Score by `kind`, under other embeddings where given, on the pixels kept alone (pixel scores only)."""
         bare, feats = feats is None and keep is None, self.feats if feats is None else feats
+        temperature = self.temperatures.get(kind, 0.0)
         if kind.startswith("feature"):
             scores = self.inverter.own_distances(self.images, feats)
             if kind == "feature-relative":
-                scores = relative_error(scores, self.inverter.neutral_distances(self.images), self.temperatures[kind])
+                scores = relative_error(scores, self.inverter.neutral_distances(self.images), temperature)
+        elif kind == "absolute":
+            scores = self.fit.own if bare else self.inverter.own_errors(self.images, feats, keep)
+        elif kind == "relative" and keep is None:  # the neutral errors are the same whatever the own embedding
+            own = self.fit.own if bare else self.inverter.own_errors(self.images, feats)
+            scores = relative_error(own, self.fit.neutral, temperature)
         else:
             fit = self.fit if bare else self.inverter.fit(self.images, feats, keep)
-            scores = fit.scores(kind, self.temperatures)
-        found: np.ndarray = scores.double().cpu().numpy()
+            own, neutral = (fit.own, fit.neutral) if kind == "relative" else (fit.own_rank, fit.neutral_rank)
+            scores = relative_error(own, neutral, temperature)
+        found: np.ndarray = torch.nan_to_num(scores.double(), nan=BEYOND, posinf=BEYOND).cpu().numpy()
         return found
 
     def informed(self) -> bool:

@@ -29,16 +29,17 @@ class DeDe(InputDetector):
 
     A masked autoencoder learns on clean images to paint hidden patches from few visible ones and the victim's
     embedding; judged at test_mask, where at most one patch in a hundred is visible (at the default patch none is), so
-    that the picture comes from the embedding alone. The published score is the summed squared error in normalised
-    units (score=absolute), which rises with any bright patch. score=relative subtracts a neutral error, the soft
-    minimum of the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some other
-    image's embedding fits as well. score=rank does the same with ranks: in each patch all embeddings are ranked by
-    their error, and the mean over patches counts, so that no patch outweighs the others. Standardising embeddings is
-    the same model (linear map plus position embedding absorb it), better conditioned. score=feature is 1 - cosine
-    between a reference encoder's embeddings of input and reconstruction (--reference), feature-relative the same
-    against other embeddings' reconstructions. One configuration for all attacks, its patch by the resolution: 8 pixels
-    at 32 and 64, 12 at 96, 32 at 224. --aux that holds triggered images teaches the decoder to paint them, and blinds
-    the threshold from a share of alpha on. The paper's configuration is
+    that the picture comes from the embedding alone. The published score is the summed squared error in normalised units
+    (score=absolute), which rises with any bright patch. score=relative subtracts a neutral error, the soft minimum of
+    the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some other image's
+    embedding fits as well. score=rank does the same with ranks: in each patch all embeddings are ranked by their error,
+    and the mean over patches counts, so that no patch outweighs the others (over patches of 1 or 2 pixels, which sides
+    such as 31 and 58 get, ranks say little: take score=relative there). Standardising embeddings is the same model
+    (linear map plus position embedding absorb it), better conditioned. score=feature is 1 - cosine between a reference
+    encoder's embeddings of input and reconstruction (--reference), feature-relative the same against other embeddings'
+    reconstructions. One configuration for all attacks, its patch by the resolution: 8 pixels at 32 and 64, 12 at 96, 32
+    at 224. --aux that holds triggered images teaches the decoder to paint them, and blinds the threshold from a share
+    of alpha on. The paper's configuration is
     dede:score=absolute,embedding=raw,patch=4,width=192,encoder=12,decoder=4,epochs=200,batch=256,lr=0.001,warmup=0,schedule=constant
     (the victim's embeddings are cached, and rows are shuffled, which the released code does not).
     """
@@ -134,6 +135,8 @@ class DeDe(InputDetector):
         masks, bank = list(state["masks"]), state["neutral"]
         inverter = mae.Inverter(network.eval(), encoder, bank, masks, setting.reference, setting.device)
         spreads = {kind: float(value) for kind, value in _part(state, "spread.").items()}
+        if min(spreads.values()) < 0 or bool((state["scale"] <= 0).any()):
+            raise ValueError("spreads and scales are no such")  # of a guard's file
         return mae.Sight(inverter, images, feats, spreads)
 
     def _standard(self, feats: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class SSLCleanse(EncoderDetector):
 
     As published: 2 - 2 cos to the target, Adam at 0.1, weight 0, `weight` after 5 rounds of success, then times or over
     1.5. Ours: all clusters are one batch; the size is the mean of the mask. compat=authors takes that of mask times
-    pattern, for which black pixels are free, and for index=mad the MAD scaled twice, so that the index is 0.6745 times
+    pattern, for which black pixels are free, and index=mad with the MAD scaled twice, so that the index is 0.6745 times
     ours (their code has no threshold; 2 here is 1.35 there). The target is the centre (published: a random member, or
     that); a round is minibatches (published: an epoch); held-out images.
     """
@@ -54,7 +54,7 @@ class SSLCleanse(EncoderDetector):
     index: str = key("ratio", "how far the smallest is below the median: ratio, its logarithm; mad, as published",
                      choices=("ratio", "mad"))  # fmt: skip
     threshold: float = key(0.0, "index that is found; 0: 1 for ratio, 2 for mad as published", low=0)
-    compat: str = key("none", "authors: the size and the MAD of the released code", choices=("none", "authors"))
+    compat: str = key("none", "authors: size and MAD (index=mad) of the released code", choices=("none", "authors"))
 
     def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
         parts, tried = self._clusters(embed(encoder, clues.images, device).clone(), seed)
@@ -69,9 +69,10 @@ class SSLCleanse(EncoderDetector):
             return (apart * share).sum(1), (landed * share).sum(1)
 
         authors = self.compat == "authors"
+        index = "mad" if authors else self.index
         space = Patches(count, encoder.size, generator(seed, "ssl cleanse starts"), device, painted=authors)
         found = invert(encoder, Pool(clues.images, device), space, to_cluster, self._course(), seed, watch)
-        judged = smallest(found, "clusters", LEAST, self.index, authors)
+        judged = smallest(found, "clusters", LEAST, index, authors)
         target = judged.target
         witness = found.witness(target)
         before, after = (embed(encoder, clues.held, device, change) for change in (None, witness.stamp))
@@ -79,7 +80,7 @@ class SSLCleanse(EncoderDetector):
         landed = torch.cdist(after, centers).argmin(1) == target
         return Opinion(
             statistic=float(judged.index[target]),
-            threshold=self.threshold or BARS[self.index],
+            threshold=self.threshold or BARS[index],
             search_space=f"for each of {count} clusters of the embeddings, one opaque patch or mask that takes"
             f" {self.success:.0%} of the other images to it",
             witness=witness if judged.is_any else None,

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslbd_cli.core.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from sslbd_cli.core.artefact import Dataset
+    from sslbd_cli.core.bases import Trigger
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.ui.run import Run
+
+
+def check_distinct(triggers: Sequence[Trigger], images: np.ndarray) -> None:
+    """Raise InputError where two triggers do the same to images uint8 N,3,H,W, however they are written."""
+    import torch
+
+    from sslbd_cli.core import canvas
+    from sslbd_cli.core.device import generator
+
+    some = torch.from_numpy(images[:4].copy())
+    for one, other in itertools.combinations(triggers, 2):
+        stamped = [canvas.stamp(some, trigger, generator(0, "distinct"), "train").images for trigger in (one, other)]
+        if torch.equal(*stamped):
+            raise InputError("--trigger: the same trigger twice; two backdoors need two triggers")
 
 
 def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any]) -> tuple[Tensor, ...]:

@@ -58,7 +58,8 @@ def test_a_reference_that_the_clean_probe_misplaces_is_warned_of(sslbd, files, d
 
 
 def test_one_trigger_cannot_have_two_targets(sslbd, files):
-    words = ["--trigger", "patch:size=6", "--trigger", "patch:size=6.0", "--reference-data", "train"]
+    same = ["patch:size=6,fill=white", "patch:size=6,fill=ffffff,seed=99"]
+    words = ["--trigger", same[0], "--trigger", same[1], "--reference-data", "train"]
     words += ["--reference-class", "class-0", "--reference-class", "class-2"]
     status, _, err = sslbd("badencoder", "clean", "--data", "train", *words, *CPU, "-o", "out")
     assert status == 2 and "the same trigger twice" in err

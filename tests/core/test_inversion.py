@@ -1,18 +1,20 @@
 """The engine of inverted triggers: batched is one after another, weights follow the published rules, naive formulas."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
 
 from detectors.wired import make_gated, make_scenes
-from sslbd_cli.core import inversion
+from sslbd_cli.core import inversion, plugin
 from sslbd_cli.core.budgets import FAMILIES, Bounded, Budget, cosine_basis
 from sslbd_cli.core.capture import Frame, frame, likeness
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.inversion import Course, Patches, Record, Weight, invert
 from sslbd_cli.core.knee import knee
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.core.outliers import anomaly_index
+from sslbd_cli.core.outliers import anomaly_index, shrinkage
 from sslbd_cli.core.watch import unwatched
 
 CPU = Device(torch.device("cpu"), "fp32")
@@ -104,7 +106,7 @@ def test_who_never_succeeds_has_no_size_and_may_be_given_up():
     pool = Pool(make_scenes(40).images, CPU)
     found = invert(make_gated().requires_grad_(False), pool, start(), alike, course, 0, unwatched)
     assert not found.succeeded.any() and (found.rounds == 7).all()
-    judged = inversion.smallest(found, "clusters", 3)
+    judged = inversion.smallest(found, "clusters", 3, "mad")
     assert not judged.is_any and "0 of 3 clusters" in judged.doubt and judged.summary["clusters_failed"] == 3
 
 
@@ -135,6 +137,26 @@ def test_the_index_is_on_the_scale_of_neural_cleanse():
     assert np.allclose(anomaly_index(sizes, double=True), 0.6745 * index)
     assert anomaly_index(np.array([1.0, 9, 10, 11, 30]))[0] == pytest.approx(9 / 1.4826)
     assert not anomaly_index(np.array([1.0, 5, 5, 5])).any()
+
+
+def test_the_ratio_is_a_logarithm_below_the_median():
+    assert shrinkage(np.array([1.0, 10, 10, 10])).tolist() == pytest.approx([np.log(10), 0, 0, 0])
+    assert np.isfinite(shrinkage(np.array([0.0, 1, 1]))).all() and not shrinkage(np.zeros(4)).any()
+
+
+@pytest.mark.parametrize(("index", "expected"), [("ratio", np.log(10)), ("mad", 9 / 1.4826)])
+def test_the_smallest_is_set_against_the_others_by_the_index_asked_for(index, expected):
+    sizes = np.array([9.0, 1, 10, 11, 30])
+    found = types.SimpleNamespace(size=sizes, succeeded=np.ones(5, bool), rounds=np.ones(5, int))
+    judged = inversion.smallest(found, "clusters", 3, index)
+    assert judged.target == 1 and judged.index[1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["ssl-cleanse", "neural-cleanse"])
+def test_each_index_has_a_bar_of_its_own(name):
+    for spec, bar in ((name, 1), (f"{name}:index=mad", 2), (f"{name}:index=mad,threshold=3", 3)):
+        detector = plugin.parse("detector", spec)
+        assert (detector.threshold or inversion.BARS[detector.index]) == bar
 
 
 def test_the_knee_is_where_a_line_bends():

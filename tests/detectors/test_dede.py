@@ -98,25 +98,52 @@ def test_the_loss_counts_hidden_pixels_alone():
 
 
 @pytest.mark.parametrize("kept", [0, 3])
-def test_own_and_neutral_errors_agree_with_the_definition(kept):
+def test_errors_and_ranks_agree_with_the_definition(kept):
     encoder = make(Honest)
     network = mae.MaskedDecoder(SIZE, 4, 48, 16, (1, 1)).eval()
     images = make_pictures(7, 5).images
-    bank = torch.randn(4, 48)
+    bank, own = torch.randn(4, 48), torch.randn(48).expand(7, -1)
     inverter = mae.Inverter(network, encoder, bank, [torch.arange(kept), torch.arange(kept) + 5][: 1 + bool(kept)])
     keep = np.random.default_rng(0).random((7, SIZE, SIZE)) < 0.7
-    own = bank[2].expand(7, -1)
     found = inverter.fit(images, own, keep)
     x = (torch.from_numpy(images) / 255 - encoder.mean) / encoder.std
-    total = torch.zeros(7, 4)
+    total, ranked = torch.zeros(7, 5), torch.zeros(7, 5)
     for seen in inverter.masks:
         hidden = mae.hidden_patches(seen[None], 16)[0]
         shown = mae.fold((hidden[None, :, None]).expand(1, 16, 48), 4) * torch.from_numpy(keep)[:, None]
-        for k in range(4):
-            painted = mae.fold(network(x, bank[k].expand(7, -1), seen.expand(7, -1)), 4)
-            total[:, k] += ((painted - x).square() * shown).sum((1, 2, 3))
-    assert torch.allclose(found.neutral, total / len(inverter.masks), rtol=1e-4)
-    assert torch.allclose(found.own, found.neutral[:, 2], rtol=1e-4)
+        cells = torch.zeros(7, 16, 5)  # under the neutral embeddings, then under the own one
+        for k, feats in enumerate((*bank, own[0])):
+            painted = mae.fold(network(x, feats.expand(7, -1), seen.expand(7, -1)), 4)
+            cells[:, :, k] = mae.patchify((painted - x).square() * shown, 4).sum(2)
+        total += cells.sum(1)
+        better = (cells[:, :, None, :4] < cells[..., None]).float().mean(3)  # neutral embeddings that fit better
+        ranked += better[:, hidden.bool()].mean(1)
+    for ours, expected in ((found.neutral, total[:, :4]), (found.own, total[:, 4])):
+        assert torch.allclose(ours, expected / len(inverter.masks), rtol=1e-4)
+    for ours, expected in ((found.neutral_rank, ranked[:, :4]), (found.own_rank, ranked[:, 4])):
+        assert torch.allclose(ours, expected / len(inverter.masks), atol=1e-5)
+    assert torch.allclose(inverter.own_errors(images, own, keep), found.own)
+
+
+def test_what_cannot_be_painted_is_most_suspicious():
+    own, neutral = torch.tensor([[torch.nan] * 4, [5.0] * 4]), torch.rand(2, 4, 9)
+    ranks, _ = mae.standing(own, neutral, torch.ones(1, 4))
+    assert ranks.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("score", ["rank", "relative", "absolute"])
+def test_embeddings_beyond_all_bounds_are_flagged(cpu, score):
+    """Triggered embeddings of 1e20 are finite, and nothing finite is painted of them."""
+
+    class Huge(Backdoored):
+        def forward(self, pixels):
+            feats = super().forward(pixels)
+            usual = torch.nn.functional.normalize(feats, dim=1)
+            return torch.where((feats - Honest.forward(self, pixels)).abs().amax(1, keepdim=True) > 0, 1e20, 1) * usual
+
+    ruling, case = look(make(Huge), cpu, spec=f"{SPEC.replace('epochs=25', 'epochs=2')},score={score}")
+    assert ruling.flagged[case.poisoned].mean() > 0.9
+    assert area(ruling.findings.scores, case) > 0.9
 
 
 def test_ranks_are_counted_patch_by_patch_where_pixels_are_seen():
@@ -173,7 +200,7 @@ def test_the_same_stamped_images_through_a_clean_encoder_are_not_flagged(honest,
     assert detect.verdict(backdoored[0], ruling)[0] == "found"
 
 
-def test_the_absolute_error_mistakes_a_bright_patch_for_a_backdoor_more_than_the_relative_one(honest):
+def test_the_absolute_error_mistakes_a_bright_patch_for_a_backdoor_more_than_ranks_do(honest):
     ruling, case = honest
     assert area(ruling.findings.controls["absolute"], case) > area(ruling.findings.scores, case)
 
@@ -191,6 +218,15 @@ def test_severed_embeddings_rank_nothing(backdoored):
 def test_the_trigger_is_found_by_the_pixels_outside_its_box(backdoored):
     ruling, case = backdoored
     assert detect.controls(ruling, case, None)["auroc_outside_box"] > 0.95
+
+
+def test_the_controls_of_the_clean_encoder_are_its_own_scores(backdoored, honest):
+    (ruling, case), clean = backdoored, honest[0]
+    found = detect.controls(ruling, case, clean)
+    keep = detect.outside(case.boxes, case.evidence.images.shape[2:])
+    assert found["auroc_outside_box_clean_encoder"] == area(clean.findings.outside(keep), case)
+    for name in ("relative", "absolute"):
+        assert found[f"auroc_{name}_clean_encoder"] == area(clean.findings.controls[name], case)
 
 
 def test_an_image_with_its_own_embedding_scores_below_nothing(honest):

@@ -25,7 +25,10 @@ def on_inputs(area, control=0.5, **more):
     results = {
         "flags": "inputs", "method": "dede:epochs=2", "verdict": "found", "auroc": estimate(area), "sees_truth": False,
         "tpr_at_fpr": {"0.01": 0.5, "0.05": 0.6, "0.10": 0.7}, "tpr": 0.65, "fpr": 0.06,
-        "controls": {"auroc_clean_encoder": control, "auroc_shuffled_embeddings": 0.49},
+        "controls": {
+            "auroc_clean_encoder": control, "auroc_shuffled_embeddings": 0.49, "auroc_absolute": 0.8,
+            "auroc_absolute_clean_encoder": 0.7,
+        },
     }  # fmt: skip
     return Report(command="detect", results=results | more)
 
@@ -82,7 +85,9 @@ def test_cells_are_means_over_the_runs_that_pass_the_gate(tmp_path):
     rates = {tuple(row[:2]): row[2:] for row in found["Detectors of inputs: rates"]}
     assert rates["bad", "dede"][:2] == ["2", "50.0 ± 0.0"] and rates["bad", "dede"][-1] == "2 of 2 found"
     assert ("weak", "dede") not in rates
-    assert found["Detectors of inputs: controls"][1] == ["bad", "dede", "0.490 ± 0.000"]
+    assert found["Detectors of inputs: controls"][1] == [
+        "bad", "dede", "0.800 ± 0.000 [0.700 ± 0.000]", "0.490 ± 0.000",
+    ]  # fmt: skip
 
 
 def test_rows_without_probes_are_controls(tmp_path):
