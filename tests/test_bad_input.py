@@ -416,7 +416,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
                 "--trigger",
                 "patch",
                 "--trigger",
-                "patch",
+                "patch:seed=3",
                 *["--reference-index", "0"] * 2,
                 *["--reference-data", "dataset"] * 3,
             ],
