@@ -5,22 +5,22 @@ how many times that pass alone it takes, and what DeDe's decoder costs to learn.
 weights on random 32-pixel images: neither speed depends on what they show. Gate of the specification: DeDe at most
 3 times the forward pass. `python benchmarks/guard.py cuda` measures on a GPU.
 
-Last run (AMD EPYC with AVX512-bf16, no AMX, OMP_NUM_THREADS=1, a machine busy with ten other jobs; torch 2.15.0, bf16;
-n = 5; median and range of images per second of processor time, times the forward pass):
-    resnet18  forward pass     186 (185-186)           1
-    resnet18  feature-norm     187 (182-189)           0.99
-    resnet18  knn-distance     186 (184-189)           1.00
-    resnet18  platonic         183 (182-185)           1.02
-    resnet18  dede             169 (164-171)           1.10
-    tiny      forward pass  14,794 (14,365-15,338)     1
-    tiny      feature-norm  15,202 (14,962-15,692)     0.97
-    tiny      knn-distance  13,629 (13,369-14,259)     1.09
-    tiny      platonic       7,420 (7,372-7,738)       1.99
-    tiny      dede           3,663 (3,578-3,703)       4.04
-    tiny      beatrix          889 (876-899)          16.6
-    tiny      scale-up       1,400 (1,371-1,418)      10.6
-    tiny      strip            955 (921-962)          15.5
-    DeDe learns 1,217 images a second: 15 epochs of 3,000 in 37 s
+Last run (AMD EPYC with AVX512-bf16, no AMX, OMP_NUM_THREADS=1, beside one other job; torch 2.15.0, bf16; n = 5; median
+and range of images per second of processor time, times the forward pass):
+    resnet18  forward pass     183 (171-187)           1
+    resnet18  feature-norm     185 (173-187)           0.99
+    resnet18  knn-distance     181 (168-186)           1.01
+    resnet18  platonic         178 (170-184)           1.02
+    resnet18  dede             163 (161-167)           1.12
+    tiny      forward pass  14,931 (13,974-15,434)     1
+    tiny      feature-norm  14,898 (14,177-15,600)     1.00
+    tiny      knn-distance  13,150 (12,190-13,517)     1.14
+    tiny      platonic       6,984 (6,390-7,499)       2.14
+    tiny      dede           3,517 (3,412-3,641)       4.25
+    tiny      beatrix          685 (648-714)           21.8
+    tiny      scale-up       1,362 (1,245-1,403)       11.0
+    tiny      strip            918 (867-937)           16.3
+    DeDe learns 1,172 images a second: 15 epochs of 3,000 in 38 s
 The gate holds before a ResNet-18. It is missed before `tiny`, whose pass is as cheap as the decoder's.
 """
 
