@@ -19,7 +19,7 @@ clean:
 	rm -rf $(OUT)
 
 # One folder holds one recipe, for numbers of two would mix silently. What GROWS names may grow from run to run.
-variables = $(RECIPE) $(sort $(filter SPEC_% PRETRAIN_%,$(.VARIABLES)))
+variables = $(RECIPE) $(sort $(filter SPEC_% PRETRAIN_% PRESET_%,$(.VARIABLES)))
 export SETTINGS = make SCALE=$(SCALE)$(if $(DATA), DATA=$(notdir $(DATA:/=))) \
     $(foreach name,$(variables),$(if $($(name)),$(name)='$($(name))'))
 GROWS ?= METHODS SEEDS
@@ -40,6 +40,8 @@ $(OUT)/test.h5: | $(OUT)/settings
 # $(call field,STEM,N): the Nth part of a path. $(call pretrain,METHOD,SEED): the recipe of an encoder.
 field = $(word $(2),$(subst /, ,$(1)))
 spec = $(or $(SPEC_$(1)),$(1))
+# $(call way,ATTACK): what `sslbd badencoder` does; SPEC_x goes before PRESET_x.
+way = $(if $(SPEC_$(1)),--method $(SPEC_$(1)),$(if $(PRESET_$(1)),--preset $(PRESET_$(1)),--method $(1)))
 define pretrain
 @mkdir -p $(@D)
 sslbd pretrain $< --method $(call spec,$(1)) $(PRETRAIN) $(PRETRAIN_$(1)) --seed $(2) \

@@ -99,16 +99,21 @@ def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
 
 
 def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
-    """Return the number of calibration images. Raises InputError where they cannot support alpha."""
+    """Return the number of calibration images. Raises InputError where these or those left to learn on are too few."""
     if not 0 < alpha <= 0.5:  # not a number, too
         raise InputError(f"--alpha {alpha:g}: expected a share above 0, of at most 0.5")
-    count = detector.calibration_count(aux)
     least = metrics.least_calibration(alpha)
-    if count < least:
-        wanted = next(more for more in itertools.count(aux) if detector.calibration_count(more) >= least)
-        raise InputError(
-            f"--alpha {alpha:g} needs {least} calibration images, but {aux} of --aux leave {count}; give {wanted}"
-        )
+
+    def enough(images: int) -> bool:
+        count = detector.calibration_count(images)
+        return count >= least and images - count >= detector.least_learning
+
+    count = detector.calibration_count(aux)
+    if not enough(aux):
+        need = f"--alpha {alpha:g} needs {least} calibration images"
+        if count >= least:
+            need, count = f"{detector.name} needs {detector.least_learning} images to learn on", aux - count
+        raise InputError(f"{need}, but {aux} of --aux leave {count}; give {next(filter(enough, itertools.count(aux)))}")
     return count
 
 

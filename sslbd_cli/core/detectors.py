@@ -45,6 +45,8 @@ class Detector(Plugin):
 class ImageDetector(Detector):
     """Base of detectors that judge images: inputs or samples."""
 
+    least_learning: ClassVar[int] = 0  #: how many images of aux it needs beside those that set the threshold
+
     @abstractmethod
     def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
         """Score `evidence.images`, learning and calibrating on `evidence.aux` only. The encoder is not changed."""

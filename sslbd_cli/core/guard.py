@@ -62,6 +62,7 @@ class InputDetector(ImageDetector):
     """
 
     flags = "inputs"
+    least_learning = 2
     cue: ClassVar[str]  # which inputs it flags, to end "judged inputs ..." with
 
     held: float = key(0.25, "share of --aux kept from learning, to set the threshold on", low=0.05, high=0.9)

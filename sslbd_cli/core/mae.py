@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -63,19 +64,19 @@ class MaskedDecoder(nn.Module):
     linear map of the embedding: with no patch visible, the reconstruction is a function of the embedding alone.
     """
 
-    def __init__(self, size: int, patch: int, feats: int, width: int, depths: tuple[int, int]) -> None:
+    def __init__(self, size: int, patch: int, feats: int, width: int, depths: tuple[int, int], mlp: float = 4) -> None:
         super().__init__()
         self.patch, self.tokens = patch, (size // patch) ** 2
         heads = max(1, width // HEAD)
         self.patchify = nn.Conv2d(3, width, patch, patch)
         self.place = nn.Parameter(torch.empty(1, self.tokens, width))
         self.cls = nn.Parameter(torch.empty(1, 1, width))
-        self.encoder = nn.Sequential(*(Block(width, heads) for _ in range(depths[0])))
+        self.encoder = nn.Sequential(*(Block(width, heads, mlp) for _ in range(depths[0])))
         self.norm = nn.LayerNorm(width)
         self.inject = nn.Linear(feats, width, bias=False)
         self.hidden = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_place = nn.Parameter(torch.empty(1, 1 + self.tokens, width))
-        self.decoder = nn.Sequential(*(Block(width, heads) for _ in range(depths[1])))
+        self.decoder = nn.Sequential(*(Block(width, heads, mlp) for _ in range(depths[1])))
         self.pixels = nn.Linear(width, 3 * patch * patch)
         for parameter in (self.place, self.cls, self.hidden, self.decoder_place):
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -213,8 +214,7 @@ class Inverter:
             if seen.shape[1]:
                 columns = [self._agreement(x, seen, z.expand(len(x), -1)) for z in self.neutral]
                 return (1 - torch.stack(columns, 1),)
-            bank = self._judged(self._painted(x[:1].expand(len(self.neutral), -1, -1, -1), seen[:1], self.neutral))
-            return (1 - self._judged(x) @ bank.T,)
+            return (1 - self._judged(x) @ self._judged_bank.T,)
 
         return self._over(images, None, each)[0]
 
@@ -274,12 +274,23 @@ class Inverter:
         squares = (self._paint(x, visible, feats) - patchify(x, self.network.patch)).square_()
         return (squares if weight is None else squares * weight).sum(2)
 
+    @cached_property
+    def _bank(self) -> Tensor:
+        """Return what the neutral embeddings paint with no patch visible, T,P,K: the same whatever the image."""
+        nothing = torch.empty(len(self.neutral), 0, dtype=torch.int64, device=self.neutral.device)
+        return self._paint(self.neutral, nothing, self.neutral).permute(1, 2, 0).contiguous()
+
+    @cached_property
+    def _judged_bank(self) -> Tensor:
+        """Return the judge's unit features of the same pictures, K,D."""
+        return self._judged(fold(self._bank.permute(2, 0, 1), self.network.patch))
+
     def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
         """Return the same under each neutral embedding, B,T,K."""
         if visible.shape[1]:  # what is painted depends on the image too
             columns = [self._errors(x, visible, z.expand(len(x), -1), weight) for z in self.neutral]
             return torch.stack(columns, 2)
-        bank = self._paint(x, visible[:1].expand(len(self.neutral), -1), self.neutral).permute(1, 2, 0)  # T,P,K
+        bank = self._bank
         cells = patchify(x, self.network.patch).transpose(0, 1)  # T,B,P
         if weight is None:
             squares = cells.square().sum(2, keepdim=True) + bank.square().sum(1, keepdim=True)

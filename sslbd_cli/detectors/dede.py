@@ -53,6 +53,7 @@ class DeDe(InputDetector):
     width: int = key(128, "channels of both transformers (192 in the paper)", low=8)
     encoder: int = key(1, "blocks of the patch encoder (12 in the paper)", low=0)
     decoder: int = key(2, "blocks of the decoder (4 in the paper)", low=1)
+    mlp: int = key(4, "hidden units of a block's MLP, in widths (4 in the paper)", low=1)
     mask: float = key(0.9, "share of patches hidden in training", low=0.01, high=1)
     test_mask: float = key(0.99, "share of patches hidden when judging; rounded so that all of 99 or fewer are",
                            low=0.01, high=1)  # fmt: skip
@@ -156,7 +157,7 @@ class DeDe(InputDetector):
         patch = self.patch or mae.patch_side(size)
         if size % patch:
             raise InputError(f"dede: patch={patch} does not divide images of {size} pixels; choose a divisor")
-        return mae.MaskedDecoder(size, patch, feats, self.width, (self.encoder, self.decoder))
+        return mae.MaskedDecoder(size, patch, feats, self.width, (self.encoder, self.decoder), self.mlp)
 
     def _train(self, images: np.ndarray, feats: Tensor, setting: Setting) -> mae.MaskedDecoder:
         device, encoder = setting.device, setting.encoder

@@ -119,6 +119,13 @@ def test_small_aux_is_counted_before_any_work(sslbd, files):
     assert look(sslbd, files, "--alpha", "0.2", aux="few.h5", method=HASTY)[0] in (0, 3)
 
 
+def test_aux_leaves_images_to_learn_on(sslbd, files):
+    artefact.write(make_pictures(2, 3), str(files / "two.h5"))
+    status, _, err = look(sslbd, files, "--alpha", "0.5", aux="two.h5", method="feature-norm:held=0.9")
+    assert status == 2
+    assert err == "sslbd detect: feature-norm needs 2 images to learn on, but 2 of --aux leave 0; give 16\n"
+
+
 @pytest.mark.parametrize("option", ["data", "aux"])
 def test_images_of_another_size_are_refused(sslbd, files, option):
     artefact.write(make_dataset(count=60, size=24), str(files / "large.h5"))
