@@ -64,19 +64,19 @@ class MaskedDecoder(nn.Module):
     linear map of the embedding: with no patch visible, the reconstruction is a function of the embedding alone.
     """
 
-    def __init__(self, size: int, patch: int, feats: int, width: int, depths: tuple[int, int], mlp: float = 4) -> None:
+    def __init__(self, size: int, patch: int, feats: int, width: int, depths: tuple[int, int]) -> None:
         super().__init__()
         self.patch, self.tokens = patch, (size // patch) ** 2
         heads = max(1, width // HEAD)
         self.patchify = nn.Conv2d(3, width, patch, patch)
         self.place = nn.Parameter(torch.empty(1, self.tokens, width))
         self.cls = nn.Parameter(torch.empty(1, 1, width))
-        self.encoder = nn.Sequential(*(Block(width, heads, mlp) for _ in range(depths[0])))
+        self.encoder = nn.Sequential(*(Block(width, heads) for _ in range(depths[0])))
         self.norm = nn.LayerNorm(width)
         self.inject = nn.Linear(feats, width, bias=False)
         self.hidden = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_place = nn.Parameter(torch.empty(1, 1 + self.tokens, width))
-        self.decoder = nn.Sequential(*(Block(width, heads, mlp) for _ in range(depths[1])))
+        self.decoder = nn.Sequential(*(Block(width, heads) for _ in range(depths[1])))
         self.pixels = nn.Linear(width, 3 * patch * patch)
         for parameter in (self.place, self.cls, self.hidden, self.decoder_place):
             nn.init.trunc_normal_(parameter, std=0.02)

@@ -20,6 +20,7 @@ from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.plugin import key
 from sslbd_cli.core.train import Fit, Plan, Terms
 
+SHOWN, PASSES = 60_000, (15, 60)  # images that the decoder is shown by default, and passes that this may take
 EXAMPLES = 6  # calm and suspicious pictures each for the report
 
 
@@ -53,13 +54,12 @@ class DeDe(InputDetector):
     width: int = key(128, "channels of both transformers (192 in the paper)", low=8)
     encoder: int = key(1, "blocks of the patch encoder (12 in the paper)", low=0)
     decoder: int = key(2, "blocks of the decoder (4 in the paper)", low=1)
-    mlp: int = key(4, "hidden units of a block's MLP, in widths (4 in the paper)", low=1)
     mask: float = key(0.9, "share of patches hidden in training", low=0.01, high=1)
     test_mask: float = key(0.99, "share of patches hidden when judging; rounded so that all of 99 or fewer are",
                            low=0.01, high=1)  # fmt: skip
     draws: int = key(3, "masks averaged when judging, where a patch is visible", low=1)
     neutral: int = key(128, "other images' embeddings that an image is compared with", low=2)
-    epochs: int = key(15, "passes over the learning part of --aux", low=1)
+    epochs: int = key(0, "passes over the learning part of --aux; 0: 60,000 images shown, in 15 to 60 passes", low=0)
     batch: int = key(64, "images per step", low=2)
     lr: float = key(0.001, "learning rate", low=0)
     warmup: float = key(1.0, "epochs of rising learning rate", low=0)
@@ -157,7 +157,11 @@ class DeDe(InputDetector):
         patch = self.patch or mae.patch_side(size)
         if size % patch:
             raise InputError(f"dede: patch={patch} does not divide images of {size} pixels; choose a divisor")
-        return mae.MaskedDecoder(size, patch, feats, self.width, (self.encoder, self.decoder), self.mlp)
+        return mae.MaskedDecoder(size, patch, feats, self.width, (self.encoder, self.decoder))
+
+    def passes(self, images: int) -> int:
+        """Return the passes over so many images. More than the most learn a small set by heart, and detect less."""
+        return self.epochs or min(max(round(SHOWN / images), PASSES[0]), PASSES[1])
 
     def _train(self, images: np.ndarray, feats: Tensor, setting: Setting) -> mae.MaskedDecoder:
         device, encoder = setting.device, setting.encoder
@@ -171,8 +175,9 @@ class DeDe(InputDetector):
             x = mae.normalise(pool.batch(rows), encoder.mean, encoder.std)
             return {"loss": mae.masked_loss(network, x, feats[rows.to(feats.device)], self.mask, gen)}
 
-        plan = Plan(epochs=self.epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser="adamw",
-                    weight_decay=1e-6, warmup=min(self.warmup, self.epochs / 2), schedule=self.schedule)  # fmt: skip
+        epochs = self.passes(len(pool))
+        plan = Plan(epochs=epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser="adamw",
+                    weight_decay=1e-6, warmup=min(self.warmup, epochs / 2), schedule=self.schedule)  # fmt: skip
         # bf16 slows matrices of up to 96 channels down, conversions included, and buys a tenth at 128
         exact = device if self.width > 128 else Device(device.torch, "fp32")
         Fit(network, loss, len(pool), plan, exact, setting.seed).run(setting.watch, self.name)
