@@ -45,7 +45,7 @@ from sslbd_cli.ui.spec import Spec
                   help="An independent encoder, for detectors of inputs that compare with one.")  # fmt: skip
 @options.artefact("--save-guard", help="Write what a detector of inputs has learned here, to judge other images by.")
 @options.artefact("--guard", help="A guard of this encoder, made by --save-guard, to judge --data by.")
-@click.option("--alpha", default=0.05, show_default=True, type=options.Number(0, 0.5, min_open=True),
+@click.option("--alpha", default=0.05, show_default=True, type=options.Number(1e-9, 0.5),
               help="Share of clean inputs, or of clean encoders, that may be flagged.")  # fmt: skip
 @click.option("--budget", type=options.Number(0, min_open=True), metavar="SECONDS",
               help="Time for all methods, the cheapest first; what is left then does not run.")  # fmt: skip
@@ -95,11 +95,12 @@ def command(
         report, speed = guarding.judge_stream(run, run.read(input, Encoder), params)
     else:
         report = screening.judge(run, run.read(input, Encoder), params)
-    print_results(screening.shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
+    if output != "-":  # where the report goes by itself
+        print_results(screening.shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
         run.write(report, output, **screening.resolved(report, params))
     doubt = report.results["doubt"]
-    is_stop = exit_code and report.results["verdict"] == "found"
+    is_stop = exit_code and report.results["verdict"] == "found" and not report.results.get("sees_truth")
     if sarif is not None:
         from sslbd_cli.ui.sarif import write
 

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 @options.artefact("--baseline", help="A clean encoder to measure beside it.")
 @options.artefact("--guard", help="Also measure behind a guard of this encoder, made by sslbd detect --save-guard.")
 @options.artefact("--reference", help="The independent encoder that the guard compares with, if it does.")
-@click.option("--alpha", default=0.05, show_default=True, type=options.Number(0, 0.5, min_open=True),
-              help="Share of clean images that the guard may reject.")  # fmt: skip
+@click.option("--alpha", type=options.Number(1e-9, 0.5),
+              help="Share of clean images that the guard may reject.  [default: 0.05]")  # fmt: skip
 @click.option("--labels", default="all", show_default=True, metavar="P%|all",
               help="Share of the training labels used, drawn from every class.")  # fmt: skip
 @click.option("--layer", "names", multiple=True, metavar="NAME|all",
@@ -88,9 +88,10 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     sitting = Sitting(run, exam, list(zip(encoders, loaded, strict=True)), params, seed)
     results, data = sitting.results, sitting.data
     results |= {} if consistency is None else {"consistency": consistency}
-    print_results(results, json_lines=json_lines)
+    if output != "-":  # where the report goes by itself
+        print_results(results, json_lines=json_lines)
     if output is not None:
-        run.write(Report(command="probe", results=results, data=data), output)
+        run.write(Report(command="probe", results=results, data=data), output, alpha=params["alpha"])
 
 
 def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None, float | None]:

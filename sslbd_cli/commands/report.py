@@ -147,6 +147,8 @@ def _write_figures(folder: Path, entries: list[Entry], shared: list[Picture]) ->
     from sslbd_cli.core.errors import InputError
     from sslbd_cli.core.storage import atomic_output
 
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--png {folder}: is a file; name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

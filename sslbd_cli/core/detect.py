@@ -5,7 +5,7 @@ Inputs are judged against a threshold that other images set; samples of a traini
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,8 +100,6 @@ def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
 
 def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
     """Return the number of calibration images. Raises InputError where these or those left to learn on are too few."""
-    if not 0 < alpha <= 0.5:  # not a number, too
-        raise InputError(f"--alpha {alpha:g}: expected a share above 0, of at most 0.5")
     least = metrics.least_calibration(alpha)
 
     def enough(images: int) -> bool:
@@ -113,8 +111,19 @@ def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
         need = f"--alpha {alpha:g} needs {least} calibration images"
         if count >= least:
             need, count = f"{detector.name} needs {detector.least_learning} images to learn on", aux - count
-        raise InputError(f"{need}, but {aux} of --aux leave {count}; give {next(filter(enough, itertools.count(aux)))}")
+        raise InputError(f"{need}, but {aux} of --aux leave {count}; give {_first(enough, aux)}")
     return count
+
+
+def _first(enough: Callable[[int], bool], start: int) -> int:
+    """Return the first number from `start` on that is enough, as all later ones are."""
+    least, most = start, start
+    while not enough(most):
+        least, most = most, 2 * most + 1
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if enough(middle) else (middle + 1, most)
+    return most
 
 
 # --- the answer, without truth ------------------------------------------------------------------------------------

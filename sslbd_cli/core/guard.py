@@ -181,8 +181,6 @@ def _check_reference(guard: Guard, reference: Encoder | None) -> None:
 
 def check_alpha(guard: Guard, alpha: float) -> None:
     """Raise InputError where a guard has too few calibration images for alpha; say how many auxiliary ones it takes."""
-    if not 0 < alpha <= 0.5:
-        raise InputError(f"--alpha {alpha:g}: expected a share above 0, of at most 0.5")
     count, least = len(guard.calibration), metrics.least_calibration(alpha)
     if count < least:
         held = plugin.parse("detector", guard.method).held

@@ -37,19 +37,26 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
+def fill(x: Tensor, patch: int) -> Tensor:
+    """Repeat the last row and column of square images B,3,S,S until patches fill them."""
+    short = -x.shape[-1] % patch
+    return nn.functional.pad(x, (0, short, 0, short), mode="replicate") if short else x
+
+
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """Cut images B,3,H,W into patches B,T,3*patch*patch, row by row."""
+    """Cut square images B,3,S,S, filled up, into patches B,T,3*patch*patch, row by row."""
+    x = fill(x, patch)
     count, channels, height, width = x.shape
-    cells = x.view(count, channels, height // patch, patch, width // patch, patch)
+    cells = x.reshape(count, channels, height // patch, patch, width // patch, patch)
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * patch * patch)
 
 
-def fold(cells: Tensor, patch: int) -> Tensor:
-    """Put patches B,T,3*patch*patch of a square image together again: B,3,S,S."""
+def fold(cells: Tensor, patch: int, size: int) -> Tensor:
+    """Put patches B,T,3*patch*patch of square images together again: B,3,size,size."""
     count, tokens, _ = cells.shape
     side = round(tokens**0.5)
     x = cells.view(count, side, side, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(count, 3, side * patch, side * patch)
+    return x.reshape(count, 3, side * patch, side * patch)[:, :, :size, :size]
 
 
 def hidden_patches(visible: Tensor, tokens: int) -> Tensor:
@@ -66,7 +73,7 @@ class MaskedDecoder(nn.Module):
 
     def __init__(self, size: int, patch: int, feats: int, width: int, depths: tuple[int, int]) -> None:
         super().__init__()
-        self.patch, self.tokens = patch, (size // patch) ** 2
+        self.patch, self.tokens = patch, math.ceil(size / patch) ** 2
         heads = max(1, width // HEAD)
         self.patchify = nn.Conv2d(3, width, patch, patch)
         self.place = nn.Parameter(torch.empty(1, self.tokens, width))
@@ -87,7 +94,7 @@ class MaskedDecoder(nn.Module):
         tokens = self.hidden.expand(count, self.tokens, -1)
         if kept:  # with nothing visible the patch encoder's only output would be the one that is overwritten
             at = visible[:, :, None].expand(-1, -1, tokens.shape[2])
-            cells = self.patchify(x).flatten(2).transpose(1, 2) + self.place
+            cells = self.patchify(fill(x, self.patch)).flatten(2).transpose(1, 2) + self.place
             seen = torch.cat([self.cls.expand(count, -1, -1), cells.gather(1, at)], dim=1)
             seen = self.norm(self.encoder(seen))[:, 1:]
             tokens = tokens.to(seen.dtype).scatter(1, at, seen)
@@ -98,12 +105,11 @@ class MaskedDecoder(nn.Module):
 
 
 def patch_side(size: int) -> int:
-    """Choose the patch of an image side: the largest divisor up to 8 pixels, or a seventh of larger images.
+    """Choose the patch of an image side: up to 8 pixels, or a seventh of larger images, that leaves least to fill.
 
-    At most 64 patches or so then, and none is visible at the published test mask of 0.99.
+    At most 9 by 9 patches then, and none is visible at the published test mask of 0.99.
     """
-    limit = max(8, size // 7)
-    return max(side for side in range(1, limit + 1) if size % side == 0)
+    return min(range(max(8, size // 7), math.ceil(size / 9) - 1, -1), key=lambda side: -size % side)
 
 
 def masked_loss(network: MaskedDecoder, x: Tensor, feats: Tensor, mask: float, gen: torch.Generator) -> Tensor:
@@ -165,7 +171,8 @@ class Inverter:
     """A trained decoder that judges: errors of images under their own embedding and under neutral ones K,D.
 
     masks: one or more sets of visible patch numbers, the same for every image; errors and ranks are means over them.
-    Errors are sums of squares over hidden pixels in normalised units. keep: bool N,S,S leaves all other pixels out.
+    Errors are sums of squares over hidden pixels, repeated edges included, in normalised units. keep: bool N,S,S leaves
+    all other pixels out.
     judge: an independent encoder, by whose embeddings pictures are compared instead. device: how the network runs; sums
     are fp32.
     """
@@ -183,6 +190,7 @@ class Inverter:
         self.device = device or Device(neutral.device, "fp32")
         self.mean, self.std = encoder.mean.to(neutral.device), encoder.std.to(neutral.device)
         self.masks = [mask.to(neutral.device) for mask in masks]
+        self.size = encoder.size
         self.chunk = max(16, min(512, (1 << 21) // (3 * encoder.size**2)))
 
     def fit(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> Fit:
@@ -231,7 +239,7 @@ class Inverter:
         visible = visible.expand(len(x), -1)
         hidden = hidden_patches(visible, self.network.tokens)[:, :, None]
         cells = patchify(x, self.network.patch)
-        return fold(torch.lerp(cells, self._paint(x, visible, feats), hidden), self.network.patch)
+        return fold(torch.lerp(cells, self._paint(x, visible, feats), hidden), self.network.patch, self.size)
 
     @torch.inference_mode()
     def paint(self, images: np.ndarray, feats: Tensor) -> np.ndarray:
@@ -283,7 +291,7 @@ class Inverter:
     @cached_property
     def _judged_bank(self) -> Tensor:
         """Return the judge's unit features of the same pictures, K,D."""
-        return self._judged(fold(self._bank.permute(2, 0, 1), self.network.patch))
+        return self._judged(fold(self._bank.permute(2, 0, 1), self.network.patch, self.size))
 
     def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
         """Return the same under each neutral embedding, B,T,K."""

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from sslbd_cli.core.errors import InputError
+
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 WORKING_ASR, LARGEST_DROP = 0.8, 0.03  # the victim gate: an attack that works, so that there is something to be found
 
@@ -164,7 +166,12 @@ def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def least_calibration(alpha: float) -> int:
-    """Return how many calibration scores it takes for a p-value of alpha: the least n with 1 / (n + 1) <= alpha."""
+    """Return how many calibration scores it takes for a p-value of alpha: the least n with 1 / (n + 1) <= alpha.
+
+    Raises InputError for an alpha that is no rate of false alarms to ask for.
+    """
+    if not 1e-9 <= alpha <= 0.5:  # not a number, too
+        raise InputError(f"--alpha {alpha:g}: expected a share from 1e-9 to 0.5")
     return math.ceil(1 / alpha - 1e-9) - 1
 
 

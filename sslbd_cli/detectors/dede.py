@@ -13,7 +13,6 @@ from sslbd_cli.core.artefact import spread
 from sslbd_cli.core.checks import FLAGS
 from sslbd_cli.core.detectors import Findings
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.guard import InputDetector, Looked, Setting, State
 from sslbd_cli.core.loader import Pool
@@ -34,8 +33,7 @@ class DeDe(InputDetector):
     (score=absolute), which rises with any bright patch. score=relative subtracts a neutral error, the soft minimum of
     the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some other image's
     embedding fits as well. score=rank does the same with ranks: in each patch all embeddings are ranked by their error,
-    and the mean over patches counts, so that no patch outweighs the others (over patches of 1 or 2 pixels, which sides
-    such as 31 and 58 get, ranks say little: take score=relative there). Standardising embeddings is the same model
+    and the mean over patches counts, so that no patch outweighs the others. Standardising embeddings is the same model
     (linear map plus position embedding absorb it), better conditioned. score=feature is 1 - cosine between a reference
     encoder's embeddings of input and reconstruction (--reference), feature-relative the same against other embeddings'
     reconstructions. One configuration for all attacks, its patch by the resolution: 8 pixels at 32 and 64, 12 at 96, 32
@@ -154,10 +152,9 @@ class DeDe(InputDetector):
         return list(mae.draw_visible(count, network.tokens, self.test_mask, gen))
 
     def _network(self, size: int, feats: int) -> mae.MaskedDecoder:
-        patch = self.patch or mae.patch_side(size)
-        if size % patch:
-            raise InputError(f"dede: patch={patch} does not divide images of {size} pixels; choose a divisor")
-        return mae.MaskedDecoder(size, patch, feats, self.width, (self.encoder, self.decoder))
+        return mae.MaskedDecoder(
+            size, self.patch or mae.patch_side(size), feats, self.width, (self.encoder, self.decoder)
+        )
 
     def passes(self, images: int) -> int:
         """Return the passes over so many images. More than the most learn a small set by heart, and detect less."""

@@ -71,11 +71,12 @@ def _from_history(history: History) -> Iterator[str]:
 
 def _from_report(name: str, report: Report) -> Iterator[str]:
     get: Callable[..., Any] = report.results.get
-    if get("verdict") == "found" and get("flags") in ("encoder", "inputs"):
+    found = get("verdict") == "found" and get("sees_truth") is not True  # a bound is told where the triggers are
+    if found and get("flags") in ("encoder", "inputs"):
         p_value = get("p_value_adjusted", get("p_value"))
         sure = f", p-value {chance(p_value)}" if _is_number(p_value) else ""
         yield f"{text(_method(report))} found a backdoor in it (report {text(name)}{sure})"
-    if get("verdict") == "found" and get("flags") == "samples":
+    if found and get("flags") == "samples":
         yield f"{text(_method(report))} found poison in a training set, by this encoder (report {text(name)})"
     asr = get("asr")
     rate: Any = asr["value"] if is_interval(asr) else None

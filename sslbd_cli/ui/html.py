@@ -133,7 +133,8 @@ def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
 
 
 def _verdicts(entries: Sequence[Entry]) -> Iterator[str]:
-    judged = [entry for entry in entries if "verdict" in entry.report.results]
+    told = [entry for entry in entries if "verdict" in entry.report.results]
+    judged = [entry for entry in told if entry.report.results.get("sees_truth") is not True]  # a bound is no evidence
     if judged:
         yield '<section><h2>Verdicts</h2><ul class="verdicts">'
         yield from (f"<li>{_badge(e.report.results['verdict'])}<p>{_sentence(e)}</p></li>" for e in judged)

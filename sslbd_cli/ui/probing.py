@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from sslbd_cli.core.probe import Exam
     from sslbd_cli.ui.run import Run
 
+ALPHA = 0.05  # share of clean images that a guard may reject
+
 
 def check(params: dict[str, Any]) -> None:
-    """Raise InputError where options do not belong together."""
+    """Settle what a guard may reject. Raises InputError where options do not belong together."""
     if params["target"] is not None and params["target_of"] is not None:
         raise InputError("--target and --target-of both name the target: give one of them")
     if params["certify"] is not None and params["names"]:
@@ -24,6 +26,10 @@ def check(params: dict[str, Any]) -> None:
         raise InputError("--pool is for inner layers: give --layer too")
     if params["reference"] and not params["guard"]:
         raise InputError("--reference is what a guard compares with: give --guard too")
+    if params["alpha"] is not None and not params["guard"]:
+        raise InputError("--alpha is what a guard may reject: give --guard too")
+    if params["guard"] and params["alpha"] is None:
+        params["alpha"] = ALPHA
     _check_source(params)
 
 

@@ -45,7 +45,8 @@ def log(source: str, report: Report, status: int) -> dict[str, Any]:
     names = list(dict.fromkeys(_name(row) for row in [*rows, *left_out]))
     rules = [_rule(name) for name in names]
     digest = results["encoder"]["sha256"]
-    found = [_result(row, names, source, digest) for row in rows if row["verdict"] == "found"]
+    guilty = [row for row in rows if row["verdict"] == "found" and not row.get("sees_truth")]
+    found = [_result(row, names, source, digest) for row in guilty]
     told = [_notification("warning", row, names, f"inconclusive: {row['doubt']}")
             for row in rows if row["verdict"] == "inconclusive"]  # fmt: skip
     told += [_notification("note", row, names, f"did not run: {row['reason']}") for row in left_out]

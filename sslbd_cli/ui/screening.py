@@ -205,6 +205,8 @@ def _several(
             run.say(_line(reports[-1]))
     if not reports and all("budget" not in row["reason"] for row in not_run):
         raise InputError("; ".join(f"{row['method']}: {row['reason']}" for row in not_run[:3]))
+    if late := sum("budget" in row["reason"] for row in not_run):
+        run.warn(f"the budget of {params['budget']:g} s left {late} of {len(methods)} methods no time")
     for row in not_run:
         run.say(f"{row['method']} did not run: {row['reason']}")
     run.inputs[:] = {(row["option"], row["sha256"]): row for row in run.inputs}.values()  # each method noted its own

@@ -8,6 +8,7 @@ from scipy.stats import betabinom
 
 from detectors.planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
 from micro import make_dataset, make_encoder
+from sslbd_cli import main
 from sslbd_cli.core import artefact, detect, metrics, nets, plugin
 from sslbd_cli.core.artefact import Report
 from sslbd_cli.core.detectors import Evidence, Findings
@@ -117,6 +118,23 @@ def test_small_aux_is_counted_before_any_work(sslbd, files):
     assert (status, out) == (2, "")
     assert err == "sslbd detect: --alpha 0.05 needs 19 calibration images, but 40 of --aux leave 10; give 75\n"
     assert look(sslbd, files, "--alpha", "0.2", aux="few.h5", method=HASTY)[0] in (0, 3)
+
+
+def test_an_alpha_beyond_all_images_is_counted_at_once(sslbd, files):
+    status, _, err = look(sslbd, files, "--alpha", "1e-9", method="feature-norm")
+    assert status == 2 and "320 of --aux leave 80; give 3999999995\n" in err
+
+
+def test_a_bound_is_no_gate(sslbd, files):
+    status, text, _ = look(sslbd, files, "--trigger", TRIGGER, "--exit-code", method="oracle")
+    assert status == 0 and "verdict\tfound" in text and "sees_truth\ttrue" in text
+
+
+def test_a_report_on_standard_output_comes_alone(files, capfdbinary):
+    where = "--data", files / "data.h5", "--aux", files / "aux.h5", "--method", "feature-norm", "--json", "-q"
+    assert main.run([str(word) for word in ("detect", files / "bad", *where, "-o", "-")]) == 0
+    (files / "piped.h5").write_bytes(capfdbinary.readouterr().out)
+    assert artefact.read(str(files / "piped.h5"), Report).results["method"].startswith("feature-norm")
 
 
 def test_aux_leaves_images_to_learn_on(sslbd, files):

@@ -63,10 +63,12 @@ def test_as_many_patches_are_visible_as_in_the_released_code(size, patch, mask, 
     assert mae.visible_count((size // patch) ** 2, mask) == visible
 
 
-@pytest.mark.parametrize(("size", "patch"), [(16, 8), (28, 7), (32, 8), (64, 8), (96, 12), (224, 32)])
+@pytest.mark.parametrize(
+    ("size", "patch"), [(16, 8), (28, 7), (31, 8), (32, 8), (58, 7), (64, 8), (96, 12), (97, 11), (224, 32)]
+)
 def test_the_chosen_patch_leaves_no_patch_visible_at_the_test_mask(size, patch):
     assert mae.patch_side(size) == patch
-    assert mae.visible_count((size // patch) ** 2, 0.99) == 0
+    assert mae.visible_count(mae.MaskedDecoder(size, patch, 4, 8, (0, 1)).tokens, 0.99) == 0
 
 
 def test_visible_patches_are_distinct_and_seeded():
@@ -81,7 +83,7 @@ def test_patches_run_row_by_row_and_fold_back():
     x = torch.randn(2, 3, 12, 12)
     cells = mae.patchify(x, 4)
     assert torch.equal(cells[1, 4].view(3, 4, 4), x[1, :, 4:8, 4:8])
-    assert torch.equal(mae.fold(cells, 4), x)
+    assert torch.equal(mae.fold(cells, 4, 16), x)
 
 
 def test_with_nothing_visible_the_picture_comes_from_the_embedding_alone():
@@ -115,10 +117,10 @@ def test_errors_and_ranks_agree_with_the_definition(kept):
     total, ranked = torch.zeros(7, 5), torch.zeros(7, 5)
     for seen in inverter.masks:
         hidden = mae.hidden_patches(seen[None], 16)[0]
-        shown = mae.fold((hidden[None, :, None]).expand(1, 16, 48), 4) * torch.from_numpy(keep)[:, None]
+        shown = mae.fold((hidden[None, :, None]).expand(1, 16, 48), 4, 16) * torch.from_numpy(keep)[:, None]
         cells = torch.zeros(7, 16, 5)  # under the neutral embeddings, then under the own one
         for k, feats in enumerate((*bank, own[0])):
-            painted = mae.fold(network(x, feats.expand(7, -1), seen.expand(7, -1)), 4)
+            painted = mae.fold(network(x, feats.expand(7, -1), seen.expand(7, -1)), 4, 16)
             cells[:, :, k] = mae.patchify((painted - x).square() * shown, 4).sum(2)
         total += cells.sum(1)
         better = (cells[:, :, None, :4] < cells[..., None]).float().mean(3)  # neutral embeddings that fit better
@@ -347,9 +349,14 @@ def test_calm_images_are_hardly_ever_found():
     assert found <= 5
 
 
-def test_a_patch_that_does_not_divide_the_image_is_refused(cpu):
-    with pytest.raises(InputError, match="patch=5 does not divide"):
-        look(make(Honest), cpu, spec="dede:patch=5")
+def test_patches_that_do_not_divide_the_image_repeat_its_edge(cpu):
+    x = torch.arange(3 * 25).float().reshape(1, 3, 5, 5)
+    cells = mae.patchify(x, 4)
+    assert cells.shape == (1, 4, 48) and torch.equal(mae.fold(cells, 4, 5), x)
+    assert (mae.fold(cells, 4, 8)[:, :, 5:] == mae.fold(cells, 4, 8)[:, :, 4:5]).all()
+    found, case = look(make(Backdoored), cpu, spec=f"{SPEC},patch=5")
+    assert area(found.findings.scores, case) > 0.9
+    assert {picture.shape[1:] for picture in found.findings.pictures.values()} == {(3, SIZE, SIZE)}
 
 
 def test_too_few_auxiliary_images_are_counted(cpu):

@@ -131,8 +131,9 @@ def test_whatever_speaks_for_a_backdoor_marks_the_card_at_its_top(history, repor
 @pytest.mark.parametrize(
     "report",
     [
-        detection("nothing found"), detection("inconclusive"), probe(asr=0.3, lift=0.2), probe(asr=0.95, lift=0.02),
-        probe(lift=None), Report(command="x", results={"asr": 3, "lift": "x", "verdict": ["found"]}),
+        detection("nothing found"), detection("inconclusive"), detection(sees_truth=True),
+        probe(asr=0.3, lift=0.2), probe(asr=0.95, lift=0.02), probe(lift=None),
+        Report(command="x", results={"asr": 3, "lift": "x", "verdict": ["found"]}),
     ],
 )  # fmt: skip
 def test_what_does_not_speak_for_one_leaves_it_unmarked(report):

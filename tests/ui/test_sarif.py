@@ -121,6 +121,14 @@ def test_nothing_found_is_no_result():
     assert "toolExecutionNotifications" not in log["runs"][0]["invocations"][0]
 
 
+def test_a_bound_is_no_evidence():
+    log = sarif.log("e", detection("oracle", sees_truth=True), 0)
+    check(log)
+    assert log["runs"][0]["results"] == []
+    assert several(detection("oracle", sees_truth=True), detection()).results["sees_truth"] is False
+    assert several(detection("oracle", sees_truth=True)).results["sees_truth"] is True
+
+
 def test_methods_found_in_doubt_and_left_out():
     witness = {"area": 0.02, "success": 0.97, "n_held": 20}
     found = detection("poisoncam", flags="encoder", statistic=3.5, witness=witness, p_value=None, flagged=None)

@@ -194,9 +194,10 @@ def test_no_answer_at_all_is_exit_3_and_one_is_enough(look, shelf, files):
 def test_a_budget_stops_a_method_that_catches_everything(look, shelf, files):
     shelf("endless", "blind")
     started = time.monotonic()
-    status, out, _ = look(
+    status, out, err = look(
         "--method", "all", "--aux", "aux.h5", "--budget", "0.5", "-q", "--json", "-o", files / "b.out"
     )
+    assert "warning: the budget of 0.5 s left 1 of 2 methods no time" in err
     assert status == 0 and time.monotonic() - started < 10
     rows, over = lines(out)
     assert list(rows) == ["blind"]
