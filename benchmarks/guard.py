@@ -41,7 +41,7 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 ONE_PASS = ("feature-norm", "knn-distance", "platonic", "dede")  # beside them, others take many passes each
 SPECS, COUNTS = (
     {"tiny": (*ONE_PASS, "beatrix", "scale-up", "strip"), "resnet18": ONE_PASS},
-    {"tiny": 512, "resnet18": 64},
+    {"tiny": 2048, "resnet18": 128},
 )
 ROUNDS, LEARN = 5, 500
 

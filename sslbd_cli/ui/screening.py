@@ -209,6 +209,8 @@ def _several(
         run.warn(f"the budget of {params['budget']:g} s left {late} of {len(methods)} methods no time")
     for row in not_run:
         run.say(f"{row['method']} did not run: {row['reason']}")
+    if any("give " in row["reason"] for row in not_run):
+        run.say("what a method asks for it takes where it is named instead of all: --method NAME:KEY=VALUE")
     run.inputs[:] = {(row["option"], row["sha256"]): row for row in run.inputs}.values()  # each method noted its own
     found = screen.combine(reports, not_run)
     shared = {"encoder": judging.named(encoder), "alpha": params["alpha"]}
