@@ -49,7 +49,7 @@ def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
         "doubt": doubt or None,
         "correction": "holm",
         "kinds": kinds,
-        "sees_truth": all(row.get("sees_truth", False) for row in told),
+        "sees_truth": bool(told) and all(row.get("sees_truth", False) for row in told),
         "methods": [{"part": part} | report.results for part, report in zip(parts, corrected, strict=True)],
         "not_run": not_run,
     }

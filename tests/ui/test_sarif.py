@@ -127,6 +127,7 @@ def test_a_bound_is_no_evidence():
     assert log["runs"][0]["results"] == []
     assert several(detection("oracle", sees_truth=True), detection()).results["sees_truth"] is False
     assert several(detection("oracle", sees_truth=True)).results["sees_truth"] is True
+    assert several().results["sees_truth"] is False
 
 
 def test_methods_found_in_doubt_and_left_out():
