@@ -14,6 +14,7 @@ BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 27  # similarities held at once: 32 MB a
 CHUNK = 64  # similarities of which only the largest is looked at first
 SAMPLE = 2048  # rows that a silhouette is taken of; its error is then below 0.01
 LEAST = 20  # images of a cluster below which its spread or its parts say nothing
+ROUNDING = 1e-6  # unit features in float32 that are equal differ by a tenth of this
 NORMAL_MAD, NORMAL_MEAN = 1.4826, 1.2533  # standard deviations per median and mean absolute deviation of a normal
 
 
@@ -48,13 +49,14 @@ def robust_z(values: Tensor) -> Tensor:
     """Return how many standard deviations values N lie above their median, float64 N, all finite.
 
     The deviation is 1.4826 times the median absolute one (as of a normal distribution), which outliers hardly move; of
-    values more than half of which are equal, it is 1.2533 times the mean absolute one.
+    values more than half of which are equal, it is 1.2533 times the mean absolute one. Values come from unit features:
+    what rounding makes of equal ones is no deviation.
     """
     away = values.double() - values.double().median()
     scale = NORMAL_MAD * away.abs().median()
-    if float(scale) == 0:
+    if float(scale) <= ROUNDING:
         scale = NORMAL_MEAN * away.abs().mean()
-    return away / scale if float(scale) > 0 else torch.zeros_like(away)
+    return away / scale if float(scale) > ROUNDING else torch.zeros_like(away)
 
 
 def anomaly_index(sizes: np.ndarray, double: bool = False) -> np.ndarray:

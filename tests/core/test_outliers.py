@@ -54,6 +54,8 @@ def test_mostly_equal_values_have_finite_deviations():
     assert found[:30].eq(0).all() and (found[30:] > 5).all() and found.isfinite().all()
     assert outliers.robust_z(torch.ones(7)).eq(0).all()
     assert outliers.robust_z(torch.ones(1)).eq(0).all()
+    rounded = torch.ones(25).index_fill(0, torch.tensor([24]), 1 + 1.2e-7)
+    assert outliers.robust_z(rounded).eq(0).all()
 
 
 @pytest.mark.parametrize("second", [1, 20, 90])
