@@ -5,22 +5,22 @@ how many times that pass alone it takes, and what DeDe's decoder costs to learn.
 weights on random 32-pixel images: neither speed depends on what they show. Gate of the specification: DeDe at most
 3 times the forward pass. `python benchmarks/guard.py cuda` measures on a GPU.
 
-Last run (AMD EPYC with AVX512-bf16, no AMX, OMP_NUM_THREADS=1, beside one other job; torch 2.15.0, bf16; n = 5; median
-and range of images per second of processor time, times the forward pass):
-    resnet18  forward pass     183 (171-187)           1
-    resnet18  feature-norm     185 (173-187)           0.99
-    resnet18  knn-distance     181 (168-186)           1.01
-    resnet18  platonic         178 (170-184)           1.02
-    resnet18  dede             163 (161-167)           1.12
-    tiny      forward pass  14,931 (13,974-15,434)     1
-    tiny      feature-norm  14,898 (14,177-15,600)     1.00
-    tiny      knn-distance  13,150 (12,190-13,517)     1.14
-    tiny      platonic       6,984 (6,390-7,499)       2.14
-    tiny      dede           3,517 (3,412-3,641)       4.25
-    tiny      beatrix          685 (648-714)           21.8
-    tiny      scale-up       1,362 (1,245-1,403)       11.0
-    tiny      strip            918 (867-937)           16.3
-    DeDe learns 1,172 images a second: 15 epochs of 3,000 in 38 s
+Last run (Intel Xeon 2.5 GHz with AVX-512, no bf16, OMP_NUM_THREADS=1, beside other runs; torch 2.15.0, fp32; n = 5;
+median and range of images per second of processor time, times the forward pass):
+    resnet18  forward pass      63 (53-67)          1
+    resnet18  feature-norm      63 (60-68)          1.00
+    resnet18  knn-distance      63 (59-66)          0.99
+    resnet18  platonic          61 (55-65)          1.03
+    resnet18  dede              60 (60-65)          1.04
+    tiny      forward pass   5,554 (5,146-6,238)    1
+    tiny      feature-norm   5,225 (4,935-6,758)    1.06
+    tiny      knn-distance   5,320 (5,138-5,682)    1.04
+    tiny      platonic       2,583 (2,444-3,273)    2.15
+    tiny      dede           1,623 (1,565-2,009)    3.42
+    tiny      beatrix          318 (300-345)        17.47
+    tiny      scale-up         465 (428-498)        11.95
+    tiny      strip            316 (302-332)        17.56
+    DeDe learns 718 images a second: 15 epochs of 3,000 in 63 s
 The gate holds before a ResNet-18. It is missed before `tiny`, whose pass is as cheap as the decoder's.
 """
 
