@@ -15,10 +15,10 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m sslbd_cli.manpages --check man
+	$(BIN)/python -m sslbd_cli.manual.build --check man
 
 man: $(VENV)/.installed
-	$(BIN)/python -m sslbd_cli.manpages man
+	$(BIN)/python -m sslbd_cli.manual.build man
 
 bench: $(VENV)/.installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script; done

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from sslbd_cli.core import artefact
+from sslbd_cli.artefacts import kinds
 
 ROUNDS = 7
 
@@ -26,14 +26,14 @@ def main() -> None:
     images = rng.integers(0, 256, (50_000, 3, 32, 32), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         ours, packed = Path(folder, "ours.h5"), Path(folder, "gzip.h5")
-        artefact.write(artefact.Dataset(images=images), str(ours))
+        kinds.write(kinds.Dataset(images=images), str(ours))
         with h5py.File(packed, "w") as file:
             file.create_dataset("images", data=images, chunks=(1024, 3, 32, 32), compression="gzip", compression_opts=1)
         ways = {
             "copy in memory": lambda: images.copy(),
             "np.fromfile": lambda: np.fromfile(ours, np.uint8),
-            "sslbd, mapped and verified": lambda: artefact.read(str(ours), artefact.Dataset),
-            "sslbd, verified and resident": lambda: np.array(artefact.read(str(ours), artefact.Dataset).images),
+            "sslbd, mapped and verified": lambda: kinds.read(str(ours), kinds.Dataset),
+            "sslbd, verified and resident": lambda: np.array(kinds.read(str(ours), kinds.Dataset).images),
             "h5py gzip": lambda: h5py.File(packed)["images"][:],
         }
         times: dict[str, list[float]] = {name: [] for name in ways}

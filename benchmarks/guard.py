@@ -31,11 +31,11 @@ import time
 import numpy as np
 import torch
 
+from sslbd_cli import plugin
 from sslbd_cli.core import device as devices
-from sslbd_cli.core import plugin
 from sslbd_cli.core.features import embed
-from sslbd_cli.core.guard import Setting
 from sslbd_cli.core.nets import ResNet18, Tiny, new
+from sslbd_cli.detect.contract import Setting
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 ONE_PASS = ("feature-norm", "knn-distance", "platonic", "dede")  # beside them, others take many passes each

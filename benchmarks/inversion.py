@@ -29,13 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslbd_cli.artefacts.kinds import Encoder, read
 from sslbd_cli.core import device as devices
-from sslbd_cli.core.artefact import Encoder, read
-from sslbd_cli.core.capture import likeness
-from sslbd_cli.core.inversion import Course, Patches, Weight, invert
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, Tiny, load, new
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.detect.inversion.capture import likeness
+from sslbd_cli.detect.inversion.inversion import Course, Patches, Weight, invert
 
 SIDE, REPEATS, ROUNDS = 32, 5, 3
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)

@@ -42,17 +42,17 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
+from sslbd_cli.artefacts.kinds import Dataset, Encoder, read
 from sslbd_cli.core import device as devices
-from sslbd_cli.core.artefact import Dataset, Encoder, read
-from sslbd_cli.core.detectors import Evidence
 from sslbd_cli.core.kmeans import lloyd, seed_centers
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.core.localise import Cam, Mask
 from sslbd_cli.core.nets import ImageEncoder, Tiny, load, new
-from sslbd_cli.core.scan import Clusters, FlipTest, Lens, crop, find_clusters
-from sslbd_cli.core.search import Candidates, Schedule, planned, search
-from sslbd_cli.core.watch import Silent, unwatched
-from sslbd_cli.detectors.poisoncam import PoisonCAM
+from sslbd_cli.core.train import Silent, unwatched
+from sslbd_cli.detect.contract import Evidence
+from sslbd_cli.detect.methods.poisoncam import PoisonCAM
+from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, Lens, crop, find_clusters
+from sslbd_cli.detect.patch_scan.localise import Cam, Mask
+from sslbd_cli.detect.patch_scan.search import Candidates, Schedule, planned, search
 from sslbd_cli.main import run
 
 COUNT, CLUSTERS, TESTS, SIDE, TOP = 5000, 100, 1000, 10, 20  # PoisonCAM's defaults at 32 pixels

@@ -19,7 +19,7 @@ import torch
 from sslbd_cli.core import device as devices
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.nets import Tiny, new
-from sslbd_cli.objectives.simclr import SimCLR
+from sslbd_cli.pretrain.methods.simclr import SimCLR
 
 BATCH, STEPS, ROUNDS = 256, 6, 7
 NAMES = {(p, c): f"{p}{' channels-last' if c else ''}" for p in ("fp32", "bf16") for c in (False, True)}

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from sslbd_cli import __version__
-from sslbd_cli.core.errors import InputError, Unsound
+from sslbd_cli.errors import InputError, Unsound
 
 
 class ExitStatus(enum.IntEnum):
@@ -32,7 +32,7 @@ class ExitStatus(enum.IntEnum):
 COMPLETION = "_SSLBD_COMPLETE"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: Group -> its commands, in the order of the pipeline. One module of sslbd_cli.commands each.
+#: Group -> its commands, in the order of the pipeline. One room of the package each.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "make": ("data", "pretrain", "convert"),
     "attack": ("poison", "badencoder"),
@@ -66,7 +66,7 @@ class Toolkit(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"sslbd_cli.commands.{cmd_name}")
+        module = importlib.import_module(f"sslbd_cli.{cmd_name}.command")
         command: click.Command = module.command
         return command
 

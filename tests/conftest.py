@@ -15,7 +15,7 @@ import torch
 
 from micro import make_dataset, make_encoder
 from sslbd_cli import main
-from sslbd_cli.core.artefact import Dataset, Encoder
+from sslbd_cli.artefacts.kinds import Dataset, Encoder
 from sslbd_cli.core.device import Device
 
 torch.set_num_threads(min(2, torch.get_num_threads()))

@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from sslbd_cli.core import artefact
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.errors import InputError
 
 NUMBERS = (b"0", b"-1", b"1", b"7", b"65536", b"4294967296", b"9223372036854775807", b"1e999", b"9" * 400)
 WORDS = tuple(n.to_bytes(8, "little") for n in (0, 1, 0xFF, 1 << 31, 1 << 32, 1 << 40, (1 << 63) - 1, (1 << 64) - 1))
@@ -77,7 +77,7 @@ def word(data: bytes, rng: random.Random) -> bytes:
 def main(path: str, count: int, seed: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
     valid = Path(path).read_bytes()
-    original = artefact.read_any(path)
+    original = kinds.read_any(path)
     rng, seen, slowest = random.Random(seed), Counter[str](), 0.0
     for turn in range(count):
         damaged = mutate(valid, rng)
@@ -86,7 +86,7 @@ def main(path: str, count: int, seed: int) -> None:
             file.flush()
             started = time.monotonic()
             try:
-                found = artefact.read_any(file.name)
+                found = kinds.read_any(file.name)
             except InputError as error:
                 seen["several lines" if "\n" in str(error) else "refused"] += 1
             except Exception as error:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from sslbd_cli.artefacts.kinds import Dataset, Encoder
 from sslbd_cli.core import nets
-from sslbd_cli.core.artefact import Dataset, Encoder
 from sslbd_cli.core.device import generator
 
 

@@ -3,9 +3,9 @@
 import re
 import shlex
 
-from sslbd_cli import manpages
+from sslbd_cli.manual import build
 
-COMMANDS = {name: command for group in manpages.book().commands.values() for name, command in group.items()}
+COMMANDS = {name: command for group in build.book().commands.values() for name, command in group.items()}
 
 
 def checked(plan: str) -> list[str]:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from micro import make_dataset, make_encoder
-from sslbd_cli import main
-from sslbd_cli.core import artefact, plugin
-from sslbd_cli.core.artefact import Features, Report
-from sslbd_cli.ui.options import ArtefactPath
+from sslbd_cli import main, plugin
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.artefacts.kinds import Features, Report
+from sslbd_cli.cli.options import ArtefactPath
 
 #: command -> the kind of its INPUT and what else it cannot do without; DATA and TEST are datasets.
 WORDS = {
@@ -37,23 +37,23 @@ every_command = pytest.mark.parametrize("name", READERS)
 def files(tmp_path_factory) -> Path:
     """One artefact of each kind, and files that are none."""
     folder = tmp_path_factory.mktemp("files")
-    artefact.write(make_dataset(count=90), str(folder / "dataset"))
-    artefact.write(make_dataset(count=30, seed=1), str(folder / "test"))
-    artefact.write(make_dataset(size=20), str(folder / "larger"))
-    artefact.write(dataclasses.replace(make_dataset(), labels=None), str(folder / "unlabelled"))
-    artefact.write(make_encoder(), str(folder / "encoder"))
+    kinds.write(make_dataset(count=90), str(folder / "dataset"))
+    kinds.write(make_dataset(count=30, seed=1), str(folder / "test"))
+    kinds.write(make_dataset(size=20), str(folder / "larger"))
+    kinds.write(dataclasses.replace(make_dataset(), labels=None), str(folder / "unlabelled"))
+    kinds.write(make_encoder(), str(folder / "encoder"))
     unknown = plugin.parse("arch", "timm:model=test_efficientnet")
-    artefact.write(make_encoder(arch=unknown), str(folder / "unknown"))
-    artefact.write(Features(feats=np.ones((3, 2), np.float32)), str(folder / "features"))
-    artefact.write(Report(command="probe", results={"a": 1}), str(folder / "report"))
+    kinds.write(make_encoder(arch=unknown), str(folder / "unknown"))
+    kinds.write(Features(feats=np.ones((3, 2), np.float32)), str(folder / "features"))
+    kinds.write(Report(command="probe", results={"a": 1}), str(folder / "report"))
     directions = np.eye(3, 4, dtype=np.float32)[np.arange(90) % 3] + np.linspace(0, 0.1, 90, dtype=np.float32)[:, None]
-    artefact.write(Features(feats=directions), str(folder / "directions"))
-    artefact.write(Features(feats=np.full((90, 2), np.nan, np.float32)), str(folder / "nan"))
-    artefact.write(dataclasses.replace(make_dataset(count=90), labels=None, classes=()), str(folder / "nameless"))
+    kinds.write(Features(feats=directions), str(folder / "directions"))
+    kinds.write(Features(feats=np.full((90, 2), np.nan, np.float32)), str(folder / "nan"))
+    kinds.write(dataclasses.replace(make_dataset(count=90), labels=None, classes=()), str(folder / "nameless"))
     masks = np.full((90, 3, 16, 16), 127, np.uint8)
-    artefact.write(artefact.Dataset(images=masks), str(folder / "dim"))
+    kinds.write(kinds.Dataset(images=masks), str(folder / "dim"))
     masks[0] = 255  # of class 0 alone
-    artefact.write(artefact.Dataset(images=masks), str(folder / "partial"))
+    kinds.write(kinds.Dataset(images=masks), str(folder / "partial"))
     for name, text in {"rows": "4\n5\n6\n", "repeated": "4\n5\n4\n", "far": "4\n90\n", "words": "first\n"}.items():
         (folder / name).write_text(text)
     (folder / "empty").touch()

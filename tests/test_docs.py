@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from micro import make_encoder
-from sslbd_cli import main, manpages
-from sslbd_cli.core import artefact, checks, metrics, nets, plugin
+from sslbd_cli import main, plugin
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.core import checks, metrics, nets
+from sslbd_cli.manual import build
 from warm import bash
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {name: command for group in manpages.book().commands.values() for name, command in group.items()}
+COMMANDS = {name: command for group in build.book().commands.values() for name, command in group.items()}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PREPARE = """
 sslbd data shapes --count 400 --seed 1 -o images.h5
@@ -59,7 +61,7 @@ sslbd probe clip.safetensors --head zeroshot --text texts.h5 --test test.h5 --js
 def stage(tmp_path_factory):
     """A folder of micro artefacts under the names that examples use."""
     folder = tmp_path_factory.mktemp("stage")
-    artefact.write(make_encoder(size=32, arch=nets.ResNet18()), str(folder / "resnet.safetensors"))
+    kinds.write(make_encoder(size=32, arch=nets.ResNet18()), str(folder / "resnet.safetensors"))
     with pytest.MonkeyPatch.context() as patch:
         few_epochs(patch)
         done = bash(PREPARE, folder)
@@ -119,7 +121,7 @@ EXAMPLES = [
     *(pytest.param(line, id=f"{name}-{n}") for name, c in COMMANDS.items() for n, line in enumerate(c.examples)),
     *(
         pytest.param(block, id=f"sslbd-{title.lower().replace(' ', '-')}-{number}")
-        for part in (manpages.OPENING, {"EXAMPLES": manpages.CLOSING["EXAMPLES"]})
+        for part in (build.OPENING, {"EXAMPLES": build.CLOSING["EXAMPLES"]})
         for title, text in part.items()
         for number, block in enumerate(code_blocks(text))
     ),
@@ -284,14 +286,14 @@ def test_the_digest_program_agrees(name, stage, tmp_path):
     done = subprocess.run(
         [sys.executable, "digest.py", str(stage / name)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split()[0] == artefact.read_any(str(stage / name)).sha256
+    assert done.stdout.split()[0] == kinds.read_any(str(stage / name)).sha256
 
 
 def test_large_arrays_are_hashed_in_leaves(tmp_path):
     program = next(block for block in page_code("sslbd-artefact.5") if "def digest" in block)
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 1000, 1000), np.uint8)  # 9 MB: three leaves
-    made = artefact.Dataset(images=images)
-    artefact.write(made, str(tmp_path / "large.h5"))
+    made = kinds.Dataset(images=images)
+    kinds.write(made, str(tmp_path / "large.h5"))
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "large.h5")], capture_output=True, text=True, check=True
     )
@@ -301,7 +303,7 @@ def test_large_arrays_are_hashed_in_leaves(tmp_path):
 def test_the_writing_program_writes_a_dataset(tmp_path):
     program = next(block for block in page_code("sslbd-artefact.5") if "own.h5" in block)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    found = artefact.read(str(tmp_path / "own.h5"), artefact.Dataset)
+    found = kinds.read(str(tmp_path / "own.h5"), kinds.Dataset)
     assert (found.classes, len(found.images), found.history) == (("cat", "dog"), 20, ())
 
 

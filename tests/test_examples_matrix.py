@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from planning import checked
-from sslbd_cli.core import plugin
+from sslbd_cli import plugin
 from warm import bash
 
 MATRIX = Path(__file__).resolve().parent.parent / "examples" / "matrix"

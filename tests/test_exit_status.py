@@ -9,8 +9,8 @@ import click
 import pytest
 
 from sslbd_cli import __version__, main
-from sslbd_cli.core.errors import InputError, Unsound
-from sslbd_cli.ui import options
+from sslbd_cli.cli import options
+from sslbd_cli.errors import InputError, Unsound
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from micro import make_dataset, make_encoder
-from sslbd_cli.core import artefact, captions, nets
-from sslbd_cli.core.artefact import Dataset, Encoder, Guard, Truth
+from sslbd_cli.artefacts import captions, kinds
+from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard, Truth
+from sslbd_cli.core import nets
 
 HISTORY = ({"command": "data", "version": "1", "args": {"--seed": 0, "--size": 4}, "inputs": []},)
 
@@ -56,7 +57,7 @@ def fuzz(path: Path, count: int, seed: int) -> dict[str, float]:
     ("count", "seed"), [(1000, 0), pytest.param(20_000, 1, marks=pytest.mark.slow)], ids=["1000", "20000"]
 )
 def test_mutations_are_refused_or_read_correctly(tmp_path, make, count, seed):
-    artefact.write(make(), str(tmp_path / "valid"))
+    kinds.write(make(), str(tmp_path / "valid"))
     seen = fuzz(tmp_path / "valid", count, seed)
     assert seen.keys() <= {"refused", "read", "slowest", "megabytes"}
     assert seen["refused"] + seen["read"] == count

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from micro import make_dataset
-from sslbd_cli.core import artefact
-from sslbd_cli.core.artefact import Artefact, Encoder, Features, Report, Truth
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.artefacts.kinds import Artefact, Encoder, Features, Report, Truth
 
 DATA = {
     "command": "data",
@@ -44,14 +44,14 @@ def samples() -> dict[str, Artefact]:
 @pytest.mark.parametrize("kind", samples())
 @pytest.mark.parametrize("form", ["txt", "json"])
 def test_info(sslbd, golden, tmp_path, kind, form):
-    artefact.write(samples()[kind], str(tmp_path / "a"))
+    kinds.write(samples()[kind], str(tmp_path / "a"))
     status, out, err = sslbd("info", tmp_path / "a", *(["--json"] if form == "json" else []))
     assert (status, err) == (0, "")
     golden(f"info-{kind}.{form}", out)
 
 
 def test_recipe(sslbd, golden, tmp_path):
-    artefact.write(samples()["encoder"], str(tmp_path / "a"))
+    kinds.write(samples()["encoder"], str(tmp_path / "a"))
     golden("info-recipe.sh", sslbd("info", "--recipe", tmp_path / "a")[1])
 
 

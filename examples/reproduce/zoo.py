@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import results
 
-from sslbd_cli.core import audit, metrics
+from sslbd_cli.core import metrics
+from sslbd_cli.detect import contract, encoder_verdict
 
 ALPHA = 0.05
 
@@ -69,15 +70,15 @@ def alarms(said: dict) -> tuple[list[bool], list[bool]]:
         verdict = each["verdict"]
         if each["p_value"] is None:
             parts = [other.parts for other in others]
-            verdict, _ = audit.stand(own, [other.statistic for other in others], ALPHA, parts).verdict()
+            verdict, _ = encoder_verdict.stand(own, [other.statistic for other in others], ALPHA, parts).verdict()
         by_pool.append(verdict == "found")
     return by_pool, [exceeds(each) for each in said.values()]
 
 
-def view(said: dict) -> audit.Opinion:
+def view(said: dict) -> contract.Opinion:
     """Return an opinion as it was before it stood among others: without a threshold, alone, it was in doubt."""
     doubt = "" if said["threshold"] is None else said["doubt"] or ""
-    return audit.Opinion(said["statistic"], said["threshold"], "", doubt=doubt, parts=said["parts"] or {})
+    return contract.Opinion(said["statistic"], said["threshold"], "", doubt=doubt, parts=said["parts"] or {})
 
 
 def exceeds(said: dict) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sslbd_cli.core.errors import Unsound
+from sslbd_cli.errors import Unsound
 
 if TYPE_CHECKING:
     from torch import Tensor

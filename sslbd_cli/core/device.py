@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 
 @dataclass(frozen=True)

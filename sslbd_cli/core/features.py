@@ -6,20 +6,22 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
-from sslbd_cli.core.artefact import spread
-from sslbd_cli.core.bases import Labelled
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Fit, Plan, Terms
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli.core.train import Fit, Plan, Terms, unwatched
+from sslbd_cli.errors import InputError, Unsound
+
+if TYPE_CHECKING:
+    from sslbd_cli.core.nets import ImageEncoder
 
 CHUNK = 1024
 DISTINCT = 512  # images by which an encoder is seen to tell images apart
@@ -265,3 +267,12 @@ def stratified_rows(labels: Tensor, share: float, gen: torch.Generator, kept: in
         held.append(rows[:cut])
         rest.append(rows[cut:])
     return torch.cat(rest).sort().values, torch.cat(held).sort().values
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features float32 N,D with labels int64 N, on one device; views: V,N,D of the same images, augmented V times."""
+
+    feats: Tensor
+    labels: Tensor
+    views: Tensor | None = None

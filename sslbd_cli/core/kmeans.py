@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 BLOCK_CPU, BLOCK_DEVICE = 1 << 20, 1 << 26  # scores per block: what a cache holds, what keeps an accelerator busy
 SAMPLE = 1 << 14  # rows that centers are seeded from; a pass per center over all rows would cost more than Lloyd

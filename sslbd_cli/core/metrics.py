@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 WORKING_ASR, LARGEST_DROP = 0.8, 0.03  # the victim gate: an attack that works, so that there is something to be found

@@ -17,10 +17,11 @@ from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from sslbd_cli.core import bagnet, plugin, resnets
-from sslbd_cli.core.artefact import Encoder
-from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.plugin import Plugin, key
+from sslbd_cli import plugin
+from sslbd_cli.artefacts.kinds import Encoder
+from sslbd_cli.core import bagnet, resnets
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import Plugin, key
 
 
 @dataclass(frozen=True, kw_only=True)

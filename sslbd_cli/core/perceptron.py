@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.bases import Labelled
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.train import Fit, Plan, Terms
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli.core.features import Labelled
+from sslbd_cli.core.train import Fit, Plan, Terms, unwatched
 
 
 def new_perceptron(dim: int, hidden: tuple[int, ...], classes: int, dropout: float, seed: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 
 class AnyWidth(torchvision.models.ResNet):  # type: ignore[misc]

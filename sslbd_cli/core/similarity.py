@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 28  # similarities held at once: 32 MB and 1 GB
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import as_maps, layers
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.errors import InputError
 
 GROUPS = 4  # of a transformer's blocks: as many as a ResNet has layers
 

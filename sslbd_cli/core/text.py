@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslbd_cli.artefacts.kinds import Encoder
 from sslbd_cli.core import checks
-from sslbd_cli.core.artefact import Encoder
 from sslbd_cli.core.device import Device
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 HEAD = 32  # width of one attention head
 BATCH = 1024

@@ -6,9 +6,10 @@ state: an epoch that starts again draws the same numbers. Nothing inside the loo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
-from sslbd_cli.core import checks, storage
+from sslbd_cli.artefacts import container
+from sslbd_cli.core import checks
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.errors import InputError, Unsound
+from sslbd_cli.errors import InputError, Unsound
 
 Terms = dict[str, Tensor]
 Loss = Callable[[Tensor, torch.Generator], Terms]
@@ -98,7 +100,7 @@ def check_checkpoint(path: str | None, resume: bool, output: str) -> None:
 def is_checkpoint(path: str) -> bool:
     """Tell whether a file is a checkpoint of any run; everything else is too good to be overwritten by one."""
     try:
-        return "checkpoint" in _header(storage.read_container(path)[0])
+        return "checkpoint" in _header(container.read_container(path)[0])
     except InputError:
         return False
 
@@ -200,10 +202,10 @@ class Fit:
                 if value is not None:
                     arrays[f"optimiser.{number}.{name}"] = torch.as_tensor(value).detach().cpu().numpy()
         header = {"checkpoint": checkpoint.fingerprint, "epoch": epoch, "terms": terms}
-        storage.write_safetensors(checkpoint.path, storage.canonical(header), arrays)
+        container.write_safetensors(checkpoint.path, container.canonical(header), arrays)
 
     def _load(self, checkpoint: Checkpoint) -> tuple[int, dict[str, float]]:
-        text, arrays = storage.read_container(checkpoint.path)
+        text, arrays = container.read_container(checkpoint.path)
         header = _header(text)
         if header.get("checkpoint") != checkpoint.fingerprint:
             raise InputError(f"{checkpoint.path}: the checkpoint of another run (other data, options or seed)")
@@ -232,3 +234,22 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 __all__ = ["Checkpoint", "Fit", "Plan", "Terms", "Ticker", "Unsound", "Watch", "ema", "freeze", "optimiser"]
+
+
+# --- Watching training from nowhere: for work too small to be shown
+
+
+class Silent:
+    """A ticker that tells nobody."""
+
+    def advance(self, count: int = 1) -> None:
+        """Count images, for nobody."""
+
+    def note(self, text: str) -> None:
+        """Remark, to nobody."""
+
+
+@contextlib.contextmanager
+def unwatched(total: int, unit: str, label: str) -> Iterator[Silent]:
+    """Yield a silent ticker."""
+    yield Silent()

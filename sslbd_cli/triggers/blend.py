@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sslbd_cli.core import boxes as geometry
-from sslbd_cli.core.bases import Phase, Trigger
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.patches import digest, read_picture
-from sslbd_cli.core.plugin import key
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers import _boxes as geometry
+from sslbd_cli.triggers._contract import Phase, Trigger
+from sslbd_cli.triggers._patches import digest, read_picture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.bases import Phase, Trigger
-from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.plugin import key
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers._contract import Phase, Trigger
 
 #: What equal steps of U and V add to R, G and B (kornia's YUV, which the authors' code uses).
 RGB_OF_UV = (1.14, -0.396 - 0.581, 2.029)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sslbd_cli.core.patches import Patched, digest, read_picture
-from sslbd_cli.core.plugin import key
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers._patches import Patched, digest, read_picture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core import boxes as geometry
-from sslbd_cli.core.bases import Phase, Trigger
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.plugin import key
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers import _boxes as geometry
+from sslbd_cli.triggers._contract import Phase, Trigger
 
 SIDE = 32  # of the images that the distribution was made for, CIFAR-10's
 SIDES = (2, 3, 4, 5, SIDE)  # of the pattern; the last fills the image

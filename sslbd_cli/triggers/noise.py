@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.bases import Phase, Trigger
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.plugin import key
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers._contract import Phase, Trigger
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.patches import Patched
-from sslbd_cli.core.plugin import key
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers._patches import Patched
 
 #: No-label backdoors' trigger, misnamed there: its centre and three of its corners are white.
 CHECKERBOARD = ((0, 0, 1), (0, 1, 0), (1, 0, 1))

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core import artefact, audit
-from sslbd_cli.core.bases import Phase, Trigger
-from sslbd_cli.core.patches import digest
-from sslbd_cli.core.plugin import key
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers import _found
+from sslbd_cli.triggers._contract import Phase, Trigger
+from sslbd_cli.triggers._patches import digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,6 @@ class Witness(Trigger):
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: str, sha256: str) -> audit.Witness:
+def _read(file: str, sha256: str) -> _found.Witness:
     """Read the report once per content."""
-    return audit.witness_of(artefact.read(file, artefact.Report), f"--trigger witness:file={file}")
+    return _found.witness_of(kinds.read(file, kinds.Report), f"--trigger witness:file={file}")

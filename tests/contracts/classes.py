@@ -2,7 +2,7 @@
 
 import importlib
 
-from sslbd_cli.core import plugin
+from sslbd_cli import plugin
 
 
 def class_of(shelf: str, name: str) -> type[plugin.Plugin]:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslbd_cli.core import artefact, plugin
-from sslbd_cli.core.artefact import Report
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.artefacts.kinds import Report
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,7 @@ def report(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("report") / "detection.h5"
     keep, add = np.ones((1, 20, 16), np.float32), np.full((3, 20, 16), 0.05, np.float32)
     keep[:, 12:, 8:], add[:, 12:, 8:] = 0, np.float32([0.9, 0, 0])[:, None, None]
-    artefact.write(Report(command="detect", results={}, data={"witness/keep": keep, "witness/add": add}), str(path))
+    kinds.write(Report(command="detect", results={}, data={"witness/keep": keep, "witness/add": add}), str(path))
     return path
 
 

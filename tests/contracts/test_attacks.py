@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from micro import make_dataset
-from sslbd_cli.core import artefact, nets, plugin
-from sslbd_cli.core.bases import Attack, Plot
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.badencoder.contract import Attack, Plot
+from sslbd_cli.core import nets
+from sslbd_cli.core.train import unwatched
 
 
 @pytest.fixture(params=plugin.listing("attack"))
@@ -46,8 +48,8 @@ def test_the_clean_encoder_is_left_as_it_was(attack, plot, net, cpu):
 def test_the_result_is_an_encoder_of_the_same_form(attack, plot, net, cpu, tmp_path):
     made = attack.run(net, plot, cpu, 0, unwatched)
     assert not made.encoder.training and not same(bits(made.encoder), bits(net))
-    artefact.write(nets.save(made.encoder), str(tmp_path / "a"))
-    again = artefact.read(str(tmp_path / "a"), artefact.Encoder)
+    kinds.write(nets.save(made.encoder), str(tmp_path / "a"))
+    again = kinds.read(str(tmp_path / "a"), kinds.Encoder)
     clean = nets.save(net)
     assert (again.arch, again.size, again.mean, again.std, again.dim) == (
         clean.arch, clean.size, clean.mean, clean.std, clean.dim,

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from micro import make_encoder
-from sslbd_cli.core import nets, plugin
-from sslbd_cli.core.certify import Task
-from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli import plugin
+from sslbd_cli.core import nets
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.errors import InputError
+from sslbd_cli.probe.certify import Task
 
 SHELF = plugin.listing("certificate")
 

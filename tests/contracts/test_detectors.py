@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from contracts.classes import class_of
-from detectors.wired import KINDS, make_poisoned, make_scattered, make_scenes, make_sharp, make_wired
-from sslbd_cli.core import artefact, nets, plugin
-from sslbd_cli.core.artefact import Dataset, Report
-from sslbd_cli.core.detectors import Evidence, Findings, ImageDetector
-from sslbd_cli.core.errors import InputError
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.artefacts.kinds import Dataset, Report
+from sslbd_cli.core import nets
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.errors import InputError
+from wired import KINDS, make_poisoned, make_scattered, make_scenes, make_sharp, make_wired
 
 SAMPLES = [name for name in plugin.listing("detector") if class_of("detector", name).flags == "samples"]
 RANKING = [name for name in SAMPLES if name != "random"]  # a floor flags and ranks whatever it is given
@@ -105,9 +107,9 @@ def test_a_planted_trigger_ranks_above_clean(name, make, cpu):
 def test_truth_and_history_change_nothing(name, make, sslbd, tmp_path):
     detector, data = make(name), make_poisoned()
     net, told, bare = (str(tmp_path / file) for file in ("net.safetensors", "told.h5", "bare.h5"))
-    artefact.write(nets.save(make_wired()), net)
-    artefact.write(data, told)
-    artefact.write(dataclasses.replace(data, truth=None, history=(), labels=None, classes=()), bare)
+    kinds.write(nets.save(make_wired()), net)
+    kinds.write(data, told)
+    kinds.write(dataclasses.replace(data, truth=None, history=(), labels=None, classes=()), bare)
     reports = []
     for path in (told, bare):
         out = f"{path}.report"
@@ -116,7 +118,7 @@ def test_truth_and_history_change_nothing(name, make, sslbd, tmp_path):
             assert status == 2 and "truth" in err
             return
         assert status in (0, 3), err
-        reports.append(artefact.read(out, Report))
+        reports.append(kinds.read(out, Report))
     known, blind = reports
     for key in ("scores", "flagged"):
         assert np.array_equal(known.data[key], blind.data[key])

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from contracts.classes import class_of
-from detectors.wired import make_gated, make_scenes
-from sslbd_cli.core import artefact, audit, nets, plugin
-from sslbd_cli.core.artefact import Report
-from sslbd_cli.core.audit import EncoderDetector, Opinion, stand
-from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.artefacts.kinds import Report
+from sslbd_cli.core import nets
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.detect import encoder_verdict
+from sslbd_cli.detect.contract import EncoderDetector, Opinion
+from sslbd_cli.detect.encoder_verdict import stand
+from sslbd_cli.errors import InputError
+from wired import make_gated, make_scenes
 
 CLASSES = {name: class_of("detector", name) for name in plugin.listing("detector")}
 DETECTORS = [name for name, cls in CLASSES.items() if issubclass(cls, EncoderDetector) and not cls.learns]
@@ -38,12 +42,12 @@ def make(spec):
 def look(make):
     """Return what a detector says of an encoder, asked once."""
     known: dict[tuple[str, bool, int], Opinion] = {}
-    cpu = audit.Device(torch.device("cpu"), "fp32")
+    cpu = encoder_verdict.Device(torch.device("cpu"), "fp32")
 
     def judge(name: str, backdoor: bool, seed: int = 0) -> Opinion:
         if (name, backdoor, seed) not in known:
             detector = make(name)
-            clues = audit.gather(make_scenes(), detector, None, 0)
+            clues = encoder_verdict.gather(make_scenes(), detector, None, 0)
             known[name, backdoor, seed] = detector(make_gated(backdoor, seed), clues, cpu, 0, unwatched)
         return known[name, backdoor, seed]
 
@@ -55,7 +59,7 @@ def test_the_encoder_is_left_as_it_was(name, make, cpu):
     net, detector = make_gated().requires_grad_(True), make(name, rounds=2, steps=2)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     data = make_scenes(80)
-    clues = audit.gather(data, detector, None, 0)
+    clues = encoder_verdict.gather(data, detector, None, 0)
     images = clues.images.copy()
     detector(net, clues, cpu, 0, unwatched)
     after = net.state_dict()
@@ -68,7 +72,7 @@ def test_the_encoder_is_left_as_it_was(name, make, cpu):
 @every_detector
 def test_one_seed_is_one_opinion(name, make, cpu):
     detector = make(name, rounds=4, steps=4)
-    clues = audit.gather(make_scenes(80), detector, None, 0)
+    clues = encoder_verdict.gather(make_scenes(80), detector, None, 0)
     first, again = (detector(make_gated(), clues, cpu, 3, unwatched) for _ in range(2))
     assert first.statistic == again.statistic and first.summary == again.summary
     assert torch.equal(first.witness.keep, again.witness.keep) and torch.equal(first.witness.add, again.witness.add)
@@ -123,13 +127,13 @@ def test_an_encoder_that_says_nothing_is_refused(name, kind, make, cpu):
     net.encoder.bend.data *= 0 if kind == "constant" else float("nan")
     net.encoder.goal = torch.ones(48)
     with pytest.raises(InputError, match="cannot be examined") as caught:
-        detector(net, audit.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
+        detector(net, encoder_verdict.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
     assert "\n" not in str(caught.value)
 
 
 def test_images_that_are_alike_without_a_trigger_prove_none(make, cpu):
     detector = make("decree", similarity=0.1, steps=9)
-    opinion = detector(make_gated(False), audit.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
+    opinion = detector(make_gated(False), encoder_verdict.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
     assert "images without any trigger have a mean cosine of" in opinion.doubt
     assert stand(opinion, [], 0.05).verdict()[0] == "inconclusive"
 
@@ -145,15 +149,15 @@ def test_a_task_of_one_class_is_refused(make, cpu):
     alone = dataclasses.replace(data, labels=np.zeros_like(data.labels))
     detector = make("neural-cleanse")
     with pytest.raises(InputError, match="of one class"):
-        detector(make_gated(), audit.gather(alone, detector, None, 0), cpu, 0, unwatched)
+        detector(make_gated(), encoder_verdict.gather(alone, detector, None, 0), cpu, 0, unwatched)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """An encoder artefact that stands for the planted one, images with and without truth, labels and history."""
     folder = tmp_path_factory.mktemp("files")
-    artefact.write(nets.save(nets.ImageEncoder(nets.Tiny(width=4), 16, (0.5,) * 3, (0.25,) * 3)), str(folder / "net"))
-    artefact.write(make_scenes(), str(folder / "data.h5"))
+    kinds.write(nets.save(nets.ImageEncoder(nets.Tiny(width=4), 16, (0.5,) * 3, (0.25,) * 3)), str(folder / "net"))
+    kinds.write(make_scenes(), str(folder / "data.h5"))
     return folder
 
 
@@ -161,9 +165,9 @@ def files(tmp_path_factory):
 def test_the_witness_replays_on_other_images(name, look, files, cpu):
     """What the report holds, read back by --trigger witness, does to other images what was said of held-out ones."""
     found = look(name, True)
-    clues = audit.gather(make_scenes(), plugin.parse("detector", name), None, 0)
+    clues = encoder_verdict.gather(make_scenes(), plugin.parse("detector", name), None, 0)
     path = str(files / f"{name}.h5")
-    artefact.write(Report(command="detect", results={}, data=audit.arrays_of(found, clues)), path)
+    kinds.write(Report(command="detect", results={}, data=encoder_verdict.arrays_of(found, clues)), path)
     trigger = plugin.parse("trigger", f"witness:file={path}")
     other = torch.from_numpy(make_scenes(100, seed=9).images)
     stamped = trigger(other, torch.Generator().manual_seed(0)).images
@@ -182,23 +186,23 @@ def test_truth_and_history_change_nothing(name, make, files, sslbd, tmp_path, mo
     told = make_scenes(90)
     poisoned = np.arange(90) % 2 == 0
     box = np.where(poisoned[:, None], [[0, 0, 4, 4]], 0).astype(np.int32)
-    truth = artefact.Truth(poisoned=poisoned, box=box, source=np.arange(90))
+    truth = kinds.Truth(poisoned=poisoned, box=box, source=np.arange(90))
     labels = {} if make(name).needs_labels else {"labels": None, "classes": ()}
-    artefact.write(dataclasses.replace(told, truth=truth), str(tmp_path / "told.h5"))
-    artefact.write(dataclasses.replace(told, **labels), str(tmp_path / "bare.h5"))
+    kinds.write(dataclasses.replace(told, truth=truth), str(tmp_path / "told.h5"))
+    kinds.write(dataclasses.replace(told, **labels), str(tmp_path / "bare.h5"))
     pool = [Opinion(-1.0, None, "", parts=dict.fromkeys(("patch", "blend", "noise", "low-frequency"), 0.0))] * 4
     values = []
     for data in ("told.h5", "bare.h5"):
         detector = make(name, rounds=3, steps=3)
         monkeypatch.setattr(
-            "sslbd_cli.ui.judging._baselines", lambda *given: ([(o.statistic, o.parts) for o in pool], [], [])
+            "sslbd_cli.detect.inputs._baselines", lambda *given: ([(o.statistic, o.parts) for o in pool], [], [])
         )
         out = str(tmp_path / f"{data}.report")
         status, _, err = sslbd(
             "detect", files / "net", "--method", detector, "--data", tmp_path / data, "--device", "cpu", "-q", "-o", out
         )
         assert status in (0, 3), err
-        values.append(artefact.read(out, Report))
+        values.append(kinds.read(out, Report))
     known, blind = values
     for key in ("verdict", "statistic", "witness", "details", "doubt"):
         assert known.results[key] == blind.results[key]

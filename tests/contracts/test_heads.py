@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from sslbd_cli.core import plugin
-from sslbd_cli.core.bases import Head, Labelled
+from sslbd_cli import plugin
+from sslbd_cli.core.features import Labelled
+from sslbd_cli.probe.contract import Head
 
 
 @pytest.fixture(params=plugin.listing("head"))

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from detectors.planted import FIRM_TRIGGER, SIZE, Firm, Honest, Other, make, make_pictures
-from detectors.wired import TRIGGER, make_scenes, make_wired
 from micro import make_encoder
-from sslbd_cli.core import artefact, detect, guard, nets, plugin
-from sslbd_cli.core.artefact import Guard, Report
-from sslbd_cli.core.detectors import ImageDetector
-from sslbd_cli.core.errors import InputError
-from sslbd_cli.core.guard import InputDetector, Setting
+from planted import FIRM_TRIGGER, SIZE, Firm, Honest, Other, make, make_pictures
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.artefacts.kinds import Guard, Report
+from sslbd_cli.core import nets
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.poison import plant
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.detect import guard, image_verdict
+from sslbd_cli.detect.contract import ImageDetector, InputDetector, Setting
+from sslbd_cli.errors import InputError
+from sslbd_cli.poison.plant import plant
+from wired import TRIGGER, make_scenes, make_wired
 
 
 def is_of_inputs(name: str) -> bool:
@@ -42,12 +44,12 @@ def inverted(tmp_path_factory):
     path = tmp_path_factory.mktemp("inverted") / "detection.h5"
     blank = np.zeros((2, 3, SIZE, SIZE), np.uint8)
     blank[1] = 255
-    data = artefact.Dataset(images=blank)
+    data = kinds.Dataset(images=blank)
     low, high = (
         image / 255 for image in plant(data, plugin.parse("trigger", FIRM_TRIGGER), [0, 1], "replace", 0).images
     )
     keep, add = (high - low).astype(np.float32), low.astype(np.float32)
-    artefact.write(Report(command="detect", results={}, data={"witness/keep": keep, "witness/add": add}), str(path))
+    kinds.write(Report(command="detect", results={}, data={"witness/keep": keep, "witness/add": add}), str(path))
     return path
 
 
@@ -65,7 +67,7 @@ def build(spec, inverted):
 
 def look(detector, net, cpu, trigger=FIRM_TRIGGER, seed=0, data=None, aux=None):
     """Judge pictures, and the same with the trigger."""
-    case = detect.make_case(
+    case = image_verdict.make_case(
         data or make_pictures(60, 1),
         aux or make_pictures(240, 2),
         trigger and plugin.parse("trigger", trigger),
@@ -73,10 +75,10 @@ def look(detector, net, cpu, trigger=FIRM_TRIGGER, seed=0, data=None, aux=None):
         0,
     )
     if detector.is_bound:
-        case = detect.tell(case, detector)
+        case = image_verdict.tell(case, detector)
     if detector.needs_reference:
         case = dataclasses.replace(case, evidence=dataclasses.replace(case.evidence, reference=make(Other)))
-    return detect.judge(detector, net, case, cpu, seed, unwatched), case
+    return image_verdict.judge(detector, net, case, cpu, seed, unwatched), case
 
 
 def see(name, detector, cpu, backdoor=True, **more):
@@ -139,7 +141,7 @@ def test_threshold_and_scores_do_not_depend_on_what_else_is_judged(name, build, 
 @every_learner
 def test_clean_images_are_not_found(name, build, cpu):
     ruling, _ = see(name, build(name), cpu, trigger=None)
-    assert detect.verdict(ruling, None)[0] == "nothing found"
+    assert image_verdict.verdict(ruling, None)[0] == "nothing found"
     assert ruling.flagged.mean() <= 0.2
 
 
@@ -161,12 +163,12 @@ def test_the_same_images_through_a_clean_encoder_rank_no_higher(name, build, cpu
 @every_detector
 def test_truth_and_history_change_nothing(name, build, sslbd, tmp_path):
     net, other, aux, told, bare = (str(tmp_path / file) for file in ("net", "other", "aux", "told", "bare"))
-    artefact.write(nets.save(make_wired()), net)
-    artefact.write(make_encoder(seed=9), other)
-    artefact.write(make_scenes(120, 2), aux)
+    kinds.write(nets.save(make_wired()), net)
+    kinds.write(make_encoder(seed=9), other)
+    kinds.write(make_scenes(120, 2), aux)
     data = plant(make_scenes(30, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 30, 2), "replace", 0)
-    artefact.write(data, told)
-    artefact.write(dataclasses.replace(data, truth=None, history=(), labels=None, classes=()), bare)
+    kinds.write(data, told)
+    kinds.write(dataclasses.replace(data, truth=None, history=(), labels=None, classes=()), bare)
     detector, reports = build(name, epochs=1), []
     more = ("--reference", other) if detector.needs_reference else ()
     for path in (told, bare):
@@ -176,7 +178,7 @@ def test_truth_and_history_change_nothing(name, build, sslbd, tmp_path):
             assert status == 2 and "truth" in err
             return
         assert status in (0, 3), err
-        reports.append(artefact.read(f"{path}.report", Report))
+        reports.append(kinds.read(f"{path}.report", Report))
     known, blind = reports
     for key in ("scores", "calibration", "p_values"):
         assert np.array_equal(known.data[key], blind.data[key])
@@ -194,12 +196,12 @@ def test_a_guard_judges_as_the_detector_did(name, precision, build, cpu, tmp_pat
     cpu = dataclasses.replace(cpu, precision=precision)
     detector, net, aux = build(name, epochs=1), nets.save(make_wired()), make_scenes(160, 2)
     reference = make_encoder(seed=9) if detector.needs_reference else None
-    case = detect.make_case(make_scenes(40, 1), aux, None, 0.05, 0)
+    case = image_verdict.make_case(make_scenes(40, 1), aux, None, 0.05, 0)
     if reference is not None:
         case = dataclasses.replace(case, evidence=dataclasses.replace(case.evidence, reference=nets.load(reference)))
-    findings = detect.judge(detector, nets.load(net), case, cpu, 0, unwatched).findings
-    artefact.write(guard.make_guard(detector, findings, net, reference, aux), str(tmp_path / "guard"))
-    kept = artefact.read(str(tmp_path / "guard"), Guard)
+    findings = image_verdict.judge(detector, nets.load(net), case, cpu, 0, unwatched).findings
+    kinds.write(guard.make_guard(detector, findings, net, reference, aux), str(tmp_path / "guard"))
+    kept = kinds.read(str(tmp_path / "guard"), Guard)
     post = guard.station(kept, net, reference, cpu, 0.05)
     assert np.allclose(post.look(case.evidence.images).scores, findings.scores, rtol=1e-5, atol=1e-6)
     assert np.array_equal(post.look(case.evidence.images[7:9]).scores.shape, (2,))

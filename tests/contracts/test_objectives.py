@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from reference import losses
-from sslbd_cli.core import artefact, captions, plugin
-from sslbd_cli.core import pretrain as core
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import captions, kinds
 from sslbd_cli.core.augment import Recipe
-from sslbd_cli.core.bases import Objective
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.nets import Arch, new
-from sslbd_cli.core.pretrain import Pretraining
 from sslbd_cli.core.train import Checkpoint, Plan
-from sslbd_cli.objectives.mae import encode_visible
+from sslbd_cli.errors import InputError
+from sslbd_cli.pretrain import run as core
+from sslbd_cli.pretrain.contract import Objective
+from sslbd_cli.pretrain.methods.mae import encode_visible
+from sslbd_cli.pretrain.run import Pretraining
 
 BATCH = 16
 ARCH = {"mae": "vit:width=16,depth=1,heads=2,pool=mean"}  # for objectives that tiny is not enough for
@@ -52,7 +53,7 @@ def views(objective, seed: int = 0) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def dataset(dataset) -> artefact.Dataset:
+def dataset(dataset) -> kinds.Dataset:
     return dataclasses.replace(dataset, captions=CAPTIONS)
 
 
@@ -263,11 +264,11 @@ def test_labels_are_never_seen(objective, dataset, sslbd, tmp_path):
     shuffled = dataclasses.replace(dataset, labels=dataset.labels[::-1].copy())
     weights = []
     for number, made in enumerate((dataset, shuffled, dataclasses.replace(dataset, labels=None, classes=()))):
-        artefact.write(made, str(tmp_path / "data.h5"))
+        kinds.write(made, str(tmp_path / "data.h5"))
         output = tmp_path / str(number)
         words = ["--method", objective, "--arch", arch(objective), "--epochs", 1, "--batch", BATCH, "--device", "cpu"]
         assert sslbd("pretrain", tmp_path / "data.h5", *words, "-q", "-o", output)[0] == 0
-        weights.append(artefact.read(str(output), artefact.Encoder).sha256)
+        weights.append(kinds.read(str(output), kinds.Encoder).sha256)
     assert len(set(weights)) == 1
 
 

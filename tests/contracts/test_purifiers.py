@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from detectors.wired import TRIGGER, make_scenes, make_wired
 from micro import make_dataset
-from sslbd_cli.core import artefact, nets, plugin
-from sslbd_cli.core.audit import Witness
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed, knn_predict
-from sslbd_cli.core.probe import triggered_images
-from sslbd_cli.core.purifiers import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.core.similarity import mean_cosine
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.purify.contract import DatasetPurifier, EncoderPurifier, Supplies
+from sslbd_cli.triggers._contract import triggered_images
+from sslbd_cli.triggers._found import Witness
+from wired import TRIGGER, make_scenes, make_wired
 
 SHELF = [plugin.parse("purifier", name) for name in plugin.listing("purifier")]
 
@@ -71,8 +73,8 @@ def test_the_input_is_left_as_it_was(purifier, net, dataset, cpu):
 def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
     purified = purifier.clean(net, supplies(dataset), cpu, 0, unwatched)
     assert not purified.training and not same(bits(purified), bits(net))
-    artefact.write(nets.save(purified), str(tmp_path / "a"))
-    loaded = nets.load(artefact.read(str(tmp_path / "a"), artefact.Encoder))
+    kinds.write(nets.save(purified), str(tmp_path / "a"))
+    loaded = nets.load(kinds.read(str(tmp_path / "a"), kinds.Encoder))
     assert loaded.size == net.size and loaded.dim() == net.dim() and str(loaded.arch) == str(net.arch)
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from sslbd_cli.core import plugin
-from sslbd_cli.core.bases import Pool, Selector
-from sslbd_cli.core.choose import choose
+from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
+from sslbd_cli.poison.choose import choose
+from sslbd_cli.poison.contract import Pool, Selector
 
 LABELS = np.random.default_rng(0).integers(0, 4, 100)
 FEATS = torch.from_numpy(np.random.default_rng(1).normal(size=(100, 8)).astype(np.float32))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sslbd_cli.core import plugin
-from sslbd_cli.core.errors import InputError
-from sslbd_cli.ui import spec as specs
+from sslbd_cli import plugin
+from sslbd_cli.cli import spec as specs
+from sslbd_cli.errors import InputError
 
 ALL = [(shelf, name) for shelf in plugin.SHELVES for name in plugin.listing(shelf)]
 every_plugin = pytest.mark.parametrize(("shelf", "name"), ALL, ids=[f"{shelf}-{name}" for shelf, name in ALL])

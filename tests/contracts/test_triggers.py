@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
-from sslbd_cli.core import plugin
-from sslbd_cli.core.bases import Trigger
+from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
+from sslbd_cli.triggers._contract import Trigger
 
 
 @pytest.fixture(params=plugin.listing("trigger"))

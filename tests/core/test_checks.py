@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sslbd_cli.core import checks
-from sslbd_cli.core.errors import Unsound
+from sslbd_cli.errors import Unsound
 
 
 def test_finite_terms_pass_and_others_are_named():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sslbd_cli.core import device
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 
 def test_the_cpu_is_always_there():

@@ -8,8 +8,8 @@ from torch import nn
 
 from sslbd_cli.core import features, nets
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.features import Layer, embed, find_layers, knn_predict, split_rows, stratified_rows
+from sslbd_cli.errors import InputError
 
 
 def test_neighbours_vote_with_exponential_weights():

@@ -6,8 +6,8 @@ import torch
 
 from sslbd_cli.core import kmeans as module
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.kmeans import kmeans, lloyd, seed_centers
+from sslbd_cli.errors import InputError
 
 
 def blobs(count=600, clusters=6, dim=8, spread=0.3, seed=0):

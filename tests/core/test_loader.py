@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslbd_cli.core import artefact
+from sslbd_cli.artefacts import kinds
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.loader import Pool, free_memory
 
@@ -17,8 +17,8 @@ def devices():
 @pytest.mark.parametrize("name", devices())
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_batch_is_the_rows_asked_for(dataset, tmp_path, name, resident):
-    artefact.write(dataset, str(tmp_path / "a.h5"))
-    images = artefact.read(str(tmp_path / "a.h5"), artefact.Dataset).images
+    kinds.write(dataset, str(tmp_path / "a.h5"))
+    images = kinds.read(str(tmp_path / "a.h5"), kinds.Dataset).images
     pool = Pool(images, Device(torch.device(name), "fp32"), resident)
     rows = torch.tensor([5, 0, 59, 5])
     batch = pool.batch(rows)
@@ -40,8 +40,8 @@ def test_a_set_larger_than_memory_is_streamed(cpu, monkeypatch):
 
 
 def test_files_are_mapped_and_not_read(tmp_path, dataset):
-    artefact.write(dataset, str(tmp_path / "a.h5"))
-    images = artefact.read(str(tmp_path / "a.h5"), artefact.Dataset).images
+    kinds.write(dataset, str(tmp_path / "a.h5"))
+    images = kinds.read(str(tmp_path / "a.h5"), kinds.Dataset).images
     assert isinstance(images, np.memmap)
     images[0] = 0  # copy on write: the file keeps its pixels
     with h5py.File(tmp_path / "a.h5") as h5:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from micro import make_encoder
-from sslbd_cli.core import nets, plugin
+from sslbd_cli import plugin
+from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError, Unsound
 from sslbd_cli.core.features import embed
+from sslbd_cli.errors import InputError, Unsound
 
 
 @pytest.mark.parametrize(

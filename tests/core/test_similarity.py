@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sslbd_cli.core import similarity
-from sslbd_cli.core.errors import InputError
 from sslbd_cli.core.similarity import anchor_scores, nearest, unit, within_and_across
+from sslbd_cli.errors import InputError
 
 FEATS = torch.from_numpy(np.random.default_rng(0).normal(size=(230, 12)).astype(np.float32))
 

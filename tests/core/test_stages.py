@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from micro import make_encoder
-from sslbd_cli.core import nets, plugin
-from sslbd_cli.core.errors import InputError
+from sslbd_cli import plugin
+from sslbd_cli.core import nets
 from sslbd_cli.core.stages import channels, maps_of, reading, stages
+from sslbd_cli.errors import InputError
 
 KNOWN = {
     "tiny:width=8": ["stage1", "stage2", "stage3", "stage4"],

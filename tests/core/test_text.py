@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from reference import losses
-from sslbd_cli.core import captions, text
-from sslbd_cli.core.artefact import Encoder
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.artefacts import captions
+from sslbd_cli.artefacts.kinds import Encoder
+from sslbd_cli.core import text
 from sslbd_cli.core.text import TextTower
+from sslbd_cli.errors import InputError
 
 TEXTS = ("a cat", "a dog on a red sofa", "un café noir", "猫")
 

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from micro import make_dataset, make_encoder
-from sslbd_cli.core import artefact, storage
-from sslbd_cli.core.errors import InputError, Unsound
-from sslbd_cli.core.train import Checkpoint, Fit, Plan, ema, freeze, optimiser
-from sslbd_cli.core.watch import unwatched
+from sslbd_cli.artefacts import container, kinds
+from sslbd_cli.core.train import Checkpoint, Fit, Plan, ema, freeze, optimiser, unwatched
+from sslbd_cli.errors import InputError, Unsound
 
 ROWS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 
@@ -211,9 +210,9 @@ def test_a_checkpoint_of_another_run_is_refused(cpu, tmp_path):
 
 
 def test_what_is_no_checkpoint_is_refused(cpu, tmp_path):
-    artefact.write(make_dataset(), str(tmp_path / "dataset"))
-    artefact.write(make_encoder(), str(tmp_path / "encoder"))
-    storage.write_safetensors(str(tmp_path / "strange"), "[1", {})
+    kinds.write(make_dataset(), str(tmp_path / "dataset"))
+    kinds.write(make_encoder(), str(tmp_path / "encoder"))
+    container.write_safetensors(str(tmp_path / "strange"), "[1", {})
     (tmp_path / "empty").touch()
     (tmp_path / "cut").write_bytes((tmp_path / "encoder").read_bytes()[:-9])
     for path in sorted(tmp_path.iterdir()):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from micro import make_dataset
-from sslbd_cli.core import artefact, storage
+from sslbd_cli.artefacts import container, kinds
 
 ENTRY = "from sslbd_cli.main import entry; entry()"
 WORDS = (
@@ -25,7 +25,7 @@ def start(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
 
 def epoch(path: Path) -> int:
     """Read how many epochs a checkpoint holds; it must be whole at any time."""
-    return int(json.loads(storage.read_container(str(path))[0])["epoch"]) if path.exists() else 0
+    return int(json.loads(container.read_container(str(path))[0])["epoch"]) if path.exists() else 0
 
 
 def kill_after(process: "subprocess.Popen[bytes]", checkpoint: Path, epochs: int, delay: float) -> None:
@@ -40,7 +40,7 @@ def kill_after(process: "subprocess.Popen[bytes]", checkpoint: Path, epochs: int
 
 
 def test_killed_and_resumed_is_the_same_to_the_byte(tmp_path):
-    artefact.write(make_dataset(count=200), str(tmp_path / "data.h5"))
+    kinds.write(make_dataset(count=200), str(tmp_path / "data.h5"))
     whole = start(tmp_path, "-o", "whole")
     rng, resumed = random.Random(0), ["--checkpoint", "c", "--resume", "-o", "resumed"]
     for _ in range(2):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import warm
-from sslbd_cli.core import artefact, storage
+from sslbd_cli.artefacts import container, kinds
 
 DATA = "sslbd data shapes --count 20 --size 16 -q"
 
@@ -152,7 +152,7 @@ WRITER = """
 import sys, time
 from sslbd_cli import main
 from sslbd_cli.core import storage
-from sslbd_cli.ui import options
+from sslbd_cli.cli import options
 
 @options.command("info", examples=())
 @options.output
@@ -218,7 +218,7 @@ def test_whatever_moment_a_kill_chooses_the_file_is_whole(tmp_path):
             assert process.stdout.readline() == "ready\n"
             time.sleep(0.007 * turn)
             process.kill()
-        arrays = storage.read_container(str(tmp_path / "a"))[1]
+        arrays = container.read_container(str(tmp_path / "a"))[1]
         assert (arrays["x"] == arrays["x"][0]).all() and (arrays["y"] == arrays["x"]).all()
 
 
@@ -245,7 +245,7 @@ def test_one_pipe_is_the_same_as_files(tmp_path):
         tmp_path,
     )
     assert (done.status, done.out) == (0, ""), done.err
-    assert artefact.read(str(tmp_path / "piped"), artefact.Encoder).dim == 16
+    assert kinds.read(str(tmp_path / "piped"), kinds.Encoder).dim == 16
 
 
 def test_a_recipe_rebuilds_the_bytes(tmp_path):

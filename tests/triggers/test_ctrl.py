@@ -6,9 +6,9 @@ import torch
 from scipy.fft import dctn, idctn
 from torchvision.transforms.functional import hflip, rgb_to_grayscale
 
-from sslbd_cli.core import plugin
+from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 TO_YUV = np.array([[0.299, 0.587, 0.114], [-0.147, -0.289, 0.436], [0.615, -0.515, -0.100]])
 TO_RGB = np.array([[1, 0, 1.14], [1, -0.396, -0.581], [1, 2.029, 0]])

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from sslbd_cli.core import plugin
-from sslbd_cli.core.bases import Trigger
+from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
+from sslbd_cli.triggers._contract import Trigger
 from sslbd_cli.triggers.jumbo import draw
 
 SEEDS = range(600)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sslbd_cli.core import plugin
+from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 
 def stamped(spec: str, height: int, width: int, value: int = 100, phase: str = "test", count: int = 1):

@@ -11,9 +11,9 @@ from PIL import Image
 from torch.nn.functional import grid_sample, interpolate
 from torchvision.transforms.functional import gaussian_blur, hflip
 
-from sslbd_cli.core import plugin
+from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.errors import InputError
+from sslbd_cli.errors import InputError
 
 
 def stamp(spec: str, images: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Files in, files out: the kinds of artefacts, their headers, checks and histories."""

@@ -1,0 +1,84 @@
+"""Captions as arrays: rows of UTF-8 bytes padded with zeros. Nothing here needs torch.
+
+The bytes are also the tokens that a text tower reads (core/text.py), so there is no vocabulary to ship or to mismatch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from sslbd_cli.artefacts import container
+from sslbd_cli.errors import InputError
+
+LONGEST = 1024  # bytes of one caption
+LARGEST = 256 << 20  # bytes of a text file
+
+
+def fault(text: str) -> str:
+    """Say what keeps a text from being a caption; nothing where it can be one."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    if not text.strip():
+        return "is empty"
+    if "\0" in text:
+        return "holds a zero byte"
+    return f"has {size} bytes, more than {LONGEST}" if size > LONGEST else ""
+
+
+def encode(texts: Sequence[str]) -> np.ndarray:
+    """Encode texts as uint8 N,L, where L is the longest one's bytes. Raises InputError for what cannot be a caption."""
+    for number, text in enumerate(texts, 1):
+        if problem := fault(text):
+            raise InputError(f"caption {number} {problem}")
+    rows = [text.encode() for text in texts]
+    width = max(map(len, rows), default=0)
+    joined = b"".join(row.ljust(width, b"\0") for row in rows)
+    captions: np.ndarray = np.frombuffer(joined, np.uint8).reshape(len(rows), width).copy()
+    return captions
+
+
+def decode(captions: np.ndarray) -> list[str]:
+    """Return the texts of captions uint8 N,L."""
+    return [row.tobytes().rstrip(b"\0").decode() for row in captions]
+
+
+def read_lines(path: str) -> tuple[np.ndarray, str] | None:
+    """Read a text file (`-` is standard input), a caption per line: uint8 N,L and the SHA-256 of the file.
+
+    Returns None for HDF5, which is no text. Raises InputError, naming the line, for what cannot be a caption.
+    """
+    label = "standard input" if path == "-" else path
+    with container.seekable(path) as file:
+        data = file.read(LARGEST)
+    if data.startswith(container.HDF5_MAGIC) and path != "-":
+        return None
+    if len(data) == LARGEST:
+        raise InputError(f"{label}: a text file of {LARGEST >> 20} MiB or more")
+    lines = data.decode("utf-8", "surrogateescape").splitlines()
+    for number, line in enumerate(lines, 1):
+        if problem := fault(line):
+            raise InputError(f"{label}: line {number} {problem}; expected UTF-8 text, one to embed per line")
+    if not lines:
+        raise InputError(f"{label}: is empty")
+    return encode(lines), hashlib.sha256(data).hexdigest()
+
+
+def split_classes(lines: np.ndarray, path: str) -> tuple[np.ndarray, tuple[list[int], tuple[str, ...]] | None]:
+    """Split lines CLASS<tab>TEXT, uint8 N,L: the texts, and each one's class with the classes' names as they come.
+
+    Lines without any tab are texts alone. Raises InputError, naming the line, where only some have one, or a part is
+    empty.
+    """
+    rows = [text.partition("\t") for text in decode(lines)]
+    if not any(tab for _, tab, _ in rows):
+        return lines, None
+    for number, (name, tab, text) in enumerate(rows, 1):
+        if not (tab and name.strip() and text.strip()):
+            raise InputError(f"{path}: line {number} is not CLASS<tab>TEXT, as other lines are")
+    classes = tuple(dict.fromkeys(name for name, _, _ in rows))
+    return encode([text for _, _, text in rows]), ([classes.index(name) for name, _, _ in rows], classes)

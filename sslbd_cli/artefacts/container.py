@@ -1,0 +1,284 @@
+"""Bytes of artefacts: safetensors and HDF5 read defensively, written reproducibly, put in place atomically.
+
+Nothing here knows what the arrays mean; artefact.py does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import hashlib
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sslbd_cli.errors import InputError
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+LEAF = 4 << 20  # bytes hashed per leaf of the content digest
+HEADER_LIMIT = 64 << 20
+SPARE = 2 << 30  # address space for looking at a file's structure; the tuned allocator asks for 256 MB at a time
+Arrays = dict[str, np.ndarray]
+
+
+def canonical(value: Any) -> str:
+    """Serialise as canonical JSON: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(meta: dict[str, Any], arrays: Arrays) -> str:
+    """Hash meta and arrays with SHA-256 over 4 MiB leaves, so that all cores share the work."""
+    tree: dict[str, Any] = {"meta": meta, "arrays": {}}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for name, array in sorted(arrays.items()):
+            view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            leaves = pool.map(lambda at, v=view: hashlib.sha256(v[at : at + LEAF]).digest(), range(0, len(view), LEAF))
+            shape = [array.dtype.str, list(array.shape), hashlib.sha256(b"".join(leaves)).hexdigest()]
+            tree["arrays"][name] = shape
+    return hashlib.sha256(canonical(tree).encode()).hexdigest()
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def read_container(path: str) -> tuple[str, Arrays]:
+    """Read a whole artefact file: its header text and its arrays (HDF5 arrays are mapped, copy-on-write).
+
+    `path` `-` is standard input. Raises InputError for anything that is not one whole, well-formed container.
+    """
+    label = "standard input" if path == "-" else path
+    with seekable(path) as file:
+        magic = file.read(8)
+        if not magic:
+            empty = "is empty: the command before the pipe failed" if path == "-" else "is empty"
+            raise InputError(f"{label}: {empty}")
+        file.seek(0)
+        if magic == HDF5_MAGIC:
+            return _read_hdf5(file, label)
+        if len(magic) == 8 and 2 <= int.from_bytes(magic, "little") <= HEADER_LIMIT and file.read(9)[8:] == b"{":
+            file.seek(0)
+            return _read_safetensors(file.read(), label)
+    raise InputError(f"{label}: not an sslbd artefact (neither safetensors nor HDF5); see sslbd data and sslbd convert")
+
+
+@contextlib.contextmanager
+def seekable(path: str) -> Iterator[BinaryIO]:
+    """Open a file, or spool a pipe once into an unlinked temporary file."""
+    try:
+        source = open(path, "rb") if path != "-" else os.fdopen(os.dup(0), "rb")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{'standard input' if path == '-' else path}: {error.strerror}") from None
+    with source:
+        if path == "-" and source.isatty():
+            raise InputError("standard input is a terminal: name an input file or pipe one in")
+        try:
+            if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.tell() == 0:
+                yield source
+                return
+            with tempfile.TemporaryFile() as spool:
+                shutil.copyfileobj(source, spool, 1 << 20)
+                spool.seek(0)
+                yield spool
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _read_safetensors(data: bytes, label: str) -> tuple[str, Arrays]:
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        text = header.get("__metadata__", {}).get("sslbd")
+        arrays = safetensors.numpy.load(data) if isinstance(text, str) else {}
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, RecursionError, TypeError) as error:
+        raise InputError(f"{label}: damaged safetensors file: {_one_line(error)}") from None
+    if not isinstance(text, str):
+        raise InputError(f"{label}: safetensors without an sslbd header; import it with 'sslbd convert'")
+    return text, arrays
+
+
+def _read_hdf5(file: BinaryIO, label: str) -> tuple[str, Arrays]:
+    """Read header and layout with h5py, then map the raw data at memory speed."""
+    try:
+        found = json.loads(_confined(lambda: _layout(file), os.fstat(file.fileno()).st_size))
+        if "error" in found:
+            raise ValueError(found["error"])
+        return found["text"], {name: _map(file, *place) for name, place in found["layout"].items()}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{label}: damaged or foreign HDF5 file ({_one_line(error)}); see sslbd data") from None
+
+
+def _layout(file: BinaryIO) -> dict[str, Any]:
+    """Return the header text and, per dataset, its offset, type and shape. Only contiguous plain data is accepted."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    layout: dict[str, tuple[int, str, tuple[int, ...]]] = {}
+    with h5py.File(file, "r") as h5:
+        text = h5.attrs.get("sslbd")
+        if not isinstance(text, str):
+            raise ValueError("it has no sslbd header")
+
+        def visit(name: str, item: Any) -> None:
+            if not isinstance(item, h5py.Dataset):
+                return
+            if item.dtype.kind not in "iufb" or item.is_virtual or item.external or item.shape is None:
+                raise ValueError(f"'{name}' is not plain numeric data")
+            offset, length = item.id.get_offset(), math.prod(item.shape) * item.dtype.itemsize
+            if length and (offset is None or offset + length > size):
+                raise ValueError(f"'{name}' is not contiguous, or reaches past the end of the file")
+            layout[name] = (offset or 0, item.dtype.str, item.shape)
+
+        h5.visititems(visit)
+    return {"text": text, "layout": layout}
+
+
+def _map(file: BinaryIO, offset: int, dtype: str, shape: list[int]) -> np.ndarray:
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(file, dtype=dtype, mode="c", offset=offset, shape=tuple(shape))
+
+
+def _confined(work: Callable[[], dict[str, Any]], size: int, seconds: int = 3) -> str:
+    """Run `work` in a child process with bounded time and memory; return its result, or {"error": ...}, as JSON.
+
+    The HDF5 library was not written for hostile files: it can loop, crash or ask for absurd amounts of memory. So it
+    never sees a foreign file in this process, and nothing but plain values comes back from the one where it does.
+    """
+    if not hasattr(os, "fork"):
+        return _attempt(work)
+    answer, ask = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child calls nothing but h5py, then _exit
+        child = os.fork()
+    if child == 0:
+        try:
+            _limit(seconds + size // (50 << 20))
+            with os.fdopen(ask, "wb") as pipe:
+                pipe.write(_attempt(work).encode())
+        finally:
+            os._exit(0)
+    os.close(ask)
+    try:
+        with os.fdopen(answer, "rb") as pipe:
+            return pipe.read().decode() or '{"error": "the HDF5 library does not survive it"}'
+    finally:
+        os.kill(child, signal.SIGKILL)  # it has said all it had to say, or we are being interrupted
+        os.waitpid(child, 0)
+
+
+def _attempt(work: Callable[[], dict[str, Any]]) -> str:
+    try:
+        return json.dumps(work())
+    except Exception as error:
+        return json.dumps({"error": _one_line(error)})
+
+
+def _limit(seconds: int) -> None:
+    """Bound this process's CPU seconds (more generously, its time on a slow disk) and memory; let signals end it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    faulthandler.disable()
+    signal.alarm(20 * seconds)
+    _lower(resource.RLIMIT_CPU, seconds)
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_AS, _address_space() + SPARE)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _lower(limit: int, wanted: int) -> None:
+    ceiling = resource.getrlimit(limit)[1]
+    resource.setrlimit(limit, (wanted if ceiling == resource.RLIM_INFINITY else min(wanted, ceiling), ceiling))
+
+
+def _address_space() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 1 << 46
+    return pages * resource.getpagesize()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path: str, header: str, arrays: Arrays) -> None:
+    """Write tensors with one metadata key; two writes of the same content are byte-equal."""
+    data = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in arrays.items()}, metadata={"sslbd": header})
+    with atomic_output(path) as file:
+        file.write(data)
+
+
+def write_hdf5(path: str, header: str, arrays: Arrays) -> None:
+    """Write contiguous uncompressed datasets and one variable-length header attribute; byte-equal when repeated."""
+    with atomic_output(path) as file, h5py.File(file, "w", libver=("v110", "v110"), track_order=False) as h5:
+        h5.attrs["sslbd"] = header
+        for name, array in sorted(arrays.items()):
+            h5.create_dataset(name, data=array, track_times=False)
+
+
+@contextlib.contextmanager
+def atomic_output(path: str) -> Iterator[BinaryIO]:
+    """Yield a file to fill; on success it appears whole at `path` (`-` is standard output), on failure not at all."""
+    target = Path(path)
+    if path == "-" and sys.stdout.isatty():
+        raise InputError("standard output is a terminal: a binary artefact needs -o FILE or a pipe")
+    is_stream = path == "-" or (target.exists() and not target.is_file())
+    try:
+        with _spooled(path) if is_stream else _replacing(target.resolve()) as file:
+            yield file
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = "standard output" if path == "-" else path
+        raise InputError(f"cannot write {where}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _spooled(path: str) -> Iterator[BinaryIO]:
+    """Fill an unlinked temporary file, then copy it to a pipe or a device."""
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with open(path, "wb") if path != "-" else os.fdopen(os.dup(1), "wb") as out:
+            shutil.copyfileobj(file, out, 1 << 20)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """Fill a temporary file beside the target, then rename it over the target; a link stays (/dev/stdout is one)."""
+    with tempfile.NamedTemporaryFile(
+        "w+b", dir=target.parent, prefix=f".{target.name}.", suffix=".partial", delete=False
+    ) as file:
+        try:
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_umask())
+            os.replace(file.name, target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file.name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,387 @@
+"""The five artefacts (dataset, encoder, features, report, guard): what they hold, how they are checked, read, written.
+
+Encoders and guards are safetensors, everything else is HDF5; all carry one canonical JSON header `sslbd` with format,
+kind, what the kind needs, the content digest and the history. man/sslbd-artefact.5 is the reference.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from sslbd_cli.artefacts import container, header, validate
+from sslbd_cli.artefacts.validate import need
+from sslbd_cli.errors import InputError
+
+LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
+_TRUTH = ("poisoned", "box", "source", "caption")
+_DATASET = ("images", "labels", "ids", "captions", *(f"truth/{name}" for name in _TRUTH))
+_GUARD_WORDS = ("method", "encoder", "search_space", "doubt")
+History = tuple[dict[str, Any], ...]
+A = TypeVar("A", bound="Artefact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """Base of the five kinds. `meta` and `arrays` are what is stored; `check` says what they must satisfy."""
+
+    kind: ClassVar[str]
+    history: History = ()
+
+    def meta(self) -> dict[str, Any]:
+        raise TypeError("an artefact is one of the five kinds")
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        raise TypeError("an artefact is one of the five kinds")
+
+    @classmethod
+    def build(cls: type[A], meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> A:
+        raise TypeError("an artefact is one of the five kinds")
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content: everything a command may act on. History and truth are not part of it."""
+        return container.digest({"kind": self.kind, **self.meta()}, _without_truth(self.arrays()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What the poisoner did, kept apart for evaluation only.
+
+    poisoned: bool N. box: int32 N,4 as x, y, width, height in pixels (zeros where clean). source: int64 N, the row of
+    the input dataset that each image came from. caption: int64 N, the row that each caption came from, -1 for one that
+    the poisoner wrote; only where captions were exchanged.
+    """
+
+    poisoned: np.ndarray
+    box: np.ndarray
+    source: np.ndarray
+    caption: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what there is, by name."""
+        return {name: found for name in _TRUTH if (found := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Artefact):
+    """Images with optional labels. images: uint8 N,3,H,W; labels: int64 N in [0, len(classes)); ids: int64 N.
+
+    captions: uint8 N,L, each row the UTF-8 bytes of a text, padded with zeros.
+    """
+
+    kind: ClassVar[str] = "dataset"
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    captions: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    truth: Truth | None = None
+
+    def meta(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = {"images": self.images}
+        optional = {"labels": self.labels, "ids": self.ids, "captions": self.captions}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
+        if self.truth is not None:
+            arrays |= {f"truth/{name}": array for name, array in self.truth.arrays().items()}
+        return arrays
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Dataset:
+        validate.only_keys(meta, {"classes"})
+        validate.only_keys(arrays, set(_DATASET))
+        images = validate.array(arrays, "images", np.uint8, (None, 3, None, None))
+        count, height, width = len(images), images.shape[2], images.shape[3]
+        need(count > 0, "holds no image")
+        need(height >= 4 and width >= 4, "its images are smaller than 4 pixels")
+        classes = validate.class_names(meta)
+        labels = validate.label_array(arrays, count, len(classes))
+        ids = validate.array(arrays, "ids", np.int64, (count,)) if "ids" in arrays else None
+        captions = validate.caption_array(arrays, count)
+        truth = None
+        if any(name.startswith("truth/") for name in arrays):
+            optional = (
+                validate.array(arrays, "truth/caption", np.int64, (count,)) if "truth/caption" in arrays else None
+            )
+            truth = Truth(
+                poisoned=validate.array(arrays, "truth/poisoned", np.bool_, (count,)),
+                box=validate.array(arrays, "truth/box", np.int32, (count, 4)),
+                source=validate.array(arrays, "truth/source", np.int64, (count,)),
+                caption=optional,
+            )
+        return cls(
+            images=images, labels=labels, ids=ids, captions=captions, classes=classes, truth=truth, history=history
+        )
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels. Raises InputError where they are not square."""
+        height, width = self.images.shape[2:]
+        if height != width:
+            raise InputError(f"images are {self.extent} pixels, not square; make a dataset with --size")
+        return int(height)
+
+    @property
+    def extent(self) -> str:
+        """What messages say of the images' size: WIDTHxHEIGHT."""
+        return "{}x{}".format(*self.images.shape[:1:-1])
+
+    def need_labels(self, why: str) -> np.ndarray:
+        """Return the labels. Raises InputError where there are none."""
+        if self.labels is None:
+            raise InputError(f"the dataset has no labels, which {why} needs")
+        return self.labels
+
+    def need_captions(self, why: str) -> np.ndarray:
+        """Return the captions. Raises InputError where there are none."""
+        if self.captions is None:
+            how = "sslbd data shapes --captions, or sslbd data filelist LIST --captions"
+            raise InputError(f"the dataset has no captions, which {why} needs; make one that has by {how}")
+        return self.captions
+
+    def class_index(self, name: str) -> int:
+        """Return the number of the class named or numbered `name`."""
+        if name in self.classes:
+            return self.classes.index(name)
+        if not self.classes:
+            raise InputError(f"no class '{name}': the dataset has no labels")
+        if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(self.classes):
+            return int(name)
+        more = " ..." if len(self.classes) > 12 else ""
+        shown = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + more
+        near = difflib.get_close_matches(name, self.classes, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise InputError(f"no class '{name}' among {len(self.classes)}: {hint}{shown}")
+
+    def limited(self, limit: int | None) -> Dataset:
+        """Return `limit` of the rows, spread evenly, as a dataset of their own; all where there are no more."""
+        return self if limit is None or limit >= len(self.images) else self.take(spread(len(self.images), limit))
+
+    def take(self, rows: np.ndarray) -> Dataset:
+        """Return the rows named, in that order, as a dataset of their own."""
+        truth = self.truth and Truth(**{name: array[rows] for name, array in self.truth.arrays().items()})
+        return replace(
+            self,
+            images=np.ascontiguousarray(self.images[rows]),
+            labels=None if self.labels is None else self.labels[rows],
+            ids=None if self.ids is None else self.ids[rows],
+            captions=None if self.captions is None else np.ascontiguousarray(self.captions[rows]),
+            truth=truth,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Artefact):
+    """Weights of an image encoder. arch: its spec string; size: input side in pixels; dim: embedding width D.
+
+    tensors: names with the prefix `encoder.` and, optionally, `projector.` and `text.` (a text tower); mean and std
+    normalise [0,1] pixels.
+    """
+
+    kind: ClassVar[str] = "encoder"
+    arch: str
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dim: int
+    tensors: dict[str, np.ndarray] = field(repr=False)
+
+    def meta(self) -> dict[str, Any]:
+        shape = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        return {"arch": self.arch, "input": shape, "dim": self.dim}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self.tensors
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Encoder:
+        validate.only_keys(meta, {"arch", "input", "dim"})
+        shape = meta.get("input")
+        need(isinstance(meta.get("arch"), str), "its header names no arch")
+        need(isinstance(shape, dict) and set(shape) == {"size", "mean", "std"}, "its header lacks size, mean or std")
+        assert isinstance(shape, dict)
+        for name in ("mean", "std"):
+            numbers = shape[name]
+            good = isinstance(numbers, list) and len(numbers) == 3 and all(map(validate.is_number, numbers))
+            need(good, f"bad input {name}")
+        need(all(s > 0 for s in shape["std"]), "an input std is not positive")
+        need(
+            validate.is_count(shape["size"], LARGEST) and validate.is_count(meta.get("dim"), 1 << 20),
+            "bad input size or dim",
+        )
+        need(all(name.split(".")[0] in ("encoder", "projector", "text") for name in arrays), "holds foreign tensors")
+        for name, tensor in arrays.items():
+            need(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"'{name}' holds NaN or infinity")
+        return cls(
+            arch=meta["arch"],
+            size=shape["size"],
+            mean=tuple(map(float, shape["mean"])),  # type: ignore[arg-type]
+            std=tuple(map(float, shape["std"])),  # type: ignore[arg-type]
+            dim=meta["dim"],
+            tensors=arrays,
+            history=history,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Artefact):
+    """Embeddings of a dataset by an encoder. feats: float32 N,D; labels: int64 N."""
+
+    kind: ClassVar[str] = "features"
+    feats: np.ndarray
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+
+    def meta(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"feats": self.feats} | ({} if self.labels is None else {"labels": self.labels})
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Features:
+        validate.only_keys(meta, {"classes"})
+        validate.only_keys(arrays, {"feats", "labels"})
+        feats = validate.array(arrays, "feats", np.float32, (None, None))
+        need(feats.size > 0, "holds no features")
+        need(bool(np.isfinite(feats).all()), "the features hold NaN or infinity")
+        classes = validate.class_names(meta)
+        labels = validate.label_array(arrays, len(feats), len(classes))
+        return cls(feats=feats, labels=labels, classes=classes, history=history)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Artefact):
+    """What a command measured. results: JSON; data: named arrays behind it (scores, curves, images for pictures)."""
+
+    kind: ClassVar[str] = "report"
+    command: str
+    results: dict[str, Any]
+    data: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def meta(self) -> dict[str, Any]:
+        return {"command": self.command, "results": self.results}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self.data
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Report:
+        validate.only_keys(meta, {"command", "results"})
+        need(isinstance(meta.get("command"), str) and isinstance(meta.get("results"), dict), "it has no results")
+        return cls(command=meta["command"], results=meta["results"], data=arrays, history=history)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard(Artefact):
+    """What a detector of inputs has learned of one encoder, to judge other images by.
+
+    method: its spec string; size: side of the images in pixels; encoder, reference: digests of the encoders that it
+    looks through, the second None where there is none; doubt: why its answers cannot be vouched for, or nothing.
+    aux: uint64, the `image_digests` of what it learned and was calibrated on. calibration: float64 scores; state:
+    tensors by name.
+    """
+
+    kind: ClassVar[str] = "guard"
+    method: str
+    size: int
+    encoder: str
+    reference: str | None
+    search_space: str
+    doubt: str
+    aux: np.ndarray
+    calibration: np.ndarray
+    state: dict[str, np.ndarray] = field(repr=False)
+
+    def meta(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in (*_GUARD_WORDS, "reference", "size")}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        state = {f"state.{name}": array for name, array in self.state.items()}
+        return {"aux": self.aux, "calibration": self.calibration} | state
+
+    @classmethod
+    def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Guard:
+        validate.only_keys(meta, {*_GUARD_WORDS, "reference", "size"})
+        need(all(isinstance(meta.get(name), str) for name in _GUARD_WORDS), "its header lacks what a guard needs")
+        need(isinstance(meta.get("reference"), str | None), "bad reference")
+        need(validate.is_count(meta.get("size"), LARGEST), "bad size")
+        calibration = validate.array(arrays, "calibration", np.float64, (None,))
+        need(bool(np.isfinite(calibration).all()), "the calibration scores hold NaN or infinity")
+        aux = validate.array(arrays, "aux", np.uint64, (None,))
+        state = {name: array for name, array in arrays.items() if name not in ("aux", "calibration")}
+        need(all(name.startswith("state.") for name in state), "holds foreign tensors")
+        for name, array in state.items():
+            need(array.dtype.kind != "f" or bool(np.isfinite(array).all()), f"'{name}' holds NaN or infinity")
+        state = {name.removeprefix("state."): array for name, array in state.items()}
+        return cls(**{"reference": None, **meta}, aux=aux, calibration=calibration, state=state, history=history)
+
+
+KINDS: dict[str, type[Artefact]] = {cls.kind: cls for cls in (Dataset, Encoder, Features, Report, Guard)}
+
+
+# --- reading and writing ------------------------------------------------------------------------------------------
+
+
+def read(path: str, kind: type[A]) -> A:
+    """Read one whole, verified artefact of the kind asked for. `path` `-` is standard input."""
+    found = read_any(path)
+    if not isinstance(found, kind):
+        label = "standard input" if path == "-" else path
+        words = {"encoder": "an encoder", "features": "features"}
+        wanted, got = (words.get(name, f"a {name}") for name in (kind.kind, found.kind))
+        raise InputError(f"{label}: expected {wanted}, got {got}")
+    return found
+
+
+def read_any(path: str, sealed: bool = False) -> Artefact:
+    """Read one whole artefact of any kind and verify its digest."""
+    text, arrays = container.read_container(path)
+    label = "standard input" if path == "-" else path
+    try:
+        return _parse(text, arrays, sealed)
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from None
+    except (ValueError, OverflowError):  # whole numbers beyond any machine's
+        raise InputError(f"{label}: its sslbd header holds absurd numbers") from None
+
+
+def _parse(text: str, arrays: dict[str, np.ndarray], sealed: bool) -> Artefact:
+    meta, recorded, history = header.parse(text)
+    kind = KINDS.get(str(meta.pop("kind", None)))
+    if kind is None:
+        raise InputError("its header names no known kind")
+    artefact = kind.build(meta, arrays, history)
+    need(recorded is not None or not sealed, "its header records no digest, so nothing vouches for its content")
+    if recorded is not None:
+        need(artefact.sha256 == recorded, "its content does not match its digest: the file is damaged")
+    return artefact
+
+
+def write(artefact: Artefact, path: str) -> None:
+    """Write one artefact whole, atomically. `path` `-` is standard output. Equal artefacts give equal bytes."""
+    common = {
+        "format": header.FORMAT,
+        "kind": artefact.kind,
+        "history": list(artefact.history),
+        "sha256": artefact.sha256,
+    }
+    text = container.canonical(common | artefact.meta())
+    save = container.write_safetensors if artefact.kind in ("encoder", "guard") else container.write_hdf5
+    save(path, text, artefact.arrays())
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """Return `limit` of `count` rows, ascending: many datasets are sorted by class, and the first rows are of a few."""
+    kept = count if limit is None else min(limit, count)
+    return np.arange(kept) * count // max(kept, 1)
+
+
+def _without_truth(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array for name, array in arrays.items() if not name.startswith("truth/")}

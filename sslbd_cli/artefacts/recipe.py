@@ -1,0 +1,93 @@
+"""History turned back into the shell script that rebuilds an artefact."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from sslbd_cli.artefacts.kinds import History
+
+#: Commands that write their artefact and may still end with exit status 3: their result is in doubt, but it is there.
+DOUBTFUL = ("badencoder", "detect")
+
+
+def command_line(entry: dict[str, Any]) -> str:
+    """Write one history entry as the command it records, without its files."""
+    words = ["sslbd", str(entry.get("command"))]
+    for name, value in entry.get("args", {}).items():
+        if name.startswith("@"):
+            words.append(str(value))
+        elif value is True:
+            words.append(name)
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                words += [name, str(item)]
+    return _printable(shlex.join(words))
+
+
+def script(history: History, kind: str) -> str:
+    """Write the lineage as a script: side inputs first, named by their digests, one file, of `kind`, at the end."""
+    lines = ["#!/bin/sh", "# Rebuilds the artefact by the commands in its history.", "set -eu"]
+    made: set[str] = set()
+    if not history:
+        return "\n".join([*lines, "# This artefact has no history: it was not made by sslbd commands.", ""])
+    _rebuild(history, "rebuilt", lines, made, kind)
+    return "\n".join([*lines, ""])
+
+
+def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind: str) -> None:
+    """Append the commands of a history; its last artefact is called `goal`."""
+    if goal in made:
+        return
+    made.add(goal)
+    before = ""
+    for number, (entry, made_kind) in enumerate(zip(history, _kinds(history, kind), strict=True)):
+        last = number == len(history) - 1
+        target = goal if last else f"{goal}.{number + 1}"
+        line = command_line(entry)
+        if "device" in entry:  # bytes are equal on devices of one kind
+            line += _printable(f" --device {shlex.quote(str(entry['device']))}")
+        for source in entry.get("inputs", []):
+            line += _input_words(source, before, lines, made)
+        command = str(entry.get("command"))
+        doubt = " || [ $? -eq 3 ]" if command in DOUBTFUL else ""
+        before = f"{target}{_suffix(made_kind)}"
+        lines.append(f"{line} {'--save-guard' if made_kind == 'guard' else '-o'} {before}{doubt}")
+
+
+def _kinds(history: History, kind: str) -> list[str]:
+    """Return what each command of a history made: what the next one worked on, the last the artefact itself."""
+    worked_on = (
+        next((str(source.get("kind")) for source in entry.get("inputs", []) if source.get("option") == "INPUT"), "")
+        for entry in history[1:]
+    )
+    return [*worked_on, kind]
+
+
+def _input_words(source: dict[str, Any], before: str, lines: list[str], made: set[str]) -> str:
+    option = str(source.get("option"))
+    if source.get("kind") == "file":
+        name = str(source.get("file"))
+        lines.append(_printable(f"# needs {name} with sha256 {source.get('sha256')}"))
+    elif option == "INPUT" and before:
+        name = before
+    else:
+        stem = f"input-{re.sub('[^0-9a-f]', '', str(source.get('sha256')))[:12]}"
+        history = tuple(source.get("history", []))
+        if history:
+            _rebuild(history, stem, lines, made, str(source.get("kind")))
+        name = stem + _suffix(str(source.get("kind")))
+        if not history:
+            digest = f"content digest {source.get('sha256')} (see sslbd info --digest)"
+            lines.append(_printable(f"# needs {name} with {digest}"))
+    return f" {shlex.quote(name)}" if option == "INPUT" else _printable(f" {shlex.quote(option)} {shlex.quote(name)}")
+
+
+def _printable(text: str) -> str:
+    """Keep text to its line and off the terminal's controls: it comes from a file that others may have written."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _suffix(kind: str) -> str:
+    return ".safetensors" if kind in ("encoder", "guard") else ".h5"

@@ -1,0 +1,79 @@
+"""What the content of an artefact must satisfy; each function raises InputError where it does not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from sslbd_cli.artefacts.captions import LONGEST
+from sslbd_cli.errors import InputError
+
+ROWS = 1 << 16  # captions looked at together
+
+
+def array(arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Return the array called name, of this type and shape; None in the shape stands for any length."""
+    need(name in arrays, f"'{name}' is missing")
+    found = arrays[name]
+    fits = found.ndim == len(shape) and all(s is None or s == a for s, a in zip(shape, found.shape, strict=True))
+    need(fits and found.dtype == dtype, f"'{name}' is {found.dtype} {found.shape}, expected {np.dtype(dtype)} {shape}")
+    return found
+
+
+def class_names(meta: dict[str, Any]) -> tuple[str, ...]:
+    """Return the class names of a header."""
+    classes = meta.get("classes", [])
+    need(isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes are not a list of names")
+    return tuple(classes)
+
+
+def label_array(arrays: dict[str, np.ndarray], count: int, classes: int) -> np.ndarray | None:
+    """Return the labels, int64 N in [0, classes), or None where there are none."""
+    if "labels" not in arrays:
+        return None
+    labels = array(arrays, "labels", np.int64, (count,))
+    need(0 <= int(labels.min()) and int(labels.max()) < classes, "a label lies outside its classes")
+    return labels
+
+
+def caption_array(arrays: dict[str, np.ndarray], count: int) -> np.ndarray | None:
+    """Return the captions, uint8 N,L of UTF-8 bytes padded with zeros, or None where there are none."""
+    if "captions" not in arrays:
+        return None
+    captions = array(arrays, "captions", np.uint8, (count, None))
+    need(0 < captions.shape[1] <= LONGEST, f"captions have {captions.shape[1]} bytes, expected 1 to {LONGEST}")
+    for start in range(0, count, ROWS):
+        part = np.pad(captions[start : start + ROWS], ((0, 0), (0, 1)))  # no character runs on into the next caption
+        real = part != 0
+        need(bool(real[:, 0].all()), f"the caption of image {start + int(np.argmin(real[:, 0]))} is empty")
+        gaps = (real[:, 1:] & ~real[:, :-1]).any(1)
+        need(not gaps.any(), f"the caption of image {start + int(np.argmax(gaps))} holds a zero byte")
+        try:
+            part.tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"the caption of image {start + error.start // part.shape[1]} is not UTF-8") from None
+    return captions
+
+
+def only_keys(found: dict[str, Any], known: set[str]) -> None:
+    """Refuse entries that the kind does not know."""
+    unknown = sorted(set(found) - known)
+    need(not unknown, f"unknown entries {', '.join(unknown[:5])}")
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a JSON value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any, most: int) -> bool:
+    """Tell whether a JSON value is a whole number from 1 to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+
+def need(condition: bool, problem: str) -> None:
+    """Raise InputError, saying the problem, where the condition does not hold."""
+    if not condition:
+        raise InputError(problem)

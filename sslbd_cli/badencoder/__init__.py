@@ -1,0 +1,1 @@
+"""`sslbd badencoder`: inject a backdoor into a clean encoder."""

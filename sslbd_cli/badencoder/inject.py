@@ -1,0 +1,244 @@
+"""What the attacks on an encoder share: a victim tuned beside its frozen twin, the terms of the loss, the outcome.
+
+A step forwards everything once: clean images, each trigger's stamped images, each trigger's references, augmented
+references. With batch normalisation in eval mode rows do not touch one another, so that what the released codes
+forward once per batch row (references) or per reference (stamped images) gives equal rows here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslbd_cli.badencoder.contract import Attack, Injected, Plot
+from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.kmeans import kmeans
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Fit, Plan, Terms, Watch, freeze
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers._contract import Trigger
+
+MEASURED = 2048  # shadow images that the outcome is measured on
+PROJECTIONS = 50  # directions of the sliced distance: the default of the library that DRUPE's code uses
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The embeddings of one step, raw unless said otherwise; tuples have one entry per trigger.
+
+    clean: f'(x) B,D; held: f(x) B,D, unit; stamped: f'(x + trigger) B,D; goals: f'(r) R,D, unit; wobbled: f'(augmented
+    r) R,copies,D, unit; anchors: f(r) R,D, unit. Goals and wobbled carry gradients, as clean and stamped do.
+    """
+
+    clean: Tensor
+    held: Tensor
+    stamped: tuple[Tensor, ...]
+    goals: tuple[Tensor, ...]
+    wobbled: tuple[Tensor, ...]
+    anchors: tuple[Tensor, ...]
+
+    def cosines(self) -> list[Tensor]:
+        """Return the cosines of stamped images with the trigger's references, B,R per trigger."""
+        return [F.normalize(s, dim=1) @ g.T for s, g in zip(self.stamped, self.goals, strict=True)]
+
+    def terms(self, nearest: bool) -> Terms:
+        """Return BadEncoder's three terms (section IV), each minus a mean cosine.
+
+        nearest: stamped images are pulled to the nearest of their references, not to all alike (DRUPE's code).
+        """
+        pulls = [pull(cosines, nearest) for cosines in self.cosines()]
+        keeps = [(w * a[:, None]).sum(2).mean() for w, a in zip(self.wobbled, self.anchors, strict=True)]
+        return {
+            "effectiveness": -torch.stack(pulls).mean(),
+            "reference": -torch.stack(keeps).mean(),
+            "utility": -(F.normalize(self.clean, dim=1) * self.held).sum(1).mean(),
+        }
+
+
+def pull(cosines: Tensor, nearest: bool) -> Tensor:
+    """Return the mean cosine B,R of stamped images with their references, or with the nearest of each."""
+    return (cosines.amax(1) if nearest else cosines).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Attack):
+    """Base of attacks that tune a copy of the encoder on shadow images, batch normalisation frozen."""
+
+    epochs: int = key(200, "passes over the shadow images", low=1)
+    lr: float = key(0.001, "learning rate, constant as in the paper or falling", low=0)
+    schedule: str = key("constant", "of the learning rate", choices=("constant", "cosine"))
+    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
+    batch: int = key(256, "shadow images per step", low=2)
+    weight_decay: float = key(0.0005, "of the weights that are tuned", low=0)
+    lambda0: float = key(1.0, "weight of the effectiveness term; 0 drops it", low=0)
+    lambda1: float = key(1.0, "weight of the reference term; 0 drops it", low=0)
+    lambda2: float = key(1.0, "weight of the utility term; 0 drops it", low=0)
+    copies: int = key(16, "augmented copies of each reference per step; 0 takes it plain, as in the formula", low=0)
+
+    @abstractmethod
+    def course(self) -> Course:
+        """Return how the loss is made of what a step has seen, and how that changes over the epochs."""
+
+    def weighed(self, terms: Terms) -> Tensor:
+        """Return lambda0 * effectiveness + lambda1 * reference + lambda2 * utility."""
+        return (
+            self.lambda0 * terms["effectiveness"] + self.lambda1 * terms["reference"] + self.lambda2 * terms["utility"]
+        )
+
+    def run(self, encoder: ImageEncoder, plot: Plot, device: Device, seed: int, watch: Watch) -> Injected:
+        clean, victim = (encoder.twin().to(device.torch) for _ in range(2))
+        freeze(clean.eval())
+        pool = Pool(plot.shadow, device)
+        scene = _Scene(clean, victim, plot, self.copies, device, generator(seed, "stamp"))
+        course = self.course()
+        plan = Plan(epochs=self.epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser=self.optimiser,
+                    weight_decay=self.weight_decay, schedule=self.schedule)  # fmt: skip
+
+        def loss(rows: Tensor, gen: torch.Generator) -> Terms:
+            seen = scene.look(pool.batch(rows), gen)
+            with torch.autocast(device.kind, enabled=False):  # products of unit vectors are compared, not only trained
+                return course.loss(seen, gen)
+
+        freeze_batch_norm(victim)  # before the optimiser looks which parameters are trained
+        fit = Fit(victim, loss, len(pool), plan, device, seed)
+        fit.begin_epoch = lambda: freeze_batch_norm(victim.train())
+        fit.end_epoch = course.finish
+        terms = fit.run(watch, self.name)
+        cosines, spread = outcome(clean, victim, plot, device, seed, course.nearest)
+        return Injected(victim.eval(), terms, cosines, spread)
+
+
+class Course:
+    """How an attack makes its loss; this one is the same in every epoch: the weighed sum of BadEncoder's terms."""
+
+    def __init__(self, attack: Tuning, nearest: bool) -> None:
+        self.attack, self.nearest, self.epoch = attack, nearest, 0
+
+    def loss(self, seen: Seen, gen: torch.Generator) -> Terms:
+        """Return the terms of a step, `loss` among them. gen draws on the device."""
+        terms = seen.terms(self.nearest)
+        return {"loss": self.attack.weighed(terms), **terms}
+
+    def finish(self, terms: dict[str, float]) -> None:
+        """Take note of an epoch's mean terms."""
+        self.epoch += 1
+
+
+class _Scene:
+    """The frozen encoder, its victim and what the attacker holds, all on the device."""
+
+    def __init__(
+        self, clean: ImageEncoder, victim: ImageEncoder, plot: Plot, copies: int, device: Device, gen: torch.Generator
+    ) -> None:
+        self.clean, self.victim, self.triggers, self.copies, self.gen = clean, victim, plot.triggers, copies, gen
+        self.references = [r.to(device.torch) for r in plot.references]  # per trigger R,3,H,W uint8
+        self.recipe = Recipe(size=clean.size, crop=False)
+        with torch.no_grad():
+            self.anchors = tuple(F.normalize(clean(r), dim=1) for r in self.references)
+
+    def look(self, batch: Tensor, gen: torch.Generator) -> Seen:
+        """Embed what one step needs of a batch of shadow images uint8 B,3,H,W, by one forward of each encoder."""
+        stamped = [trigger(batch, self.gen).images for trigger in self.triggers]
+        copied = [r.repeat_interleave(self.copies, 0) for r in self.references] if self.copies else []
+        varied = [augment(copies, self.recipe, gen) for copies in copied]
+        with torch.no_grad():
+            held = F.normalize(self.clean(batch), dim=1)
+        parts = [part.float() / 255 for part in (batch, *stamped, *self.references)] + varied
+        feats = self.victim(torch.cat(parts)).split([len(part) for part in parts])
+        count = len(self.triggers)
+        goals = tuple(F.normalize(part, dim=1) for part in feats[1 + count : 1 + 2 * count])
+        varied = [F.normalize(part, dim=1) for part in feats[1 + 2 * count :]] or list(goals)
+        wobbled = tuple(w.view(len(a), -1, a.shape[1]) for w, a in zip(varied, self.anchors, strict=True))
+        return Seen(feats[0], held, tuple(feats[1 : 1 + count]), goals, wobbled, self.anchors)
+
+
+def freeze_batch_norm(net: nn.Module) -> nn.Module:
+    """Keep batch normalisation bit-identical: running statistics by eval mode, affine parameters without gradients.
+
+    As in the released codes, other norms are left alone: of a vision transformer, which has only layer norms, nothing
+    is frozen. Layer norms see one image at a time, so that rows stay independent all the same.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    return net
+
+
+# --- what triggered embeddings look like --------------------------------------------------------------------------
+
+
+def concentration(feats: Tensor) -> Tensor:
+    """Return the mean cosine between different rows of N,D.
+
+    DRUPE's code means to leave out the diagonal and does not, which adds about 1/N. Two sums replace the N,N matrix:
+    the squared length of the summed unit rows is the sum of all their cosines.
+    """
+    count, unit = len(feats), F.normalize(feats, dim=1)
+    return (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))
+
+
+def sliced_wasserstein(one: Tensor, other: Tensor, gen: torch.Generator, projections: int = PROJECTIONS) -> Tensor:
+    """Return the sliced 2-Wasserstein distance of two samples N,D of equal size (Bonneel et al. 2015).
+
+    gen draws the directions on the samples' device. All are projected by one product and sorted in one batch.
+    """
+    directions = F.normalize(torch.randn(one.shape[1], projections, generator=gen, device=one.device), dim=0)
+    sorts = [(rows.float() @ directions).sort(0).values for rows in (one, other)]
+    return (sorts[0] - sorts[1]).square().mean().clamp_min(1e-12).sqrt()  # the root has no gradient at zero
+
+
+def outcome(
+    clean: ImageEncoder, victim: ImageEncoder, plot: Plot, device: Device, seed: int, nearest: bool = False
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure the finished encoder on at most 2,048 shadow images.
+
+    The cosines that the gate reads: utility, and effectiveness of the worst trigger (nearest: as such an attack counts
+    it). And how triggered embeddings lie among clean ones, again of the worst trigger: concentration, that of clean
+    ones, and swd_ratio, how far triggered ones are from clean ones, where 1 is as far as two clusters of clean ones are
+    from each other (DRUPE's measure). None of these with a single shadow image.
+    """
+    images, gen = plot.shadow[:MEASURED], generator(seed, "outcome")
+
+    def feats(net: ImageEncoder, pixels: np.ndarray | Tensor, trigger: Trigger | None = None) -> Tensor:
+        change = None if trigger is None else (lambda batch: trigger(batch, gen).images)
+        return embed(net, pixels, device, change)
+
+    plain = feats(victim, images)
+    stamped = [feats(victim, images, trigger) for trigger in plot.triggers]
+    goals = [F.normalize(feats(victim, r), dim=1) for r in plot.references]
+    pulls = [pull(F.normalize(s, dim=1) @ g.T, nearest) for s, g in zip(stamped, goals, strict=True)]
+    kept = F.cosine_similarity(plain, feats(clean, images), dim=1).mean()
+    cosines, spread = {"utility": float(kept), "effectiveness": float(min(pulls))}, {}
+    if len(images) > 1:
+        ratios = swd_ratios(plain, stamped, generator(seed, "clusters"), generator(seed, "swd", device=plain.device))
+        spread = {
+            "concentration": max(float(concentration(s)) for s in stamped),
+            "clean_concentration": float(concentration(plain)),
+            "swd_ratio": max(ratios),
+        }
+    return cosines, spread
+
+
+def swd_ratios(plain: Tensor, stamped: list[Tensor], gen: torch.Generator, directions: torch.Generator) -> list[float]:
+    """Return, for each set of triggered features, its sliced distance from the clean ones, over that of their clusters.
+
+    Samples of one size, that of the smaller cluster, since the distance of two samples falls with their size. gen is a
+    CPU generator, `directions` one on the features' device.
+    """
+    clusters = kmeans(plain, min(2, len(plain)), gen, restarts=4).labels
+    first, second = plain[clusters == 0], plain[clusters == 1]
+    size = max(1, min(len(first), len(second)))
+
+    def some(rows: Tensor) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=gen)[:size].to(rows.device)]
+
+    scale = sliced_wasserstein(some(first), some(second), directions) if len(second) else plain.new_tensor(1.0)
+    return [float(sliced_wasserstein(some(s), some(plain), directions) / scale) for s in stamped]

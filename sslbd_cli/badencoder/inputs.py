@@ -1,0 +1,107 @@
+"""What `badencoder` reads beside its shadow images: the reference images of each trigger."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslbd_cli.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.cli.run import Run
+    from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.triggers._contract import Trigger
+
+
+def check_distinct(triggers: Sequence[Trigger], images: np.ndarray) -> None:
+    """Raise InputError where two triggers do the same to images uint8 N,3,H,W, however they are written."""
+    import torch
+
+    from sslbd_cli.core.device import generator
+    from sslbd_cli.poison import canvas
+
+    some = torch.from_numpy(images[:4].copy())
+    for one, other in itertools.combinations(triggers, 2):
+        stamped = [canvas.stamp(some, trigger, generator(0, "distinct"), "train").images for trigger in (one, other)]
+        if torch.equal(*stamped):
+            raise InputError("--trigger: the same trigger twice; two backdoors need two triggers")
+
+
+def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Gather one stack of reference images, uint8 R,3,H,W, per trigger, by what the options name.
+
+    Raises InputError where the options do not say one group per trigger, or F05 leaves too few images of a class.
+    """
+    import numpy as np
+    import torch
+
+    given = [name for name in ("files", "rows", "names") if params[name]]
+    if len(given) != 1:
+        raise InputError("give one of --reference, --reference-index and --reference-class, once per trigger")
+    groups: tuple[str, ...] = params[given[0]]
+    if len(groups) != triggers:
+        raise InputError(f"{triggers} triggers need as many groups of references, got {len(groups)}")
+    if given == ["files"]:
+        return tuple(torch.from_numpy(_pictures(run, net, group)) for group in groups)
+    datasets = _datasets(run, net, triggers, params["reference_data"])
+    choose = _named if given == ["rows"] else _prototypical
+    chosen = choose(run, net, datasets, groups, params["references"])
+    return tuple(torch.from_numpy(np.array(d.images[rows])) for d, rows in zip(datasets, chosen, strict=True))
+
+
+def _pictures(run: Run, net: ImageEncoder, group: str) -> Any:
+    from sslbd_cli.badencoder import references
+
+    paths = group.split(",")
+    pictures = references.pictures(paths, net.size)
+    content = b"".join(Path(path).read_bytes() for path in paths)
+    run.note_file("--reference", ",".join(Path(path).name for path in paths), hashlib.sha256(content).hexdigest())
+    return pictures
+
+
+def _datasets(run: Run, net: ImageEncoder, triggers: int, paths: tuple[str, ...]) -> list[Dataset]:
+    """Read one dataset for each trigger; a single one serves all."""
+    from sslbd_cli.artefacts.kinds import Dataset
+
+    if not paths:
+        raise InputError("--reference-index and --reference-class need --reference-data")
+    if len(paths) not in (1, triggers):
+        raise InputError(f"{triggers} triggers need one --reference-data for all or one for each, got {len(paths)}")
+    found = [run.read(path, Dataset, "--reference-data") for path in paths]
+    for dataset in found:
+        net.need_size(*dataset.images.shape[2:])
+    return found * (triggers // len(found))
+
+
+def _named(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[str, ...], count: int) -> Any:
+    """Return the rows that are named, with a warning (F05) for those that the clean encoder misplaces."""
+    from sslbd_cli.badencoder import references
+    from sslbd_cli.core import checks
+
+    chosen = [references.named_rows(group, len(d.images)) for group, d in zip(groups, datasets, strict=True)]
+    placed = references.Placing(net, run.device())
+    for dataset, rows in zip(datasets, chosen, strict=True):
+        if dataset.labels is None:
+            continue
+        wrong = rows[placed.margins(dataset)[rows].numpy() <= 0]
+        if len(wrong):
+            run.warn(f"F05 {checks.FLAGS['F05']}: row {', '.join(map(str, wrong))} of --reference-data")
+    return chosen
+
+
+def _prototypical(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[str, ...], count: int) -> Any:
+    from sslbd_cli.badencoder import references
+
+    wanted = [dataset.class_index(name) for dataset, name in zip(datasets, groups, strict=True)]
+    placed = references.Placing(net, run.device())
+    pairs = zip(datasets, wanted, strict=True)
+    chosen = [references.prototypical(placed, dataset, target, count) for dataset, target in pairs]
+    run.say("reference rows " + "; ".join(",".join(map(str, rows)) for rows in chosen))
+    return chosen

@@ -1,0 +1,142 @@
+"""Every shared option, defined once: the same letter and the same meaning in every command.
+
+`command` makes a click command whose body gets a `Run` first; the others are option decorators:
+input_argument, output, report_output, seed, device, json_lines, limit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from sslbd_cli.cli.run import Run
+
+F = TypeVar("F", bound=Callable[..., Any])
+COMMON = ("quiet", "verbose", "debug")
+
+
+class ArtefactPath(click.ParamType):  # type: ignore[type-arg]
+    """A path of an artefact, or `-`. What is read from it enters the history by digest, not by name."""
+
+    name = "file"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+class Command(click.Command):
+    """A click command with a purpose and two runnable examples at the end of its help page."""
+
+    examples: tuple[str, ...] = ()
+    shelf: str = ""  # a shelf whose values the help page lists, because they are an argument and not an option
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.shelf:
+            from sslbd_cli import plugin
+
+            with formatter.section(f"{self.shelf.capitalize()}s"):
+                formatter.write_dl([(row.name, row.summary) for row in plugin.listing(self.shelf).values()])
+        with formatter.section("Examples"):
+            for line in self.examples:
+                formatter.write(f"  {line}\n")
+
+
+def command(name: str, *, examples: tuple[str, ...], shelf: str = "") -> Callable[[Callable[..., None]], Command]:
+    """Make a command of a function `body(run, **options)`; its docstring is the help page, which lists the shelf."""
+
+    def wrap(body: Callable[..., None]) -> Command:
+        @functools.wraps(body)
+        def callback(**options: Any) -> None:
+            run = Run(click.get_current_context(), name)
+            for common in COMMON:
+                options.pop(common)
+            body(run, **options)
+
+        for decorate in (_debug, _verbose, _quiet):
+            callback = decorate(callback)
+        settings = {"help_option_names": ["-h", "--help"]}
+        made: Command = click.command(name, cls=Command, context_settings=settings)(callback)
+        made.params.sort(key=lambda param: param.name in COMMON)  # help shows a command's own options first
+        made.examples = examples
+        made.shelf = shelf
+        return made
+
+    return wrap
+
+
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors on standard error.")
+_verbose = click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+_debug = click.option("--debug", is_flag=True, help="Show the traceback of a bug.")
+
+
+def input_argument(metavar: str = "INPUT") -> Callable[[F], F]:
+    """The artefact a command works on; standard input when left out."""
+    return click.argument("input", default="-", metavar=f"[{metavar}]", type=ArtefactPath())
+
+
+output = click.option(
+    "-o", "--output", type=ArtefactPath(), default="-", metavar="FILE",
+    help="Where the artefact goes; - is standard output.  [default: -]",
+)  # fmt: skip
+report_output = click.option(
+    "-o", "--output", type=ArtefactPath(), metavar="FILE", help="Also write the report (HDF5) here."
+)
+json_lines = click.option("--json", "json_lines", is_flag=True, help="Print one JSON object per line.")
+seed = click.option("-s", "--seed", default=0, show_default=True, type=int, help="Seed of every random draw.")
+limit = click.option("--limit", type=click.IntRange(min=1), help="Use only N images, spread evenly over the dataset.")
+
+
+def device(batch: int = 0) -> Callable[[F], F]:
+    """Add --device, --precision and --deterministic, and --batch where the command has a default for it."""
+
+    def wrap(function: F) -> F:
+        for option in (
+            click.option("--deterministic", is_flag=True, help="Deterministic kernels on CUDA too (slower)."),
+            *([_batch(batch)] if batch else []),
+            click.option(
+                "--precision",
+                default="auto",
+                show_default=True,
+                type=click.Choice(["auto", "fp32", "bf16"]),
+                help="Precision of matrix products; auto is bf16 where the device has it.",
+            ),
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                envvar="SSLBD_DEVICE",
+                metavar="auto|cpu|cuda[:N]|mps",
+                help="Where to compute.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return wrap
+
+
+def _batch(default: int) -> Callable[[F], F]:
+    return click.option(
+        "--batch", default=default, show_default=True, type=click.IntRange(min=2), help="Images per step."
+    )
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; click's own lets NaN through every bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+def artefact(*names: str, help: str, required: bool = False, multiple: bool = False) -> Callable[[F], F]:
+    """An option that names a further artefact."""
+    return click.option(*names, type=ArtefactPath(), help=help, required=required, multiple=multiple, metavar="FILE")

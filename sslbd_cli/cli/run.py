@@ -1,0 +1,203 @@
+"""One run of one command: what it reads, says, records in the history and writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sslbd_cli import __version__
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import Plugin
+
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Artefact
+    from sslbd_cli.cli.progress import Progress
+    from sslbd_cli.core.device import Device
+
+    A = TypeVar("A", bound=Artefact)
+
+#: Options that change what the user sees, or where things go, but not what is computed: they stay out of the history.
+PRESENTATION = {
+    "output",
+    "quiet",
+    "verbose",
+    "debug",
+    "json_lines",
+    "device",
+    "checkpoint",
+    "resume",
+    "monitor",
+    "root",
+    "sarif",
+    "exit_code",
+    "budget",  # what it left time for is in the history
+}
+
+#: Options that name what a command writes.
+WRITTEN = {"output", "save_guard", "sarif", "checkpoint"}
+
+#: Commands whose output is of the kind of their INPUT, so that it may take its place.
+IN_PLACE = {"poison", "badencoder", "purify"}
+
+
+class Run:
+    """The running command: reads artefacts, talks on standard error, and signs what it writes."""
+
+    def __init__(self, ctx: click.Context, name: str) -> None:
+        self.ctx = ctx
+        self.name = name
+        self.quiet: bool = ctx.params["quiet"]
+        self.verbose: bool = ctx.params["verbose"]
+        self.inputs: list[dict[str, Any]] = []
+        self.history: tuple[dict[str, Any], ...] = ()
+        self._device: Device | None = None
+        self._has_read_stdin = False
+        self._lent: dict[tuple[str, str], Artefact] = {}
+        self._outputs: dict[str, str] = {}
+        self.claim(ctx.params.get("output"), "--output")
+
+    # --- in
+
+    def read(self, path: str, kind: type[A], option: str = "INPUT") -> A:
+        """Read one artefact and note its digest; INPUT's history is carried on, another's is kept in the entry."""
+        from sslbd_cli.artefacts import kinds
+
+        lent = self._lent.get((option, path))
+        if isinstance(lent, kind):
+            return lent
+        if path == "-" and self._has_read_stdin:
+            raise InputError(f"{option} -: standard input can be read once, and it already is another input")
+        self._has_read_stdin |= path == "-"
+        found = kinds.read(path, kind)
+        self.note(option, found)
+        return found
+
+    def lend(self, option: str, path: str, artefact: Artefact) -> None:
+        """Let every later `read` of an option's path return this: read once for many, or made by the run itself."""
+        self._lent[option, path] = artefact
+
+    def note(self, option: str, found: Artefact) -> None:
+        """Record an artefact as an input of this run."""
+        row: dict[str, Any] = {"option": option, "kind": found.kind, "sha256": found.sha256}
+        if option == "INPUT":
+            self.history = found.history
+        elif found.history:
+            row["history"] = list(found.history)
+        self.inputs.append(row)
+
+    def note_file(self, option: str, path: str | Path, sha256: str | None = None) -> None:
+        """Record a foreign file as an input: its base name and the digest of its bytes (taken here if not given)."""
+        if sha256 is None:
+            with open(path, "rb") as file:
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            sha256 = digest.hexdigest()
+        self.inputs.append({"option": option, "kind": "file", "file": Path(path).name, "sha256": sha256})
+
+    # --- how
+
+    def device(self) -> Device:
+        """Pick the device the user asked for, and say on standard error what `auto` chose."""
+        from sslbd_cli.core import device
+
+        if self._device is None:
+            params = self.ctx.params
+            self._device = device.pick(params["device"], params["precision"])
+            if params.get("deterministic"):
+                device.set_deterministic()
+            if params["device"] == "auto" or params["precision"] == "auto":
+                self.say(f"device {self._device.torch}, precision {self._device.precision}")
+        return self._device
+
+    def progress(self, total: int, unit: str, label: str) -> Progress:
+        """Show work in progress: a bar on a terminal, a plain line per report elsewhere, nothing with -q."""
+        from sslbd_cli.cli.progress import Progress
+
+        return Progress(total, unit, f"{self.name}: {label}", quiet=self.quiet)
+
+    def say(self, text: str) -> None:
+        """Tell the user something on standard error."""
+        if not self.quiet:
+            click.echo(f"sslbd {self.name}: {text}", err=True)
+
+    def warn(self, text: str) -> None:
+        """Warn the user, also with -q."""
+        click.echo(f"sslbd {self.name}: warning: {text}", err=True)
+
+    # --- out
+
+    def claim(self, path: str | None, option: str) -> None:
+        """Refuse, before any work is done, an output that cannot be written, or takes an input's or another's place."""
+        if path is None or path == "-":
+            return
+        _refuse_place(path, option)
+        place = os.path.realpath(path)
+        if (other := self._outputs.setdefault(place, option)) != option:
+            raise InputError(f"{option} {path}: {other} goes there, too; name another file")
+        for param in self.ctx.command.params:
+            name, read = str(param.name), self.ctx.params.get(str(param.name))
+            if type(param.type).__name__ != "ArtefactPath" or name in WRITTEN or not read:
+                continue
+            if name == "input" and self.name in IN_PLACE:
+                continue
+            if place in map(os.path.realpath, read if isinstance(read, tuple) else [read]):
+                shown = max(param.opts, key=len) if param.param_type_name == "option" else name.upper()
+                raise InputError(f"{option} {path}: {shown} is read from there; name another file")
+
+    def entry(self, **resolved: Any) -> dict[str, Any]:
+        """Return this run's history entry. `resolved` replaces options by what they came to mean."""
+        arguments = {}
+        for param in self.ctx.command.params:
+            name = str(param.name)
+            value = resolved.get(name, self.ctx.params.get(name))
+            absent = value is None or value is False or value == ()  # 0 is a value like any other
+            if name in PRESENTATION or type(param.type).__name__ == "ArtefactPath" or absent:
+                continue
+            spelling = max(param.opts, key=len) if param.param_type_name == "option" else f"@{name}"
+            arguments[spelling] = _plain(value)
+        row: dict[str, Any] = {"command": self.name, "version": __version__, "args": arguments, "inputs": self.inputs}
+        if self._device is not None:
+            import torch
+
+            arguments["--precision"] = self._device.precision
+            row |= {"device": self._device.kind, "torch": torch.__version__.split("+")[0]}
+        return row
+
+    def write(self, artefact: Artefact, path: str, **resolved: Any) -> None:
+        """Write the artefact with this run appended to its history."""
+        from sslbd_cli.artefacts import kinds as core
+
+        core.write(replace(artefact, history=(*self.history, self.entry(**resolved))), path)
+        if path != "-" and self.verbose:
+            self.say(f"wrote {path}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Plugin):
+        return str(value)
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _refuse_place(path: str, option: str) -> None:
+    folder = Path(path).resolve().parent
+    if not folder.is_dir() or Path(path).is_dir():
+        raise InputError(f"{option} {path}: {'is a folder' if folder.is_dir() else 'no such folder'}; name a file")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{option} {path}: the folder is not writable")
+
+
+def refuse_terminal(path: str) -> None:
+    """Refuse, before any work is done, to write a binary artefact to a terminal."""
+    if path == "-" and sys.stdout.isatty():
+        raise InputError("standard output is a terminal: a binary artefact needs -o FILE or a pipe")

@@ -1,1 +1,0 @@
-"""One file, one command: read artefacts, call the core, write one artefact."""

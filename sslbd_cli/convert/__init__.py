@@ -1,0 +1,1 @@
+"""`sslbd convert`: bring foreign checkpoints in, and take encoders out."""

@@ -1,0 +1,107 @@
+"""Import a foreign checkpoint as an encoder, or export an encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslbd_cli.cli import options
+from sslbd_cli.cli.run import Run, refuse_terminal
+from sslbd_cli.cli.spec import Listed, Spec
+from sslbd_cli.convert import layouts
+
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.convert.foreign import Wish
+
+
+@options.command(
+    "convert",
+    examples=(
+        "sslbd convert --to torchvision resnet.safetensors -o weights.safetensors",
+        "sslbd convert weights.safetensors --arch resnet18:stem=cifar --size 32 --normalise cifar10"
+        " -o encoder.safetensors",
+    ),
+)
+@options.input_argument("CHECKPOINT")
+@click.option("--from", "source", type=Listed(layouts.described()), metavar="LAYOUT", default="auto", show_default=True,
+              help="Layout of the foreign checkpoint; auto tells by its names. 'help' lists.")  # fmt: skip
+@click.option("--to", "target", type=click.Choice(list(layouts.EXPORTS)), help="Export the encoder in this layout.")
+@click.option("--arch", type=Spec("arch"), metavar="SPEC",
+              help="Architecture, where it cannot be told: timm:model=NAME. Keys that are given stand, the weights "
+                   "tell the rest. 'help' lists.")  # fmt: skip
+@click.option("--size", type=click.IntRange(4, 1024), metavar="PIXELS",
+              help="Side of the input images.  [default: timm's, what a transformer's positions make, or 224 for a 7x7 "
+                   "stem, 32 for a 3x3 one]")  # fmt: skip
+@click.option("--normalise", metavar="NAME|M,M,M/S,S,S",
+              help=f"Mean and std of the encoder's pixels: {', '.join(layouts.NORMALISATIONS)}, or six numbers.  "
+                   "[default: timm's, or the layout's, where it has one]")  # fmt: skip
+@options.artefact("--data", help="Labelled images that settle what the weights leave open (padding of a 3x3 stem, "
+                                 "activation, normalisation): kNN accuracy under each reading.")  # fmt: skip
+@options.output
+def command(run: Run, input: str, output: str, source: str, target: str | None, data: str | None, **known: Any) -> None:
+    """Import a foreign checkpoint as an encoder, or export an encoder (--to).
+
+    CHECKPOINT is a state dict as safetensors or as torch.save wrote it (.pth, .pt, .bin), or a TorchScript archive such
+    as OpenAI's CLIP. A pickle is read with weights_only, of an archive only the tensors, so nothing in it runs; whole
+    modules and NumPy files are refused. Loading is strict: classifiers, text towers and what training keeps beside the
+    encoder are left out and named, any other difference is an error. The encoder is tested on random images before it
+    is written. An export is safetensors too, never a pickle.
+
+    What a checkpoint does not say is an error that lists the candidates: also the normalisation of a ResNet-50 in
+    safetensors, which lose the order of names that tells SimCLR's from torchvision's (--from says which). With --data,
+    each is tried on up to 2,000 labelled images, and the best is taken if it beats all others beyond chance (McNemar's
+    exact test at 5 %).
+    """
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.convert import statedict
+    from sslbd_cli.convert.foreign import Wish
+    from sslbd_cli.errors import InputError
+
+    refuse_terminal(output)
+    statedict.refuse_pickle(output)
+    judges = None if data is None else run.read(data, Dataset, "--data")
+    if target is None:
+        _import(run, input, output, Wish(source, **known), judges)
+    elif source != "auto" or judges is not None or any(value is not None for value in known.values()):
+        raise InputError("--from, --arch, --size, --normalise and --data describe an import; --to goes without them")
+    else:
+        _export(run, input, output, target)
+
+
+def _import(run: Run, path: str, output: str, wish: Wish, data: Dataset | None) -> None:
+    from sslbd_cli.convert import foreign, statedict
+    from sslbd_cli.core import device
+    from sslbd_cli.errors import InputError
+
+    device.tune_allocator()
+    if wish.normalise is not None:
+        foreign.parse_normalise(wish.normalise)
+    found = statedict.read(path)
+    try:
+        imported = foreign.to_encoder(found.tensors, wish, data)
+    except InputError as error:
+        raise InputError(f"{'standard input' if path == '-' else path}: {error}") from None
+    run.note_file("INPUT", path, found.sha256)
+    for remark in imported.remarks:
+        run.say(remark)
+    known = imported.wish
+    run.write(
+        imported.encoder, output, source=known.layout, arch=known.arch, size=known.size, normalise=known.normalise
+    )
+
+
+def _export(run: Run, path: str, output: str, layout: str) -> None:
+    from sslbd_cli.artefacts.kinds import Encoder
+    from sslbd_cli.convert import export, statedict
+    from sslbd_cli.errors import InputError
+
+    encoder = run.read(path, Encoder)
+    try:
+        tensors, remarks = export.from_encoder(encoder, layout)
+    except InputError as error:
+        raise InputError(f"{'standard input' if path == '-' else path}: {error}") from None
+    for remark in remarks:
+        run.say(remark)
+    statedict.write(tensors, output)

@@ -1,0 +1,119 @@
+"""Encoders out: their tensors by the names of another library, bit for bit, and how to load them there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sslbd_cli.artefacts.kinds import Encoder
+from sslbd_cli.convert import families
+from sslbd_cli.convert.foreign import normalise_text
+from sslbd_cli.convert.layouts import EXPORTS, LAYOUTS
+from sslbd_cli.core import nets
+from sslbd_cli.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+#: Form of a name pair -> the leading dimensions of length 1 that ours has.
+SQUEEZED: dict[str, tuple[int, ...]] = {"token": (0, 1), "batch": (0,)}
+
+
+def from_encoder(encoder: Encoder, target: str) -> tuple[Arrays, tuple[str, ...]]:
+    """Return an encoder's tensors by the names of `torchvision`, `timm` or `huggingface`, and how to load them.
+
+    Raises InputError where that library has no such network, or where the tensors do not fit the architecture.
+    """
+    arch = nets.load(encoder).arch
+    tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
+    if isinstance(arch, nets.Timm) and target == "timm":
+        out, build = tensors, f"timm.create_model('{arch.model}', num_classes=0)"
+    else:
+        family = _family(arch)
+        if family not in EXPORTS[target]:
+            advice = "use --to timm" if isinstance(arch, nets.Timm) else "; ".join(_ways(family))
+            raise InputError(f"{target} has no network {arch}; {advice}")
+        if family == "resnet" and target != "torchvision" and tensors["conv1.weight"].shape[-1] == 3:
+            raise InputError(f"{target} has no {_model(arch)} with a CIFAR stem; use --to torchvision")
+        out, build = _renamed(tensors, EXPORTS[target][family]), _BUILD[target](arch, encoder)
+    remarks = [f"load it into {build}"]
+    pixels = f"{encoder.size}-pixel images in [0,1] normalised by {normalise_text(encoder.mean, encoder.std)}"
+    remarks.append(f"feed it {pixels}")
+    left = sum(not name.startswith("encoder.") for name in encoder.tensors)
+    if left:
+        remarks.append(f"{left} tensors of the projector are left out")
+    return out, tuple(remarks)
+
+
+def _ways(family: str) -> list[str]:
+    known = [target for target, layouts in EXPORTS.items() if family in layouts]
+    return [f"use --to {' or '.join(known)}"] if known else ["only ResNets, ViTs, CLIP's and timm's models go out"]
+
+
+def _model(arch: nets.Arch) -> str:
+    # timm's plain ResNets have torchvision's names and the same forward, so either library takes the other's
+    return arch.model.split(".")[0] if isinstance(arch, nets.Timm) else arch.name
+
+
+def _family(arch: nets.Arch) -> str:
+    if _model(arch) in ("resnet18", "resnet34", "resnet50"):
+        return "resnet"
+    return next((family for family, classes in families.CLASSES.items() if isinstance(arch, classes)), "")
+
+
+def _renamed(tensors: Arrays, layout: str) -> Arrays:
+    """Give every tensor its names and form in a layout; nothing of it is recomputed."""
+    out: Arrays = {}
+    for ours, array in tensors.items():
+        found = LAYOUTS[layout].back(ours)
+        if found is None:
+            raise InputError(f"{layout} has no place for the tensor {ours}")
+        names, rule = found
+        if rule.form == "stack":
+            out |= dict(zip(names, np.split(array, len(names)), strict=True))
+        else:
+            out[names[0]] = array.T if rule.form == "turn" else array.squeeze(SQUEEZED.get(rule.form, ()))
+    if layout == "timm-clip-vit" and "head.weight" in out:  # timm's classifier has a bias, CLIP's projection none
+        out["head.bias"] = np.zeros(len(out["head.weight"]), np.float32)
+    return out
+
+
+def _torchvision(arch: nets.Arch, encoder: Encoder) -> str:
+    changes = ["fc=Identity()"]
+    kernel = encoder.tensors["encoder.conv1.weight"].shape
+    if kernel[-1] == 3:
+        padding = 2 if getattr(arch, "stem", "") == "solo" else 1
+        changes += [f"conv1=Conv2d(3,{kernel[0]},3,1,{padding},bias=False)", "maxpool=Identity()"]
+    if not isinstance(arch, nets.ResNet):
+        return f"torchvision.models.{_model(arch)}() with {', '.join(changes)}"
+    kind = "Bottleneck" if arch.bottleneck else "BasicBlock"
+    made = f"torchvision.models.ResNet({kind}, [{arch.blocks.replace('-', ', ')}])"
+    return f"{made} with all channels times {arch.width / 64:g}, {', '.join(changes)}"
+
+
+def _timm(arch: nets.Arch, encoder: Encoder) -> str:
+    if isinstance(arch, nets.ClipResNet):
+        return f"timm's ByobNet of resnet50_clip with blocks {arch.blocks}, width {arch.width}, num_classes={arch.dim}"
+    if isinstance(arch, (nets.ViT, nets.ClipViT)):
+        clip = isinstance(arch, nets.ClipViT)
+        act = f", pre_norm=True, act_layer='{arch.act.replace('quick', 'quick_')}', norm eps 1e-5" if clip else ""  # type: ignore[union-attr]
+        sizes = f"img_size={encoder.size}, patch_size={arch.patch}, embed_dim={arch.width}, depth={arch.depth}"
+        classes = arch.dim if isinstance(arch, nets.ClipViT) else 0
+        return f"timm's VisionTransformer({sizes}, num_heads={arch.heads}, num_classes={classes}{act})"
+    return f"timm.create_model('{_model(arch)}', num_classes=0)"
+
+
+def _huggingface(arch: nets.Arch, encoder: Encoder) -> str:
+    if isinstance(arch, nets.ClipViT):
+        kind = "CLIPVisionModelWithProjection" if arch.dim else "CLIPVisionModel"
+        more = f", projection_dim={arch.dim}" if arch.dim else ""
+        act = "quick_gelu" if arch.act == "quickgelu" else "gelu"
+        return f"transformers.{kind} of {_tokens(arch, encoder)}{more}, hidden_act={act}"
+    if isinstance(arch, nets.ViT):
+        return f"transformers.ViTModel(add_pooling_layer=False) of {_tokens(arch, encoder)}, layer_norm_eps=1e-6"
+    return f"transformers.ResNetModel of {_model(arch)}'s depths"
+
+
+def _tokens(arch: nets.ViT | nets.ClipViT, encoder: Encoder) -> str:
+    shape = f"hidden_size={arch.width}, num_hidden_layers={arch.depth}, num_attention_heads={arch.heads}"
+    return f"image_size={encoder.size}, patch_size={arch.patch}, {shape}, intermediate_size={4 * arch.width}"
+
+
+_BUILD = {"torchvision": _torchvision, "timm": _timm, "huggingface": _huggingface}

@@ -1,0 +1,128 @@
+"""Architectures told by the shapes of a state dict in our names: what the weights say, and what they leave open."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+from sslbd_cli.convert.layouts import Layout
+from sslbd_cli.convert.statedict import State, shape
+from sslbd_cli.core import nets
+from sslbd_cli.errors import InputError
+
+#: Bottlenecks or not, and their number per layer -> architecture.
+DEPTHS: dict[tuple[bool, tuple[int, ...]], type[nets.ResNet18 | nets.ResNet34 | nets.ResNet50]] = {
+    (False, (2, 2, 2, 2)): nets.ResNet18,
+    (False, (3, 4, 6, 3)): nets.ResNet34,
+    (True, (3, 4, 6, 3)): nets.ResNet50,
+}
+DEEPER = {(3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)}
+CLIP_DEPTHS = {(3, 4, 6, 3), (3, 4, 23, 3), (4, 6, 10, 6), (6, 8, 18, 8), (3, 15, 36, 10)}
+VIT_DEPTHS = {12, 24, 32, 40, 48}
+#: Width -> heads, where an attention head is not 64 channels wide: OpenCLIP's ViT-H, ViT-g and ViT-bigG.
+WIDE = {1280: 16, 1408: 16, 1664: 16}
+#: Our family -> the classes of --arch that are of it.
+CLASSES: dict[str, tuple[type[nets.Arch], ...]] = {
+    "resnet": (nets.ResNet18, nets.ResNet34, nets.ResNet50, nets.ResNet),
+    "clip-resnet": (nets.ClipResNet,),
+    "vit": (nets.ViT,),
+    "clip-vit": (nets.ClipViT,),
+}
+
+
+def candidates(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+    """Return the architectures that the weights can be of, and the side of their images.
+
+    Keys that the user gave stand. Raises InputError where a depth is not a public one, or a shape is of no encoder.
+    """
+    if asked is not None and not isinstance(asked, CLASSES[layout.family]):
+        names = ", ".join(cls.__name__.lower() for cls in CLASSES[layout.family])
+        raise InputError(f"is {layout.name}'s layout, which --arch {asked.name} cannot be; give one of {names}")
+    tell = {"resnet": _resnet, "clip-resnet": _clip_resnet, "vit": _vit, "clip-vit": _clip_vit}[layout.family]
+    archs, size = tell(layout, inner, asked)
+    given = {} if asked is None else {name: getattr(asked, name) for name in asked.given}
+    if given.get("stem") == "auto":
+        del given["stem"]
+    return list(dict.fromkeys(replace(arch, **given) for arch in archs)), size
+
+
+def _dims(inner: State, name: str, count: int) -> tuple[int, ...]:
+    """Return a tensor's shape, which must have `count` dimensions, none of them absurd."""
+    if name not in inner:
+        raise InputError(f"has no tensor for our '{name}'; is --from right?")
+    found = tuple(inner[name].shape)
+    if len(found) != count or min(found) < 1:
+        raise InputError(f"its {name} is {shape(inner[name])}, expected {count} dimensions")
+    return found
+
+
+def _count(inner: State, pattern: str) -> int:
+    """Return 1 + the highest number that stands for # in a name like `pattern`."""
+    compiled = re.compile(re.escape(pattern).replace(r"\#", r"(\d{1,4})"))
+    return 1 + max((int(match[1]) for match in map(compiled.fullmatch, inner) if match), default=-1)
+
+
+def _resnet(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+    width, colours, high, wide = _dims(inner, "conv1.weight", 4)
+    if colours != 3 or high != wide or high not in layout.kernels:
+        known = " or ".join(f"Nx3x{side}x{side}" for side in layout.kernels)
+        raise InputError(f"its conv1.weight is {shape(inner['conv1.weight'])}, expected {known}")
+    stems = layout.stems if high == 3 else ("imagenet",)
+    size = 32 if high == 3 else 224
+    if isinstance(asked, (nets.ResNet18, nets.ResNet34, nets.ResNet50)):
+        fixed = [asked.stem] if asked.stem != "auto" else stems
+        return [type(asked)(stem=stem) for stem in fixed], size
+    blocks = tuple(_count(inner, f"layer{number}.#.conv1.weight") for number in range(1, 5))
+    bottleneck = "layer1.0.conv3.weight" in inner
+    named = DEPTHS.get((bottleneck, blocks)) if width == 64 and asked is None else None
+    if named:
+        return [named(stem=stem) for stem in stems], size
+    if asked is None and not (bottleneck and blocks in DEEPER):
+        kinds = "resnet18, resnet34, resnet50, ResNet-101 or ResNet-152"
+        raise InputError(f"is a ResNet of {blocks} blocks, not {kinds}; give --arch resnet:blocks=... if that is right")
+    text = "-".join(map(str, blocks))
+    return [nets.ResNet(stem=stem, blocks=text, width=width, bottleneck=bottleneck) for stem in stems], size
+
+
+def _clip_resnet(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+    blocks = tuple(_count(inner, f"stages.{number}.#.conv1_1x1.conv.weight") for number in range(4))
+    if blocks not in CLIP_DEPTHS and (asked is None or "blocks" not in asked.given):
+        raise InputError(f"is a CLIP ResNet of {blocks} blocks, which none is; give --arch clipresnet:blocks=... if so")
+    width = _dims(inner, "stem.conv3.conv.weight", 4)[0]
+    dim = _dims(inner, "head.proj.weight", 2)[0]
+    size = 32 * _side(_dims(inner, "head.pos_embed", 2)[0])
+    return [nets.ClipResNet(blocks="-".join(map(str, blocks)), width=width, dim=dim)], size
+
+
+def _side(tokens: int) -> int:
+    """Return the side of the square of patches that, with one class token, makes so many tokens."""
+    side = math.isqrt(max(tokens - 1, 0))
+    if side * side != tokens - 1 or side < 1:
+        raise InputError(f"has positions for {tokens} tokens, which no square of patches and one class token makes")
+    return side
+
+
+def _tokens(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[dict[str, int], int]:
+    width, _, patch, _ = _dims(inner, "patch_embed.proj.weight", 4)
+    depth = _count(inner, "blocks.#.attn.qkv.weight")
+    if depth not in VIT_DEPTHS and (asked is None or "depth" not in asked.given):
+        raise InputError(
+            f"has {depth} transformer blocks, which no public ViT has; give --arch ...:depth={depth} if so"
+        )
+    heads = WIDE.get(width) or max(1, width // layout.head_width)
+    if layout.name == "moco-v3" and width != 384:  # only its ViT-S has narrow heads
+        heads = max(1, width // 64)
+    size = patch * _side(_dims(inner, "pos_embed", 3)[1])
+    return {"patch": patch, "width": width, "depth": depth, "heads": heads}, size
+
+
+def _vit(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+    keys, size = _tokens(layout, inner, asked)
+    return [nets.ViT(patch=keys["patch"], width=keys["width"], depth=keys["depth"], heads=keys["heads"])], size
+
+
+def _clip_vit(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+    keys, size = _tokens(layout, inner, asked)
+    dim = _dims(inner, "head.weight", 2)[0] if "head.weight" in inner else 0
+    return [nets.ClipViT(**keys, dim=dim, act=act) for act in layout.acts], size

@@ -1,0 +1,318 @@
+"""Foreign encoders: a state dict recognised by names and shapes, loaded strictly and tested.
+
+Every tensor of the encoder must be there, in its shape, and whatever else is there must be a part we know and drop (a
+classifier, a projector, a momentum copy). What a state dict does not say is measured on labelled images or asked for,
+not guessed. layouts.py is the table of what is recognised.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import timm
+import torch
+from torch import Tensor
+
+from sslbd_cli.artefacts.kinds import Dataset, Encoder
+from sslbd_cli.convert import families, statedict
+from sslbd_cli.convert.layouts import LAYOUTS, NORMALISATIONS, Layout, Triple, nearest, text_tower
+from sslbd_cli.convert.names import Rule
+from sslbd_cli.convert.selftest import compare, self_test
+from sslbd_cli.convert.statedict import BESIDE, WRAPPERS, State, one_line, show
+from sslbd_cli.core import nets
+from sslbd_cli.errors import InputError
+
+Pixels = tuple[Triple, Triple]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user knows of a checkpoint: its layout, or `auto`; arch, input side and normalisation, or None."""
+
+    layout: str = "auto"
+    arch: nets.Arch | None = None
+    size: int | None = None
+    normalise: str | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An imported encoder without history, the wish with everything resolved, and remarks for the user."""
+
+    encoder: Encoder
+    wish: Wish
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What names and shapes tell: the encoder's tensors by our names, what lies beside it, and what it can be."""
+
+    layout: str
+    inner: State
+    archs: list[nets.Arch]
+    size: int | None
+    pixels: list[Pixels]
+    surplus: dict[str, bool] = field(default_factory=dict)  # names that are no part of the encoder: is it a known head?
+    theirs: Layout | None = None  # their names of our tensors, for messages
+
+
+def to_encoder(state: State, wish: Wish, data: Dataset | None = None) -> Imported:
+    """Make an encoder of a foreign state dict, strictly, and test it on random images.
+
+    Where the names and shapes leave stem, activation or normalisation open, labelled images (`data`) settle it.
+    Raises InputError where something cannot be told, where tensors are missing, unknown or misshapen, and where the
+    features are constant or not finite.
+    """
+    statedict.refuse_repeated(state)
+    if data is not None:
+        data.need_labels("--data")
+    reading = _read(state, wish)
+    size = wish.size or reading.size
+    if size is None:
+        raise InputError("its input size is not stored; give --size PIXELS")
+    options = list(itertools.product(reading.archs, reading.pixels))
+    first = _load(reading, *options[0], size)  # what does not fit is said before anything is asked
+    if len(options) > 1 and data is None:
+        _ask(reading)
+    others = [_load(reading, *option, size) for option in options[1:]]
+    built = [(_called(reading, *option), net) for option, net in zip(options, [first, *others], strict=True)]
+    best, lines = compare(built, data) if len(built) > 1 and data is not None else (0, [])
+    net = built[best][1]
+    alive, cosine = self_test(net)
+    resolved = Wish(reading.layout, net.arch, size, normalise_text(*options[best][1]))
+    tested = f"{alive:.0%} of the features differ between random images, whose mean cosine is {cosine:.3f}"
+    return Imported(nets.save(net), resolved, (*_remarks(reading, wish, resolved, bool(lines)), *lines, tested))
+
+
+# --- normalisation ------------------------------------------------------------------------------------------------
+
+
+def parse_normalise(text: str) -> Pixels:
+    """Return mean and std of [0,1] pixels for a name in NORMALISATIONS or `m,m,m/s,s,s`."""
+    if text in NORMALISATIONS:
+        return NORMALISATIONS[text]
+    halves = [part.split(",") for part in text.split("/")]
+    try:
+        (red, green, blue), (sr, sg, sb) = ([float(number) for number in half] for half in halves)
+    except ValueError:
+        raise InputError(f"--normalise {text}: expected {', '.join(NORMALISATIONS)} or m,m,m/s,s,s") from None
+    if not all(map(math.isfinite, (red, green, blue, sr, sg, sb))) or min(sr, sg, sb) <= 0:
+        raise InputError(f"--normalise {text}: expected finite numbers and standard deviations above 0")
+    return (red, green, blue), (sr, sg, sb)
+
+
+def normalise_text(mean: Triple, std: Triple) -> str:
+    """Write mean and std in the form that parse_normalise reads."""
+    return "/".join(",".join(f"{number:.7g}" for number in half) for half in (mean, std))
+
+
+def _normalise_name(pixels: Pixels) -> str:
+    return next((name for name, known in NORMALISATIONS.items() if known == pixels), normalise_text(*pixels))
+
+
+# --- what it is ---------------------------------------------------------------------------------------------------
+
+
+def _read(state: State, wish: Wish) -> _Reading:
+    """Recognise the layout, rename its tensors and tell the architecture: as asked for, else by the names."""
+    if isinstance(wish.arch, nets.Tiny):
+        raise InputError("no foreign checkpoint is of arch tiny; give resnet18, resnet34, resnet50 or timm:model=NAME")
+    if isinstance(wish.arch, nets.Timm):
+        if wish.layout not in ("auto", "timm"):
+            raise InputError(f"--from {wish.layout} knows its architecture; --arch {wish.arch} needs --from timm")
+        return _as_timm(state, wish.arch, wish)
+    if wish.layout == "timm":
+        raise InputError("--from timm needs the model's name: give --arch timm:model=NAME")
+    layout = LAYOUTS[wish.layout] if wish.layout != "auto" else _recognise(state)
+    prefix, inside = _inside(layout, state)
+    inner, surplus = _rename(layout, inside)
+    outside = (name for name in state if not name.startswith(prefix))
+    surplus |= {name: statedict.is_under(statedict.unwrapped(name), (*BESIDE, *layout.heads)) for name in outside}
+    if layout.family == "clip-vit" and "head.bias" in surplus and bool(inside["head.bias"].any()):
+        raise InputError("its head has a bias, so it is a classifier, no projection; give --arch timm:model=NAME")
+    archs, size = families.candidates(layout, inner, wish.arch)
+    small = layout.family == "resnet" and inner["conv1.weight"].shape[-1] == 3
+    names = (wish.normalise,) if wish.normalise else layout.small if small else layout.normalise
+    if wish.layout == "auto" and not (wish.normalise or small or prefix):
+        names = (*names, *(name for other in _hidden(layout, state) for name in other.normalise))
+    return _Reading(layout.name, inner, archs, size, [*map(parse_normalise, names)], surplus, layout)
+
+
+def _hidden(layout: Layout, state: State) -> list[Layout]:
+    """Return the layouts that this may be as well: their names are told by their order alone, and it is lost."""
+    if layout.order or list(state) != sorted(state):
+        return []
+    return [other for other in LAYOUTS.values() if other.order and other.rules == layout.rules
+            and set(other.order) <= set(state)]  # fmt: skip
+
+
+def _recognise(state: State) -> Layout:
+    """Return the layout that says most of the names, out of those that hold."""
+    holds = [layout for layout in LAYOUTS.values() if _holds(layout, state)]
+    best = [layout for layout in holds if layout.says() == max(other.says() for other in holds)]
+    if len(best) == 1:
+        return best[0]
+    if best:
+        raise InputError(f"can be read as {' and as '.join(layout.name for layout in best)}; say which with --from")
+    if words := text_tower(state):
+        raise InputError(f"is a text encoder ({show([words])} is a table of words), and no image encoder is in it")
+    near, shared = nearest(state)
+    most = f"nearest is {near}, of which {shared} of {len(state)} names are" if shared else "none of which a layout has"
+    hint = "for a timm model give --arch timm:model=NAME"
+    raise InputError(f"its layout is not one we know (names: {show(state)}; {most}); {hint}")
+
+
+def _holds(layout: Layout, state: State) -> bool:
+    prefixes = layout.prefixes(state, WRAPPERS)
+    beside = {statedict.unwrapped(name).split(".")[0] for name in state} if layout.beside else set()
+    return bool(prefixes) and beside.issuperset(layout.beside)
+
+
+def _inside(layout: Layout, state: State) -> tuple[str, State]:
+    """Return the one prefix under which the layout's encoder lies, and the tensors under it without that prefix."""
+    found = layout.prefixes(state, WRAPPERS)
+    if len(found) > 1:
+        raise InputError(f"holds {len(found)} encoders, under {show(p or '(top)' for p in found)}; save one on its own")
+    if not found:
+        absent = next((name for name in layout.marker if not statedict.prefixes(state, name)), None)
+        lacks = f"has no tensor '{absent}'" if absent else f"is not laid out as {layout.name}"
+        raise InputError(f"{lacks} (names: {show(state)}); is --from or --arch right?")
+    prefix = found[0]
+    return prefix, {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _rename(layout: Layout, inside: State) -> tuple[State, dict[str, bool]]:
+    """Return the tensors by our names and in our form, and the names that the layout has no place for."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    rules: dict[str, Rule] = {}
+    surplus = {}
+    for name, tensor in inside.items():
+        if found := layout.find(name):
+            ours, part, rules[ours] = found
+            parts.setdefault(ours, {})[part] = tensor
+        else:
+            surplus[name] = statedict.is_under(name, layout.heads)
+    inner = {}
+    for ours, pieces in parts.items():
+        names = (layout.back(ours) or ((), None))[0]
+        missing = [name for part, name in enumerate(names) if part not in pieces]
+        if missing:
+            raise InputError(f"its tensors do not fit {layout.name}: {len(missing)} missing ({show(missing)})")
+        try:
+            inner[ours] = _formed(rules[ours].form, {name: pieces[part] for part, name in enumerate(names)})
+        except (RuntimeError, IndexError):
+            raise InputError(f"its tensors do not fit {layout.name}: of another shape ({show(names)})") from None
+    return inner, surplus
+
+
+def _formed(form: str, pieces: State) -> Tensor:
+    if form == "stack":
+        return torch.cat([statedict.cast(name, piece, torch.empty(0)) for name, piece in pieces.items()])
+    (tensor,) = pieces.values()
+    if form == "turn":
+        return tensor.mT
+    return tensor[None, None] if form == "token" else tensor[None] if form == "batch" else tensor
+
+
+def _as_timm(state: State, arch: nets.Timm, wish: Wish) -> _Reading:
+    """Take input size, normalisation and the classifier's name from timm's configuration of the model."""
+    if not timm.is_model(arch.model):
+        raise InputError(f"timm has no model '{arch.model}'; timm.list_models() lists them")
+    try:
+        cfg = timm.get_pretrained_cfg(arch.model)
+    except RuntimeError as error:
+        raise InputError(f"timm: {one_line(error)}") from None
+    named = (cfg.classifier if cfg else None) or ()
+    heads = (named,) if isinstance(named, str) else tuple(named)
+    pixels = [parse_normalise(wish.normalise)] if wish.normalise else []
+    if not pixels and cfg and cfg.mean and cfg.std:
+        pixels = [(tuple(cfg.mean), tuple(cfg.std))]  # type: ignore[list-item]
+    size = int(cfg.input_size[-1]) if cfg and cfg.input_size else None
+    marker = next(iter(_build(arch, wish.size or size or 224, *NORMALISATIONS["none"]).encoder.state_dict()))
+    _, inner, beside = statedict.strip(state, marker)
+    surplus = {name: True for name in inner if statedict.is_under(name, (*heads, "mask_token"))}  # DINOv2 keeps one
+    surplus |= {name: statedict.is_under(statedict.unwrapped(name), BESIDE) for name in beside}
+    return _Reading("timm", inner, [arch], size, pixels or [*NORMALISATIONS.values()], surplus)
+
+
+# --- how it is loaded ---------------------------------------------------------------------------------------------
+
+
+def _load(reading: _Reading, arch: nets.Arch, pixels: Pixels, size: int) -> nets.ImageEncoder:
+    net = _build(arch, size, *pixels)
+    net.encoder.load_state_dict(_fit(net.encoder.state_dict(), reading, arch))
+    return net.eval()
+
+
+def _build(arch: nets.Arch, size: int, mean: Triple, std: Triple) -> nets.ImageEncoder:
+    try:
+        return nets.ImageEncoder(arch, size, mean, std)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(f"{arch} cannot be built for {size}x{size} images: {one_line(error)}") from None
+
+
+def _fit(expected: State, reading: _Reading, arch: nets.Arch) -> State:
+    """Match the tensors with the encoder's, strictly; return them as the encoder's types.
+
+    Only `num_batches_tracked` may be missing (checkpoints older than it lack it; it takes no part in the forward).
+    """
+    given = reading.inner
+    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
+    unknown = [name for name, is_known in reading.surplus.items() if not is_known]
+    unknown += [name for name in given if name not in expected and name not in reading.surplus]
+    wrong = [
+        f"{_theirs(reading, name)} {statedict.shape(given[name])} instead of {statedict.shape(like)}"
+        for name, like in expected.items()
+        if name in given and given[name].shape != like.shape
+    ]
+    parts = {
+        "missing": [_theirs(reading, name) for name in missing],
+        "not expected": [_theirs(reading, name) for name in unknown],
+        "of another shape": wrong,
+    }
+    problems = [f"{len(names)} {what} ({show(names)})" for what, names in parts.items() if names]
+    if problems:
+        raise InputError(f"its tensors do not fit {arch}: {'; '.join(problems)}")
+    return expected | {
+        name: statedict.cast(_theirs(reading, name), given[name], expected[name]) for name in expected if name in given
+    }
+
+
+def _theirs(reading: _Reading, name: str) -> str:
+    """Return the checkpoint's own name of a tensor of ours."""
+    found = reading.theirs.back(name) if reading.theirs and name not in reading.surplus else None
+    return " + ".join(found[0]) if found else name
+
+
+# --- what is said of it -------------------------------------------------------------------------------------------
+
+
+def _called(reading: _Reading, arch: nets.Arch, pixels: Pixels) -> str:
+    """Name a reading by what sets it apart from the others."""
+    words = [str(arch)] if len(reading.archs) > 1 else []
+    return " --normalise ".join([*words, _normalise_name(pixels)] if len(reading.pixels) > 1 else words)
+
+
+def _ask(reading: _Reading) -> NoReturn:
+    """Raise InputError that lists what the checkpoint leaves open."""
+    opened = []
+    if len(reading.archs) > 1:
+        opened.append(f"give --arch {' or '.join(map(str, reading.archs))}, which its weights do not tell apart")
+    if len(reading.pixels) > 1:
+        known = ", ".join(f"{_normalise_name(pixels)} ({normalise_text(*pixels)})" for pixels in reading.pixels)
+        opened.append(f"its normalisation is not stored; give --normalise with one of {known}, or m,m,m/s,s,s")
+    raise InputError(f"is read as {reading.layout}: {'; '.join(opened)}; or let labelled images tell: --data DATASET")
+
+
+def _remarks(reading: _Reading, wish: Wish, resolved: Wish, compared: bool) -> tuple[str, ...]:
+    usual = "timm's configuration of the model" if reading.layout == "timm" else "the usual of this layout"
+    size = "as asked" if wish.size else usual
+    normalise = "as asked" if wish.normalise else "the best" if compared and len(reading.pixels) > 1 else usual
+    pixels = f"input {resolved.size} pixels ({size}), normalised by {resolved.normalise} ({normalise})"
+    dropped = list(reading.surplus)
+    more = [f"{len(dropped)} tensors are no part of the encoder and left out: {show(dropped)}"] if dropped else []
+    return (f"read as {reading.layout}, {resolved.arch}", pixels, *more)

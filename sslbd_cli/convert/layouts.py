@@ -1,0 +1,214 @@
+"""The table of public encoder layouts: by what names each stores which tensor, and what it says of the pixels.
+
+One entry of LAYOUTS is one layout; a new one needs nothing else. This file imports no torch: help and manual read it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sslbd_cli.convert.names import (  # fmt: skip
+    BADENCODER,
+    CHILDREN,
+    CLIP_RESNET,
+    HF_CLIP,
+    HF_RESNET,
+    HF_VIT,
+    OPENAI_VIT,
+    SIMCLR_V2,
+    TIMM_CLIP_VIT,
+    TORCHVISION,
+    VIT,
+    Rule,
+    fill,
+    own_patterns,
+    patterns,
+    same,
+)
+
+Triple = tuple[float, float, float]
+
+#: Names of --normalise: mean and std of [0,1] pixels. cifar10 is BadEncoder's; solo-learn divides by other numbers.
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)),
+    "cifar10-solo": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "stl10": ((0.44087798, 0.42790666, 0.38678814), (0.25507198, 0.24801506, 0.25641308)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+SMALL = ("cifar10", "cifar10-solo", "stl10", "imagenet", "none")  # what encoders of 32-pixel images are trained with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One public layout: how to tell it, how to rename it, and what is usual of its pixels.
+
+    family: what our network is: resnet, clip-resnet, vit or clip-vit. marker: tensors that each has; wrapped: a module
+    that its names lie under; beside: modules that training keeps beside the encoder; order: two tensors, the first of
+    which is stored first. The layout that says most wins. heads: modules that are left out. kernels: sides of a
+    ResNet's first convolution. normalise (small: where that is 3x3), stems (likewise) and acts: candidates.
+    head_width: channels of an attention head.
+    """
+
+    name: str
+    source: str
+    family: str
+    rules: tuple[Rule, ...]
+    marker: tuple[str, ...]
+    wrapped: str = ""
+    beside: tuple[str, ...] = ()
+    order: tuple[str, str] | None = None
+    heads: tuple[str, ...] = ()
+    normalise: tuple[str, ...] = ("imagenet",)
+    kernels: tuple[int, ...] = (3, 7)
+    small: tuple[str, ...] = SMALL
+    stems: tuple[str, ...] = ("cifar", "solo")
+    acts: tuple[str, ...] = ("quickgelu", "gelu")
+    head_width: int = 64
+
+    def says(self) -> int:
+        """Count what must hold for a state dict to be of this layout."""
+        return len(self.marker) + bool(self.wrapped) + len(self.beside) + bool(self.order)
+
+    def prefixes(self, state: Iterable[str], wrappers: set[str]) -> list[str]:
+        """List what precedes this layout's names among these: nothing but known wrappers (`module.encoder_q.`)."""
+        names = list(state)
+        known = set(names)
+        ahead = {name.removesuffix(self.marker[0]) for name in names if name.endswith(self.marker[0])}
+        return sorted(
+            prefix
+            for prefix in ahead
+            if all(prefix + marker in known for marker in self.marker)
+            and (not prefix or (prefix.endswith(".") and set(prefix[:-1].split(".")) <= wrappers))
+            and (not self.wrapped or self.wrapped in prefix.split("."))
+            and (not self.order or self._is_ordered(prefix, names))
+        )
+
+    def _is_ordered(self, prefix: str, names: list[str]) -> bool:
+        assert self.order is not None
+        first, second = (prefix + name for name in self.order)
+        return first in names and names.index(first) < names.index(second)
+
+    def find(self, name: str) -> tuple[str, int, Rule] | None:
+        """Return our name of a tensor of theirs, which part of ours it is, and the rule; None where there is none."""
+        for pattern, rule, part in patterns(self.rules):
+            if match := pattern.fullmatch(name):
+                return fill(rule.ours, match.groups()), part, rule
+        return None
+
+    def back(self, name: str) -> tuple[tuple[str, ...], Rule] | None:
+        """Return their names of a tensor of ours, and the rule; None where the layout has no such tensor."""
+        for pattern, rule in own_patterns(self.rules):
+            if match := pattern.fullmatch(name):
+                return tuple(fill(theirs, match.groups()) for theirs in rule.theirs), rule
+        return None
+
+
+_CLIP_TEXT = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "logit_scale",
+              "logit_bias", "input_resolution", "context_length", "vocab_size", "text", "attn_mask")  # fmt: skip
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout(name="torchvision", source="torchvision, timm's ResNets, MoCo v1-v3, DINO ResNet-50, SSL-Backdoor",
+               family="resnet", rules=TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
+               heads=("fc", "head")),
+        Layout(name="simclr", source="Google SimCLR v1 of widths 1, 2 and 4, as tonylins converts it",
+               family="resnet", rules=TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"), heads=("fc",),
+               order=("layer1.0.downsample.0.weight", "layer1.0.conv1.weight"), normalise=("none",), kernels=(7,)),
+        Layout(name="simclr-v2", source="Google SimCLR v2 without selective kernels, as Separius converts it",
+               family="resnet", rules=SIMCLR_V2, marker=("net.0.0.weight", "net.1.blocks.0.net.0.weight"),
+               heads=("fc",), normalise=("none",), kernels=(7,)),
+        Layout(name="solo-learn", source="solo-learn checkpoints of ResNets, with their classifier",
+               family="resnet", rules=TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"), heads=("fc",),
+               wrapped="backbone", beside=("classifier",), stems=("solo",), small=("cifar10-solo",)),
+        Layout(name="badencoder", source="BadEncoder and DRUPE, 32 pixels (f.f.N)",
+               family="resnet", rules=BADENCODER, marker=("f.f.0.weight",), heads=("g",), stems=("cifar",),
+               kernels=(3,), small=("cifar10", "stl10")),
+        Layout(name="badencoder-visual", source="BadEncoder and DRUPE, ImageNet encoder (visual.)",
+               family="resnet", rules=TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
+               wrapped="visual", heads=("fc",), normalise=("none", "imagenet"),
+               kernels=(7,)),
+        Layout(name="children", source="lightly and BYOL (yaox12): a torchvision ResNet's children by number",
+               family="resnet", rules=CHILDREN, marker=("0.weight", "4.0.conv1.weight")),
+        Layout(name="hf-resnet", source="Hugging Face ResNetModel",
+               family="resnet", rules=HF_RESNET, marker=("embedder.embedder.convolution.weight",),
+               heads=("classifier",), kernels=(7,)),
+        Layout(name="clip-resnet", source="CLIP ResNets: OpenAI, OpenCLIP, BadEncoder, DECREE, CleanCLIP, BadCLIP",
+               family="clip-resnet", rules=CLIP_RESNET, heads=_CLIP_TEXT,
+               marker=("attnpool.positional_embedding", "attnpool.k_proj.weight", "conv1.weight",
+                       "layer1.0.conv1.weight"),
+               normalise=("clip",)),
+        Layout(name="timm-clip-resnet", source="timm resnet*_clip",
+               family="clip-resnet", rules=same(*(rule.ours for rule in CLIP_RESNET)),
+               marker=("head.pos_embed", "stem.conv1.conv.weight"), normalise=("clip",)),
+        Layout(name="openai-vit", source="CLIP ViT by OpenAI (QuickGELU), known by its scalar input_resolution",
+               family="clip-vit", rules=OPENAI_VIT, marker=("class_embedding", "conv1.weight"),
+               beside=("input_resolution",), heads=_CLIP_TEXT, normalise=("clip",), acts=("quickgelu",)),
+        Layout(name="clip-vit", source="CLIP ViT by OpenAI's names: OpenCLIP, fine-tuned CLIP",
+               family="clip-vit", rules=OPENAI_VIT, marker=("class_embedding", "conv1.weight"), heads=_CLIP_TEXT,
+               normalise=("clip",)),
+        Layout(name="timm-clip-vit", source="timm vit_*_clip_*",
+               family="clip-vit", rules=TIMM_CLIP_VIT, heads=("head.bias",),
+               marker=("norm_pre.weight", "cls_token", "blocks.0.attn.qkv.weight"), normalise=("clip",)),
+        Layout(name="hf-clip-vit", source="Hugging Face CLIPModel, CLIPVisionModel and CLIPVisionModelWithProjection",
+               family="clip-vit", rules=HF_CLIP, marker=("vision_model.embeddings.class_embedding",),
+               heads=("text_model", "text_projection", "logit_scale", "vision_model.embeddings.position_ids"),
+               normalise=("clip",)),
+        Layout(name="vit", source="timm's ViTs and DINO's backbones, which differ in normalisation",
+               family="vit", rules=VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"),
+               heads=("head", "pre_logits"), normalise=("imagenet", "half")),
+        Layout(name="dino", source="DINO's full checkpoints (teacher), ViT",
+               family="vit", rules=VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"), wrapped="backbone",
+               beside=("head",), heads=("head",)),
+        Layout(name="moco-v3", source="MoCo v3, ViT (ViT-S has 12 heads)",
+               family="vit", rules=VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"), wrapped="base_encoder",
+               heads=("head",), head_width=32),
+        Layout(name="mae", source="MAE, with its decoder",
+               family="vit", rules=VIT, marker=("cls_token", "blocks.0.attn.qkv.weight", "decoder_embed.weight"),
+               heads=("mask_token", "decoder_pos_embed", "decoder_embed", "decoder_blocks", "decoder_norm",
+                      "decoder_pred")),
+        Layout(name="hf-vit", source="Hugging Face ViTModel: ViT and DINO, which differ in normalisation",
+               family="vit", rules=HF_VIT, marker=("embeddings.cls_token", "encoder.layer.0.output.dense.weight"),
+               heads=("pooler", "classifier"), normalise=("imagenet", "half")),
+    )
+}  # fmt: skip
+#: What --to writes: our family -> layout.
+EXPORTS: dict[str, dict[str, str]] = {
+    "torchvision": {"resnet": "torchvision"},
+    "timm": {"resnet": "torchvision", "vit": "vit", "clip-vit": "timm-clip-vit", "clip-resnet": "timm-clip-resnet"},
+    "huggingface": {"resnet": "hf-resnet", "vit": "hf-vit", "clip-vit": "hf-clip-vit"},
+}
+_TEXT = re.compile(r"(.*\.)?(token_embedding|word_embeddings|embed_tokens|wte)\.weight")
+
+
+def nearest(names: Iterable[str]) -> tuple[str, int]:
+    """Return the layout that shares most names with these, whatever they lie under, and how many it shares."""
+    tails = [{name.split(".", cut)[-1] for cut in range(min(4, name.count(".") + 1))} for name in names]
+    shared = {key: sum(any(map(layout.find, tail)) for tail in tails) for key, layout in LAYOUTS.items()}
+    best = max(shared, key=lambda key: shared[key])
+    return best, shared[best]
+
+
+def text_tower(names: Iterable[str]) -> str | None:
+    """Return the name of a table of word embeddings, which only text encoders have."""
+    return next((name for name in names if _TEXT.fullmatch(name)), None)
+
+
+def described() -> dict[str, str]:
+    """Describe every layout in a line: what it is and what is usual of its pixels."""
+    rows = {"auto": "Tell by the names: of the layouts below, the one that asks for most of them."}
+    for layout in LAYOUTS.values():
+        cases = [" or ".join(layout.normalise)]
+        if layout.family == "resnet" and 3 in layout.kernels:
+            cases = [f"{cases[0]} with a 7x7 stem"] if 7 in layout.kernels else []
+            cases += [f"{' or '.join(layout.small)} with a 3x3 stem"]
+        acts = "; QuickGELU or GELU" if layout.family == "clip-vit" and len(layout.acts) > 1 else ""
+        rows[layout.name] = f"{layout.source}. Pixels: {', '.join(cases)}{acts}."
+    return rows | {"timm": "Any other model of timm, named by --arch timm:model=NAME, with its configuration's pixels."}

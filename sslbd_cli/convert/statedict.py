@@ -1,0 +1,260 @@
+"""State dicts of foreign files: read without running anything they hold, written without a pickle.
+
+Read are safetensors and what torch.save writes (both of its formats), the latter with `weights_only=True` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sslbd_cli.artefacts import container
+from sslbd_cli.convert import torchscript
+from sslbd_cli.errors import InputError
+
+State = dict[str, Tensor]
+
+#: Entries of a training checkpoint that hold the weights, and modules that wrap an encoder.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "teacher", "online_backbone", "resnet")
+WRAPPERS = {"module", "_orig_mod", "model", "encoder_q", "base_encoder", "backbone", "encoder", "visual", "trunk",
+            "online_network", "online_backbone", "resnet", "vit"}  # fmt: skip
+#: What self-supervised training keeps beside its encoder.
+BESIDE = ("encoder_k", "queue", "queue_ptr", "projector", "projection_head", "predictor", "classifier", "prototypes",
+          "momentum_encoder", "momentum_backbone", "momentum_projector", "momentum_classifier", "target_network",
+          "projetion", "head")  # fmt: skip
+PICKLE_SUFFIXES = {".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar"}
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The tensors of a foreign file, by the names it gives them, and the SHA-256 of its bytes."""
+
+    tensors: State
+    sha256: str
+
+
+def read(path: str) -> StateFile:
+    """Read the state dict of a foreign file; `-` is standard input.
+
+    Raises InputError for anything else than safetensors or a pickle of tensors; nothing of the file is executed.
+    """
+    label = "standard input" if path == "-" else path
+    with container.seekable(path) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        file.seek(0)
+        try:
+            return StateFile(_unwrap(_parse(file)), digest.hexdigest())
+        except InputError as error:
+            raise InputError(f"{label}: {error}") from None
+
+
+def _parse(file: BinaryIO) -> object:
+    magic = file.read(9)
+    file.seek(0)
+    if not magic:
+        raise InputError("is empty: a download, or the command before the pipe, failed")
+    if magic[:8] == container.HDF5_MAGIC:
+        raise InputError("is an HDF5 file, not a checkpoint; give safetensors or a PyTorch state dict")
+    if magic[:6] == b"\x93NUMPY":
+        raise InputError("is a NumPy array, not a checkpoint; save a state dict of tensors as safetensors")
+    if magic[8:] == b"{" and int.from_bytes(magic[:8], "little") <= container.HEADER_LIMIT:
+        return _read_safetensors(file.read())
+    if magic[:4] == b"PK\x03\x04":
+        if _check_zip(file):
+            return _read_torchscript(file)
+    elif magic[:1] != b"\x80":
+        raise InputError("is neither safetensors nor a PyTorch checkpoint (perhaps a download that failed)")
+    return _read_pickle(file)
+
+
+def _read_safetensors(data: bytes) -> State:
+    try:
+        loaded: State = safetensors.torch.load(data)
+        tensors = dict(sorted(loaded.items()))  # the format keeps no order, and the library's differs from run to run
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except Exception as error:  # a hostile header can make the library raise anything
+        raise InputError(f"is a damaged safetensors file: {one_line(error)}") from None
+    if "sslbd" in (header.get("__metadata__") or {}):
+        raise InputError("is an sslbd encoder already; --to torchvision or --to timm exports it")
+    return tensors
+
+
+def _check_zip(file: BinaryIO) -> bool:
+    """Tell whether a zip archive is TorchScript; refuse one that is no torch.save or holds more than its own size."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        members = zipfile.ZipFile(file).infolist()
+    except Exception as error:  # a hostile directory can make the library raise anything
+        raise InputError(f"is a damaged checkpoint: {one_line(error)}") from None
+    file.seek(0)
+    names = [member.filename for member in members]
+    if any(name.endswith(".npy") for name in names):
+        raise InputError("is a NumPy archive, not a checkpoint; save a state dict of tensors as safetensors")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise InputError("is a zip archive without a PyTorch checkpoint in it")
+    if sum(m.file_size for m in members if m.compress_type == zipfile.ZIP_STORED) > size:
+        raise InputError("is not as torch.save writes it: its members overlap")
+    if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
+        return True
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+        raise InputError("is not as torch.save writes it: its members are compressed or overlap")
+    return False
+
+
+def _read_torchscript(file: BinaryIO) -> State:
+    try:
+        return torchscript.read(file)
+    except torchscript.Refused as error:
+        advice = "nothing was run; have its authors save the state dict as safetensors"
+        raise InputError(f"is a TorchScript archive that {error}; {advice}") from None
+    except Exception as error:  # a hostile stream of opcodes can raise anything
+        raise InputError(f"is a damaged TorchScript archive: {one_line(error)}") from None
+
+
+def _read_pickle(file: BinaryIO) -> object:
+    try:
+        # DINO and its kind keep their options beside the weights as a Namespace: a bag of attributes without methods
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile stream of opcodes can raise anything
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked:
+            advice = "nothing was run; have its authors save the state dict as safetensors"
+            raise InputError(f"holds more than tensors: its pickle asks for {asked[1][:80]}; {advice}") from None
+        reason = re.search(r"(?s)WeightsUnpickler error: (.*?)\s*(?:Please|Check|$)", str(error))
+        what = one_line(reason[1] if reason else error)
+        raise InputError(f"is damaged, or was not written by torch.save: {what}") from None
+
+
+def _unwrap(found: object) -> State:
+    """Find the state dict in what a file holds: at the top, or in one of the usual entries of a training checkpoint."""
+    entries = _entries(found)
+    for _ in range(3):  # bounded: a pickle can hold itself
+        inner = [name for name in CONTAINERS if isinstance(entries.get(name), dict)]
+        if len(inner) > 1:
+            raise InputError(f"holds weights under {' and '.join(inner)}; save the ones you mean on their own")
+        if inner:
+            entries = _entries(entries[inner[0]])
+    for name, tensor in entries.items():
+        if not isinstance(name, str) or type(tensor) not in (Tensor, nn.Parameter):
+            what = f"{show([name])} is a {type(tensor).__name__}" if isinstance(name, str) else "has no name"
+            raise InputError(f"its entry {what}, not a tensor; save the state dict of tensors alone")
+    return {name: Tensor.detach(tensor) for name, tensor in entries.items()}
+
+
+def _entries(found: object) -> dict[Any, Any]:
+    """Copy a dict out of a pickle by dict's own method: a pickle can shadow an instance's methods."""
+    if not isinstance(found, dict) or len(found) == 0:
+        kind = "an empty dict" if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise InputError(f"holds {kind}, expected a state dict of tensors")
+    return dict(dict.items(found))
+
+
+# --- names and tensors --------------------------------------------------------------------------------------------
+
+
+def prefixes(state: State, marker: str) -> list[str]:
+    """List what precedes `marker` in the names, where it is nothing but known wrappers (`module.encoder_q.`)."""
+    ahead = {name.removesuffix(marker) for name in state if name.endswith(marker)}
+    return sorted(p for p in ahead if not p or (p.endswith(".") and set(p[:-1].split(".")) <= WRAPPERS))
+
+
+def strip(state: State, marker: str) -> tuple[str, State, list[str]]:
+    """Find the one prefix of the encoder that holds `marker`; return it, the tensors under it and the other names."""
+    found = prefixes(state, marker)
+    if not found:
+        raise InputError(f"has no tensor '{marker}' (names: {show(state)}); is --from or --arch right?")
+    if len(found) > 1:
+        raise InputError(f"holds {len(found)} encoders, under {show(p or '(top)' for p in found)}; save one on its own")
+    prefix = found[0]
+    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return prefix, inner, [name for name in state if not name.startswith(prefix)]
+
+
+def unwrapped(name: str) -> str:
+    """Take wrappers off the front of a name that lies beside the encoder: module.encoder_k.x -> encoder_k.x."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in WRAPPERS:
+        del parts[0]
+    return ".".join(parts)
+
+
+def is_under(name: str, modules: Iterable[str]) -> bool:
+    """Tell whether a name is one of the modules or lies in one."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def refuse_repeated(state: State) -> None:
+    """Refuse tensors that claim more numbers than they hold: a few bytes must not make us fill the memory."""
+    for name, tensor in state.items():
+        if (
+            tensor.layout == torch.strided
+            and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        ):
+            raise InputError(f"tensor {show([name])} claims to be {shape(tensor)}, more numbers than it holds")
+
+
+def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a plain tensor as the encoder's type (half precisions are up-cast), finite and with memory of its own."""
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    fits = tensor.dtype in floats if like.is_floating_point() else tensor.dtype in (torch.int64, torch.int32)
+    if not plain or not fits:
+        raise InputError(f"tensor {show([name])} is {tensor.dtype} on {tensor.device}, expected plain {like.dtype}")
+    weights = tensor.to(like.dtype).contiguous().clone()
+    if not bool(torch.isfinite(weights).all()):
+        raise InputError(f"tensor {show([name])} holds NaN or infinity")
+    return weights
+
+
+def show(names: Iterable[str], most: int = 5) -> str:
+    """List the first names, harmless to print, and count the others."""
+    every = list(names)
+    shown = [ascii(name)[1:-1][:80] for name in every[:most]]
+    return ", ".join(shown) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def one_line(error: BaseException | str) -> str:
+    """Return what an error says, in one printable line of at most 200 characters."""
+    return ascii(" ".join(str(error).split()))[1:-1][:200] or type(error).__name__
+
+
+def shape(tensor: Tensor) -> str:
+    """Write a shape as 64x3x7x7."""
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def write(tensors: dict[str, np.ndarray], path: str) -> None:
+    """Write safetensors without metadata, whole or not at all; `-` is standard output. Equal tensors, equal bytes."""
+    with container.atomic_output(path) as file:
+        file.write(safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()}))
+
+
+def refuse_pickle(path: str) -> None:
+    """Refuse an output name that promises a pickle."""
+    suffix = Path(path).suffix.lower()
+    if suffix in PICKLE_SUFFIXES:
+        better = Path(path).with_suffix(".safetensors").name
+        why = "sslbd writes no pickles, because reading one can run code"
+        raise InputError(f"{path}: {why}; name it {better} and read it with safetensors.torch.load_file")

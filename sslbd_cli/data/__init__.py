@@ -1,0 +1,1 @@
+"""`sslbd data`: make datasets of images."""

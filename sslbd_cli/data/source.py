@@ -1,0 +1,285 @@
+"""The contract of `data`'s sources: a source lists its images, the base class draws the subset, decodes and resizes."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import re
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+
+from sslbd_cli.artefacts import captions, container
+from sslbd_cli.artefacts.kinds import Dataset
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.data.decode import Decoded, ImageFile, decode, read_file, reason, resize
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import Plugin
+
+if TYPE_CHECKING:
+    from sslbd_cli.core.train import Watch
+
+LABEL_LIMIT = 100_000  # a number given as a label makes that many classes: an absurd one must not fill the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user asked of a source; None where nothing was said. size is in pixels."""
+
+    path: Path | None = None
+    root: Path | None = None
+    download: bool = False
+    split: str | None = None
+    count: int | None = None
+    size: int | None = None
+    part: str | None = None
+    limit: int | None = None
+    per_class: int | None = None
+    classes: tuple[str, ...] = ()
+    seed: int = 0
+    skip_corrupt: bool = False
+    captions: bool = False
+    caption: tuple[str, ...] = ()
+    watch: Watch = unwatched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """All that a source has: pixels uint8 N,3,H,W, or N files still to be decoded, and labels int64 N where it has any.
+
+    captions: N texts where they were asked for.
+    sealed: everything comes from the one file the user named, so its bytes are the record of what was read.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray | None
+    images: np.ndarray | None = None
+    files: Sequence[ImageFile] = ()
+    captions: Sequence[str] | None = None
+    sealed: bool = False
+
+    def __len__(self) -> int:
+        return len(self.files) if self.images is None else len(self.images)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A dataset, (name, reason) of the corrupt images left out, and how many images the source had in all.
+
+    digest: SHA-256 that stands for what was read, None where the file named by the user stands for itself.
+    """
+
+    dataset: Dataset
+    skipped: tuple[tuple[str, str], ...]
+    count: int
+    digest: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Plugin):
+    """Base of `data NAME`. `takes` names what the source understands beyond --size and the options for subsets."""
+
+    shelf: ClassVar[str] = "source"
+    takes: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @final
+    def __call__(self, wish: Wish) -> Made:
+        """Make the dataset; `ids` are positions in the full listing of the split.
+
+        Raises InputError for options the source does not take, and for input that is missing, damaged or empty.
+        """
+        self._check(wish)
+        place = str(wish.path or wish.root or self.name)
+        try:
+            catalogue = self.catalogue(wish)
+            return _make(catalogue, choose(catalogue, wish), wish)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from None
+        except MemoryError:
+            raise InputError(f"{place}: its images do not fit in memory") from None
+
+    @abstractmethod
+    def catalogue(self, wish: Wish) -> Catalogue:
+        """List what the source has of `wish.split`, in an order that depends on its content alone."""
+
+    def _check(self, wish: Wish) -> None:
+        given = {
+            "SOURCE": wish.path is not None,
+            "--root": wish.root is not None,
+            "--download": wish.download,
+            "--split": wish.split is not None,
+            "--count": wish.count is not None,
+            "--skip-corrupt": wish.skip_corrupt,
+            "--captions": wish.captions,
+        }
+        for option in (option for option, is_given in given.items() if is_given and option not in self.takes):
+            listed = ", ".join((*self.takes, "--size", "--classes", "--part", "--per-class", "--limit"))
+            raise InputError(f"{self.name} takes no {option}; it takes {listed}")
+        for option in (option for option in self.needs if not given[option]):
+            hint = "the folder that torchvision keeps the dataset in" if option == "--root" else "what to read"
+            raise InputError(f"{self.name} needs {option}: {hint}")
+
+
+def _make(catalogue: Catalogue, rows: np.ndarray, wish: Wish) -> Made:
+    if not len(rows):
+        raise InputError("no images here")
+    if catalogue.images is None:
+        found = decode([catalogue.files[row] for row in rows], wish.size, wish.skip_corrupt, wish.watch)
+        if not len(found.kept):
+            raise InputError(f"all of its images are corrupt, {len(rows)} in all")
+        digest = None if catalogue.sealed else _digest(catalogue, rows, found)
+        images, skipped, rows = found.images, found.skipped, rows[found.kept]
+    else:
+        digest = None if catalogue.sealed else container.digest({}, {"images": catalogue.images})
+        images, skipped = catalogue.images if len(rows) == len(catalogue) else catalogue.images[rows], ()
+        images = images if wish.size is None else resize(images, wish.size)
+    arrays = {"images": np.ascontiguousarray(images), "ids": rows}
+    kept = _kept(catalogue, wish)
+    if catalogue.labels is not None:
+        arrays["labels"] = np.searchsorted(kept, catalogue.labels[rows])
+    texts = catalogue.captions if not wish.caption else _write(catalogue, wish)
+    if texts is not None:
+        arrays["captions"] = captions.encode([texts[row] for row in rows])
+    dataset = Dataset.build({"classes": [catalogue.classes[label] for label in kept]}, arrays, ())
+    return Made(dataset, skipped, len(catalogue), digest)
+
+
+def _write(catalogue: Catalogue, wish: Wish) -> list[str]:
+    """Give every image one of the user's texts, with the name of its class; a subset does not change which."""
+    if wish.captions:
+        raise InputError("--caption and --captions both give texts; choose one")
+    labels = _labels(catalogue, "--caption")
+    for text in wish.caption:
+        if problem := captions.fault(text):
+            raise InputError(f"--caption: the text {problem}")
+    picks = _generator(wish.seed, "caption").integers(len(wish.caption), size=len(labels))
+    return [
+        wish.caption[pick].replace("{}", catalogue.classes[label])
+        for pick, label in zip(picks.tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
+    """Hash a line per listed file: its bytes' SHA-256 (`-` where they were not asked for), label, name, caption."""
+    sums = dict(zip(rows.tolist(), found.digests, strict=True))
+    labels = [-1] * len(catalogue) if catalogue.labels is None else catalogue.labels.tolist()
+    texts = [""] * len(catalogue) if catalogue.captions is None else [f"\t{text}" for text in catalogue.captions]
+    lines = (
+        f"{sums.get(row, '-')} {labels[row]} {file.name}{texts[row]}\n" for row, file in enumerate(catalogue.files)
+    )
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+# --- subsets ------------------------------------------------------------------------------------------------------
+
+
+def choose(catalogue: Catalogue, wish: Wish) -> np.ndarray:
+    """Draw the rows asked for by --classes, --part, --per-class, then --limit: int64, ascending.
+
+    A smaller number draws a subset; where there are fewer images than asked for, all are taken.
+    """
+    rows = np.arange(len(catalogue))
+    if wish.classes:
+        rows = rows[np.isin(_labels(catalogue, "--classes"), _kept(catalogue, wish))]
+    if wish.part is not None:
+        first, last, count = _part(wish.part)
+        cuts = [len(rows) * number // count for number in (first - 1, last)]
+        if cuts[0] == cuts[1]:
+            raise InputError(f"--part {wish.part}: no image is left of {len(rows)}")
+        rows = np.sort(_shuffled(rows, wish.seed, "part")[slice(*cuts)])
+    if wish.per_class is not None:
+        labels = _labels(catalogue, "--per-class")
+        order = _shuffled(rows, wish.seed, "per-class")
+        drawn = [order[labels[order] == label][: wish.per_class] for label in range(len(catalogue.classes))]
+        rows = np.sort(np.concatenate(drawn)) if drawn else rows
+    if wish.limit is not None:
+        rows = np.sort(_shuffled(rows, wish.seed, "limit")[: wish.limit])
+    return rows
+
+
+def _part(text: str) -> tuple[int, int, int]:
+    """Read K/N, or J-K/N for several parts: the first, the last, and how many there are."""
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?/(\d{1,6})", text, re.ASCII)
+    first, last, count = (int(number) for number in (found[1], found[2] or found[1], found[3])) if found else (0, 0, 0)
+    if not 1 <= first <= last <= count:
+        raise InputError(f"--part {text}: expected a part such as 1/5, or several such as 2-5/5")
+    return first, last, count
+
+
+def _labels(catalogue: Catalogue, option: str) -> np.ndarray:
+    if catalogue.labels is None:
+        raise InputError(f"{option} needs labels, and there are none here")
+    return catalogue.labels
+
+
+def _kept(catalogue: Catalogue, wish: Wish) -> list[int]:
+    """Return the numbers of the classes asked for, ascending: they keep the source's order, whatever the user's."""
+    if not wish.classes:
+        return list(range(len(catalogue.classes)))
+    for name in wish.classes:
+        if name not in catalogue.classes:
+            near = difflib.get_close_matches(name, catalogue.classes, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise InputError(f"--classes: no class '{name}': {hint}there are {', '.join(catalogue.classes[:12])}")
+    return [label for label, name in enumerate(catalogue.classes) if name in wish.classes]
+
+
+def _shuffled(rows: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    return rows[np.argsort(_generator(seed, purpose).random(len(rows)), kind="stable")]
+
+
+def _generator(seed: int, purpose: str) -> np.random.Generator:
+    """Return the generator named (seed, purpose), as core.device names torch's, without importing torch."""
+    name = hashlib.sha256(repr((seed, purpose)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(name[:8], "little"))
+
+
+def pick_split(split: str | None, known: Sequence[str]) -> str:
+    """Return the split asked for. Raises InputError, listing those that exist, for an unknown one or for none."""
+    if split in known and split is not None:
+        return split
+    listed = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
+    raise InputError(
+        f"choose one of its splits with --split: {listed}" if split is None else f"no split '{split}'; it has {listed}"
+    )
+
+
+def numbered(labels: np.ndarray) -> tuple[str, ...]:
+    """Name the classes of bare numbers, 0 to the highest. Raises InputError for a negative or an absurd one."""
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
+    if low < 0 or high >= LABEL_LIMIT:
+        raise InputError(f"label {low if low < 0 else high} is not a number from 0 to {LABEL_LIMIT - 1}")
+    return tuple(map(str, range(high + 1)))
+
+
+# --- torchvision --------------------------------------------------------------------------------------------------
+
+
+def open_torchvision(maker: Callable[..., Any], wish: Wish, **options: Any) -> Any:
+    """Open one of torchvision's datasets in --root, which checks the MD5 sums of its files before it loads them.
+
+    Raises InputError where the dataset is not there, or is damaged, or cannot be downloaded.
+    """
+    title = maker.__name__
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output carries the artefact alone
+            return maker(str(wish.root), download=wish.download, **options)
+    except (RuntimeError, OSError, ValueError, LookupError) as error:
+        if wish.download:
+            raise InputError(f"{title} could not be downloaded: {reason(error)}") from None
+        hint = "give the --root that holds it, or --download where there is a network"
+        raise InputError(f"no complete {title} in this folder ({reason(error).split('. ')[0]}); {hint}") from None
+
+
+def torchvision_files(samples: Sequence[tuple[str, int]], root: Path) -> tuple[list[ImageFile], np.ndarray]:
+    """Turn torchvision's (path, label) pairs into files named relative to root, sorted by name, and labels int64 N."""
+    rows = sorted((Path(path).relative_to(root).as_posix(), path, label) for path, label in samples)
+    files = [ImageFile(name, lambda path=path: read_file(path)) for name, path, _ in rows]  # type: ignore[misc]
+    return files, np.array([label for _, _, label in rows], np.int64)

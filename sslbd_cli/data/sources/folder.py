@@ -1,0 +1,81 @@
+"""Folders of images, one folder per class, loose or packed. Archives are read in place: nothing is ever extracted."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sslbd_cli.data.archives import Parts, Reader, image_parts, list_images
+from sslbd_cli.data.decode import ImageFile, foreign, read_file
+from sslbd_cli.data.source import Catalogue, Source, Wish, pick_split
+from sslbd_cli.errors import InputError
+
+DEEPEST = 4  # TOP/SPLIT/CLASS/NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(Source):
+    """Read CLASS/NAME or SPLIT/CLASS/NAME images from a folder, a zip, tar, tar.gz, tar.bz2 or tar.xz.
+
+    All may lie in one folder more. Classes are the sorted names of the class folders, the same in every split. Hidden
+    files, links inside archives and files that are not images are left out.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--split", "--skip-corrupt")
+    needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
+
+    def catalogue(self, wish: Wish) -> Catalogue:
+        path = wish.path
+        assert path is not None
+        with foreign("a folder of images or a zip or tar archive of one"):
+            if path.is_dir():
+                found = dict(_walk(str(path), ()))
+            else:
+                found = list_images(path, lambda parts: wish.split in (None, *parts[:2]), wish.watch)
+        classes, chosen = arrange(set(found), wish.split)
+        index = {name: number for number, name in enumerate(classes)}
+        return Catalogue(
+            classes=classes,
+            labels=np.array([index[parts[-2]] for parts in chosen], np.int64),
+            files=[ImageFile("/".join(parts), found[parts]) for parts in chosen],
+            sealed=not path.is_dir(),
+        )
+
+
+def arrange(paths: set[Parts], split: str | None) -> tuple[Parts, list[Parts]]:
+    """Find the layout: return the sorted classes of all splits and the split's paths, by class and name.
+
+    Raises InputError for mixed or unknown layouts, and for a split that is missing, unknown or uncalled-for.
+    """
+    if not paths:
+        raise InputError("no images in class folders here; expected CLASS/NAME or SPLIT/CLASS/NAME")
+    shallow, deep = (min(paths, key=lambda parts: (sign * len(parts), parts)) for sign in (1, -1))
+    depth, tops = len(deep), {parts[0] for parts in paths}
+    if not 2 <= len(shallow) == depth <= DEEPEST or (depth == DEEPEST and len(tops) > 1):
+        shown = " and ".join(dict.fromkeys(("/".join(shallow), "/".join(deep))))
+        raise InputError(f"cannot tell the layout from {shown}: expected CLASS/NAME or SPLIT/CLASS/NAME")
+    level = depth - 3  # where in a path the split stands
+    splits = sorted({parts[level] for parts in paths}) if level >= 0 else []
+    if split is not None and not splits:
+        raise InputError(f"--split {split}: there are no splits here, the layout is CLASS/NAME; leave --split out")
+    if split is not None or len(splits) > 1:
+        split = pick_split(split, splits)
+    classes = tuple(sorted({parts[-2] for parts in paths}))
+    chosen = sorted((parts for parts in paths if split is None or parts[level] == split), key=lambda p: p[-2:])
+    return classes, chosen
+
+
+def _walk(folder: str, above: Parts) -> Iterator[tuple[Parts, Reader]]:
+    """List the images of a directory. Links are followed (the user's own); pipes and devices are left out."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            here = (*above, entry.name)
+            if entry.is_dir() and len(here) <= DEEPEST and not entry.name.startswith("."):
+                yield from _walk(entry.path, here)
+            elif image_parts(entry.name) and entry.is_file():
+                yield here, functools.partial(read_file, entry.path)

@@ -1,0 +1,27 @@
+"""GTSRB: German traffic signs in 43 classes, of many sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sslbd_cli.data.source import Catalogue, Source, Wish, open_torchvision, pick_split, torchvision_files
+
+CLASSES = tuple(f"{number:05d}" for number in range(43))  # the names of the training set's folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gtsrb(Source):
+    """Read GTSRB as torchvision keeps it in --root (splits train, test); needs --size."""
+
+    takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split", "--skip-corrupt")
+    needs: ClassVar[tuple[str, ...]] = ("--root",)
+
+    def catalogue(self, wish: Wish) -> Catalogue:
+        split = pick_split(wish.split, ("train", "test"))
+        from torchvision.datasets import GTSRB
+
+        found = open_torchvision(GTSRB, wish, split=split)
+        assert wish.root is not None
+        files, labels = torchvision_files(found._samples, wish.root)  # its only listing that decodes nothing
+        return Catalogue(classes=CLASSES, labels=labels, files=files)

@@ -1,0 +1,28 @@
+"""Imagenette: ten easily told classes of ImageNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sslbd_cli.data.source import Catalogue, Source, Wish, open_torchvision, pick_split, torchvision_files
+from sslbd_cli.plugin import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imagenette(Source):
+    """Read Imagenette as torchvision keeps it in --root (splits train, val); needs --size. Classes are WordNet ids."""
+
+    takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split", "--skip-corrupt")
+    needs: ClassVar[tuple[str, ...]] = ("--root",)
+
+    variant: str = key("full", "which published archive: by the shorter side", choices=("full", "320px", "160px"))
+
+    def catalogue(self, wish: Wish) -> Catalogue:
+        split = pick_split(wish.split, ("train", "val"))
+        from torchvision.datasets import Imagenette as Found
+
+        found = open_torchvision(Found, wish, split=split, size=self.variant)
+        assert wish.root is not None
+        files, labels = torchvision_files(found._samples, wish.root)  # its only listing that decodes nothing
+        return Catalogue(classes=tuple(found.wnids), labels=labels, files=files)

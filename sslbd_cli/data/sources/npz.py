@@ -1,0 +1,75 @@
+"""Arrays in a NumPy archive, as data sets for classification are often published."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sslbd_cli.data.decode import foreign, unpacking_limit
+from sslbd_cli.data.source import Catalogue, Source, Wish, numbered
+from sslbd_cli.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Npz(Source):
+    """Read a .npz file: x uint8 N,H,W,3 or N,3,H,W; y whole numbers N or N,1; and, if there, classes (names).
+
+    A file that holds x alone makes a dataset without labels. Pickled objects are never loaded.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("SOURCE",)
+    needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
+
+    def catalogue(self, wish: Wish) -> Catalogue:
+        assert wish.path is not None
+        arrays = _load(str(wish.path))
+        images = _images(arrays["x"])
+        if "y" not in arrays:
+            return Catalogue(classes=(), labels=None, images=images, sealed=True)
+        labels = _labels(arrays["y"])
+        if len(images) != len(labels):
+            raise InputError(f"x holds {len(images)} images, y {len(labels)} labels")
+        classes = numbered(labels)
+        if "classes" in arrays:
+            classes = _names(arrays["classes"], len(classes))
+        return Catalogue(classes=classes, labels=labels, images=images, sealed=True)
+
+
+def _load(path: str) -> dict[str, np.ndarray]:
+    """Read the arrays we know by name."""
+    with foreign("an .npz file"), open(path, "rb") as file:
+        found: Any = np.load(file, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise InputError("a single array, not an .npz file; save it with numpy.savez(FILE, x=..., y=...)")
+        absent = [name for name in ("x", "y") if name not in found.files]
+        if absent and found.files != ["x"]:
+            listed = ", ".join(found.files[:10]) or "none"
+            raise InputError(f"no array '{absent[0]}' among {listed}; expected x and y, or x alone for no labels")
+        claimed, packed = sum(member.file_size for member in zipfile.ZipFile(file).infolist()), file.seek(0, 2)
+        if claimed > unpacking_limit(packed):
+            raise InputError(f"claims to unpack {packed} bytes to {claimed}: taken for a decompression bomb")
+        return {name: found[name] for name in ("x", "y", "classes") if name in found.files}
+
+
+def _images(x: np.ndarray) -> np.ndarray:
+    """Return x as uint8 N,3,H,W. Raises InputError for any other type or layout."""
+    places = [axis for axis in (1, 3) if x.ndim == 4 and x.shape[axis] == 3]
+    if x.dtype != np.uint8 or len(places) != 1:
+        raise InputError(f"x is {x.dtype} {x.shape}, expected uint8 (N, H, W, 3) or (N, 3, H, W)")
+    return np.moveaxis(x, places[0], 1)
+
+
+def _labels(y: np.ndarray) -> np.ndarray:
+    """Return y as int64 N. Raises InputError for any other type or layout."""
+    if y.dtype.kind not in "iu" or not (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
+        raise InputError(f"y is {y.dtype} {y.shape}, expected whole numbers (N,) or (N, 1)")
+    return y.reshape(-1).astype(np.int64)
+
+
+def _names(classes: np.ndarray, used: int) -> tuple[str, ...]:
+    if classes.dtype.kind != "U" or classes.ndim != 1 or len(classes) < used:
+        raise InputError(f"classes is {classes.dtype} {classes.shape}, expected at least {used} names (text)")
+    return tuple(map(str, classes))

@@ -1,0 +1,111 @@
+"""Look for a backdoor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sslbd_cli.cli import options
+from sslbd_cli.cli.run import Run
+from sslbd_cli.cli.spec import Spec
+
+
+@options.command(
+    "detect",
+    examples=(
+        "sslbd detect backdoored.safetensors --method dede --data test.h5 --aux clean.h5 --trigger patch"
+        " --baseline encoder.safetensors -o detection.h5",
+        "sslbd detect backdoored.safetensors --method poisoncam --data poisoned.h5 -o detection.h5",
+        "sslbd detect backdoored.safetensors --guard guard.safetensors --data incoming.h5 --exit-code",
+        "sslbd detect encoder.safetensors --method all --budget 600 --exit-code --sarif detection.sarif",
+    ),
+)
+@options.input_argument("ENCODER")
+@click.option(
+    "--method",
+    type=Spec("detector", also=("all",)),
+    multiple=True,
+    default=("dede",),
+    show_default="dede",
+    metavar="SPEC|all",
+    help="Detector; 'help' lists, 'NAME:help' explains; repeat it, or all that apply.",
+)
+@options.artefact("--data", help="Images to judge; of an encoder, clean ones to search a trigger with; "
+                                 "left out, common triggers on --aux or on built-in images.")  # fmt: skip
+@options.artefact("--aux", help="Other unlabeled images, held to be clean, to learn and calibrate on; for inputs.")
+@click.option("--trigger", type=Spec("trigger"), metavar="SPEC",
+              help="Judge --data with this trigger too, to measure a detector of inputs; it is not told.")  # fmt: skip
+@options.artefact("--baseline", multiple=True,
+                  help="A clean encoder to judge the same images by; for a detector of encoders repeat it, "
+                       "or give such a detector's reports on clean encoders.")  # fmt: skip
+@options.artefact("--backdoored", multiple=True,
+                  help="An encoder known to be backdoored, for detectors that learn from such; repeat it.")  # fmt: skip
+@options.artefact("--reference",
+                  help="An independent encoder, for detectors of inputs that compare with one.")  # fmt: skip
+@options.artefact("--save-guard", help="Write what a detector of inputs has learned here, to judge other images by.")
+@options.artefact("--guard", help="A guard of this encoder, made by --save-guard, to judge --data by.")
+@click.option("--alpha", default=0.05, show_default=True, type=options.Number(1e-9, 0.5),
+              help="Share of clean inputs, or of clean encoders, that may be flagged.")  # fmt: skip
+@click.option("--budget", type=options.Number(0, min_open=True), metavar="SECONDS",
+              help="Time for all methods, the cheapest first; what is left then does not run.")  # fmt: skip
+@click.option("--exit-code", is_flag=True, help="Exit 1 where a backdoor is found.")
+@click.option("--sarif", type=options.ArtefactPath(), metavar="FILE",
+              help="Also write what is found as SARIF 2.1.0 here, for code scanning.")  # fmt: skip
+@options.json_lines
+@options.limit
+@options.seed
+@options.device()
+@options.report_output
+def command(
+    run: Run, input: str, output: str | None, json_lines: bool, exit_code: bool, sarif: str | None, **params: Any
+) -> None:
+    """Look for a backdoor, and say how far the answer can be trusted.
+
+    The verdict is found, nothing found (within the search space named) or inconclusive (exit 3); never clean. Detectors
+    of inputs judge images that the encoder is given: the threshold is set on a part of --aux that the detector did not
+    learn from. Detectors of samples judge the training set itself and need no other images; `sslbd purify --method
+    filter` takes out what they flag. Detectors of encoders search the encoder for a trigger with clean images, and test
+    what they find on images held out; the report holds it, and --trigger witness:file=REPORT replays it. Clean encoders
+    of the same kind, 4 or more, say what is usual. Truth recorded in --data, or known from --trigger, is used only
+    afterwards, to measure. --limit is of --data, and without it of the images that each trigger is put on.
+
+    --save-guard keeps what a detector of inputs has learned; --guard judges further images by it, without --aux, and
+    says how fast. A guard fits one encoder alone. The report holds a p-value for each image.
+
+    Without --data, common triggers, those named by the encoder's history and --trigger are stamped on a part of --aux,
+    or on built-in synthetic images, and each is judged by itself. Training sets are only judged where they are given.
+
+    Of several methods, p-values are corrected for their number by Holm's method; a method that decides by a published
+    rule of its own has none, and counts as it is. The verdict over all is found where any method's is after the
+    correction; inconclusive where a finding does not outlast it, or where no method came to an answer.
+    """
+    from sslbd_cli.artefacts.kinds import Encoder
+    from sslbd_cli.cli.output import print_results
+    from sslbd_cli.detect import guarding, several
+    from sslbd_cli.errors import InputError, Unsound
+
+    if sarif == "-":
+        raise InputError("--sarif -: standard output carries the report; name a file")
+    run.claim(params["save_guard"], "--save-guard")
+    run.claim(sarif, "--sarif")
+    speed: dict[str, float] = {}
+    if params["guard"]:
+        guarding.check_options(run)
+        report, speed = guarding.judge_stream(run, run.read(input, Encoder), params)
+    else:
+        report = several.judge(run, run.read(input, Encoder), params)
+    if output != "-":  # where the report goes by itself
+        print_results(several.shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
+    if output is not None:
+        run.write(report, output, **several.resolved(report, params))
+    doubt = report.results["doubt"]
+    is_stop = exit_code and report.results["verdict"] == "found" and not report.results.get("sees_truth")
+    if sarif is not None:
+        from sslbd_cli.detect.sarif import write
+
+        write(sarif, input, report, status=3 if doubt else int(is_stop))
+    if doubt:
+        raise Unsound(f"inconclusive: {doubt}")
+    if is_stop:
+        raise click.exceptions.Exit(1)

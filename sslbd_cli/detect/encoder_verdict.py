@@ -1,0 +1,175 @@
+"""Judge an encoder itself: the contract of such detectors, the witness they find, and a pool of clean encoders.
+
+A statistic means little alone: what is usual differs by architecture, resolution and pre-training. Encoders known to be
+clean give it a scale, as an empirical p-value; without them a detector's own rule, stated with its source, decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslbd_cli.artefacts import parts as report_parts
+from sslbd_cli.artefacts.kinds import Dataset, Report, spread
+from sslbd_cli.artefacts.validate import is_number
+from sslbd_cli.core import metrics
+from sslbd_cli.core.device import generator
+from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
+from sslbd_cli.errors import InputError
+
+POOL = 4  # fewer clean encoders than this set no scale: the detector's own rule decides
+HELD = 0.25  # share of the images that a witness is tested on, and that nothing is searched on
+LEAST = 64  # images that an audit needs, of which a quarter is held out
+SHOWN = 8  # held-out images that the report shows with the witness
+
+
+def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: int) -> Clues:
+    """Draw the images of an audit: `limit` of them, spread evenly, a quarter of these held out at random.
+
+    Raises InputError for fewer than 64 images, and for a missing downstream task.
+    """
+    data = data.limited(limit)
+    labels = data.need_labels(f"--method {detector.name}") if detector.needs_labels else None
+    images = data.images
+    if len(images) < LEAST:
+        raise InputError(f"{len(images)} images of --data are too few for an audit; give {LEAST} at least")
+    order = torch.randperm(len(images), generator=generator(seed, "audit")).numpy()
+    held, rest = np.sort(order[: int(HELD * len(order))]), np.sort(order[int(HELD * len(order)) :])
+    if labels is None:
+        return Clues(images[rest], images[held])
+    return Clues(images[rest], images[held], labels[rest], labels[held], data.classes)
+
+
+# --- what a pool of clean encoders makes of a statistic -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An opinion among clean encoders. p_value: (1 + #{clean >= statistic}) / (n + 1), None without any.
+
+    false_alarms: the share of clean encoders that may be called backdoored; with few of them it is 1 / (n + 1), and an
+    encoder must exceed them all. None where the detector's own rule decides. decisive: of several searches, the one
+    that stands out most among the clean encoders.
+    """
+
+    opinion: Opinion
+    pool: np.ndarray
+    p_value: float | None
+    false_alarms: float | None
+    decisive: str | None = None
+
+    def verdict(self) -> tuple[str, str]:
+        """Return the verdict and, where it is `inconclusive`, why."""
+        opinion = self.opinion
+        if opinion.doubt:
+            return "inconclusive", opinion.doubt
+        if self.false_alarms is not None and self.p_value is not None:
+            return ("found" if self.p_value <= self.false_alarms + 1e-12 else "nothing found"), ""
+        if opinion.threshold is None:
+            return "inconclusive", f"it has no threshold of its own; give {POOL} clean encoders as --baseline"
+        if opinion.statistic <= opinion.threshold:
+            return "nothing found", ""
+        if len(self.pool) and self.pool.max() > opinion.threshold:
+            return "inconclusive", "a clean encoder exceeds the threshold, too; give more of them as --baseline"
+        return "found", ""
+
+
+def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence[Mapping[str, float]] = ()) -> Standing:
+    """Set an opinion among clean encoders, those given and those that it brings itself, by its parts where it has such.
+
+    Raises InputError where a clean encoder lacks parts.
+    """
+    known = np.array([*pool, *opinion.pool], np.float64)
+    own, others, decisive = opinion.statistic, known, None
+    if opinion.parts and len(known) >= POOL:
+        own, others, decisive = on_one_scale(opinion.parts, parts)
+        witness, success = opinion.witnesses.get(decisive, (opinion.witness, opinion.success))
+        opinion = replace(opinion, witness=witness, success=success)
+    p_value = float(metrics.conformal(others, np.array([own]))[0]) if len(known) else None
+    if len(known) < POOL:
+        return Standing(opinion, known, p_value, None)
+    return Standing(opinion, known, p_value, max(alpha, 1 / (len(known) + 1)), decisive)
+
+
+def on_one_scale(own: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> tuple[float, np.ndarray, str]:
+    """Bring the parts of several encoders to one scale: their largest z, in deviations of all of them, itself included.
+
+    Returns it for the encoder in question and for the others, and which part is the largest of the former. All are
+    treated alike, so that the p-value of the result stays valid: a clean encoder ranks anywhere among clean ones.
+    Raises InputError where an encoder lacks parts.
+    """
+    if any(each.keys() != own.keys() for each in others):
+        raise InputError("--baseline: a report without the statistic of every search; make it anew")
+    values = np.array([[own[name], *(each[name] for each in others)] for name in own])
+    # of so few values a median deviation is often tiny by chance, and would call a clean encoder far out
+    z = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True).clip(1e-12)
+    largest = z.max(0)
+    return float(largest[0]), largest[1:], list(own)[int(z[:, 0].argmax())]
+
+
+def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tuple[float, dict[str, float]]:
+    """Return what an earlier report says of a clean encoder, with its parts, so that it is not examined again.
+
+    Raises InputError for a report by another method, or on other images.
+    """
+    results = report_parts.one(report, method).results
+    if report.command != "detect" or results.get("flags") != "encoder":
+        raise InputError("--baseline: a report that does not judge an encoder; make one with sslbd detect")
+    if results.get("method") != method:
+        raise InputError(f"--baseline: a report of {str(results.get('method'))[:200]}, not of {method}")
+    if results.get("data") != {"sha256": data.sha256} or results.get("n_images") != count:
+        raise InputError("--baseline: a report on other images than --data; examine the clean encoder on these")
+    value: Any = results.get("statistic")
+    parts: Any = results.get("parts") or {}
+    if not is_number(value) or not isinstance(parts, dict) or not all(map(is_number, parts.values())):
+        raise InputError("--baseline: a report without a statistic: it is damaged")
+    return float(value), {str(name): float(part) for name, part in parts.items()}
+
+
+def examined(report: Report, method: str) -> str:
+    """Return the digest of the encoder that an earlier report judges. Raises InputError where it names none."""
+    named = report_parts.one(report, method).results.get("encoder")
+    if not isinstance(named, dict) or not isinstance(named.get("sha256"), str):
+        raise InputError("--baseline: a report that does not name its encoder: it is damaged")
+    return str(named["sha256"])
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def results_of(standing: Standing, clues: Clues) -> dict[str, Any]:
+    """Return the numbers of the report."""
+    opinion, (verdict, doubt) = standing.opinion, standing.verdict()
+    witness = opinion.witness
+    return {
+        "verdict": verdict,
+        "doubt": doubt or None,
+        "search_space": opinion.search_space,
+        "statistic": opinion.statistic,
+        "parts": opinion.parts or None,
+        "decisive": standing.decisive,
+        "threshold": opinion.threshold,
+        "p_value": standing.p_value,
+        "false_alarms": standing.false_alarms,
+        "n_baseline": len(standing.pool),
+        "baseline_statistics": [float(value) for value in standing.pool],
+        "witness": witness and {"area": witness.area, "success": opinion.success, "n_held": len(clues.held)},
+        "n_images": len(clues.images),
+        "details": opinion.summary,
+    }
+
+
+def arrays_of(opinion: Opinion, clues: Clues) -> dict[str, np.ndarray]:
+    """Return the arrays of the report: the witness, and what it does to some held-out images."""
+    data = dict(opinion.extras)
+    if (witness := opinion.witness) is not None:
+        rows = spread(len(clues.held), SHOWN)
+        clean = torch.from_numpy(clues.held[rows])
+        data["witness/keep"] = witness.keep.float().cpu().numpy()
+        data["witness/add"] = witness.add.float().cpu().numpy()
+        data["sheet/clean"], data["sheet/triggered"] = clean.numpy(), witness.stamp(clean).cpu().numpy()
+    return data | {f"pictures/{name}": images for name, images in opinion.pictures.items()}

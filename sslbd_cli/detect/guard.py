@@ -1,0 +1,110 @@
+"""Detectors of inputs: what they learn of an encoder from images held to be clean, and the guard that keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from sslbd_cli import plugin
+from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard
+from sslbd_cli.artefacts.overlap import image_digests
+from sslbd_cli.core import metrics, nets
+from sslbd_cli.core.device import Device
+from sslbd_cli.detect.contract import Findings, ImageDetector, InputDetector, Setting, State
+from sslbd_cli.errors import InputError
+
+# --- guards -------------------------------------------------------------------------------------------------------
+
+
+def make_guard(
+    detector: ImageDetector, findings: Findings, encoder: Encoder, reference: Encoder | None, aux: Dataset
+) -> Guard:
+    """Keep what a detector of inputs has learned. Raises InputError for one that learns nothing."""
+    if not isinstance(detector, InputDetector):
+        raise InputError(f"--save-guard: {detector.name} learns nothing that could be kept; choose another --method")
+    return Guard(
+        method=str(detector),
+        size=encoder.size,
+        encoder=encoder.sha256,
+        reference=None if reference is None else reference.sha256,
+        search_space=findings.search_space,
+        doubt=findings.doubt,
+        aux=image_digests(aux),
+        calibration=findings.calibration,
+        state={name: tensor.detach().cpu().contiguous().numpy() for name, tensor in findings.learned.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Post:
+    """A guard at work: a detector with what it learned, before the encoder that it learned it of."""
+
+    detector: InputDetector
+    guard: Guard
+    setting: Setting
+    state: State = field(repr=False)
+
+    def look(self, images: np.ndarray) -> Findings:
+        """Score images uint8 N,3,H,W."""
+        guard = self.guard
+        scores = self.detector.look(images, self.state, self.setting).columns["score"]
+        return Findings(scores, guard.calibration, search_space=guard.search_space, doubt=guard.doubt)
+
+    def rejects(self, images: np.ndarray, alpha: float) -> np.ndarray:
+        """Return which images are turned away, bool N, of clean ones a share of alpha."""
+        flagged: np.ndarray = self.look(images).scores > metrics.conformal_threshold(self.guard.calibration, alpha)
+        return flagged
+
+
+def station(guard: Guard, encoder: Encoder, reference: Encoder | None, device: Device, alpha: float) -> Post:
+    """Put a guard before its encoder.
+
+    Raises InputError for another encoder or reference, for tensors that do not fit the method, and where the
+    calibration images are too few for alpha.
+    """
+    detector = plugin.parse("detector", guard.method)
+    if not isinstance(detector, InputDetector):
+        raise InputError(f"--guard: {guard.method} is no detector of inputs: the file is damaged")
+    if encoder.sha256 != guard.encoder:
+        raise InputError(
+            f"--guard: made for another encoder ({guard.encoder[:12]}, not {encoder.sha256[:12]});"
+            " make one for this encoder with sslbd detect --save-guard"
+        )
+    _check_reference(guard, reference)
+    check_alpha(guard, alpha)
+    second = None if reference is None else nets.load(reference).to(device.torch)
+    setting = Setting(nets.load(encoder).to(device.torch), device, reference=second)
+    state = {name: torch.from_numpy(np.array(array)).to(device.torch) for name, array in guard.state.items()}
+    post = Post(detector, guard, setting, state)
+    try:  # the file may be anybody's: what does not fit shows on two images
+        fits = np.isfinite(post.look(np.zeros((2, 3, guard.size, guard.size), np.uint8)).scores).all()
+    except (KeyError, IndexError, RuntimeError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise InputError(
+            f"--guard: its tensors do not fit {detector.name}: the file is damaged, or of an older sslbd; make it again"
+        )
+    return post
+
+
+def _check_reference(guard: Guard, reference: Encoder | None) -> None:
+    if (reference and reference.sha256) == guard.reference:
+        return
+    if guard.reference is None:
+        raise InputError("--guard: it compares with no reference encoder; leave --reference out")
+    given = "none is given" if reference is None else f"--reference is {reference.sha256[:12]}"
+    raise InputError(f"--guard: it compares with the reference encoder {guard.reference[:12]}, but {given}")
+
+
+def check_alpha(guard: Guard, alpha: float) -> None:
+    """Raise InputError where a guard has too few calibration images for alpha; say how many auxiliary ones it takes."""
+    count, least = len(guard.calibration), metrics.least_calibration(alpha)
+    if count < least:
+        held = plugin.parse("detector", guard.method).held
+        wanted = int(np.ceil(least / held))
+        raise InputError(
+            f"--alpha {alpha:g} needs {least} calibration images, but the guard has {count};"
+            f" make one with {wanted} images of --aux"
+        )

@@ -1,0 +1,332 @@
+"""Judge images by a detector that is blind to the truth, then measure it with the truth and its controls.
+
+Inputs are judged against a threshold that other images set; samples of a training set are judged among themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sslbd_cli.artefacts.kinds import Dataset, Report
+from sslbd_cli.core import metrics
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Watch
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.errors import InputError
+from sslbd_cli.poison.plant import plant
+from sslbd_cli.triggers._contract import Trigger
+
+BEYOND_CHANCE = 0.001  # so many flagged images have less than this probability among images like --aux
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Images to judge with what is known of them. Detectors get `evidence` alone; the rest is for evaluation.
+
+    poisoned: bool N. boxes: int N,4, where the trigger is, or in a clean input would be. alpha: share of clean inputs
+    that may be flagged, None for samples. paired: the second half are the images of the first with a trigger; that half
+    alone says how many flags are beyond chance, for the two of a pair are flagged together more often than strangers.
+    """
+
+    evidence: Evidence
+    alpha: float | None = None
+    poisoned: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    paired: bool = False
+
+    def known(self) -> np.ndarray | None:
+        """Return the truth where it tells clean from poisoned images, or None."""
+        return self.poisoned if self.poisoned is not None and 0 < self.poisoned.sum() < len(self.poisoned) else None
+
+
+def make_samples_case(data: Dataset, detector: ImageDetector) -> Case:
+    """Gather a training set to judge. A bound is told the recorded boxes, without which it raises InputError."""
+    if data.truth is None:
+        if detector.is_bound:
+            raise InputError(f"{detector.name}: a bound needs the recorded truth, which --data lacks")
+        return Case(evidence=Evidence(data.images))
+    boxes, poisoned = data.truth.box, data.truth.poisoned
+    return Case(
+        evidence=Evidence(data.images, boxes=boxes if detector.is_bound else None), poisoned=poisoned, boxes=boxes
+    )
+
+
+def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha: float, seed: int) -> Case:
+    """Gather the images to judge: those of `data`, and once more with the trigger where one is given.
+
+    A guard has learned already and needs no aux images.
+    """
+    clean = Evidence(data.images).aux if aux is None else aux.images
+    if trigger is None:
+        evidence = Evidence(data.images, clean)
+        if data.truth is None:
+            return Case(evidence=evidence, alpha=alpha)
+        poisoned = data.truth.poisoned
+        return Case(evidence=evidence, alpha=alpha, poisoned=poisoned, boxes=_boxes(data.truth.box, poisoned))
+    if data.truth is not None and data.truth.poisoned.any():
+        raise InputError("--data already holds poisoned images; give --trigger with clean ones")
+    count = len(data.images)
+    stamped = plant(data, trigger, np.arange(count), "replace", seed, "test")
+    assert stamped.truth is not None
+    return Case(
+        evidence=Evidence(np.concatenate([data.images, stamped.images]), clean),
+        alpha=alpha,
+        poisoned=np.arange(2 * count) >= count,
+        boxes=np.tile(stamped.truth.box, (2, 1)),
+        paired=True,
+    )
+
+
+def tell(case: Case, detector: ImageDetector) -> Case:
+    """Let a bound on detectors of inputs know where the triggers are. Raises InputError where nobody does."""
+    if case.poisoned is None or case.boxes is None:
+        raise InputError(f"{detector.name}: a bound needs the truth: give --trigger, or --data that records it")
+    return replace(case, evidence=replace(case.evidence, boxes=case.boxes * case.poisoned[:, None]))
+
+
+def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
+    """Give clean images the boxes of poisoned ones in turn, so that both kinds lose equal areas."""
+    if not poisoned.any():
+        return None
+    filled = np.array(boxes)
+    filled[~poisoned] = np.resize(boxes[poisoned], (int((~poisoned).sum()), 4))
+    return filled
+
+
+def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
+    """Return the number of calibration images. Raises InputError where these or those left to learn on are too few."""
+    least = metrics.least_calibration(alpha)
+
+    def enough(images: int) -> bool:
+        count = detector.calibration_count(images)
+        return count >= least and images - count >= detector.least_learning
+
+    count = detector.calibration_count(aux)
+    if not enough(aux):
+        need = f"--alpha {alpha:g} needs {least} calibration images"
+        if count >= least:
+            need, count = f"{detector.name} needs {detector.least_learning} images to learn on", aux - count
+        raise InputError(f"{need}, but {aux} of --aux leave {count}; give {_first(enough, aux)}")
+    return count
+
+
+def _first(enough: Callable[[int], bool], start: int) -> int:
+    """Return the first number from `start` on that is enough, as all later ones are."""
+    least, most = start, start
+    while not enough(most):
+        least, most = most, 2 * most + 1
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if enough(middle) else (middle + 1, most)
+    return most
+
+
+# --- the answer, without truth ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a detector's scores come to. flagged: bool N.
+
+    counted: flags of the images that bear witness, bool M; p_value: how likely so many of them are by chance; least:
+    what it would be if all of them were flagged. A detector of samples decides by itself: it has none of these.
+    """
+
+    findings: Findings
+    flagged: np.ndarray
+    threshold: float | None = None
+    counted: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    p_value: float | None = None
+    least: float = 0.0
+
+    def excess(self, clean: Ruling) -> float:
+        """Return how likely a clean encoder flags as many of the same images."""
+        return more_than(self.counted, clean.counted)
+
+
+def more_than(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the exact one-sided McNemar p-value of two encoders' flags of the same images, bool N each."""
+    alone, others = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return metrics.binomial_tail(alone, alone + others, 0.5)
+
+
+def judge(detector: ImageDetector, net: ImageEncoder, case: Case, device: Device, seed: int, watch: Watch) -> Ruling:
+    """Run a detector on the evidence; inputs are flagged where their conformal p-value is at most alpha."""
+    return rule(detector.run(net, case.evidence, device, seed, watch), case)
+
+
+def rule(findings: Findings, case: Case) -> Ruling:
+    """Decide by scores and calibration; detectors of samples have decided themselves."""
+    if case.alpha is None:
+        assert findings.flagged is not None
+        return Ruling(findings, findings.flagged)
+    threshold = metrics.conformal_threshold(findings.calibration, case.alpha)
+    flagged: np.ndarray = findings.scores > threshold
+    counted = flagged[len(flagged) // 2 :] if case.paired else flagged
+    tail, least = (
+        metrics.exceedance_tail(hits, len(counted), len(findings.calibration), case.alpha)
+        for hits in (int(counted.sum()), len(counted))
+    )
+    return Ruling(findings, flagged, threshold, counted, tail, least)
+
+
+def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
+    """Return the verdict and, where it is `inconclusive`, why.
+
+    Found: any sample is flagged, where flags are evidence; or more inputs are flagged than chance explains and, where a
+    clean encoder was asked too, more than there. Samples that a clean encoder points to as well are poisoned all the
+    same.
+    """
+    if ruling.findings.doubt:
+        return "inconclusive", ruling.findings.doubt
+    if ruling.p_value is None:
+        return ("found" if ruling.flagged.any() and ruling.findings.is_evidence else "nothing found"), ""
+    if ruling.p_value >= BEYOND_CHANCE:
+        return few(int(ruling.counted.sum()), len(ruling.counted), ruling.least)
+    if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:
+        return "inconclusive", "the clean encoder flags as many: the judged images differ from --aux for any encoder"
+    return "found", ""
+
+
+def few(flagged: int, count: int, least: float) -> tuple[str, str]:
+    """Return the verdict on no more flags than chance explains: where there are any, so few images allow none.
+
+    least: the p-value if all of them were flagged.
+    """
+    if flagged and least >= BEYOND_CHANCE:
+        return "inconclusive", f"{flagged} of {count} images flagged, and even all of so few could be chance; give more"
+    return "nothing found", ""
+
+
+# --- how good it is, by the truth ---------------------------------------------------------------------------------
+
+
+def measure(ruling: Ruling, case: Case) -> dict[str, Any]:
+    """Return detection metrics against the truth; without truth they are None."""
+    poisoned, findings = case.known(), ruling.findings
+    if poisoned is None:
+        return dict.fromkeys(("auroc", "average_precision", "tpr_at_fpr", "tpr", "fpr"))
+    found = metrics.detection(findings.scores, poisoned) | rates(ruling.flagged, poisoned)
+    if case.alpha is None:
+        found |= metrics.removal(ruling.flagged, poisoned)
+        order = np.argsort(-findings.scores, kind="stable") if findings.ranking is None else findings.ranking
+        found["top_accuracy"] = metrics.top_accuracy(order, poisoned)
+    if findings.windows is not None and case.boxes is not None:
+        found["localisation"] = localised(findings, poisoned, case.boxes)
+    return found
+
+
+def localised(findings: Findings, poisoned: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
+    """Return how well the windows hit the triggers: over all poisoned images looked at, and those ranked first."""
+    assert findings.windows is not None
+    looked = (findings.windows[:, 2] > 0) & poisoned & (boxes[:, 2] > 0)
+    rows = {"all": np.flatnonzero(looked)}
+    if findings.ranking is not None:
+        first = findings.ranking[: metrics.TOP[-1]]
+        rows["top"] = first[looked[first]]
+    return {name: metrics.localisation(findings.windows[found], boxes[found]) for name, found in rows.items()}
+
+
+def rates(flagged: np.ndarray, poisoned: np.ndarray) -> dict[str, float]:
+    """Return the shares of poisoned and of clean images that are flagged."""
+    return {"tpr": float(flagged[poisoned].mean()), "fpr": float(flagged[~poisoned].mean())}
+
+
+def controls(ruling: Ruling, case: Case, clean: Ruling | None) -> dict[str, Any]:
+    """Return what the same images come to through a clean encoder, by other rules and where cues are severed."""
+    findings, poisoned = ruling.findings, case.known()
+    keep = None if case.boxes is None or poisoned is None else outside(case.boxes, case.evidence.images.shape[2:])
+    found: dict[str, Any] = {} if clean is None else _clean_controls(ruling, clean, poisoned, keep)
+    for name, flagged in findings.rules.items():
+        found[f"flagged_{name}"] = int(flagged.sum())
+        if poisoned is not None:
+            found |= {f"{rate}_{name}": value for rate, value in rates(flagged, poisoned).items()}
+    if poisoned is None:
+        return found
+    found |= {f"auroc_{name}": area(scores, poisoned) for name, scores in findings.controls.items()}
+    if findings.outside is not None and keep is not None:
+        found["auroc_outside_box"] = area(findings.outside(keep), poisoned)
+    return found
+
+
+def _clean_controls(
+    ruling: Ruling, clean: Ruling, poisoned: np.ndarray | None, keep: np.ndarray | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if poisoned is not None:
+        found["auroc_clean_encoder"] = area(clean.findings.scores, poisoned)
+        for name in ("rank", "relative", "absolute"):
+            if name in clean.findings.controls:
+                found[f"auroc_{name}_clean_encoder"] = area(clean.findings.controls[name], poisoned)
+        if clean.findings.outside is not None and keep is not None:
+            found["auroc_outside_box_clean_encoder"] = area(clean.findings.outside(keep), poisoned)
+    found["flagged_clean_encoder"] = int(clean.flagged.sum())
+    if ruling.p_value is None:
+        return found
+    return found | {
+        "p_value_clean_encoder": clean.p_value,
+        "p_value_more_than_clean_encoder": ruling.excess(clean),
+    }
+
+
+def area(scores: np.ndarray, poisoned: np.ndarray) -> float:
+    """Return the AUROC alone."""
+    return metrics.auroc(scores, poisoned)["value"]
+
+
+def outside(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Mark the pixels outside boxes N,4: bool N,H,W; None where a box leaves less than a tenth of its image."""
+    y, x = np.arange(shape[0])[None, :, None], np.arange(shape[1])[None, None, :]
+    left, top, width, height = (boxes[:, i, None, None] for i in range(4))
+    keep: np.ndarray = (x < left) | (x >= left + width) | (y < top) | (y >= top + height)
+    return keep if keep.mean((1, 2)).min() >= 0.1 else None
+
+
+def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
+    """Return the arrays of the report."""
+    findings, shown = ruling.findings, ruling.findings.picture_rows
+    data = {"scores": findings.scores}
+    if case.alpha is None:
+        data["flagged"] = ruling.flagged
+    else:
+        data["calibration"] = findings.calibration
+        data["p_values"] = metrics.conformal(findings.calibration, findings.scores)
+    if findings.windows is not None:
+        data["windows"] = findings.windows
+    if findings.ranking is not None:
+        data["ranking"] = findings.ranking
+    data |= {f"control/{name}": scores for name, scores in findings.controls.items()}
+    data |= {f"pictures/{name}": images for name, images in findings.pictures.items()}
+    if len(shown):
+        data["pictures/score"] = findings.scores[shown]
+    if case.poisoned is not None:
+        data["truth/poisoned"] = case.poisoned
+        if len(shown):
+            data["pictures/poisoned"] = case.poisoned[shown]
+        if "found/rows" in findings.extras:
+            data["found/poisoned"] = case.poisoned[findings.extras["found/rows"]]
+    return data | findings.extras
+
+
+def said_of(report: Report, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores, float64 N, and flags, bool N, of a dataset's images from a report on that very dataset.
+
+    Raises InputError for another kind of report, and for one of other images.
+    """
+    results, scores, flagged = report.results, report.data.get("scores"), report.data.get("flagged")
+    if report.command != "detect" or results.get("flags") != "samples" or scores is None or flagged is None:
+        raise InputError("--report does not judge a training set; make one with sslbd detect --method poisoncam")
+    judged = results.get("data")
+    if not isinstance(judged, dict) or judged.get("sha256") != dataset.sha256:
+        raise InputError("--report judges another dataset (its content differs); run sslbd detect on this one")
+    shape = (len(dataset.images),)
+    if scores.shape != shape or flagged.shape != shape or scores.dtype.kind != "f" or flagged.dtype != np.bool_:
+        raise InputError(f"--report judges {len(scores)} of {shape[0]} images; run sslbd detect without --limit")
+    if not np.isfinite(scores).all():
+        raise InputError("--report holds scores that are not finite: it is damaged")
+    return scores, flagged

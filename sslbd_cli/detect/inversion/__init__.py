@@ -1,0 +1,1 @@
+"""Search for a trigger by gradients."""

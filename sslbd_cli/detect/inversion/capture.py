@@ -1,0 +1,84 @@
+"""What a trigger does to embeddings: how alike it makes images, and which of them it takes to a common direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.detect.contract import Clues
+from sslbd_cli.triggers._found import Witness
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates that embeddings are compared in: (f - centre) @ turn, either of which may be absent."""
+
+    centre: Tensor | None = None
+    turn: Tensor | None = None
+
+    def __call__(self, feats: Tensor) -> Tensor:
+        """Return unit vectors of the last dimension."""
+        if self.centre is not None:
+            feats = feats - self.centre
+        if self.turn is not None:
+            feats = feats @ self.turn
+        return F.normalize(feats, dim=-1)
+
+
+def frame(feats: Tensor, kind: str) -> Frame:
+    """Return the frame of clean embeddings N,D: `raw`, `centred` on their mean, or `whitened`.
+
+    Embeddings of many encoders lie in a narrow cone, where all cosines are high; about their mean they do not.
+    Directions of less than a hundredth of the mean variance are not blown up any further.
+    """
+    if kind == "raw":
+        return Frame()
+    feats = feats.clone()  # no longer of inference mode: gradients pass by
+    centre = feats.mean(0)
+    if kind == "centred":
+        return Frame(centre)
+    values, vectors = torch.linalg.eigh(torch.cov((feats - centre).T.double()))
+    turn = vectors / (values.clamp(min=0) + 0.01 * values.mean()).sqrt()
+    return Frame(centre, turn.to(feats))
+
+
+def likeness(z: Tensor) -> Tensor:
+    """Return the mean cosine between different rows of unit vectors ...,B,D: the mean of B x B products, from one sum.
+
+    Raises ValueError for fewer than two rows, which have no pairs.
+    """
+    count = z.shape[-2]
+    if count < 2:
+        raise ValueError("the cosines between fewer than two vectors")
+    return (z.sum(-2).square().sum(-1) - z.square().sum((-1, -2))) / (count * (count - 1))
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a trigger does to the embeddings of held-out images.
+
+    target: float32 D, of unit length, the mean direction that triggered search images take; similarity: the mean cosine
+    between different triggered images, in the frame searched in; success: the share of them whose cosine with the
+    target, in that frame, reaches the bar.
+    """
+
+    target: np.ndarray
+    similarity: float
+    success: float
+
+
+@torch.no_grad()
+def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar: float, device: Device) -> Capture:
+    """Measure where a trigger takes images that it was not searched on."""
+    seen, held = (embed(net, images, device, witness.stamp) for images in (clues.images, clues.held))
+    goal = F.normalize(view(seen).mean(0), dim=0)
+    z = view(held)
+    target = F.normalize(F.normalize(seen, dim=1).mean(0), dim=0)
+    return Capture(target.cpu().numpy(), float(likeness(z)), float((z @ goal >= bar).double().mean()))

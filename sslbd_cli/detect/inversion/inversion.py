@@ -1,0 +1,327 @@
+"""Invert triggers: many candidates for one trigger of an encoder, optimised together as one batch.
+
+Starts, classes or clusters are the K candidates of one tensor. Adam works on each number by itself, and every candidate
+has its own weight of size and its own record, so that a batch ends as its candidates would one after another.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Watch
+from sslbd_cli.detect.outliers import anomaly_index, shrinkage
+from sslbd_cli.triggers._found import Witness
+
+PIXELS_CPU, PIXELS_DEVICE = 1 << 18, 1 << 24  # pixels that go through the encoder at once: 256 images of 32 pixels
+#: (feats K,B,D of triggered images, which candidates int64 K, rows of the images int64 B on the CPU) -> the loss of
+#: each candidate, K, and its measure, K: how far it has come, to be held against the bar.
+Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Space(Protocol):
+    """Candidates that are looked through: K triggers made of free parameters, each K,... on the device."""
+
+    parameters: list[Tensor]
+
+    def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return keep k,1,H,W, add k,3,H,W and size k of some candidates; images x become clip(keep x + add)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """How much a candidate's size weighs in its loss: more after rounds of success, less after rounds without.
+
+    After `patience` rounds in a row it is multiplied by `up`, or divided by `down`, between `least` and `most`.
+    late: it is 0 until the first `patience` successes, which set it to `start`. A weight that has fallen below `least`
+    comes back to `start` after `revive` successes in a row, 0: never.
+    """
+
+    start: float
+    up: float
+    down: float
+    patience: int
+    late: bool = False
+    least: float = 0.0
+    most: float = float("inf")
+    revive: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How candidates are optimised. A round is `steps` steps of `batch` images, after which success is looked at.
+
+    bar: the mean measure of a round from which it is a success; rates: Adam's learning rates, each with the first round
+    it holds for. Every `look` rounds, a candidate ends that has not become smaller (by `gain`, as a factor) in more
+    than `stale` rounds, 0: never; both_ways: and whose weight has been raised and lowered; steady: and whose mean
+    measure since the last look is a success. give_up: rounds after which one without any success ends, 0: never.
+    """
+
+    rounds: int
+    batch: int
+    bar: float
+    rates: tuple[tuple[int, float], ...]
+    weight: Weight | None
+    steps: int = 1
+    look: int = 1
+    stale: int = 0
+    gain: float = 1.0
+    both_ways: bool = False
+    steady: bool = False
+    give_up: int = 0
+
+    def rate(self, number: int) -> float:
+        """Return the learning rate of a round."""
+        return [rate for first, rate in self.rates if number >= first][-1]
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """The smallest success of each candidate, or its last state where it had none (then size is infinite).
+
+    keep K,1,H,W, add K,3,H,W, size K, on the CPU; rounds: how many each was optimised. trace: per round measure, size
+    and weight, float32 R,K each, NaN where a candidate had ended.
+    """
+
+    keep: Tensor
+    add: Tensor
+    size: np.ndarray
+    rounds: np.ndarray
+    trace: dict[str, np.ndarray]
+
+    @property
+    def succeeded(self) -> np.ndarray:
+        """Tell of each candidate whether it ever succeeded, bool K."""
+        reached: np.ndarray = np.isfinite(self.size)
+        return reached
+
+    def witness(self, number: int) -> Witness:
+        """Return a candidate as a trigger."""
+        return Witness(self.keep[number], self.add[number])
+
+    def pictures(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Show each candidate, uint8 K,3,H,W: its mask, its pattern, and what it makes of an image uint8 3,H,W."""
+        mask = 1 - self.keep.expand(-1, 3, -1, -1)
+        pattern = self.add / mask.clamp(min=1e-6)
+        base = torch.from_numpy(np.array(image))[None] / 255
+        shown = {"mask": mask, "pattern": pattern, "with it": base * self.keep + self.add}
+        return {name: (part.clamp(0, 1) * 255).round().byte().numpy() for name, part in shown.items()}
+
+    def arrays(self, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what a report keeps of all candidates; scores say how suspicious each is, float K."""
+        found = {"candidates/keep": self.keep.numpy(), "candidates/add": self.add.numpy(), "candidates/size": self.size}
+        found["pictures/score"] = np.asarray(scores, np.float64)
+        return found | {f"trace/{name}": values for name, values in self.trace.items()}
+
+
+class Record:
+    """What is known of K candidates while they are optimised: weights, streaks and the smallest success of each."""
+
+    def __init__(self, count: int, course: Course, device: torch.device) -> None:
+        self.course = course
+        weight = course.weight
+        self.weight = torch.full((count,), weight.start if weight and not weight.late else 0.0, device=device)
+        self.good, self.bad, self.streak, self.stale, self.rounds = torch.zeros(5, count, dtype=torch.long).to(device)
+        self.raised, self.lowered = torch.zeros(2, count, dtype=torch.bool, device=device)
+        self.best, self.mark = torch.full((2, count), float("inf"), device=device)
+        self.active = torch.ones(count, dtype=torch.bool, device=device)
+        self.trace: list[Tensor] = []
+
+    def note(self, which: Tensor, measure: Tensor, size: Tensor) -> Tensor:
+        """Take in a round of candidates k: their mean measures and sizes. Returns which are their smallest success."""
+        row = torch.full((3, len(self.best)), float("nan"), device=measure.device)
+        row[:, which] = torch.stack([measure, size, self.weight[which]])
+        self.trace.append(row)
+        took = torch.zeros_like(self.active)
+        took[which] = True
+        good = took & (row[0] > self.course.bar)
+        better = good & (row[1] < self.best)
+        self.best = torch.where(better, row[1], self.best)
+        gained = self.best < self.course.gain * self.mark
+        self.mark = torch.where(gained, self.best, self.mark)
+        self.stale = torch.where(gained, 0, self.stale + (took & self.best.isfinite()))
+        self.rounds += took
+        if self.course.weight is not None:
+            self._weigh(good, took & ~good)
+        best_yet: Tensor = better[which]
+        return best_yet
+
+    def _weigh(self, good: Tensor, bad: Tensor) -> None:
+        rule = self.course.weight
+        assert rule is not None
+        self.streak = torch.where(good, self.streak + 1, 0)
+        self.good = torch.where(good, self.good + 1, 0)
+        self.bad = torch.where(bad, self.bad + 1, 0)
+        up, down = self.good >= rule.patience, self.bad >= rule.patience
+        self.good[up], self.bad[down] = 0, 0
+        first = up & (self.weight == 0)
+        down &= (self.weight > 0) & (self.weight >= rule.least)
+        raised = up & ~first & (self.weight < rule.most)
+        self.raised |= raised
+        self.lowered |= down
+        self.weight = torch.where(raised, self.weight * rule.up, self.weight)
+        self.weight = torch.where(down, self.weight / rule.down, self.weight)
+        if rule.revive:
+            first |= (self.weight < rule.least) & (self.streak > rule.revive)
+        self.weight = torch.where(first, rule.start, self.weight)
+
+    def end(self) -> None:
+        """End the candidates that the course says are done."""
+        course, done = self.course, torch.zeros_like(self.active)
+        if course.stale:
+            done = self.stale > course.stale
+            if course.both_ways:
+                done &= self.raised & self.lowered
+            if course.steady:
+                done &= torch.stack([row[0] for row in self.trace[-course.look :]]).nanmean(0) > course.bar
+        if course.give_up:
+            done |= self.best.isinf() & (self.rounds >= course.give_up)
+        self.active &= ~done
+
+
+def invert(
+    net: ImageEncoder, pool: Pool, space: Space, objective: Objective, course: Course, seed: int, watch: Watch
+) -> Inverted:
+    """Optimise all candidates of a space together. The encoder is in eval mode and its parameters take no gradient.
+
+    Candidates go through the encoder in groups that bound the memory; their gradients are the same however grouped.
+    """
+    count, device = len(space.parameters[0]), pool.device
+    adam = torch.optim.Adam(space.parameters, lr=course.rate(0), betas=(0.5, 0.9))
+    record = Record(count, course, device.torch)
+    with torch.no_grad():
+        keep, add, _ = (part.clone() for part in space.make(torch.arange(count, device=device.torch)))
+    batch = min(course.batch, len(pool))
+    feed = _batches(len(pool), batch, seed)
+    with watch(course.rounds * course.steps * batch * count, "images", "inversion") as ticker:
+        for number in range(course.rounds):
+            if number % course.look == 0:
+                which = record.active.nonzero()[:, 0]
+                if not len(which):
+                    break
+            adam.param_groups[0]["lr"] = course.rate(number)
+            measure = torch.zeros(len(which), device=device.torch)
+            for _ in range(course.steps):
+                adam.zero_grad(set_to_none=True)
+                made, part = _step(net, pool, space, objective, record.weight, which, next(feed))
+                measure += part / course.steps
+                adam.step()
+                ticker.advance(batch * len(which))
+            better = record.note(which, measure, made[2])  # as they were when last measured
+            fresh = (better | record.best[which].isinf()).view(-1, 1, 1, 1)
+            for kept, now in ((keep, made[0]), (add, made[1])):
+                kept[which] = torch.where(fresh, now, kept[which])
+            if (number + 1) % course.look == 0:
+                record.end()
+    trace = torch.stack(record.trace, dim=1).cpu().numpy()
+    return Inverted(
+        keep.cpu(), add.cpu(), record.best.double().cpu().numpy(), record.rounds.cpu().numpy(),
+        dict(zip(("measure", "size", "weight"), trace, strict=True)),
+    )  # fmt: skip
+
+
+def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
+    """Draw batches of rows, int64 B: every epoch in another order; what fills no batch sits the epoch out."""
+    for epoch in itertools.count():
+        order = torch.randperm(count, generator=generator(seed, "inversion order", epoch))
+        yield from torch.split(order[: count - count % batch], batch)
+
+
+def _step(
+    net: ImageEncoder, pool: Pool, space: Space, objective: Objective, weight: Tensor, which: Tensor, rows: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Add up the gradients of one batch. Returns the candidates as they are, and their measures, detached."""
+    images = pool.batch(rows).float()[None] / 255  # 1,B,3,H,W
+    limit = PIXELS_CPU if pool.device.kind == "cpu" else PIXELS_DEVICE
+    group = max(1, limit // (images.shape[1] * images.shape[3] * images.shape[4]))
+    found = []
+    for some in torch.split(which, group):
+        made = keep, add, size = space.make(some)
+        stamped = (images * keep[:, None] + add[:, None]).clamp(0, 1)
+        with pool.device.autocast():
+            feats = net(stamped.flatten(0, 1))
+        loss, measure = objective(feats.unflatten(0, (len(some), -1)), some, rows)
+        torch.autograd.backward((loss + weight[some] * size).sum())
+        found.append([part.detach() for part in (*made, measure)])
+    *made_all, measures = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return tuple(made_all), measures
+
+
+# --- triggers made of free parameters -----------------------------------------------------------------------------
+
+
+class Patches:
+    """Masks and patterns, free pixel by pixel, each tanh of a parameter: m K,1,H,W and p K,3,H,W in [0,1].
+
+    They start uniformly at random. price: what a candidate's size is. A mask's mean, times `scale`; or, with `painted`,
+    that of the mask times the pattern, for which black pixels are free.
+    """
+
+    def __init__(
+        self, count: int, side: int, gen: torch.Generator, device: Device, scale: float = 1.0, painted: bool = False
+    ) -> None:
+        start = torch.rand(count, 4, side, side, generator=gen)
+        free = torch.atanh((2 * start - 1) * (1 - 1e-7)).to(device.torch)
+        self.parameters = [free.requires_grad_()]
+        self.scale, self.painted = scale, painted
+
+    def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shown = torch.tanh(self.parameters[0][which]) / 2 + 0.5
+        mask, pattern = shown[:, :1], shown[:, 1:]
+        add = mask * pattern
+        return 1 - mask, add, self.scale * (add if self.painted else mask).mean((1, 2, 3))
+
+
+# --- the one out of line ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """The smallest trigger among those of classes or clusters. index: float K, zeros where there was no success.
+
+    is_any: whether there was any, without which the target says nothing; doubt: why the whole says nothing, empty where
+    it does; summary: plain values.
+    """
+
+    target: int
+    is_any: bool
+    index: np.ndarray
+    doubt: str
+    summary: dict[str, Any]
+
+
+#: How the smallest trigger is set against the others -> above what it is an outlier: in deviations, as published (of
+#: ten sizes a deviation is a matter of luck, and a backdoor widens it: its neighbours are small), or in powers of e.
+BARS = {"mad": 2.0, "ratio": 1.0}
+
+
+def smallest(found: Inverted, what: str, least: int, index: str, double: bool = False) -> Outlier:
+    """Judge how far the smallest trigger is from the others; `what` they belong to, of which `least` must have one.
+
+    index: of BARS; double: the MAD scaled twice (`anomaly_index`).
+    """
+    sizes, count = found.size[found.succeeded], len(found.size)
+    below, doubt = np.zeros(count), ""
+    if len(sizes):
+        below[found.succeeded] = shrinkage(sizes) if index == "ratio" else anomaly_index(sizes, double)
+    if len(sizes) < least:
+        doubt = f"triggers of {len(sizes)} of {count} {what} converged, too few for an outlier; give more rounds"
+    elif index == "mad" and not below.any():
+        doubt = f"the triggers of half of the {what} are of one size, so that none is an outlier"
+    summary = {
+        "size": float(sizes.min()) if len(sizes) else None,
+        "median_size": float(np.median(sizes)) if len(sizes) else None,
+        f"{what}_converged": len(sizes),
+        f"{what}_failed": count - len(sizes),
+        "rounds": int(found.rounds.max()),
+    }
+    return Outlier(int(np.argmin(found.size)), bool(len(sizes)), below, doubt, summary)

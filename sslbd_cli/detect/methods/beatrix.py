@@ -1,0 +1,115 @@
+"""Beatrix (Ma et al., NDSS 2023) on encoders: Gram matrices of inner maps outside of clean bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.features import Layer, embed, layers
+from sslbd_cli.core.kmeans import kmeans
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import key
+
+STEP = 128  # images whose Gram matrices are held at once
+
+
+@dataclass(frozen=True)
+class Gram(Layer):
+    """A layer read as signed p-th roots of the Gram matrices of its maps to the power p, p = 1 ... orders.
+
+    channels: which channels; their pairs' upper triangle makes float32 B, orders * pairs. scale: what maps are divided
+    by, so that high powers stay finite.
+    """
+
+    channels: Tensor | None = None
+    orders: int = 8
+    scale: float = 1.0
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        assert self.channels is not None
+        flat = maps.float().flatten(2)[:, self.channels]  # B,C,P
+        flat = flat / self.scale
+        rows, columns = torch.triu_indices(flat.shape[1], flat.shape[1], device=flat.device)
+        found = []
+        with torch.autocast(flat.device.type, enabled=False):  # bounds and deviations are small differences
+            for order in range(1, self.orders + 1):
+                powers = flat**order
+                grams = (powers @ powers.mT)[:, rows, columns]
+                found.append(grams.sign() * grams.abs() ** (1 / order))
+        return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beatrix(InputDetector):
+    """Flag inputs whose inner maps correlate as those of no clean image do (Beatrix, NDSS 2023).
+
+    Gram matrices of orders 1 to 8 of a layer's maps; a feature's bounds are its median plus and minus 10 median
+    absolute deviations on clean images, and the score is by how much features leave them, relative to the bound.
+    Published per class, with 30 clean images each; here per cluster of unit embeddings, or for all images at once
+    (clusters=1). The maps are those that enter the last stage, as in the released code. At most `channels` of them are
+    looked at, drawn at random, for pairs of a thousand fill memories. Ours flags single inputs; the paper's further
+    test, whether a class falls in two, needs classes.
+    """
+
+    cue = "whose inner maps correlate as those of no clean image do"
+    cost = 8
+
+    layer: str = key("", "inner layer, as of sslbd probe --layer; empty: the last but one")
+    clusters: int = key(1, "clusters of embeddings with bounds of their own; 1: all images alike", low=1)
+    images: int = key(500, "clean images that bounds are taken from, at most", low=20)
+    channels: int = key(128, "maps that are paired, at most", low=2)
+    orders: int = key(8, "highest power", low=1, high=8)
+    width: float = key(10.0, "median absolute deviations from the median to a bound", low=0.1)
+
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        gen = generator(setting.seed, self.name)
+        images = images[torch.randperm(len(images), generator=gen)[: self.images].sort().values.numpy()]
+        feats = unit(embed(setting.encoder, images, setting.device))
+        if 20 * self.clusters > len(images):
+            raise InputError(f"{self.name}: {self.clusters} clusters of {len(images)} images; 20 each are the least")
+        groups = kmeans(feats, self.clusters, gen, restarts=3)
+        means = embed(setting.encoder, images, setting.device, layer=Layer(self._layer(setting), 1))
+        drawn = torch.randperm(means.shape[1], generator=gen)[: self.channels].sort().values
+        state = {"channels": drawn.to(means.device), "centers": unit(groups.centers), "scale": means.abs().max()}
+        grams = self._grams(images, state, setting)
+        bounds = [self._bounds(grams[groups.labels == number]) for number in range(self.clusters)]
+        return state | {
+            "low": torch.stack([low for low, _ in bounds]),
+            "high": torch.stack([high for _, high in bounds]),
+        }
+
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        parts = []
+        for start in range(0, len(images), STEP):
+            chunk = images[start : start + STEP]
+            near = (unit(embed(setting.encoder, chunk, setting.device)) @ state["centers"].T).argmax(1)
+            grams = self._grams(chunk, state, setting)
+            low, high = state["low"][near], state["high"][near]
+            below = (low - grams).clamp(min=0) / low.abs().clamp(min=1e-6)
+            above = (grams - high).clamp(min=0) / high.abs().clamp(min=1e-6)
+            parts.append((below + above).double().mean(1))
+        return Looked({"score": torch.cat(parts).cpu().numpy()})
+
+    def _bounds(self, grams: Tensor) -> tuple[Tensor, Tensor]:
+        middle = grams.median(0).values
+        away = self.width * (grams - middle).abs().median(0).values
+        return middle - away, middle + away
+
+    def _layer(self, setting: Setting) -> str:
+        names = list(layers(setting.encoder))
+        if not names:
+            raise InputError(f"{self.name}: {setting.encoder.arch.name} has no inner layers that can be read")
+        if self.layer and self.layer not in names:
+            raise InputError(f"{self.name}: no layer={self.layer}; {setting.encoder.arch.name} has {', '.join(names)}")
+        return self.layer or names[max(0, len(names) - 2)]
+
+    def _grams(self, images: np.ndarray, state: State, setting: Setting) -> Tensor:
+        scale = max(float(state["scale"]), 1e-12)
+        gram = Gram(self._layer(setting), 0, state["channels"], self.orders, scale)
+        return embed(setting.encoder, images, setting.device, batch=STEP, layer=gram)

@@ -1,0 +1,109 @@
+"""DECREE (Feng et al., CVPR 2023): a small universal patch that makes all images embed alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.core.train import Watch
+from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
+from sslbd_cli.detect.inversion.capture import capture, frame, likeness
+from sslbd_cli.detect.inversion.inversion import Course, Inverted, Patches, Weight, invert
+from sslbd_cli.plugin import key
+
+APART = 3  # times as far apart as the bar allows are held-out images that the trigger does not bring together
+SMALL, LARGE = 0.1, 0.01  # PL1 of the rule: published, and of a later baseline on 336 pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DECREE(EncoderDetector):
+    """Search the smallest patch that makes all images embed alike (DECREE, CVPR 2023).
+
+    A mask and a pattern are optimised so that the mean cosine between stamped images exceeds 0.99, at the least L1 of
+    the mask, whose weight is raised after successes and lowered after failures; statistic = -PL1, where PL1 is that L1
+    over the image's own, which is the mean of the mask. The paper calls encoders of PL1 below 0.1 backdoored. That
+    does not carry over to other sizes and architectures: a 10-pixel trigger has 0.098 on 32 pixels, one of 24 has 0.011
+    on 224, and embeddings that lie in a narrow cone reach 0.99 under weak masks (mean_clean_cosine says how narrow;
+    embedding=centred searches about the mean). Give clean encoders as --baseline where there are any.
+
+    As in the released code: weights (1e-3, times or over 5 after 6 steps in a row), rates (0.5, from step 240 0.1, from
+    400 0.05: epochs 30 and 50 of 1,000 images) and the early stop, but later (after the
+    published 10 steps a 10-pixel trigger was still at 0.2). Ours: several starts as one batch, of which the smallest
+    counts; masks in float32; steps instead of epochs (published: at most 8,000); that no success is `inconclusive`,
+    where the released code says clean; held-out images.
+    """
+
+    starts: int = key(3, "random starts, optimised together (published: 1)", low=1, high=100)
+    steps: int = key(500, "steps at most (published: 8000)", low=1)
+    batch: int = key(128, "images per step", low=2)
+    patience: int = key(40, "steps without a smaller success after which a start ends (published: 10)", low=1)
+    similarity: float = key(0.99, "mean cosine between stamped images that is a success", low=0.1, high=0.9999)
+    embedding: str = key("raw", "raw as published; centred, or whitened, on clean images",
+                         choices=("raw", "centred", "whitened"))  # fmt: skip
+    threshold: float = key(0.0, "PL1 below which is found; 0: 0.1 up to 224 pixels (published), 0.01 above",
+                           low=0, high=1)  # fmt: skip
+    least: float = key(0.0, "weight below which it is lowered no more; 0: 1e-5 up to 96 pixels, 1e-7 above (published)",
+                       low=0)  # fmt: skip
+
+    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
+        clean = embed(encoder, clues.images, device)
+        view = frame(clean, self.embedding)
+        side = encoder.size
+
+        def alike(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            cosine = likeness(view(feats))
+            return -cosine, cosine.detach()
+
+        # the published L1 counts the mask once per colour channel
+        space = Patches(self.starts, side, generator(seed, "decree starts"), device, scale=3.0 * side**2)
+        found = invert(encoder, Pool(clues.images, device), space, alike, self._course(side), seed, watch)
+        best = int(np.argmin(found.size))
+        shares = found.size / (3 * side**2)
+        witness = found.witness(best)
+        caught = capture(encoder, clues, witness, view, self.similarity, device)
+        return Opinion(
+            statistic=-float(min(shares[best], 1.0)),
+            threshold=-(self.threshold or (SMALL if side <= 224 else LARGE)),
+            search_space=f"one opaque patch or mask, the same on all images, under which {self.embedding} embeddings"
+            f" have a mean cosine above {self.similarity:g}; {self.starts} starts",
+            witness=witness,
+            success=caught.success,
+            doubt=self._doubt(found, float(likeness(view(clean))), caught.similarity),
+            pictures=found.pictures(clues.held[0]),
+            extras={"witness/target": caught.target} | found.arrays(-np.minimum(shares, 1)),
+            summary={
+                "pl1": _plain(shares[best]), "l1": _plain(found.size[best]), "pl1_of_starts": [*map(_plain, shares)],
+                "starts_succeeded": int(found.succeeded.sum()), "similarity_held_out": caught.similarity,
+                "mean_clean_cosine": float(likeness(unit(clean))), "steps": int(found.rounds.max()),
+            },
+        )  # fmt: skip
+
+    def _course(self, side: int) -> Course:
+        least = self.least or (1e-5 if side <= 96 else 1e-7)
+        weight = Weight(start=1e-3, up=5, down=5, patience=6, least=least, most=1e5, revive=10)
+        return Course(
+            rounds=self.steps, batch=self.batch, bar=self.similarity, rates=((0, 0.5), (240, 0.1), (400, 0.05)),
+            weight=weight, look=8, stale=self.patience, steady=True,
+        )  # fmt: skip
+
+    def _doubt(self, found: Inverted, clean: float, held: float) -> str:
+        """Say why a trigger proves nothing. clean, held: mean cosine of images without any, and of held-out ones."""
+        if clean >= self.similarity:
+            return f"images without any trigger have a mean cosine of {clean:.4f} already; raise similarity, or centre"
+        if not found.succeeded.any():
+            return f"no start brought the mean cosine above {self.similarity:g}; give more steps, or lower similarity"
+        if 1 - held > APART * (1 - self.similarity):
+            return f"on held-out images the trigger brings the mean cosine to {held:.3f} alone; give more images"
+        return ""
+
+
+def _plain(value: float) -> float | None:
+    """Return a finite number, or None."""
+    return float(value) if np.isfinite(value) else None

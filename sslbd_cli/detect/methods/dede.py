@@ -1,0 +1,194 @@
+"""DeDe (Hou, Li, Yao, CVPR 2025): flag inputs whose embedding does not tell what they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.artefacts.kinds import spread
+from sslbd_cli.core import patching
+from sslbd_cli.core.checks import FLAGS
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.train import Fit, Plan, Terms
+from sslbd_cli.detect import dede_decoder
+from sslbd_cli.detect.contract import Findings, InputDetector, Looked, Setting, State
+from sslbd_cli.plugin import key
+
+SHOWN, PASSES = 60_000, (15, 60)  # images that the decoder is shown by default, and passes that this may take
+EXAMPLES = 6  # calm and suspicious pictures each for the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeDe(InputDetector):
+    """Flag inputs that their own embedding does not reconstruct: a trigger hides what they show (DeDe, CVPR 2025).
+
+    A masked autoencoder learns on clean images to paint hidden patches from few visible ones and the victim's
+    embedding; judged at test_mask, where at most one patch in a hundred is visible (at the default patch none is), so
+    that the picture comes from the embedding alone. The published score is the summed squared error in normalised units
+    (score=absolute), which rises with any bright patch. score=relative subtracts a neutral error, the soft minimum of
+    the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some other image's
+    embedding fits as well. score=rank does the same with ranks: in each patch all embeddings are ranked by their error,
+    and the mean over patches counts, so that no patch outweighs the others. Standardising embeddings is the same model
+    (linear map plus position embedding absorb it), better conditioned. score=feature is 1 - cosine between a reference
+    encoder's embeddings of input and reconstruction (--reference), feature-relative the same against other embeddings'
+    reconstructions. One configuration for all attacks, its patch by the resolution: 8 pixels at 32 and 64, 12 at 96, 32
+    at 224. --aux that holds triggered images teaches the decoder to paint them, and blinds the threshold from a share
+    of alpha on. The paper's configuration is
+    dede:score=absolute,embedding=raw,patch=4,width=192,encoder=12,decoder=4,epochs=200,batch=256,lr=0.001,warmup=0,schedule=constant
+    (the victim's embeddings are cached, and rows are shuffled, which the released code does not).
+    """
+
+    score: str = key("rank", "rank among other images' embeddings, patch by patch; relative to their errors; absolute "
+                     "as published; feature, feature-relative: by --reference instead of pixels",
+                     choices=("rank", "relative", "absolute", "feature", "feature-relative"))  # fmt: skip
+    embedding: str = key("standard", "standard: zero mean and unit deviation on --aux; raw as published",
+                         choices=("standard", "raw"))  # fmt: skip
+    patch: int = key(0, "side of a patch in pixels; 0: 8, or a seventh of images above 56 pixels", low=0)
+    width: int = key(128, "channels of both transformers (192 in the paper)", low=8)
+    encoder: int = key(1, "blocks of the patch encoder (12 in the paper)", low=0)
+    decoder: int = key(2, "blocks of the decoder (4 in the paper)", low=1)
+    mask: float = key(0.9, "share of patches hidden in training", low=0.01, high=1)
+    test_mask: float = key(0.99, "share of patches hidden when judging; rounded so that all of 99 or fewer are",
+                           low=0.01, high=1)  # fmt: skip
+    draws: int = key(3, "masks averaged when judging, where a patch is visible", low=1)
+    neutral: int = key(128, "other images' embeddings that an image is compared with", low=2)
+    epochs: int = key(0, "passes over the learning part of --aux; 0: 60,000 images shown, in 15 to 60 passes", low=0)
+    batch: int = key(64, "images per step", low=2)
+    lr: float = key(0.001, "learning rate", low=0)
+    warmup: float = key(1.0, "epochs of rising learning rate", low=0)
+    schedule: str = key("cosine", "of the learning rate (the paper's is constant)", choices=("cosine", "constant"))
+
+    cue = "that their embedding does not reconstruct"
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.score.startswith("feature")
+
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        known = embed(setting.encoder, images, setting.device)
+        centre, scale = self._standard(known)
+        known = (known - centre) / scale
+        network = self._train(images, known, setting)
+        order = torch.randperm(len(images), generator=generator(setting.seed, "dede neutral"))[: self.neutral]
+        masks = self._masks(network, setting.seed)
+        bank = known[order.to(known.device)]
+        inverter = dede_decoder.Inverter(network, setting.encoder, bank, masks, setting.reference, setting.device)
+        state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        state |= {"centre": centre, "scale": scale, "neutral": bank, "masks": torch.stack(masks)}
+        # the temperatures come from images that neither set the threshold nor are judged
+        some = spread(len(images), 256)
+        spreads = inverter.fit(images[some], known[torch.from_numpy(some).to(known.device)]).spreads()
+        if self.needs_reference:
+            spreads["feature-relative"] = inverter.neutral_distances(images[some]).std(1).median()
+        return state | {f"spread.{kind}": value for kind, value in spreads.items()}
+
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        feats = (embed(setting.encoder, images, setting.device) - state["centre"]) / state["scale"]
+        sight = self._sight(images, feats, state, setting)
+        kinds = ("rank", "relative", "absolute") + (("feature", "feature-relative") if self.needs_reference else ())
+        columns = {kind: sight.scores(kind) for kind in kinds}
+        return Looked({"score": columns[self.score]} | columns, sight)
+
+    def explain(self, judged: Looked, held: Looked, images: np.ndarray, state: State, setting: Setting) -> Findings:
+        sight, calm = judged.aside, held.aside
+        rows = _examples(judged.columns["score"])
+        pictures, painted = images[rows], sight.inverter.paint(images[rows], sight.feats[rows])
+        network = sight.inverter.network
+        shuffled = torch.randperm(len(images), generator=generator(setting.seed, "dede shuffled"))
+        visible = len(sight.inverter.masks[0])
+        others = {name.replace("-", "_"): column for name, column in judged.columns.items()
+                  if name not in ("score", self.score)}  # fmt: skip
+        return Findings(
+            scores=judged.columns["score"],
+            pictures={
+                "input": pictures,
+                "reconstruction": painted,
+                "error": np.abs(pictures.astype(np.int16) - painted).astype(np.uint8),
+            },
+            picture_rows=rows,
+            controls=others
+            | {
+                "shuffled_embeddings": sight.scores(self.score, feats=sight.feats[shuffled]),
+                "mean_colour": sight.energy(),
+            },
+            rules={"absolute_above_1.5_mean": sight.own > 1.5 * calm.own.mean()},
+            outside=None if self.needs_reference else lambda keep: sight.scores(self.score, keep=keep),
+            search_space=f"judged inputs {self.cue}: {network.tokens} patches of"
+            f" {network.patch} pixels, {visible} visible, against {len(sight.inverter.neutral)} other embeddings",
+            doubt="" if calm.informed() else f"F07 {FLAGS['F07']}; give more --aux images or epochs",
+            summary={"patch": network.patch, "patches": network.tokens, "visible": visible,
+                     "aux_error_own": float(calm.own.mean()), "aux_error_neutral": float(calm.fit.neutral.mean())},
+        )  # fmt: skip
+
+    def _sight(self, images: np.ndarray, feats: Tensor, state: State, setting: Setting) -> dede_decoder.Sight:
+        """Put what was learned before images with their standardised embeddings."""
+        encoder = setting.encoder
+        with torch.device("meta"):
+            network = self._network(encoder.size, feats.shape[1])
+        network.load_state_dict(_part(state, "network."), assign=True)
+        masks, bank = list(state["masks"]), state["neutral"]
+        inverter = dede_decoder.Inverter(network.eval(), encoder, bank, masks, setting.reference, setting.device)
+        spreads = {kind: float(value) for kind, value in _part(state, "spread.").items()}
+        if min(spreads.values()) < 0 or bool((state["scale"] <= 0).any()):
+            raise ValueError("spreads and scales are no such")  # of a guard's file
+        return dede_decoder.Sight(inverter, images, feats, spreads)
+
+    def _standard(self, feats: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what embeddings are shifted and divided by; dimensions silent on clean images are not blown up."""
+        if self.embedding == "raw":
+            return torch.zeros_like(feats[0]), torch.ones_like(feats[0])
+        spread = feats.std(0)
+        return feats.mean(0), spread.clamp_min(0.1 * float(spread.square().mean().sqrt()) + 1e-12)
+
+    def _masks(self, network: dede_decoder.MaskedDecoder, seed: int) -> list[Tensor]:
+        """Draw the visible patches of each mask, the same for all images; where none is visible one mask says all."""
+        count = self.draws if patching.visible_count(network.tokens, self.test_mask) else 1
+        gen = generator(seed, "dede masks")
+        return list(patching.draw_visible(count, network.tokens, self.test_mask, gen))
+
+    def _network(self, size: int, feats: int) -> dede_decoder.MaskedDecoder:
+        return dede_decoder.MaskedDecoder(
+            size, self.patch or dede_decoder.patch_side(size), feats, self.width, (self.encoder, self.decoder)
+        )
+
+    def passes(self, images: int) -> int:
+        """Return the passes over so many images. More than the most learn a small set by heart, and detect less."""
+        return self.epochs or min(max(round(SHOWN / images), PASSES[0]), PASSES[1])
+
+    def _train(self, images: np.ndarray, feats: Tensor, setting: Setting) -> dede_decoder.MaskedDecoder:
+        device, encoder = setting.device, setting.encoder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(setting.seed, "dede weights").initial_seed())
+            network = self._network(encoder.size, feats.shape[1])
+        network.to(device.torch)
+        pool = Pool(images, device)
+
+        def loss(rows: Tensor, gen: torch.Generator) -> Terms:
+            x = patching.normalise(pool.batch(rows), encoder.mean, encoder.std)
+            return {"loss": dede_decoder.masked_loss(network, x, feats[rows.to(feats.device)], self.mask, gen)}
+
+        epochs = self.passes(len(pool))
+        plan = Plan(epochs=epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser="adamw",
+                    weight_decay=1e-6, warmup=min(self.warmup, epochs / 2), schedule=self.schedule)  # fmt: skip
+        # bf16 slows matrices of up to 96 channels down, conversions included, and buys a tenth at 128
+        exact = device if self.width > 128 else Device(device.torch, "fp32")
+        Fit(network, loss, len(pool), plan, exact, setting.seed).run(setting.watch, self.name)
+        return network.eval()
+
+
+def _part(state: State, prefix: str) -> State:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _examples(scores: np.ndarray) -> np.ndarray:
+    """Choose rows to show: some spread over the calmest third, then the most suspicious."""
+    ranked = np.argsort(scores, kind="stable")
+    calm = ranked[: max(1, len(ranked) // 3)]
+    some = calm[spread(len(calm), EXAMPLES)]
+    rows: np.ndarray = np.concatenate([some, ranked[len(calm) :][-EXAMPLES:]])
+    return rows

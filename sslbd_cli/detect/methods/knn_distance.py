@@ -1,0 +1,41 @@
+"""Distance to clean neighbours (Sun et al., ICML 2022), for embeddings of inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import key
+
+BLOCK = 1 << 23  # similarities held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnDistance(InputDetector):
+    """Flag inputs embedded far from clean images: the distance to the k-th nearest (Sun et al., ICML 2022).
+
+    Unit features, as published for inputs from elsewhere. A backdoor whose target lies among clean images, as a class
+    does, brings its inputs near: they score low, and AUROC falls below one half.
+    """
+
+    cue = "embedded far from clean images"
+    cost = 1
+
+    k: int = key(10, "which nearest neighbour", low=1)
+
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        if self.k > len(images):
+            raise InputError(f"{self.name}: k={self.k} of {len(images)} images of --aux to learn on; lower k")
+        return {"bank": unit(embed(setting.encoder, images, setting.device))}
+
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        feats, bank = unit(embed(setting.encoder, images, setting.device)), state["bank"]
+        parts = torch.split(feats, max(1, BLOCK // len(bank)))
+        near = torch.cat([(part @ bank.T).topk(self.k, dim=1).values[:, -1] for part in parts])
+        return Looked({"score": (2 - 2 * near.double()).clamp(min=0).sqrt().cpu().numpy()})

@@ -1,0 +1,47 @@
+"""The ceiling: what a detector that is told the truth finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Watch
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.plugin import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle(ImageDetector):
+    """Flag the images that carry a trigger, told which they are: a bound to compare others with, no detector.
+
+    It shows what a perfect answer comes to in the same table: all of the triggered images, and of clean inputs no more
+    than --alpha, as the threshold is set on clean scores drawn at random.
+    """
+
+    flags = "inputs"
+
+    of: str = key("inputs", "what it judges: inputs, with --aux, or samples, a training set",
+                  choices=("inputs", "samples"))  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "flags", self.of)
+
+    @property
+    def is_bound(self) -> bool:
+        return True
+
+    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+        """Read the truth; neither encoder nor images are looked at."""
+        assert evidence.boxes is not None
+        told = evidence.boxes[:, 2] > 0
+        scores = torch.rand(len(told), generator=generator(seed, "oracle"), dtype=torch.float64).numpy() + told
+        search_space = "nothing: a bound, it is told which images carry a trigger"
+        if self.of == "samples":
+            return Findings(scores, flagged=np.array(told), search_space=search_space)
+        calm = torch.rand(len(evidence.aux), generator=generator(seed, "oracle aux"), dtype=torch.float64)
+        return Findings(scores, calm.numpy(), search_space=search_space)

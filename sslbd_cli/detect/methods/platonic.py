@@ -1,0 +1,60 @@
+"""Agreement with an independent encoder: clean embeddings can be told from another encoder's, a backdoor's cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.plugin import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platonic(InputDetector):
+    """Flag inputs that the encoder sees otherwise than an independent encoder does (platonic, with --reference).
+
+    A ridge map takes the reference's embedding to the encoder's whitened principal components, learned on clean images;
+    the score is 1 less the cosine of what it says with what the encoder says. A trigger moves the encoder's embedding
+    to the target and the reference's hardly, if the reference is not backdoored the same way. After the idea of
+    "Platonic Defense" (arXiv 2606.29451), whose code is not released; ours is its simplest form, one reference and one
+    linear map.
+    """
+
+    cue = "that the encoder sees otherwise than the reference encoder does"
+    cost = 2
+
+    components: int = key(64, "principal components of the encoder's embedding that are compared, at most", low=1)
+    ridge: float = key(0.01, "weight of the map's size, relative to the mean variance of what it reads", low=0)
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        theirs, ours = self._both(images, setting)
+        centre, origin = ours.mean(0), theirs.mean(0)
+        _, values, directions = torch.linalg.svd(ours - centre, full_matrices=False)
+        kept = min(self.components, int((values > 1e-6 * values[0].clamp(min=1e-12)).sum()))
+        whiten = directions[:kept].T * (len(ours) ** 0.5 / values[:kept].clamp(min=1e-12))  # D,C
+        x, y = theirs - origin, (ours - centre) @ whiten
+        gram = x.T @ x
+        strength = self.ridge * gram.diagonal().mean().clamp(min=1e-12)
+        across = torch.linalg.solve(gram + strength * torch.eye(len(gram)).to(gram), x.T @ y)  # D',C
+        return {"centre": centre, "origin": origin, "whiten": whiten, "across": across}
+
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        theirs, ours = self._both(images, setting)
+        told = unit((theirs - state["origin"]) @ state["across"])
+        seen = unit((ours - state["centre"]) @ state["whiten"])
+        return Looked({"score": (1 - (told * seen).sum(1)).double().cpu().numpy()})
+
+    def _both(self, images: np.ndarray, setting: Setting) -> tuple[Tensor, Tensor]:
+        """Return the reference's and the encoder's unit embeddings, float64 on the device."""
+        encoders = setting.need_reference(self.name), setting.encoder
+        theirs, ours = (unit(embed(net, images, setting.device)).double() for net in encoders)
+        return theirs, ours

@@ -1,0 +1,51 @@
+"""The floor: what a detector that looks at nothing would find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Watch
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.plugin import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(ImageDetector):
+    """Flag a fixed share of the images at random: a floor to compare others with, no detector.
+
+    Its recall is the share (of inputs, --alpha), its precision the rate of poison, and it finds the same in a clean
+    set.
+    """
+
+    flags = "samples"
+    cost = 1
+    is_floor = True
+
+    of: str = key("samples", "what it judges: samples, a training set, or inputs, with --aux",
+                  choices=("samples", "inputs"))  # fmt: skip
+    share: float = key(0.05, "share of the images that is flagged, of samples", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "flags", self.of)
+
+    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+        """Draw the scores; neither encoder nor images are looked at."""
+        count = len(evidence.images)
+        scores = torch.rand(count, generator=generator(seed, "random detector"), dtype=torch.float64)
+        if self.of == "inputs":
+            calm = torch.rand(len(evidence.aux), generator=generator(seed, "random aux"), dtype=torch.float64)
+            return Findings(scores.numpy(), calm.numpy(), search_space="nothing: a floor, scores drawn at random")
+        flagged = torch.zeros(count, dtype=torch.bool)
+        flagged[scores.argsort(descending=True, stable=True)[: round(self.share * count)]] = True
+        return Findings(
+            scores=scores.numpy(),
+            flagged=flagged.numpy(),
+            search_space=f"nothing: a floor, {self.share:g} of the images flagged at random",
+            is_evidence=False,
+            summary={"share": self.share},
+        )

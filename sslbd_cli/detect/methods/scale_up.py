@@ -1,0 +1,52 @@
+"""SCALE-UP (Guo et al., ICLR 2023) on embeddings: a trigger outlasts the amplification of its pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.plugin import key
+
+STEP = 1024  # images embedded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleUp(InputDetector):
+    """Flag inputs whose embedding survives the amplification of all pixel values (SCALE-UP, ICLR 2023).
+
+    Published for classifiers: the share of min(n x, 1), n = 2 ... scales, that are answered as x is. Of embeddings,
+    the cosine with that of x itself, for each n less its mean on clean images and over its deviation (the paper's
+    data-limited variant). Faint and high-frequency triggers do not survive; bright images do without one.
+    """
+
+    cue = "whose embedding survives the amplification of their pixels"
+    cost = 4
+
+    scales: int = key(11, "largest factor; the released code goes to 11", low=2, high=64)
+
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        kept = self._kept(images, setting)
+        return {"mean": kept.mean(0), "spread": kept.std(0, correction=0).clamp(min=1e-6)}
+
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        kept = self._kept(images, setting)
+        score = ((kept - state["mean"]) / state["spread"]).mean(1)
+        return Looked({"score": score.cpu().numpy(), "uncalibrated": kept.mean(1).cpu().numpy()})
+
+    def _kept(self, images: np.ndarray, setting: Setting) -> Tensor:
+        """Return the cosines, float64 N,S, of each image's amplified versions with itself."""
+        factors = torch.arange(1, self.scales + 1, device=setting.device.torch)
+
+        def amplified(chunk: Tensor) -> Tensor:
+            bright = chunk.to(factors.device)[:, None] * factors[:, None, None, None].short()
+            return bright.clamp(max=255).to(torch.uint8).flatten(0, 1)
+
+        feats = embed(setting.encoder, images, setting.device, amplified, batch=max(1, STEP // self.scales))
+        z = unit(feats).view(len(images), self.scales, -1)
+        return (z[:, 1:] * z[:, :1]).sum(2).double()

@@ -1,0 +1,83 @@
+"""Spectral signatures (Tran, Li, Madry, NeurIPS 2018) on pseudo-labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.core.train import Watch
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.outliers import LEAST, pseudo_labels, robust_z, unjudged
+from sslbd_cli.plugin import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectral(ImageDetector):
+    """Flag images far out along the main direction of their cluster (spectral signatures, NeurIPS 2018).
+
+    Tran, Li, Madry: a class that holds few poisoned images varies most between them and the others, so an image scores
+    (z.v)^2, v the first right singular vector of the class's centred features. Without labels, clusters of unit
+    features stand for the classes; clusters=1 is all images at once. Contrastive learning often gathers its poison in
+    a tight cluster of its own, where v tells nothing.
+
+    Ours is the rule: as published, a fixed share of each class is removed (1.5 times the expected poison; the upper
+    15 % in BackdoorBench), of a clean set too: `spectral:rule=share`, for `sslbd purify --method filter`. What it flags
+    is no evidence, and its verdict always `nothing found`. The default flags projections that lie more than z robust
+    standard deviations from the cluster's median; the largest of 50,000 clean images was 4.5 (CIFAR-10, SimCLR);
+    clusters of fewer than 20 images are not judged. compat=authors projects features without centring them, as
+    BackdoorBench does: the cluster's mean then outweighs what differs.
+    """
+
+    flags = "samples"
+    cost = 1
+
+    clusters: int = key(100, "clusters of unit features that stand for the classes; 1: all images", low=1)
+    rule: str = key("robust", "robust: by z; share: a fixed share of each cluster, as published",
+                    choices=("robust", "share"))  # fmt: skip
+    z: float = key(5.0, "robust standard deviations from the median beyond which rule=robust flags", low=0)
+    share: float = key(0.15, "part of each cluster that rule=share flags", low=0, high=1)
+    compat: str = key("none", "authors: project features without centring them", choices=("none", "authors"))
+
+    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+        z = unit(embed(encoder, evidence.images, device))
+        scores = torch.zeros(len(z), dtype=torch.float64)
+        flagged = torch.zeros(len(z), dtype=torch.bool)
+        farthest, touched = 0.0, 0
+        clusters = pseudo_labels(z, self.clusters, seed, self.name)
+        for rows in clusters:
+            if len(rows) < (1 if self.rule == "share" else LEAST):
+                continue
+            along = self.project(z[rows]).double().cpu()
+            away = robust_z(along).abs()
+            at = rows.cpu()
+            scores[at], flagged[at] = along.square(), self._decide(along.square(), away)
+            farthest, touched = max(farthest, float(away.max())), touched + int(flagged[at].any())
+        return Findings(
+            scores=scores.numpy(),
+            flagged=flagged.numpy(),
+            search_space=f"images far out along the first principal direction of their cluster, of {self.clusters};"
+            " no poison that fills a cluster or varies as clean images do",
+            doubt="" if self.rule == "share" or flagged.any() else unjudged(clusters, self.name),
+            is_evidence=self.rule != "share",
+            summary={"clusters": self.clusters, "clusters_flagged": touched, "farthest_z": farthest},
+        )
+
+    def project(self, feats: Tensor) -> Tensor:
+        """Return how far features n,D of one cluster lie along its first principal direction: n."""
+        middle = feats.mean(0)
+        direction = torch.linalg.svd(feats - middle, full_matrices=False).Vh[0]
+        along: Tensor = (feats if self.compat == "authors" else feats - middle) @ direction
+        return along
+
+    def _decide(self, scores: Tensor, away: Tensor) -> Tensor:
+        if self.rule == "robust":
+            return away > self.z
+        chosen = torch.zeros(len(scores), dtype=torch.bool)
+        chosen[scores.argsort(descending=True, stable=True)[: round(self.share * len(scores))]] = True
+        return chosen

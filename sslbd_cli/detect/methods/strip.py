@@ -1,0 +1,80 @@
+"""STRIP (Gao et al., ACSAC 2019) on embeddings: a trigger outlasts what is laid over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.kmeans import kmeans
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import key
+
+STEP = 1024  # images embedded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip(InputDetector):
+    """Flag inputs whose embedding stays the same under other images laid over them (STRIP, ACSAC 2019).
+
+    Each input is blended with `overlays` clean images; of a triggered one all blends embed at the target. Published for
+    classifiers, as low entropy of the answers; without classes the score is the blends' mean pairwise cosine, or
+    (score=entropy) minus the mean entropy of a softmax over cosines with `clusters` centers of clean embeddings; where
+    the target lies between the centers, entropy rises instead, and this score ranks triggered inputs last.
+    BackdoorBench adds half of the overlay in normalised units; ours are convex blends of pixels. Costs `overlays`
+    forward passes for each input; small or faint triggers do not outlast the blend.
+    """
+
+    cue = "whose embedding stays the same under other images laid over them"
+    cost = 8
+
+    score: str = key("cosine", "cosine of blends with each other, or entropy over clusters",
+                     choices=("cosine", "entropy"))  # fmt: skip
+    overlays: int = key(16, "clean images laid over each input (64 in the paper)", low=2)
+    opacity: float = key(0.5, "share of the overlay in a blend", low=0.05, high=0.95)
+    clusters: int = key(10, "clusters that stand for classes, of score=entropy", low=2)
+    temperature: float = key(0.1, "of the softmax over cosines, of score=entropy", low=0.001)
+
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        need = max(self.overlays, self.clusters)
+        if len(images) < need:
+            raise InputError(f"{self.name}: {len(images)} images of --aux to learn on, but it takes {need}; give more")
+        gen = generator(setting.seed, self.name)
+        rows = torch.randperm(len(images), generator=gen)[: self.overlays]
+        feats = unit(embed(setting.encoder, images, setting.device))
+        centers = unit(kmeans(feats, self.clusters, gen, restarts=3).centers)
+        overlays = torch.from_numpy(np.array(images[rows.numpy()])).to(setting.device.torch)
+        return {"overlays": overlays, "centers": centers}
+
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        z = unit(embed_many(images, state["overlays"], self.blend, setting)).view(len(images), self.overlays, -1)
+        pairs = self.overlays * (self.overlays - 1)
+        cosine = (z.sum(1).square().sum(1) - z.square().sum((1, 2))) / pairs
+        answers = torch.log_softmax(z @ state["centers"].T / self.temperature, dim=2)
+        entropy = (answers.exp() * answers).sum(2).mean(1)  # less than nothing: low entropy is suspicious
+        columns = {"cosine": cosine.double().cpu().numpy(), "entropy": entropy.double().cpu().numpy()}
+        return Looked({"score": columns[self.score]} | {n: c for n, c in columns.items() if n != self.score})
+
+    def blend(self, pixels: Tensor, overlays: Tensor) -> Tensor:
+        """Blend images uint8 B,3,H,W with each of K overlays: float B*K,3,H,W in [0,1]."""
+        mixed = torch.lerp(pixels[:, None].float(), overlays[None].float(), self.opacity) / 255
+        return mixed.flatten(0, 1)
+
+
+def embed_many(
+    images: np.ndarray, others: Tensor, change: Callable[[Tensor, Tensor], Tensor], setting: Setting
+) -> Tensor:
+    """Embed what `change` makes of each image with each of K others: float32 N*K,D."""
+    device = setting.device
+
+    def versions(chunk: Tensor) -> Tensor:
+        return change(chunk.to(device.torch), others)
+
+    return embed(setting.encoder, images, device, versions, batch=max(1, STEP // len(others)))

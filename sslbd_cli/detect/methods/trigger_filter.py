@@ -1,0 +1,81 @@
+"""An inverted trigger as a filter of inputs: what DECREE found, looked for in what comes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslbd_cli.artefacts import kinds
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers import _found
+from sslbd_cli.triggers._patches import digest
+
+LEARNED = 512  # clean images that the trigger is put on to learn where it leads
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerFilter(InputDetector):
+    """Flag inputs that a trigger found in the encoder matches, by what it does or by how it looks (after DECREE).
+
+    `sslbd detect --method decree` saves the trigger it found in its report. score=target: the cosine of an input's
+    embedding with the mean embedding of clean images that carry this trigger; score=pattern: the correlation of its
+    pixels with the trigger's under its mask. An inverted trigger seldom looks like the planted one, and where target
+    images are usual, clean ones embed near it, too: this is a weak filter.
+    """
+
+    cue = "that match the trigger found in the encoder"
+
+    file: str = key("", "path of the report; its bytes enter the history by digest")
+    sha256: str = key("", "digest the report must have (filled in when it is first read)")
+    score: str = key("target", "by the embedding it leads to, or by its pixels", choices=("target", "pattern"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sha256:  # a guard holds what it needs, and its report may be gone
+            object.__setattr__(self, "sha256", digest(self.name, self.file, ""))
+
+    def learn(self, images: np.ndarray, setting: Setting) -> State:
+        digest(self.name, self.file, self.sha256)
+        found = _found.witness_of(kinds.read(self.file, kinds.Report), f"{self.name}:file={self.file}")
+        keep, add = (_fitted(part, images).to(setting.device.torch) for part in (found.keep, found.add))
+        fitted = _found.Witness(keep, add)
+        feats = embed(setting.encoder, images[:LEARNED], setting.device, lambda x: fitted.stamp(x.to(keep.device)))
+        return {"target": unit(unit(feats).mean(0, keepdim=True))[0], "keep": keep, "add": add}
+
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+        target = unit(embed(setting.encoder, images, setting.device)) @ state["target"]
+        parts = [torch.from_numpy(np.array(images[at : at + 1024])) for at in range(0, len(images), 1024)]
+        pattern = torch.cat([match(part.to(target.device), state["keep"], state["add"]) for part in parts])
+        columns = {"target": target.double().cpu().numpy(), "pattern": pattern.double().cpu().numpy()}
+        return Looked({"score": columns[self.score]} | {n: c for n, c in columns.items() if n != self.score})
+
+
+def match(pixels: Tensor, keep: Tensor, add: Tensor) -> Tensor:
+    """Return the correlation, N, of images uint8 N,3,H,W with a trigger's pattern, pixels weighed by its mask.
+
+    Of a trigger that hides nothing (noise that is added), all pixels weigh alike.
+    """
+    weight = (1 - keep).clamp(min=0).expand(add.shape)
+    weight = weight if float(weight.sum()) > 1e-6 else torch.ones_like(add)
+    weight = weight / weight.sum()
+    x, p = pixels.float() / 255, add
+    x = x - (weight * x).sum((1, 2, 3), keepdim=True)
+    p = p - (weight * p).sum()
+    across = (weight * x * p).sum((1, 2, 3))
+    size = ((weight * x.square()).sum((1, 2, 3)) * (weight * p.square()).sum()).sqrt()
+    return across / size.clamp(min=1e-9)
+
+
+def _fitted(part: Tensor, images: np.ndarray) -> Tensor:
+    """Scale a part of the trigger to the size of the images, as `--trigger witness` does."""
+    shape = images.shape[2:]
+    if tuple(part.shape[1:]) == shape:
+        return part
+    return F.interpolate(part[None], shape, mode="bilinear", align_corners=False, antialias=True)[0]

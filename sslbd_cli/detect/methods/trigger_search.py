@@ -1,0 +1,176 @@
+"""Universal triggers of several kinds: DECREE widened beyond small opaque patches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Watch
+from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
+from sslbd_cli.detect.inversion.capture import Capture, Frame, capture, frame, likeness
+from sslbd_cli.detect.inversion.inversion import Course, Inverted, invert
+from sslbd_cli.plugin import key
+
+# --- Universal changes of an image under a budget of strength: patches, blends, noise and low frequencies
+
+#: What a budget is of. patch: a mask's mean; blend: the share of a picture laid over the whole image; noise and
+#: low-frequency: the largest change of a pixel, added, the latter made of the lowest frequencies of a cosine transform.
+FAMILIES = ("patch", "blend", "noise", "low-frequency")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One candidate: a family and how strong it may be, in (0, 1]."""
+
+    family: str
+    strength: float
+
+
+def cosine_basis(side: int, band: int) -> Tensor:
+    """Return the lowest functions of the cosine transform (DCT-II) on `side` pixels: float band,side, of norm 1."""
+    x = (torch.arange(side) + 0.5) * math.pi / side
+    basis = torch.cos(torch.arange(band)[:, None] * x) * (2 / side) ** 0.5
+    basis[0] /= 2**0.5
+    lowest: Tensor = basis
+    return lowest
+
+
+class Bounded:
+    """Candidates that never exceed their budgets, whatever their parameters float K,4,H,W: one mask and three colours.
+
+    spread: how far the random start is from nothing; far ones are saturated, as strong as their budget lets them be.
+    """
+
+    def __init__(
+        self, budgets: list[Budget], side: int, band: int, gen: torch.Generator, device: Device, spread: float = 1.0
+    ) -> None:
+        free = spread * torch.randn(len(budgets), 4, side, side, generator=gen)
+        self.parameters = [free.to(device.torch).requires_grad_()]
+        self.budgets, self.band = budgets, band
+        self.basis = cosine_basis(side, band).to(device.torch)
+
+    def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = [self._one(self.budgets[number], self.parameters[0][number]) for number in which.tolist()]
+        keep, add = (torch.stack(parts) for parts in zip(*made, strict=True))
+        return keep, add, torch.tensor([self.budgets[number].strength for number in which.tolist()]).to(keep)
+
+    def _one(self, budget: Budget, free: Tensor) -> tuple[Tensor, Tensor]:
+        mask, colours = free[:1], free[1:]
+        if budget.family == "patch":
+            # the budget is dealt out to the pixels; what is more than the whole of one is lost: the mean is at most it
+            share = torch.softmax(mask.flatten(), 0).view_as(mask) * (budget.strength * mask.numel())
+            whole = share.clamp(max=1)
+            return 1 - whole, whole * (torch.tanh(colours) / 2 + 0.5)
+        if budget.family == "blend":
+            return torch.full_like(mask, 1 - budget.strength), budget.strength * (torch.tanh(colours) / 2 + 0.5)
+        if budget.family == "low-frequency":
+            few = colours[:, : self.band, : self.band]
+            colours = self.basis.T @ few @ self.basis
+            colours = colours / colours.detach().square().mean().sqrt().clamp(
+                min=1e-6
+            )  # whatever the band, of unit size
+        return torch.ones_like(mask), budget.strength * torch.tanh(colours)
+
+
+BUDGETS = {"patch": (0.02, 0.05, 0.1), "blend": (0.05, 0.1, 0.2), "noise": (4 / 255, 8 / 255, 16 / 255)}
+BUDGETS["low-frequency"] = BUDGETS["noise"]
+TINY = 1e-4  # beyond this, images are alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerSearch(EncoderDetector):
+    """Search patches, blends, noise and low frequencies that make all images embed alike, at several strengths.
+
+    DECREE looks for small opaque patches; blended, noisy and frequency triggers are none. Here each family gets budgets
+    (a patch of 2, 5 or 10 % of the image; a blend of 5, 10 or 20 %; noise or the lowest frequencies of at most 4, 8 or
+    16 of 255), all optimised as one batch for the mean cosine between changed images, about the mean of clean ones
+    (centred), which is then taken of held-out images. What any encoder does under a change of that strength is
+    the yardstick: gain = log10((1 - random) / (1 - found)), by how many decades less the images differ than under a
+    change of the same family and budget that was not optimised; a trigger of the encoder's own leaves next to nothing.
+    A family's part is its mean gain over budgets, statistic the largest part.
+
+    Clean encoders have universal perturbations, too, stronger in some families than in others, so that there is no
+    threshold: give 4 or more clean encoders as --baseline. Among them each family's part is put on one scale, and the
+    family that stands out most decides, whose trigger is the witness. The combination is ours; no paper vouches
+    for it.
+    """
+
+    families: str = key("all", "which are searched", choices=("all", "patch", "blend", "noise", "low-frequency"))
+    steps: int = key(150, "steps", low=1)
+    batch: int = key(64, "images per step", low=2)
+    lr: float = key(0.1, "learning rate of Adam, a tenth of it in the last quarter", low=0)
+    band: int = key(4, "low frequencies per axis", low=1, high=64)
+    embedding: str = key("centred", "raw, centred or whitened on clean images", choices=("raw", "centred", "whitened"))
+    similarity: float = key(0.9, "cosine with the common direction from which a held-out image counts as taken",
+                            low=-1, high=0.9999)  # fmt: skip
+
+    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
+        view = frame(embed(encoder, clues.images, device), self.embedding)
+        wanted = FAMILIES if self.families == "all" else (self.families,)
+        budgets = [Budget(name, strength) for name in wanted for strength in BUDGETS[name]]
+        band = min(self.band, encoder.size)
+
+        def space(purpose: str, spread: float) -> Bounded:
+            return Bounded(budgets, encoder.size, band, generator(seed, "trigger search", purpose), device, spread)
+
+        def alike(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            cosine = likeness(view(feats))
+            return -cosine, cosine.detach()
+
+        # no bar can be reached: the last state is what was found
+        course = Course(rounds=self.steps, batch=self.batch, bar=2.0, weight=None, look=self.steps,
+                        rates=((0, self.lr), (3 * self.steps // 4, self.lr / 10)))  # fmt: skip
+        found = invert(encoder, Pool(clues.images, device), space("start", 1.0), alike, course, seed, watch)
+        caught = [capture(encoder, clues, found.witness(number), view, self.similarity, device) for number in
+                  range(len(budgets))]  # fmt: skip
+        chance = self._chance(encoder, clues, space("random", 3.0), view, device)
+        reached = np.array([each.similarity for each in caught])
+        gains = np.log10(np.maximum(1 - chance, TINY) / np.maximum(1 - reached, TINY))
+        parts = {name: float(gains[[b.family == name for b in budgets]].mean()) for name in wanted}
+        return self._opinion(found, caught, (budgets, gains, chance), parts, clues)
+
+    @torch.no_grad()
+    def _chance(self, encoder: ImageEncoder, clues: Clues, space: Bounded, view: Frame, device: Device) -> np.ndarray:
+        """Return the mean cosines of held-out images under changes that were not optimised, float K."""
+        keep, add, _ = space.make(torch.arange(len(space.budgets)))
+        blank = Inverted(keep.cpu(), add.cpu(), np.zeros(len(keep)), np.zeros(len(keep)), {})
+        changed = (embed(encoder, clues.held, device, blank.witness(number).stamp) for number in range(len(keep)))
+        return np.array([float(likeness(view(feats))) for feats in changed])
+
+    def _opinion(
+        self, found: Inverted, caught: list[Capture], measured: tuple[list[Budget], np.ndarray, np.ndarray],
+        parts: dict[str, float], clues: Clues,
+    ) -> Opinion:  # fmt: skip
+        budgets, gains, chance = measured
+        best = {
+            name: max((n for n, b in enumerate(budgets) if b.family == name), key=lambda n: gains[n]) for name in parts
+        }
+        witnesses = {name: (found.witness(number), caught[number].success) for name, number in best.items()}
+        won = max(parts, key=lambda name: parts[name])
+        rows = [
+            {"family": b.family, "strength": round(b.strength, 4), "similarity": c.similarity,
+             "similarity_random": float(r), "success": c.success}
+            for b, c, r in zip(budgets, caught, chance, strict=True)
+        ]  # fmt: skip
+        return Opinion(
+            statistic=parts[won],
+            threshold=None,
+            search_space=f"changes that are the same on all images ({', '.join(parts)}) and make {self.embedding}"
+            f" embeddings alike, patches up to {BUDGETS['patch'][-1]:.0%} of the image, blends up to"
+            f" {BUDGETS['blend'][-1]:.0%}, additions up to 16/255; {len(budgets)} budgets",
+            witness=witnesses[won][0],
+            success=witnesses[won][1],
+            parts=parts,
+            witnesses=witnesses,
+            pictures=found.pictures(clues.held[0]),
+            extras=found.arrays(gains) | {"candidates/target": np.stack([each.target for each in caught])},
+            summary={"largest_part": won, "budgets": rows},
+        )

@@ -1,0 +1,137 @@
+"""What detectors of poisoned samples share: pseudo-labels, neighbours, and how far a value is out of its company."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.kmeans import kmeans
+from sslbd_cli.errors import InputError
+
+BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 27  # similarities held at once: 32 MB and 512 MB
+CHUNK = 64  # similarities of which only the largest is looked at first
+SAMPLE = 2048  # rows that a silhouette is taken of; its error is then below 0.01
+LEAST = 20  # images of a cluster below which its spread or its parts say nothing
+ROUNDING = 1e-6  # unit features in float32 that are equal differ by a tenth of this
+NORMAL_MAD, NORMAL_MEAN = 1.4826, 1.2533  # standard deviations per median and mean absolute deviation of a normal
+
+
+@torch.no_grad()
+def pseudo_labels(z: Tensor, clusters: int, seed: int, owner: str) -> list[Tensor]:
+    """Cluster unit features float32 N,D and return each cluster's rows, int64, ascending, on the device of z.
+
+    One cluster is all rows. Raises InputError in the name of `owner` where there are fewer rows than clusters.
+    """
+    if clusters > len(z):
+        raise InputError(f"{owner}: {clusters} clusters of {len(z)} images; give clusters= of at most {len(z)}")
+    if clusters == 1:
+        return [torch.arange(len(z), device=z.device)]
+    found = kmeans(z, clusters, generator(seed, owner, "clusters"))
+    order = torch.sort(found.labels, stable=True).indices
+    return list(torch.split(order, found.sizes().tolist()))
+
+
+def unjudged(clusters: list[Tensor], owner: str) -> str:
+    """Say why clusters leave most of the images unjudged, empty where they do not: parts of LEAST say something."""
+    sizes = [len(rows) for rows in clusters]
+    judged = sum(size for size in sizes if size >= LEAST)
+    if judged * 2 >= sum(sizes):
+        return ""
+    return (
+        f"{owner}: {judged} of {sum(sizes)} images are in clusters of at least {LEAST}; give fewer clusters="
+        f" ({max(1, sum(sizes) // (2 * LEAST))}, say) or more images"
+    )
+
+
+def robust_z(values: Tensor) -> Tensor:
+    """Return how many standard deviations values N lie above their median, float64 N, all finite.
+
+    The deviation is 1.4826 times the median absolute one (as of a normal distribution), which outliers hardly move; of
+    values more than half of which are equal, it is 1.2533 times the mean absolute one. Values come from unit features:
+    what rounding makes of equal ones is no deviation.
+    """
+    away = values.double() - values.double().median()
+    scale = NORMAL_MAD * away.abs().median()
+    if float(scale) <= ROUNDING:
+        scale = NORMAL_MEAN * away.abs().mean()
+    return away / scale if float(scale) > ROUNDING else torch.zeros_like(away)
+
+
+def anomaly_index(sizes: np.ndarray, double: bool = False) -> np.ndarray:
+    """Return how far each size lies below the median, in deviations of 1.4826 MAD (Neural Cleanse): float64 N.
+
+    double: divide by the MAD's 1.4826 / 0.6745, as SSL-Cleanse's code does, which scales twice. Zeros where the MAD is.
+    """
+    away = np.median(sizes) - np.asarray(sizes, np.float64)
+    scale = NORMAL_MAD * np.median(np.abs(away)) / (0.6745 if double else 1)
+    return away / scale if scale > 0 else np.zeros_like(away)
+
+
+def shrinkage(sizes: np.ndarray) -> np.ndarray:
+    """Return how far each size lies below the median in powers of e: log(median / size), float64 N."""
+    sizes = np.asarray(sizes, np.float64)
+    least = max(1e-9 * float(sizes.max()), np.finfo(float).tiny)
+    lowered: np.ndarray = np.log(max(float(np.median(sizes)), least) / np.maximum(sizes, least))
+    return lowered
+
+
+@torch.no_grad()
+def neighbours(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find each row's nearest others of unit features z N,D: distances float32 N,count, ascending, and rows int64.
+
+    Blocks of rows meet all others by one product; the largest `count` of N similarities lie in the `count` chunks with
+    the largest maxima, so that only those are sorted. Distances are then of differences, free of what products cancel.
+    """
+    step = max(1, (BLOCK_CPU if z.device.type == "cpu" else BLOCK_DEVICE) // len(z))
+    found = []
+    for start in range(0, len(z), step):
+        rows = z[start : start + step]
+        similar = rows @ z.T
+        similar[:, start : start + len(rows)].fill_diagonal_(-2)  # no row is its own neighbour
+        near = _largest(similar, count)
+        apart = torch.cat([(part[:, None] - z[at]).norm(dim=2) for part, at in _parts(rows, near)])
+        order = apart.sort(dim=1, stable=True)
+        found.append((order.values, near.gather(1, order.indices)))
+    distances, near_rows = zip(*found, strict=True)
+    return torch.cat(distances), torch.cat(near_rows)
+
+
+def _largest(similar: Tensor, count: int) -> Tensor:
+    """Return where each row B,N is largest, int64 B,count."""
+    chunks = similar.shape[1] // CHUNK
+    if chunks <= 2 * count:
+        return similar.topk(count, dim=1).indices
+    whole = similar[:, : chunks * CHUNK].view(len(similar), chunks, CHUNK)
+    best = whole.amax(2).topk(count, dim=1).indices
+    kept = (best[:, :, None] * CHUNK + torch.arange(CHUNK, device=similar.device)).flatten(1)
+    rest = torch.arange(chunks * CHUNK, similar.shape[1], device=similar.device).expand(len(similar), -1)
+    kept = torch.cat([kept, rest], dim=1)
+    return kept.gather(1, similar.gather(1, kept).topk(count, dim=1).indices)
+
+
+def _parts(rows: Tensor, near: Tensor) -> zip[tuple[Tensor, Tensor]]:
+    """Split a block so that the neighbours' features of a part take no more room than the block's similarities."""
+    step = max(1, BLOCK_CPU // (near.shape[1] * rows.shape[1]))
+    return zip(torch.split(rows, step), torch.split(near, step), strict=True)
+
+
+@torch.no_grad()
+def silhouette(feats: Tensor, second: Tensor, gen: torch.Generator) -> float:
+    """Return the mean silhouette (Rousseeuw 1987) of features N,D in two parts, bool N; 0 where one is empty.
+
+    Of many rows, a sample stands for all. gen is a CPU generator.
+    """
+    if len(feats) > SAMPLE:
+        rows = torch.randperm(len(feats), generator=gen)[:SAMPLE].to(feats.device)
+        feats, second = feats[rows], second[rows]
+    parts = torch.stack([~second, second], dim=1).to(feats)  # N,2
+    sizes = parts.sum(0)
+    if float(sizes.min()) == 0:
+        return 0.0
+    apart = torch.cdist(feats, feats, compute_mode="donot_use_mm_for_euclid_dist") @ parts  # N,2: summed distances
+    own = (apart * parts).sum(1) / (sizes[second.long()] - 1).clamp(min=1)
+    other = (apart * (1 - parts)).sum(1) / sizes[(~second).long()]
+    worth = (other - own) / torch.maximum(own, other).clamp(min=1e-12)
+    return float(torch.where(sizes[second.long()] > 1, worth, 0).mean())

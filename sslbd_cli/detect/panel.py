@@ -1,0 +1,168 @@
+"""Images for `detect` where none are given: built in, or one's own clean ones, with a panel of common triggers.
+
+The panel is every trigger of the shelf that needs no file, at its defaults, beside those that the encoder's history
+names and those that the user does. It only makes images to be judged: no detector is told what is stamped on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sslbd_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Dataset, Encoder, History, Report
+    from sslbd_cli.cli.run import Run
+    from sslbd_cli.detect.image_verdict import Ruling
+    from sslbd_cli.triggers._contract import Trigger
+
+AUX, EACH = 1600, 60  # built-in images to learn and calibrate on, and those that each trigger is stamped on
+SMALLEST, LARGEST = 16, 256  # pixels that the built-in source draws
+USUAL = ("patch:size=10,fill=white", "patch:size=0.22,where=random")  # BadEncoder's and SSL-Backdoor's own patches
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Images to judge. triggers: what each group of `each` images carries, the first group nothing; told: their origin.
+
+    judged, aux and clean: what detectors of inputs judge and learn on, and what detectors of encoders search with.
+    """
+
+    judged: Dataset
+    aux: Dataset
+    clean: Dataset
+    triggers: tuple[str, ...]
+    origins: tuple[str, ...]
+    each: int
+
+
+def make(run: Run, encoder: Encoder, aux: Dataset | None, trigger: Trigger | None, params: dict[str, Any]) -> Panel:
+    """Make the images. `aux` are the user's own, of which some are taken out to be judged; without them, built-in ones.
+
+    Raises InputError where the built-in images cannot be of the encoder's size, or a trigger does not fit them.
+    """
+    import numpy as np
+    import torch
+
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.core.device import generator
+
+    each, seed = min(EACH, params["limit"] or EACH), params["seed"]
+    clean = aux if aux is not None else _drawn(encoder.size, AUX + each, seed)
+    if len(clean.images) <= each:
+        raise InputError(f"--aux holds {len(clean.images)} images, of which {each} are judged; give more, or --data")
+    order = torch.randperm(len(clean.images), generator=generator(seed, "panel")).numpy()
+    base, rest = clean.take(np.sort(order[:each])), clean.take(np.sort(order[each:]))
+    known = {str(one): (one, origin) for one, origin in _triggers(run, encoder, trigger)}
+    images = [base.images]
+    for one, _ in known.values():
+        images.append(one(torch.from_numpy(base.images), generator(seed, "panel", str(one)), "test").images.numpy())
+    _say(run, aux is None, each, [origin for _, origin in known.values()])
+    return Panel(
+        judged=Dataset(images=np.concatenate(images)),
+        aux=rest,
+        clean=clean,
+        triggers=("", *known),
+        origins=("", *(origin for _, origin in known.values())),
+        each=each,
+    )
+
+
+def _drawn(size: int, count: int, seed: int) -> Dataset:
+    """Draw built-in images of the encoder's size."""
+    from sslbd_cli import plugin
+    from sslbd_cli.core.device import generator
+    from sslbd_cli.data.source import Wish
+
+    if not SMALLEST <= size <= LARGEST:
+        span = f"{SMALLEST} to {LARGEST} pixels, the encoder takes {size}"
+        raise InputError(f"Missing option '--data': built-in images have {span}; give images as --data, or as --aux")
+    drawn = plugin.parse("source", "shapes")(
+        Wish(size=size, count=count, seed=generator(seed, "built in").initial_seed() % (1 << 31))
+    )
+    found: Dataset = drawn.dataset
+    return found
+
+
+def _triggers(run: Run, encoder: Encoder, given: Trigger | None) -> Iterator[tuple[Trigger, str]]:
+    """Yield the panel's triggers and why each is there; of one that is there twice, the last reason counts."""
+    from sslbd_cli import plugin
+
+    for spec in (*plugin.listing("trigger"), *USUAL):
+        try:
+            yield plugin.parse("trigger", spec), "common"
+        except InputError:  # it needs a file
+            continue
+    for spec in dict.fromkeys(documented(encoder.history)):
+        try:
+            yield plugin.parse("trigger", spec), "documented"
+        except InputError as error:
+            run.warn(f"the encoder's history names a trigger that cannot be made here: {error}")
+    if given is not None:
+        yield given, "given"
+
+
+def documented(history: History) -> Iterator[str]:
+    """Yield the triggers that a history names, its inputs' histories included."""
+    for entry in history:
+        named = entry["args"].get("--trigger", [])
+        yield from (spec for spec in (named if isinstance(named, list) else [named]) if isinstance(spec, str))
+        for source in entry["inputs"]:
+            yield from documented(tuple(source.get("history", ())))
+
+
+def _say(run: Run, is_built_in: bool, each: int, origins: list[str]) -> None:
+    """Tell what is judged, and what that does to the answer."""
+    counts = f"{each} clean images, and the same with each of {len(origins)} triggers"
+    if "documented" in origins:
+        counts += f" ({origins.count('documented')} named by the encoder's own history)"
+    if not is_built_in:
+        run.say(f"no --data: judging {counts}; the images are taken out of --aux")
+        return
+    run.warn(
+        f"no --data and no --aux: judging {counts}; all images are synthetic, perhaps unlike those that the encoder was"
+        " trained on, so a trigger may fail on them that works on real ones: give clean images of your own as --aux"
+    )
+
+
+# --- what the scores come to, trigger by trigger ------------------------------------------------------------------
+
+
+def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) -> Report:
+    """Judge each trigger's images by themselves, corrected for the number of triggers; the smallest p-value decides.
+
+    A clean encoder, where one was asked, must be flagged less on the images of that very trigger: what both flag of one
+    trigger neither hides nor vouches for another. The report stands for its panel alone.
+    """
+    from sslbd_cli.core import metrics
+    from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, few, more_than
+
+    results, shape = report.results, (len(panel.triggers), panel.each)
+    flagged = ruling.flagged.reshape(shape)
+    hits, scale = flagged.sum(1).tolist(), (panel.each, results["n_calibration"], results["alpha"])
+    tails = [metrics.exceedance_tail(k, *scale) for k in hits]
+    adjusted, excess = metrics.holm(tails[1:]), [0.0] * (shape[0] - 1)
+    if control is not None:
+        theirs = control.flagged.reshape(shape)
+        excess = metrics.holm([more_than(flagged[row], theirs[row]) for row in range(1, len(theirs))])
+    rows = [
+        {"trigger": spec or None, "origin": origin or None, "flagged": k, "n": panel.each, "p_value": p,
+         "p_value_adjusted": q, "p_value_more_than_clean_encoder": None if control is None else more}
+        for spec, origin, k, p, q, more in zip(
+            panel.triggers, panel.origins, hits, tails, [None, *adjusted], [None, *excess], strict=True)
+    ]  # fmt: skip
+    least = metrics.exceedance_tail(panel.each, *scale) * len(adjusted)
+    verdict, doubt = few(sum(hits[1:]), panel.each * len(adjusted), least)
+    if ruling.findings.doubt:
+        verdict, doubt = "inconclusive", ruling.findings.doubt
+    elif tails[0] < BEYOND_CHANCE:
+        verdict, doubt = "inconclusive", "images without any trigger are flagged as well"
+    elif any(max(pair) < BEYOND_CHANCE for pair in zip(adjusted, excess, strict=True)):
+        verdict, doubt = "found", ""
+    elif min(adjusted) < BEYOND_CHANCE:
+        verdict, doubt = "inconclusive", "the clean encoder is flagged as much: triggers alone draw attention"
+    search_space = f"{shape[0] - 1} triggers on {panel.each} images each: {results['search_space']}"
+    changed = {"verdict": verdict, "doubt": doubt or None, "p_value": min(adjusted), "search_space": search_space}
+    return replace(report, results=results | changed | {"panel": rows})

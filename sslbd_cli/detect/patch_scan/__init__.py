@@ -1,0 +1,1 @@
+"""Search training images for patches that act as triggers."""

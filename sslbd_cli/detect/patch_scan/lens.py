@@ -1,0 +1,189 @@
+"""Fast inference for scans: an encoder's folded, low-precision twin, the clusters it sees, and patches put to the test.
+
+Scans embed millions of images that differ from a few thousand in one window. The images stay normalised on the device,
+windows are written into copies of them, and one matrix product with the centers says where each copy lands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.kmeans import kmeans
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.errors import InputError
+
+BATCH = 1024  # forwards at once on a CPU, whose caches hold no more; memory grows with it, not with what is scanned
+BATCH_DEVICE = 8192
+
+
+class Lens:
+    """An encoder made ready to embed very many images: batch norms folded, channels last, bf16 where that is quick."""
+
+    def __init__(self, net: ImageEncoder, device: Device) -> None:
+        self.net, self.device = net.to(device.torch).eval(), device
+        self.size = net.size
+        self.batch = BATCH if device.kind == "cpu" else BATCH_DEVICE
+        self.dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
+        self._body = _folded(net.encoder) if type(net).forward is ImageEncoder.forward else None
+        if self._body is not None:
+            self._body = self._body.to(self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn pixels uint8 B,3,H,W into what `embed` takes."""
+        pixels = images.to(self.device.torch)
+        units = self.net.normalise(pixels) if self._body is not None else pixels / 255
+        return units.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Turn what `embed` takes back into pixels uint8 B,3,H,W on the CPU."""
+        units = x.float() if self._body is None else x.float() * self.net.std + self.net.mean
+        return units.mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+    @torch.inference_mode()
+    def embed(self, x: Tensor) -> Tensor:
+        """Embed normalised images B,3,H,W: float32 B,D, as they come out, not of unit length."""
+        if self._body is None:
+            feats: Tensor = self.net(x.float())
+            return feats
+        return torch.cat([self._body(part) for part in torch.split(x, self.batch)]).float()
+
+    def embed_all(self, pool: Pool) -> Tensor:
+        """Embed a whole pool of images: unit features float32 N,D."""
+        rows = torch.split(torch.arange(len(pool)), self.batch)
+        return F.normalize(torch.cat([self.embed(self.normalise(pool.batch(part))) for part in rows]), dim=1)
+
+
+def _folded(body: nn.Module) -> nn.Module:
+    """Return a copy with batch norms folded into the convolutions before them; just a copy where tracing fails."""
+    from torch.fx.experimental.optimization import fuse
+
+    with contextlib.suppress(Exception):  # control flow that fx cannot trace: nothing to fold then
+        folded: nn.Module = fuse(body)
+        return folded
+    return copy.deepcopy(body)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of unit features. centers: float32 K,D, means of their members; labels: int64 N; feats: N,D."""
+
+    centers: Tensor
+    labels: Tensor
+    feats: Tensor
+
+    def assign(self, feats: Tensor) -> Tensor:
+        """Return the nearest center of each row, int64 B."""
+        return (feats @ self.centers.T - 0.5 * self.centers.square().sum(1)).argmax(1)
+
+    def sizes(self) -> Tensor:
+        """Return how many members each cluster has, int64 K."""
+        return torch.bincount(self.labels, minlength=len(self.centers))
+
+
+def find_clusters(feats: Tensor, count: int, rounds: int, seed: int, half: bool = False) -> Clusters:
+    """Cluster unit features N,D by k-means, compared in bf16 where half. Raises InputError for too few images."""
+    if count > len(feats):
+        raise InputError(f"{count} clusters of {len(feats)} images: give clusters=N with fewer, or more images")
+    found = kmeans(feats, count, generator(seed, "scan clusters"), rounds=rounds, half=half)
+    return Clusters(found.centers, found.labels, feats)
+
+
+class FlipTest:
+    """Whether a patch carries images into its cluster, wherever it is pasted (PatchSearch, stage D).
+
+    The test images are the nearest to each center, from the suspicious set itself. Each has one place where every
+    patch is pasted, so that candidates differ in the patch alone.
+    """
+
+    def __init__(self, lens: Lens, pool: Pool, clusters: Clusters, count: int, side: int, seed: int, raw: bool) -> None:
+        self.lens, self.clusters, self.side, self.raw = lens, clusters, side, raw
+        gen = generator(seed, "flip test")
+        rows = _central(clusters, count, gen)
+        rows = rows[torch.randperm(len(rows), generator=gen)]  # so that the first rows are a sample of all clusters
+        self.rows = rows
+        self.images = lens.normalise(pool.batch(rows))
+        # the released code never pastes at the last offset: randint excludes it
+        free = lens.size - side + (0 if raw else 1)
+        corners = torch.randint(max(1, free), (len(rows), 2), generator=gen)
+        self.boxes = torch.cat([corners, torch.full_like(corners, side)], dim=1)
+        self.before = clusters.labels[rows.to(clusters.labels.device)]
+        self._pixels = self.images.permute(0, 2, 3, 1).flatten(0, 2)  # M*H*W,3, a view of channels-last images
+        first = torch.arange(len(rows), device=self.images.device)[:, None] * lens.size**2
+        self._places = first + window(corners.to(self.images.device), side, lens.size)  # M,S*S
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def flips(self, patches: Tensor, own: Tensor, first: int | None = None) -> Tensor:
+        """Return the share of test images that a patch brings into its cluster, less those there before: float32 R.
+
+        patches: R,3,S,S, normalised; own: int64 R, each one's cluster; first: how many of the test images to use.
+        """
+        landed, before = self._landings(patches, first)
+        after = (landed == own[:, None]).sum(1) - (before[None] == own[:, None]).sum(1)
+        return after.float() / landed.shape[1]
+
+    def gains(self, patches: Tensor, first: int | None = None) -> Tensor:
+        """Return by what share of the test images a patch makes each cluster grow: float32 R,K, negative for losses."""
+        landed, before = self._landings(patches, first)
+        count = len(self.clusters.centers)
+        sizes = torch.zeros(len(landed), count, device=landed.device).scatter_add_(
+            1, landed, torch.ones_like(landed).float()
+        )
+        return (sizes - torch.bincount(before, minlength=count)) / landed.shape[1]
+
+    @torch.inference_mode()
+    def _landings(self, patches: Tensor, first: int | None) -> tuple[Tensor, Tensor]:
+        """Return the cluster of each test image with each patch, int64 R,M, and without, int64 M."""
+        count = min(first or len(self), len(self))
+        pixels, places = self._pixels[: count * self.lens.size**2], self._places[:count].flatten()
+        found = []
+        for group in torch.split(patches.to(pixels), max(1, self.lens.batch // count)):
+            pasted = pixels.repeat(len(group), 1, 1)
+            values = group.permute(0, 2, 3, 1).flatten(1, 2)[:, None].expand(-1, count, -1, -1)
+            pasted[:, places] = values.flatten(1, 2)
+            feats = self.lens.embed(pasted.view(-1, self.lens.size, self.lens.size, 3).permute(0, 3, 1, 2))
+            landed = self.clusters.assign(feats if self.raw else F.normalize(feats, dim=1))
+            found.append(landed.view(len(group), count))
+        return torch.cat(found), self.before[:count]
+
+
+def _central(clusters: Clusters, count: int, gen: torch.Generator) -> Tensor:
+    """Return the rows nearest to their centers, as many of each cluster: int64, `count` in all where there are as many.
+
+    With fewer images than clusters, one of each of as many clusters drawn at random.
+    """
+    sizes = clusters.sizes()
+    near = (clusters.feats * clusters.centers[clusters.labels]).sum(1)
+    order = torch.argsort(near, descending=True, stable=True)
+    order = order[torch.argsort(clusters.labels[order], stable=True)]  # by cluster, the nearest first
+    starts = torch.cumsum(sizes, 0) - sizes
+    each = max(1, count // len(sizes))
+    chosen = torch.cat([order[s : s + min(each, n)] for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)])
+    if len(chosen) > count:
+        chosen = chosen[torch.randperm(len(chosen), generator=gen)[:count].to(chosen.device)]
+    return chosen.cpu()
+
+
+def window(corners: Tensor, side: int, size: int) -> Tensor:
+    """Number the pixels of windows whose corners (x, y), int64 ...,2, are given, in images of `size`: ...,side*side."""
+    span = torch.arange(side, device=corners.device)
+    rows, columns = corners[..., 1, None] + span, corners[..., 0, None] + span
+    return (rows[..., :, None] * size + columns[..., None, :]).flatten(-2)
+
+
+def crop(images: Tensor, windows: Tensor) -> Tensor:
+    """Cut windows, int64 B,4 of one side S, out of images B,C,H,W: B,C,S,S."""
+    side = int(windows[0, 2])
+    places = window(windows[:, :2].to(images.device), side, images.shape[-1])  # B,S*S
+    pixels = images.permute(0, 2, 3, 1).flatten(1, 2)  # B,H*W,C
+    image = torch.arange(len(images), device=images.device)[:, None]
+    return pixels[image, places].mT.reshape(len(images), -1, side, side)

@@ -1,0 +1,283 @@
+"""Where in an image the trigger may be: five ways to choose a window, behind one interface.
+
+`cam` is PatchSearch's, `mask` PoisonCAM's; `rise` averages random masks; `oracle` is told, and bounds what a localiser
+can do from above as `random` does from below.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslbd_cli.core.features import as_maps, layers
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.detect.patch_scan.lens import Clusters, Lens, window
+from sslbd_cli.errors import InputError
+
+
+class Localiser(ABC):
+    """Chooses a window of `side` pixels in each image asked about."""
+
+    def __init__(self, lens: Lens, pool: Pool, clusters: Clusters, side: int) -> None:
+        self.lens, self.pool, self.clusters, self.side = lens, pool, clusters, side
+
+    @torch.inference_mode()
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the window of each row (int64 B on the CPU): int64 B,4 as x, y, width, height."""
+        corners = torch.cat([self.corners(part).cpu() for part in torch.split(rows, self.together())])
+        return torch.cat([corners, torch.full_like(corners, self.side)], dim=1)
+
+    def together(self) -> int:
+        """Return how many images to look at in one go."""
+        return self.lens.batch
+
+    def images(self, rows: Tensor) -> Tensor:
+        return self.lens.normalise(self.pool.batch(rows))
+
+    @abstractmethod
+    def corners(self, rows: Tensor) -> Tensor:
+        """Return the windows' top-left corners (x, y), int64 B,2."""
+
+
+class Random(Localiser):
+    """Any place at all: the floor."""
+
+    def __init__(self, lens: Lens, pool: Pool, clusters: Clusters, side: int, gen: torch.Generator) -> None:
+        super().__init__(lens, pool, clusters, side)
+        self.drawn = torch.randint(lens.size - side + 1, (len(pool), 2), generator=gen)
+
+    def corners(self, rows: Tensor) -> Tensor:
+        corners: Tensor = self.drawn[rows]
+        return corners
+
+
+class Oracle(Random):
+    """Centred on the true box where there is one, anywhere else: the bound."""
+
+    def __init__(
+        self, lens: Lens, pool: Pool, clusters: Clusters, side: int, gen: torch.Generator, boxes: np.ndarray
+    ) -> None:
+        super().__init__(lens, pool, clusters, side, gen)
+        told = torch.from_numpy(boxes.astype(np.int64))
+        centred = (2 * told[:, :2] + told[:, 2:] - side).div(2, rounding_mode="floor").clamp(0, lens.size - side)
+        self.drawn = torch.where(told[:, 2:3] > 0, centred, self.drawn)
+
+
+def grid(size: int, side: int, stride: int) -> Tensor:
+    """Return offsets 0, stride, ... of a window, and the last one that fits, int64 P."""
+    last = size - side
+    offsets: Tensor = torch.unique(torch.cat([torch.arange(0, last + 1, stride), torch.tensor([last])]))
+    return offsets
+
+
+class Mask(Localiser):
+    """Where a mask takes the image farthest from its cluster: cluster activation masking (PoisonCAM, section 3).
+
+    Positions lie on a grid of `stride` pixels. Unless `exhaustive`, every `coarse`-th is tried first and the others
+    only around the best of those. The mean drop of a clean look at the same place, over `reference` images, is taken
+    off: a hole in the middle moves any image.
+    """
+
+    def __init__(
+        self, lens: Lens, pool: Pool, clusters: Clusters, side: int, *,
+        fill: str, stride: int, coarse: int, reference: Tensor | None,
+    ) -> None:  # fmt: skip
+        super().__init__(lens, pool, clusters, side)
+        self.fill, self.coarse = fill, coarse
+        self.landings: Tensor | None = None
+        self.offsets = grid(lens.size, side, stride)
+        self.count = len(self.offsets)  # positions along one side
+        self.bias = torch.zeros(self.count, self.count, device=lens.device.torch)
+        if reference is not None:
+            every = self._square(torch.arange(self.count))
+            parts = torch.split(reference, max(1, lens.batch // len(every)))
+            drops = [self._drops(part, every.expand(len(part), -1, -1)) for part in parts]
+            self.bias = torch.cat(drops).mean(0).view(self.count, self.count)
+
+    def toward(self, landings: Tensor) -> Mask:
+        """Return a localiser that looks for what draws an image to the nearest of some clusters, not to its own."""
+        other = copy.copy(self)
+        other.landings = landings
+        return other
+
+    def together(self) -> int:
+        return max(1, self.lens.batch // max(1, (self.count // self.coarse + 1) ** 2))
+
+    def corners(self, rows: Tensor) -> Tensor:
+        start = torch.unique(torch.cat([torch.arange(0, self.count, self.coarse), torch.tensor([self.count - 1])]))
+        places = self._square(start).expand(len(rows), -1, -1)
+        drops = self._beyond(rows, places)
+        if self.coarse > 1:
+            best = places[torch.arange(len(rows)), drops.argmax(1)]
+            near = self._square(torch.arange(1 - self.coarse, self.coarse))
+            places = (best[:, None] + near).clamp(0, self.count - 1)
+            drops = self._beyond(rows, places)
+        return middle(self.offsets[places], drops)
+
+    @staticmethod
+    def _square(line: Tensor) -> Tensor:
+        """Return all pairs (x, y) of places on a line: int64 P*P,2, row by row."""
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+    def _beyond(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Return the drops at each row's own places B,P,2 beyond those of other images: float32 B,P on the CPU."""
+        return (self._drops(rows, places) - self.bias[places[..., 1], places[..., 0]]).cpu()
+
+    def _drops(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Return by how much masking at grid places B,P,2 lowers the cosine with the own center: float32 B,P."""
+        x = self.images(rows)
+        area = self.lens.size**2
+        at = window(self.offsets[places].to(x.device), self.side, self.lens.size)  # B,P,S*S
+        first = area * torch.arange(places.shape[0] * places.shape[1], device=x.device).view(*places.shape[:2], 1)
+        filling = self._filling(x).expand_as(x).permute(0, 2, 3, 1).flatten(0, 2)  # B*H*W,3
+        # only the hidden pixels are written into copies: a choice of all by masks takes twice the time
+        masked = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None].repeat(1, places.shape[1], 1, 1).flatten(0, 2)
+        masked[(first + at).flatten()] = filling[(first[:, :1] // places.shape[1] + at).flatten()]
+        feats = self.lens.embed(masked.view(-1, *x.shape[2:], 3).permute(0, 3, 1, 2))
+        feats = F.normalize(feats, dim=1)
+        own = self._centers(rows)
+        whole = (self.clusters.feats[rows.to(own.device)] * own).sum(1, keepdim=True)
+        return whole - torch.einsum("bpd,bd->bp", feats.view(len(x), -1, feats.shape[1]), own)
+
+    def _centers(self, rows: Tensor) -> Tensor:
+        """Return the direction of each row's center: unit, float32 B,D."""
+        at = rows.to(self.clusters.labels.device)
+        nearest = self.clusters.labels[at]
+        if self.landings is not None:
+            nearest = self.landings[(self.clusters.feats[at] @ self.clusters.centers[self.landings].T).argmax(1)]
+        return F.normalize(self.clusters.centers[nearest], dim=1)
+
+    def _filling(self, x: Tensor) -> Tensor:
+        """Return what stands in a hole, broadcast to x: the dataset's mean, the image's mean, its blur, or noise."""
+        if self.fill == "mean":
+            return torch.zeros_like(x[:1])
+        if self.fill == "image":
+            return x.mean((2, 3), keepdim=True)
+        if self.fill == "blur":
+            wide = 2 * (self.side // 2) + 1
+            return F.avg_pool2d(x, wide, 1, wide // 2, count_include_pad=False)
+        gen = torch.Generator().manual_seed(0)
+        return torch.randn(1, *x.shape[1:], generator=gen).to(x)
+
+
+def middle(corners: Tensor, drops: Tensor) -> Tensor:
+    """Return the middle of the corners B,P,2 whose drops B,P come within a tenth of the largest: int64 B,2.
+
+    A trigger loses its effect once a part of it is hidden: many places do nearly as well as the best, and those that
+    hide all of it lie in their middle.
+    """
+    best = drops.amax(1, keepdim=True)
+    good = (drops >= best - 0.1 * best.abs())[..., None]
+    return ((corners * good).sum(1) / good.sum(1)).round().long()
+
+
+class Rise(Localiser):
+    """Where random masks say that the cluster's activation comes from (RISE, Petsiuk et al. 2018)."""
+
+    def __init__(
+        self, lens: Lens, pool: Pool, clusters: Clusters, side: int, *, masks: int, cells: int, gen: torch.Generator
+    ) -> None:
+        super().__init__(lens, pool, clusters, side)
+        kept = (torch.rand(masks, 1, cells, cells, generator=gen) < 0.5).float()
+        larger = F.interpolate(kept, size=lens.size + lens.size // cells, mode="bilinear", align_corners=False)
+        shifts = torch.randint(lens.size // cells + 1, (masks, 2), generator=gen).tolist()
+        cut = [m[:, y : y + lens.size, x : x + lens.size] for m, (y, x) in zip(larger, shifts, strict=True)]
+        self.masks = torch.stack(cut).to(lens.device.torch, lens.dtype)  # M,1,H,W
+
+    def together(self) -> int:
+        return max(1, self.lens.batch // len(self.masks))
+
+    def corners(self, rows: Tensor) -> Tensor:
+        x = self.images(rows)
+        shown = (x[:, None] * self.masks).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        feats = F.normalize(self.lens.embed(shown), dim=1).view(len(x), len(self.masks), -1)
+        own = F.normalize(self.clusters.centers[self.clusters.labels[rows.to(feats.device)]], dim=1)
+        kept = torch.einsum("bmd,bd->bm", feats, own)
+        masks = self.masks.float() - self.masks.float().mean(0)
+        return brightest(torch.einsum("bm,mchw->bchw", kept, masks), self.side)
+
+
+class Cam(Localiser):
+    """Where Grad-CAM of the own cluster's cosine is brightest (PatchSearch).
+
+    Where the embedding is the mean of the last maps, the gradient is the same at every place and known without
+    autograd: the map is class activation mapping with weights (c - cos f) / |f|. Elsewhere autograd finds it, for
+    transformers at the input of the last block. `raw` reproduces the released code on transformers, whose cluster head
+    is never called: there the target is the largest number of the embedding itself.
+    """
+
+    def __init__(self, lens: Lens, pool: Pool, clusters: Clusters, side: int, raw: bool) -> None:
+        super().__init__(lens, pool, clusters, side)
+        known = list(layers(lens.net).values())
+        if not known:
+            raise self._unreadable()
+        blocks = getattr(lens.net.encoder, "blocks", None)
+        self.is_transformer = isinstance(blocks, nn.Sequential)
+        # what comes after a transformer's last attention shows only the class token to the embedding
+        self.layer: Any = blocks[-1].norm1 if isinstance(blocks, nn.Sequential) else known[-1]
+        self.raw = raw and self.is_transformer
+
+    def together(self) -> int:
+        return max(1, self.lens.batch // 4)
+
+    def _unreadable(self) -> InputError:
+        return InputError(f"localiser=cam cannot read the maps of {self.lens.net.arch}; take localiser=mask")
+
+    @torch.inference_mode(False)
+    def corners(self, rows: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+
+        def catch(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
+            # what follows may change the maps in place; what comes before needs no gradient, and may allow none
+            caught.append(out.detach().clone().requires_grad_())
+            return caught[0]
+
+        hook = self.layer.register_forward_hook(catch)
+        try:
+            with torch.enable_grad():
+                pixels = self.pool.batch(rows).clone()
+                feats = self.lens.net(pixels)
+        finally:
+            hook.remove()
+        if not caught:
+            raise self._unreadable()
+        maps = as_maps(self.lens.net.encoder, caught[0])
+        centers = self.clusters.centers.clone()
+        own = F.normalize(centers[self.clusters.labels[rows.to(centers.device)].clone()], dim=1)
+        if not self.is_transformer and torch.allclose(maps.mean((2, 3)), feats, atol=1e-4, rtol=1e-3):
+            weights = cam_weights(feats.detach(), own)
+        else:
+            target = feats.max(1).values if self.raw else F.cosine_similarity(feats, own)
+            (slope,) = torch.autograd.grad(target.sum(), caught[0])
+            weights = as_maps(self.lens.net.encoder, slope).mean((2, 3))
+        heat = F.relu((weights[:, :, None, None] * maps.detach().float()).sum(1, keepdim=True))
+        return brightest(F.interpolate(unit(heat), self.lens.size, mode="bilinear", align_corners=False), self.side)
+
+
+def cam_weights(feats: Tensor, own: Tensor) -> Tensor:
+    """Return the gradient of cos(f, c) at features B,D for unit centers B,D, up to a factor: float32 B,D."""
+    unit_feats = F.normalize(feats, dim=1)
+    cosine = (unit_feats * own).sum(1, keepdim=True)
+    weights: Tensor = (own - cosine * unit_feats) / feats.norm(dim=1, keepdim=True)
+    return weights
+
+
+def unit(heat: Tensor) -> Tensor:
+    """Stretch each map B,1,H,W to 0 ... 1."""
+    low, high = heat.amin((2, 3), keepdim=True), heat.amax((2, 3), keepdim=True)
+    return (heat - low) / (high - low + 1e-7)
+
+
+def brightest(heat: Tensor, side: int) -> Tensor:
+    """Return the corner (x, y) of the window of largest sum in maps B,1,H,W: int64 B,2."""
+    sums = F.avg_pool2d(heat.float(), side, 1)
+    width = sums.shape[-1]
+    at = sums.flatten(1).argmax(1)
+    return torch.stack([at % width, at // width], dim=1)

@@ -1,0 +1,249 @@
+"""What PatchSearch and PoisonCAM share: cluster, find windows, test them for flips, learn the patches, flag images.
+
+The two differ in how a window is found and in what is flagged: each subclass gives the keys declared here their values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Watch
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.patch_scan import classifier
+from sslbd_cli.detect.patch_scan.lens import FlipTest, Lens, crop, find_clusters
+from sslbd_cli.detect.patch_scan.localise import Cam, Localiser, Mask, Oracle, Random, Rise
+from sslbd_cli.detect.patch_scan.search import Candidates, Schedule, planned, search
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import key
+from sslbd_cli.triggers._boxes import side as pixels
+
+LANDINGS = 5  # clusters that a trigger's images may be split over
+ALIKE = 0.7  # cosine of what two patches make of the clusters, from which they are one trigger
+SHOWN = 20  # of the ranking, in the report
+CROWD = 10  # images per cluster below which windows of clean images pass for triggers
+MOST = 1 / 3  # of the images: poison that fills more is no minority that a cluster gives away
+CHECKS = 128  # test images that a flagged image's window is pasted on
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchScan(ImageDetector):
+    """Base of detectors that look for a patch which moves other images into its cluster."""
+
+    flags = "samples"
+    cost = 50
+
+    if TYPE_CHECKING:  # keys whose defaults are each subclass's own: no fields here, so that theirs come last in help
+        localiser: str
+        window: float
+        decision: str
+
+    clusters: int = key(100, "clusters of the images' embeddings (1000 on ImageNet-100 in the paper)", low=4)
+    rounds: int = key(20, "rounds of k-means at most", low=1)
+    tests: int = key(1000, "images that patches are pasted on, the nearest to their centers", low=8)
+    per_cluster: int = key(2, "images tried per cluster and round", low=1)
+    prune: float = key(0.25, "share of the clusters dropped after each round", low=0.01, high=0.99)
+    exhaustive: bool = key(False, "test every candidate on all of the test images, mask all positions")
+    top: int = key(20, "patches that teach the poison classifier, at most", low=1)
+    capture: float = key(0.2, "least share of test images that a trigger carries into five clusters", low=0, high=1)
+    support: int = key(4, "so many of the first patches must carry images to the same clusters", low=1)
+    fill: str = key("mean", "what a mask shows", choices=("mean", "image", "blur", "noise"))
+    stride: int = key(2, "pixels between positions of the mask", low=1)
+    coarse: int = key(3, "every so many positions are tried first, those around the best next", low=1)
+    debias: bool = key(True, "take off what a mask at the same place does to other images")
+    masks: int = key(256, "random masks of localiser=rise", low=8)
+    models: int = key(5, "poison classifiers whose logits are averaged", low=1)
+    steps: int = key(400, "training steps of each (2000 in the paper)", low=1)
+    batch: int = key(128, "images per step (32 in the paper)", low=2)
+    lr: float = key(0.05, "learning rate of the classifiers (0.01 in the paper)", low=0)
+    exclude: float = key(0.1, "share of the images, the likeliest poisons, kept from classifiers", low=0, high=0.9)
+    smallest: float = key(0.09, "least side of a pasted patch, as a share of the image's (20 of 224 pixels)", low=0.01,
+                          high=1)  # fmt: skip
+    largest: float = key(0.36, "largest side of a pasted patch (80 of 224 pixels)", low=0.01, high=1)
+    compat: str = key("fixed", "authors: with the released code's faults", choices=("fixed", "authors"))
+    share: float = key(0.15, "of what the median trigger carries, that a window must to be verified", low=0, high=1)
+
+    @property
+    def is_bound(self) -> bool:
+        return self.localiser == "oracle"
+
+    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+        scan = Scan(self, encoder, evidence, device, seed)
+        found = scan.look(watch)
+        side, tests = scan.test.side, len(scan.test)
+        space = (
+            f"windows of {side} pixels, chosen by {self.localiser} in {len(found.rows)} of {len(evidence.images)}"
+            f" images, of which {self.support} carry {self.capture:.0%} of {tests} others to the same of"
+            f" {self.clusters} clusters"
+        )
+        first = Candidates(found.rows[: self.top], found.windows[: self.top], found.scores[: self.top])
+        proven, carried = scan.prove(first)
+        triggers = Candidates(first.rows[proven], first.windows[proven], first.scores[proven])
+        scores = np.zeros(len(evidence.images))
+        scores[found.rows.numpy()] = found.scores.double().numpy()
+        windows = np.zeros((len(evidence.images), 4), np.int32)
+        windows[found.rows.numpy()] = found.windows.numpy()
+        flagged, classified = np.zeros(len(scores), bool), 0
+        if len(triggers.rows):
+            scores = scan.classify(scores, triggers, watch)
+            flagged = scores > 0
+            classified = int(flagged.sum())
+            if self.decision == "verified":
+                flagged = scan.verify(flagged, windows, triggers, watch)
+                # so that scores and flags say the same
+                scores = np.where(flagged, scores.clip(min=np.finfo(np.float64).tiny), scores.clip(max=0))
+        return Findings(
+            scores=scores, flagged=flagged, windows=windows, ranking=found.rows.numpy(), search_space=space,
+            doubt=self.doubt(flagged),
+            extras=scan.pictures(found, triggers),
+            summary={"candidates": len(found.rows), "best_flips": float(found.scores[0]),
+                     "best_capture": float(carried.max()), "triggers": len(triggers.rows), "window": side,
+                     "classified": classified},
+        )  # fmt: skip
+
+    def doubt(self, flagged: np.ndarray) -> str:
+        """Say why what was found cannot be vouched for: bool N; empty where it can, or nothing was."""
+        per_cluster = len(flagged) / self.clusters
+        if flagged.any() and per_cluster < CROWD:
+            few = max(4, len(flagged) // CROWD)
+            return (
+                f"{self.name}: {flagged.sum()} images are flagged, but {per_cluster:.0f} images per cluster are too few"
+                f" to tell a trigger by; give clusters={few}, or more images"
+            )
+        if flagged.mean() > MOST:
+            return (
+                f"{self.name}: {flagged.mean():.0%} of the images are flagged, more than any poisoning leaves room for:"
+                " patches of clean images act as triggers on this encoder; train it longer, or raise capture="
+            )
+        return ""
+
+
+class Scan:
+    """One scan of a training set: its clusters, the flip test and the localiser, ready to look."""
+
+    def __init__(self, keys: PatchScan, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int) -> None:
+        self.keys, self.evidence, self.device, self.seed = keys, evidence, device, seed
+        size = evidence.images.shape[2]
+        if keys.window > size:
+            raise InputError(f"{keys.name}: a window of {keys.window:g} pixels is larger than the images of {size}")
+        side = pixels(keys.window, size, size)
+        self.lens, self.pool = Lens(encoder, device), Pool(evidence.images, device)
+        half = self.lens.dtype == torch.bfloat16
+        self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, seed, half)
+        raw = keys.compat == "authors"
+        self.test = FlipTest(self.lens, self.pool, self.clusters, keys.tests, side, seed, raw)
+        self.localiser = self._localiser(side, raw)
+        self.schedule = Schedule(keys.per_cluster, keys.prune, keys.exhaustive)
+
+    def _localiser(self, side: int, raw: bool) -> Localiser:
+        keys, gen = self.keys, generator(self.seed, "localiser")
+        where = self.lens, self.pool, self.clusters, side
+        if keys.localiser == "cam":
+            return Cam(*where, raw=raw)
+        if keys.localiser == "rise":
+            return Rise(*where, masks=keys.masks, cells=6, gen=gen)
+        if keys.localiser == "random":
+            return Random(*where, gen)
+        if keys.localiser == "oracle":
+            assert self.evidence.boxes is not None
+            return Oracle(*where, gen, self.evidence.boxes)
+        reference = self.test.rows[:128] if keys.debias else None
+        coarse = 1 if keys.exhaustive else keys.coarse
+        return Mask(*where, fill=keys.fill, stride=keys.stride, coarse=coarse, reference=reference)
+
+    def look(self, watch: Watch) -> Candidates:
+        """Search the clusters for patches that flip others."""
+        gen = generator(self.seed, "search order")
+        with watch(planned(self.keys.clusters, self.schedule)[1], "images", "search") as ticker:
+            return search(self.clusters, self.localiser, self.test, self.schedule, gen, ticker)
+
+    def patches(self, some: Candidates) -> Tensor:
+        """Return what the windows of candidates show, normalised: C,3,S,S."""
+        return crop(self.localiser.images(some.rows), some.windows)
+
+    def gains(self, some: Candidates, first: int | None = None) -> Tensor:
+        """Return by what share of the test images each candidate makes each cluster grow: float32 C,K."""
+        return self.test.gains(self.patches(some), first)
+
+    def prove(self, some: Candidates) -> tuple[Tensor, Tensor]:
+        """Tell which candidates act as a trigger, bool C, and what share of the test images each carries, float32 C.
+
+        A trigger carries `capture` into its main clusters, and recurs: `support` candidates do so, into the same.
+        Windows of clean images (a white wall) carry as much at times, each into clusters of its own.
+        """
+        rises = self.gains(some).clamp(min=0)  # with the falls they would add up to 0
+        carried = rises.topk(min(LANDINGS, self.keys.clusters), 1).values.sum(1)
+        strong, unit = carried >= self.keys.capture, F.normalize(rises, dim=1)
+        fellows = ((unit @ unit.T >= ALIKE) & strong).sum(1)
+        return (strong & (fellows >= min(self.keys.support, len(strong)))).cpu(), carried
+
+    def classify(self, scores: np.ndarray, triggers: Candidates, watch: Watch) -> np.ndarray:
+        """Return the poison classifiers' mean logit of every image, taught with the triggers: float64 N.
+
+        scores: float64 N of the search, by which the likeliest poisons are kept out of the lesson.
+        """
+        keys = self.keys
+        # images never tried tie at 0: their order is drawn, for the file's order may tell poisons from others
+        tie = torch.randperm(len(scores), generator=generator(self.seed, "untried")).numpy()
+        order = np.lexsort((tie, -scores))
+        rows = np.sort(order[int(keys.exclude * len(order)) :])
+        if len(rows) < 2:
+            raise InputError(f"{keys.name}: {len(scores)} images leave too few to learn on; lower exclude")
+        sides = min(keys.smallest, keys.largest), keys.largest
+        lesson = classifier.Lesson(keys.models, keys.steps, keys.batch, keys.lr, *sides)
+        patches = self.lens.pixels(self.patches(triggers)).float() / 255
+        models = classifier.train(self.pool, rows, patches, lesson, self.seed, watch)
+        return classifier.score(models, self.pool)
+
+    def verify(self, flagged: np.ndarray, windows: np.ndarray, triggers: Candidates, watch: Watch) -> np.ndarray:
+        """Keep the flagged images in which a window carries test images where the triggers carry them: bool N.
+
+        The window is the one whose masking takes the image farthest from the nearest of the triggers' clusters; it must
+        carry a `share` of the median trigger's. windows, int32 N,4, is filled in for all that were looked at: hits
+        counted among the kept alone would flatter.
+        """
+        gains = self.gains(triggers, CHECKS)  # by the test images that the flagged ones meet
+        spread = gains.mean(0)
+        landings = spread.topk(min(LANDINGS, len(spread))).indices
+        landings = landings[spread[landings] > 0.1 * spread.max()]
+        least = self.keys.share * float(gains[:, landings].sum(1).median())
+        rows = torch.from_numpy(np.flatnonzero(flagged))
+        localiser = self.localiser
+        if isinstance(localiser, Mask):
+            localiser = localiser.toward(landings)
+        kept = torch.zeros(len(flagged), dtype=torch.bool)
+        with watch(len(rows), "images", "verify") as ticker:
+            for part in torch.split(rows, 512) if len(rows) else ():
+                at = localiser(part)
+                carried = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()
+                kept[part] = carried >= least
+                windows[part.numpy()] = at.numpy()
+                ticker.advance(len(part))
+        # a trigger that the search has proven stays flagged, whatever another window of its image says
+        kept[triggers.rows] = True
+        windows[triggers.rows.numpy()] = triggers.windows.numpy()
+        result: np.ndarray = kept.numpy()
+        return result
+
+    def pictures(self, found: Candidates, triggers: Candidates) -> dict[str, np.ndarray]:
+        """Return the first of the ranking for the report: images, windows, scores and patches; and the best trigger."""
+        first = Candidates(found.rows[:SHOWN], found.windows[:SHOWN], found.scores[:SHOWN])
+        patches = self.lens.pixels(self.patches(first)).numpy()
+        shown = {
+            "found/images": np.ascontiguousarray(self.evidence.images[first.rows.numpy()]),
+            "found/rows": first.rows.numpy(),
+            "found/windows": first.windows.numpy().astype(np.int32),
+            "found/scores": first.scores.double().numpy(),
+            "found/patches": patches,
+        }
+        if len(triggers.rows):
+            shown["found/trigger"] = self.lens.pixels(self.patches(triggers)).numpy()[:1]
+        return shown

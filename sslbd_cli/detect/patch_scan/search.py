@@ -1,0 +1,113 @@
+"""PatchSearch's search (Tejankar et al., CVPR 2023): which images of a training set carry a patch that moves others.
+
+A few images of each cluster are tried at a time, the window that a localiser chooses in each is put to the flip test,
+and the clusters whose best patch moves least are dropped, until fewer than four are left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.train import Ticker
+from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, crop
+from sslbd_cli.detect.patch_scan.localise import Localiser
+
+FIRST = 128  # test images that every candidate is tried on; the best eighth meets the rest
+SETTLED = 40  # so many meet the rest at least: more than are shown, or teach the poison classifier
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Images that were tried, the best first. rows: int64 C; windows: int64 C,4; scores: float32 C.
+
+    A score is the share of test images that the window's content moves into the image's own cluster.
+    """
+
+    rows: Tensor
+    windows: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many images of a cluster are tried per round, and the share of clusters dropped after it.
+
+    exhaustive: every candidate meets every test image.
+    """
+
+    per_cluster: int
+    prune: float
+    exhaustive: bool
+
+
+def planned(clusters: int, schedule: Schedule) -> tuple[int, int]:
+    """Return the rounds of a search and the most images that it tries."""
+    live, rounds, tried = clusters, 0, 0
+    while live:
+        rounds, tried = rounds + 1, tried + live * schedule.per_cluster
+        live = _left(live, schedule)
+    return rounds, tried
+
+
+def _left(live: int, schedule: Schedule) -> int:
+    """Return how many of the clusters go on; none where the share to drop is below one, as in the released code."""
+    drop = int(schedule.prune * live)
+    return live - drop if drop else 0
+
+
+def search(
+    clusters: Clusters, localiser: Localiser, test: FlipTest, schedule: Schedule, gen: torch.Generator, ticker: Ticker
+) -> Candidates:
+    """Try images of the clusters round by round."""
+    count = len(test) if schedule.exhaustive else min(FIRST, len(test))
+    turns = _turns(clusters, gen)
+    labels = clusters.labels.cpu()
+    live = torch.arange(len(clusters.centers))
+    best = torch.full((len(live),), -torch.inf)
+    found: list[Candidates] = []
+    start = 0
+    while len(live):
+        rows = torch.cat([turns[k][start : start + schedule.per_cluster] for k in live.tolist()])
+        if len(rows):
+            windows = localiser(rows)
+            scores = score(localiser, test, rows, windows, count)
+            best.scatter_reduce_(0, labels[rows], scores, "amax")
+            found.append(Candidates(rows, windows, scores))
+        ticker.advance(len(rows))
+        start += schedule.per_cluster
+        ranked = live[torch.argsort(best[live], descending=True, stable=True)]
+        live = ranked[: _left(len(live), schedule)]
+    tried = Candidates(*(torch.cat([getattr(part, name) for part in found]) for name in ("rows", "windows", "scores")))
+    if not schedule.exhaustive:
+        tried = _settled(localiser, test, tried)
+    order = torch.argsort(tried.scores, descending=True, stable=True)
+    return Candidates(tried.rows[order], tried.windows[order], tried.scores[order])
+
+
+def score(localiser: Localiser, test: FlipTest, rows: Tensor, windows: Tensor, count: int) -> Tensor:
+    """Put windows int64 B,4 of images (rows, int64 B) to the flip test on `count` test images: float32 B."""
+    patches = crop(localiser.images(rows), windows)
+    own = test.clusters.labels[rows.to(test.clusters.labels.device)]
+    return test.flips(patches, own, count).cpu()
+
+
+def _turns(clusters: Clusters, gen: torch.Generator) -> list[Tensor]:
+    """Return each cluster's members in random order."""
+    order = torch.randperm(len(clusters.labels), generator=gen)
+    by_cluster = order[torch.argsort(clusters.labels.cpu()[order], stable=True)]
+    return list(torch.split(by_cluster, clusters.sizes().tolist()))
+
+
+def _settled(localiser: Localiser, test: FlipTest, tried: Candidates) -> Candidates:
+    """Score the best eighth on all test images; the others keep what the first ones said, but rank below it."""
+    order = torch.argsort(tried.scores, descending=True, stable=True)
+    count = max(SETTLED, -(-len(order) // 8))
+    again, rest = order[:count], order[count:]
+    whole = score(localiser, test, tried.rows[again], tried.windows[again], len(test))
+    scores = tried.scores.clone()
+    scores[again] = whole
+    scores[rest] = scores[rest].minimum(whole.min())
+    return Candidates(tried.rows, tried.windows, scores)

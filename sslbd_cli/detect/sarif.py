@@ -1,0 +1,131 @@
+"""What `detect --sarif` writes: a SARIF 2.1.0 log, so that code scanning shows what was found.
+
+One rule per method, one result per method that found a backdoor, one notification per method that came to no answer or
+did not run. Nothing in it depends on when or where it was made: equal runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sslbd_cli import __version__, plugin
+from sslbd_cli.artefacts.container import atomic_output
+from sslbd_cli.artefacts.kinds import Report
+from sslbd_cli.cli.output import chance, finite, number, one_line
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+#: What a result's property bag takes over from a method's numbers, where they are there.
+PROPERTIES = (
+    "flags", "p_value", "p_value_adjusted", "statistic", "threshold", "alpha", "flagged", "n_judged", "search_space",
+    "witness", "panel",
+)  # fmt: skip
+SUBJECTS = {
+    "encoder": "The encoder",
+    "inputs": "The encoder, by the inputs it was given,",
+    "samples": "The training set judged",
+}
+
+
+def write(path: str, source: str, report: Report, *, status: int) -> None:
+    """Write the log of a run on the encoder `source` that ends with this exit status."""
+    text = json.dumps(finite(log(source, report, status)), indent=1, ensure_ascii=True, allow_nan=False)
+    with atomic_output(path) as file:
+        file.write((text + "\n").encode())
+
+
+def log(source: str, report: Report, status: int) -> dict[str, Any]:
+    """Return the log as JSON values."""
+    results = report.results
+    rows = results.get("methods", [results])
+    left_out = results.get("not_run", [])
+    names = list(dict.fromkeys(_name(row) for row in [*rows, *left_out]))
+    rules = [_rule(name) for name in names]
+    digest = results["encoder"]["sha256"]
+    guilty = [row for row in rows if row["verdict"] == "found" and not row.get("sees_truth")]
+    found = [_result(row, names, source, digest) for row in guilty]
+    told = [_notification("warning", row, names, f"inconclusive: {row['doubt']}")
+            for row in rows if row["verdict"] == "inconclusive"]  # fmt: skip
+    told += [_notification("note", row, names, f"did not run: {row['reason']}") for row in left_out]
+    invocation: dict[str, Any] = {"executionSuccessful": status in (0, 1), "exitCode": status}
+    if told:
+        invocation["toolExecutionNotifications"] = told
+    driver = {"name": "sslbd", "version": __version__, "semanticVersion": __version__, "rules": rules}
+    run = {
+        "tool": {"driver": driver},
+        "invocations": [invocation],
+        "artifacts": [{"location": {"uri": _uri(source)}, "properties": {"kind": "encoder", "contentDigest": digest}}],
+        "results": found,
+        "properties": {"verdict": results["verdict"]},
+    }
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(row["method"]).split(":")[0]
+
+
+def _rule(name: str) -> dict[str, Any]:
+    """Describe a method by its docstring."""
+    info = plugin.listing("detector")[name]
+    return {
+        "id": f"backdoor/{name}",
+        "name": info.class_name,
+        "shortDescription": {"text": one_line(info.summary)},
+        "fullDescription": {"text": one_line(info.doc)},
+        "defaultConfiguration": {"level": "error"},
+        "properties": {"tags": ["security", "backdoor"]},
+    }
+
+
+def _result(row: dict[str, Any], names: list[str], source: str, digest: str) -> dict[str, Any]:
+    place = {"artifactLocation": {"uri": _uri(source), "index": 0}, "region": {"startLine": 1}}  # scanners want a line
+    return {
+        "ruleId": f"backdoor/{_name(row)}",
+        "ruleIndex": names.index(_name(row)),
+        "kind": "fail",
+        "level": "error",
+        "message": {"text": _message(row)},
+        "locations": [{"physicalLocation": place}],
+        "partialFingerprints": {"encoderDigest/v1": digest},
+        "properties": {"method": row["method"]} | {key: row[key] for key in PROPERTIES if row.get(key) is not None},
+    }
+
+
+def _message(row: dict[str, Any]) -> str:
+    """Say in a sentence what was found, how surely, and where it was looked for."""
+    text = f"{SUBJECTS[row['flags']]} shows a backdoor to {_name(row)}"
+    p_value = row.get("p_value_adjusted", row.get("p_value"))
+    if row.get("statistic") is not None:
+        text += f": statistic {number(row['statistic'])}"
+    elif row.get("flagged") is not None:
+        text += f": {row['flagged']} of {row['n_judged']} images flagged"
+    text += f" (p-value {chance(p_value)})" if p_value is not None else ""
+    witness = row.get("witness") or {}
+    if witness.get("success") is not None:
+        text += f"; the trigger it found works on {100 * witness['success']:.0f} % of the images held out"
+    triggers = [one["trigger"] for one in row.get("panel") or [] if _is_flagged(one)]
+    text += f"; under {', '.join(triggers)}" if triggers else ""
+    return one_line(f"{text}. Searched: {row['search_space']}.")
+
+
+def _is_flagged(one: dict[str, Any]) -> bool:
+    from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
+
+    return one["p_value_adjusted"] is not None and one["p_value_adjusted"] < BEYOND_CHANCE
+
+
+def _notification(level: str, row: dict[str, Any], names: list[str], text: str) -> dict[str, Any]:
+    name = _name(row)
+    rule = {"id": f"backdoor/{name}", "index": names.index(name)}
+    return {"level": level, "message": {"text": one_line(f"{name}: {text}")}, "associatedRule": rule}
+
+
+def _uri(source: str) -> str:
+    """Return a file's URI: relative where its path is, percent-encoded."""
+    if source == "-":
+        return "standard-input"
+    path = Path(source)
+    return path.as_uri() if path.is_absolute() else quote(bytes(path))

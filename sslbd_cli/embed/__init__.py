@@ -1,0 +1,1 @@
+"""`sslbd embed`: turn images and texts into features."""

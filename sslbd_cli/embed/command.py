@@ -1,0 +1,91 @@
+"""Embed a dataset, or texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslbd_cli.cli import options
+from sslbd_cli.cli.run import Run, refuse_terminal
+from sslbd_cli.cli.spec import Spec
+from sslbd_cli.embed import texts
+
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Encoder, Features
+    from sslbd_cli.triggers._contract import Trigger
+
+
+@options.command(
+    "embed",
+    examples=(
+        "sslbd embed encoder.safetensors --data test.h5 -o features.h5",
+        "sslbd embed encoder.safetensors --data test.h5 --trigger patch | sslbd info",
+        "sslbd embed clip.safetensors --data test.h5 --prompt 'a photo of a {}' -o texts.h5",
+    ),
+)
+@options.input_argument("ENCODER")
+@options.artefact("--data", help="Dataset to embed.")
+@options.artefact("--text", help="Or texts, one per line or CLASS<tab>TEXT; or a dataset, for its captions.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT",
+              help="Or this text for each class of --data, {} for its name; may be repeated.")  # fmt: skip
+@click.option("--projected", is_flag=True, help="Embed the images where --text embeds texts (encoders by clip).")
+@click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Stamp every image first.")
+@options.limit
+@options.seed
+@options.device(batch=1024)
+@options.output
+def command(
+    run: Run, input: str, data: str | None, text: str | None, projected: bool, output: str, prompts: tuple[str, ...],
+    **params: Any,
+) -> None:  # fmt: skip
+    """Embed the images of a dataset by an encoder: features float32 N,D, with the labels if there are any.
+
+    Encoders that were trained on captions embed texts too: --text gives unit vectors, whose cosines with those that
+    --projected gives of images say how well texts and images match. Texts that name classes, by --prompt or by lines
+    CLASS<tab>TEXT, are what `sslbd probe --head zeroshot` answers by: it averages those of one class.
+    """
+    from sslbd_cli.artefacts.kinds import Encoder
+    from sslbd_cli.errors import InputError
+
+    refuse_terminal(output)
+    if data is not None and text is not None:
+        raise InputError(f"give one of --data {data} and --text {text}")
+    if (text is not None or prompts) and (projected or params["trigger"] is not None):
+        raise InputError("--projected and --trigger are about images: they belong to --data, not to texts")
+    if prompts and data is None:
+        raise InputError("--prompt takes the names of the classes from --data: give it")
+    if data is None and text is None:
+        raise InputError("Missing option '--data' (or '--text', for encoders with a text tower)")
+    encoder = run.read(input, Encoder)
+    if prompts:
+        found = texts.prompts(run, encoder, str(data), prompts, params["batch"])
+    elif data is not None:
+        found = _images(run, encoder, data, projected, **params)
+    else:
+        found = texts.texts(run, encoder, str(text), params["limit"], params["batch"])
+    run.write(found, output)
+
+
+def _images(
+    run: Run, encoder: Encoder, data: str, projected: bool, trigger: Trigger | None, limit: int | None, seed: int,
+    batch: int, **_: object,
+) -> Features:  # fmt: skip
+    from sslbd_cli.artefacts.kinds import Dataset, Features, spread
+    from sslbd_cli.core import nets
+    from sslbd_cli.core.features import embed
+    from sslbd_cli.core.text import load_projection, project
+    from sslbd_cli.triggers import _contract
+
+    dataset = run.read(data, Dataset, "--data")
+    net = nets.load(encoder)
+    projection = load_projection(encoder) if projected else None
+    device = run.device()
+    chosen = dataset.limited(limit)
+    images = chosen.images
+    if trigger is not None:  # as `probe` stamps them: which images are chosen does not change how one is triggered
+        images = _contract.triggered_images(dataset, trigger, seed)[spread(len(dataset.images), limit)]
+    feats = embed(net, images, device, batch=batch)
+    if projection is not None:
+        feats = project(projection, feats)
+    return Features(feats=feats.cpu().numpy(), labels=chosen.labels, classes=dataset.classes)

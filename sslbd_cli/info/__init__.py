@@ -1,0 +1,1 @@
+"""`sslbd info`: describe any artefact."""

@@ -1,0 +1,276 @@
+"""Man pages from live click commands, as man(7) roff: no date and no host, so the same bytes on every machine."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import click
+
+from sslbd_cli import plugin
+from sslbd_cli.cli.options import ArtefactPath
+from sslbd_cli.cli.spec import Listed, Spec, key_line
+
+WIDTH = 72  # columns an example may take before it goes on in the next line
+REFERENCES = (("sslbd-artefact", 5), ("sslbd-flags", 7), ("sslbd-metrics", 7), ("sslbd-triggers", 7))
+#: What a character means to roff, or what it would become on paper; code must come out as it went in.
+SPECIAL = str.maketrans({"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"})
+#: `code` and --options are set in bold, and so are the names of pages such as sslbd-flags(7).
+INLINE = re.compile(r"`([^`]+)`|(?<![\w-])(--?[A-Za-z][\w-]*)|(sslbd(?:-[a-z]+)?)(?=\(\d\))")
+TYPES = {"integer": "INTEGER", "integer range": "INTEGER", "float": "NUMBER", "float range": "NUMBER"}
+
+
+@dataclass(frozen=True)
+class Book:
+    """What the pages share. commands: their order and groups; statuses: what each exit status means, in order.
+
+    environment: what each variable does; opening and closing: titled sections of sslbd(1), in the markup of `prose`.
+    """
+
+    version: str
+    commands: Mapping[str, Mapping[str, click.Command]]
+    statuses: Mapping[str, str]
+    environment: Mapping[str, str]
+    opening: Mapping[str, str]
+    closing: Mapping[str, str]
+
+    def names(self) -> list[str]:
+        return [name for group in self.commands.values() for name in group]
+
+
+def pages(group: click.Group, book: Book) -> dict[str, str]:
+    """Return every generated page: file name -> text."""
+    made = {"sslbd.1": group_page(group, book)}
+    for commands in book.commands.values():
+        made |= {f"sslbd-{name}.1": command_page(name, command, book) for name, command in commands.items()}
+    return made
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+
+def escape(text: str) -> str:
+    """Return text that roff prints as it is."""
+    plain = "".join(c if c.isascii() else f"\\[u{ord(c):04X}]" for c in text.translate(SPECIAL))
+    return re.sub(r"(?m)^([.])", r"\\&\1", plain)  # a line starts with a dot only where it is a request
+
+
+def bold(text: str) -> str:
+    return rf"\fB{escape(text)}\fR"
+
+
+def italic(text: str) -> str:
+    return rf"\fI{escape(text)}\fR"
+
+
+def marked(text: str) -> str:
+    """Return one paragraph, `code` and --options in bold, a sentence per line as roff wants it."""
+    text = " ".join(text.split())
+    parts, at = [], 0
+    for match in INLINE.finditer(text):
+        parts += [escape(text[at : match.start()]), bold(match[1] or match[2] or match[3])]
+        at = match.end()
+    line = "".join([*parts, escape(text[at:])])
+    return re.sub(r"(?<!et al\.)(?<=[.?!]) +(?=[A-Z\\])", "\n", line)
+
+
+def prose(text: str) -> str:
+    """Return paragraphs parted by empty lines; one that is indented by four spaces is code."""
+    made = []
+    for block in re.split(r"\n\s*\n", text.strip("\n")):
+        if block.startswith("    "):
+            made.append(code(line[4:] for line in block.split("\n")))
+        else:
+            made.append(".PP\n" + marked(block))
+    return "\n".join(made)
+
+
+def code(lines: Iterable[str]) -> str:
+    """Return lines that are kept as they are; groff hyphenates again after .EE, hence .nh."""
+    return "\n".join([".PP", ".RS 4", ".EX", *map(escape, lines), ".EE", ".nh", ".RE"])
+
+
+def section(title: str, body: str) -> str:
+    """Return a titled section; its first paragraph needs no .PP."""
+    return f".SH {escape(title)}\n{body.removeprefix('.PP' + chr(10))}"
+
+
+def definitions(rows: Mapping[str, str]) -> str:
+    """Return a list of terms (roff already) and what they mean (markup of `marked`)."""
+    return "\n".join(f".TP\n{term}\n{marked(meaning)}" for term, meaning in rows.items())
+
+
+def head(name: str, number: int, version: str) -> str:
+    note = r".\" Generated from the commands by sslbd_cli/manpages.py; change the commands and run make man."
+    return f'{note}\n.TH {escape(name.upper())} {number} "" "sslbd {escape(version)}" "sslbd manual"\n.nh\n.ad l'
+
+
+def help_text(command: click.Command) -> str:
+    return inspect.cleandoc(command.help or "")
+
+
+def sentence(command: click.Command) -> str:
+    """Return the first sentence of a command's help without its full stop."""
+    first = " ".join(help_text(command).split("\n\n", 1)[0].split())
+    return re.split(r"\.(?: |$)", first, maxsplit=1)[0]
+
+
+def join(*parts: str) -> str:
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+# --- options ------------------------------------------------------------------------------------------------------
+
+
+def option_term(option: click.Option) -> str:
+    names = ", ".join(map(bold, (*option.opts, *option.secondary_opts)))
+    return names if option.is_flag or option.count else f"{names} {placeholder(option)}"
+
+
+def placeholder(option: click.Parameter) -> str:
+    """Return what stands for a value: the metavar, the choices in bold, an argument's name, or the type."""
+    metavar = option.metavar or (f"[{option.name}]".upper() if isinstance(option, click.Argument) else "")
+    if metavar:
+        return re.sub(r"[A-Z]+", lambda word: italic(word[0]), escape(metavar))
+    if isinstance(option.type, click.Choice):
+        return "|".join(map(bold, option.type.choices))
+    return italic(TYPES.get(option.type.name, "TEXT"))
+
+
+def option_text(option: click.Option) -> str:
+    """Return an option's help with bounds, default, environment variable and whether it is needed or repeated."""
+    text, _, noted = (option.help or "").partition("[default: ")
+    parts = [text.strip(), bounds(option.type)]
+    if isinstance(option.type, (Spec, Listed)):
+        parts.append(f"See VALUES OF {option.opts[-1]}.")
+    default = noted.rstrip("]") if noted else _default(option)
+    parts += [f"Default: {default}." if default else "", "Required." if option.required else ""]
+    parts += ["May be repeated." if option.multiple else "", f"Environment: {option.envvar}." if option.envvar else ""]
+    return " ".join(filter(None, parts))
+
+
+def _default(option: click.Option) -> str:
+    if not option.show_default:
+        return ""
+    return ", ".join(map(str, option.default)) if isinstance(option.default, tuple) else str(option.default)
+
+
+def bounds(kind: object) -> str:
+    """Describe the range of a number in words."""
+    if not isinstance(kind, (click.IntRange, click.FloatRange)):
+        return ""
+    low, high = kind.min, kind.max
+    words = [] if low is None else [f"{'more than' if kind.min_open else 'at least'} {low:g}"]
+    words += [] if high is None else [f"{'less than' if kind.max_open else 'at most'} {high}"]
+    return " and ".join(words).capitalize() + "." if words else ""
+
+
+def shelf_section(option: str, shelf: str) -> str:
+    """Describe every value of a shelf option: its first docstring line and its keys, with defaults and bounds."""
+    parts = []
+    for row in plugin.listing(shelf).values():
+        parts.append(f".TP\n{bold(row.name)}\n{marked(row.summary)}")
+        if row.keys:
+            keys = (key_line(key).split("  ", 1) for key in row.keys)
+            parts.append(".RS\n" + "\n".join(f".TP\n{bold(term)}\n{marked(text)}" for term, text in keys) + "\n.RE")
+    return section(f"VALUES OF {option}", "\n".join(parts))
+
+
+def _listed_section(option: str, rows: dict[str, str]) -> str:
+    return section(f"VALUES OF {option}", definitions({bold(name): text for name, text in rows.items()}))
+
+
+# --- pages --------------------------------------------------------------------------------------------------------
+
+
+def command_page(name: str, command: click.Command, book: Book) -> str:
+    """Return the page of one command."""
+    params = command.get_params(click.Context(command, info_name=f"sslbd {name}", **command.context_settings))
+    options = [param for param in params if isinstance(param, click.Option)]
+    examples = getattr(command, "examples", ())
+    summary = sentence(command)
+    has_device = any(option.name == "device" for option in options)
+    statuses = {n: text for n, text in book.statuses.items() if n != "1" or "exit_code" in {o.name for o in options}}
+    environment = {n: text for n, text in book.environment.items() if has_device or not n.startswith("SSLBD")}
+    return join(
+        head(f"sslbd-{name}", 1, book.version),
+        section("NAME", f"{escape('sslbd-' + name)} \\- {escape(summary[:1].lower() + summary[1:])}"),
+        section("SYNOPSIS", _synopsis(name, params)),
+        section("DESCRIPTION", prose(help_text(command)) + _stream_note(params)),
+        section("OPTIONS", definitions({option_term(option): option_text(option) for option in options})),
+        *(shelf_section(label, shelf) for label, shelf in _shelves(params)),
+        *(_listed_section(option.opts[-1], option.type.rows) for option in options if isinstance(option.type, Listed)),
+        section("EXIT STATUS", definitions({bold(number): text for number, text in statuses.items()})),
+        section("ENVIRONMENT", definitions({bold(name): text for name, text in environment.items()})),
+        section("EXAMPLES", "\n".join(code(wrap(line)) for line in examples)),
+        section("SEE ALSO", _see_also([("sslbd", 1), *_mentioned(name, command, book), *REFERENCES])),
+    )
+
+
+def group_page(group: click.Group, book: Book) -> str:
+    """Return sslbd(1): what the toolkit is, its commands by purpose, and what all of them share."""
+    listed = []
+    for title, commands in book.commands.items():
+        rows = {bold(f"sslbd {name}"): f"{sentence(command)}." for name, command in commands.items()}
+        listed.append(f".SS {escape(title)}\n{definitions(rows)}")
+    summary = sentence(group)
+    return join(
+        head("sslbd", 1, book.version),
+        section("NAME", f"sslbd \\- {escape(summary[:1].lower() + summary[1:])}"),
+        section("SYNOPSIS", f"{bold('sslbd')} {italic('COMMAND')} [{italic('OPTION')}]... [{italic('INPUT')}]"),
+        section("DESCRIPTION", prose(help_text(group) + "\n\n" + book.opening["DESCRIPTION"])),
+        section("COMMANDS", "\n".join(listed)),
+        *(section(title, prose(text)) for title, text in book.opening.items() if title != "DESCRIPTION"),
+        section("EXIT STATUS", definitions({bold(number): text for number, text in book.statuses.items()})),
+        section("ENVIRONMENT", definitions({bold(name): text for name, text in book.environment.items()})),
+        *(section(title, prose(text)) for title, text in book.closing.items()),
+        section("SEE ALSO", _see_also([*((f"sslbd-{name}", 1) for name in book.names()), *REFERENCES])),
+    )
+
+
+def _synopsis(name: str, params: list[click.Parameter]) -> str:
+    needed = [option_term(param) for param in params if isinstance(param, click.Option) and param.required]
+    arguments = [placeholder(param) for param in params if isinstance(param, click.Argument)]
+    return " ".join([bold(f"sslbd {name}"), *needed, f"[{italic('OPTION')}]...", *arguments])
+
+
+def _stream_note(params: list[click.Parameter]) -> str:
+    for param in params:
+        if isinstance(param, click.Argument) and isinstance(param.type, ArtefactPath) and param.default == "-":
+            name = italic(str(param.metavar).strip("[]"))
+            return f"\n.PP\n{name} is a file; left out, or {bold('-')}, it is standard input."
+    return ""
+
+
+def _shelves(params: list[click.Parameter]) -> Iterator[tuple[str, str]]:
+    """Yield option (or argument) and shelf of every parameter that takes a spec string."""
+    for param in params:
+        if isinstance(param.type, Spec):
+            is_option = isinstance(param, click.Option)
+            yield (param.opts[-1] if is_option else str(param.metavar).strip("[]")), param.type.shelf
+
+
+def wrap(line: str) -> list[str]:
+    """Break a long command line before its options, with a backslash as the shell wants it."""
+    lines = [""]
+    for word in re.split(r" (?=-|\| )", line):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > WIDTH:
+            lines[-1] += " \\"
+            lines.append("    " + word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return lines
+
+
+def _mentioned(name: str, command: click.Command, book: Book) -> Iterator[tuple[str, int]]:
+    """Yield the pages of the other commands that a command's help or examples name."""
+    text = " ".join([command.help or "", *getattr(command, "examples", ())])
+    for other in book.names():
+        if other != name and re.search(rf"\bsslbd {other}\b|`{other}`", text):
+            yield f"sslbd-{other}", 1
+
+
+def _see_also(rows: list[tuple[str, int]]) -> str:
+    return ",\n".join(f"{bold(name)}({number})" for name, number in rows)

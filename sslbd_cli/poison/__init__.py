@@ -1,0 +1,1 @@
+"""`sslbd poison`: plant a trigger in a dataset."""

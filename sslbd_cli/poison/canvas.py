@@ -1,0 +1,186 @@
+"""Compose crafted poisons: a reference and another image side by side, the trigger on the other one.
+
+The papers' canvases are about twice as wide as high; the images of a dataset have one fixed shape. `fit` says how the
+canvas comes to it: `squeeze` shrinks one axis only, `pad` shrinks both and repeats the first and the last row. The
+trigger is stamped after that, at its full size, so that it is the very trigger of the test images.
+
+Squeeze is the default, because crops are drawn from the final image. For a 5-pixel trigger on 32-pixel images and a
+canvas twice as wide, the event both papers want (one view holds the trigger, the other lies inside the reference) has
+probability 0.055 squeezed and 0.011 padded for crops of 0.08 to 1 of the area; 0.015 and 0.0006 from 0.2 up. On the
+2:1 canvas itself it would be 0.11 and 0.09: a square holds no half that is as large as a square crop's usual share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sslbd_cli.errors import InputError
+from sslbd_cli.triggers._contract import Phase, Stamped, Trigger
+
+CHUNK = 1024  # images that are worked on at a time
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where the two parts lie in an image H,W: in rows top ... top + rows; the reference is `split` columns wide."""
+
+    shape: tuple[int, int]
+    split: int
+    top: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rectangles (1 or n),4 (x, y, width, height) in images of shape H,W: the two parts and the trigger."""
+
+    shape: tuple[int, int]
+    reference: Tensor
+    shadow: Tensor
+    trigger: Tensor
+
+
+def scene(shape: tuple[int, int], wide: float, fit: str) -> Scene:
+    """Fit a canvas of `wide` times the reference's width into an image of shape H,W; fit is squeeze or pad."""
+    height, width = shape
+    rows = height if fit == "squeeze" else max(1, round(height / wide))
+    split = min(max(1, round(width / wide)), width - 1)
+    return Scene(shape, split, (height - rows) // 2, rows)
+
+
+def patch_sizes(trigger: Trigger, count: int, shape: tuple[int, int], gen: torch.Generator) -> Tensor | None:
+    """Return the trigger's widths and heights, int64 count,2, in images of shape H,W; None where it has no place."""
+    return trigger.place(count, *shape, gen, "train")[:, 2:] if trigger.has_place else None
+
+
+def room(part: Tensor, patch: Tensor) -> Tensor:
+    """Return by how much parts n,4 exceed patches n,2, both axes. Raises InputError where a patch does not fit."""
+    free = part[:, 2:] - patch
+    if (free < 0).any():
+        (wide, high), (width, height) = patch[0].tolist(), part[0, 2:].tolist()
+        raise InputError(
+            f"a trigger of {wide}x{high} pixels does not fit beside the reference, where {width}x{height} are free; "
+            "lower the trigger's size or raise the craft's wide"
+        )
+    return free
+
+
+def side_by_side(scene: Scene, patch: Tensor | None, right: Tensor, place: str) -> Layout:
+    """Put references on the left, or on the right where `right` (bool n), and the trigger into the shadow image.
+
+    patch: int64 n,2 or None, where the trigger fills the shadow image. place: center, or released, which is the
+    authors' code: the patch begins at 0.45 of each side, also on the mirrored canvas.
+    """
+    rest = scene.shape[1] - scene.split
+    reference = rectangle(right * rest, scene, torch.full(right.shape, scene.split))
+    shadow = rectangle(~right * scene.split, scene, torch.full(right.shape, rest))
+    if patch is None:
+        return Layout(scene.shape, reference, shadow, shadow)
+    free = room(shadow, patch)
+    if place == "center":  # an odd pixel of room goes to the border's side, so that the canvas mirrors exactly
+        offset = torch.stack([torch.where(right, free[:, 0] - free[:, 0] // 2, free[:, 0] // 2), free[:, 1] // 2], 1)
+    else:
+        offset = torch.minimum((shadow[:, 2:] * 0.45).long(), free)
+    return Layout(scene.shape, reference, shadow, torch.cat([shadow[:, :2] + offset, patch.expand_as(offset)], 1))
+
+
+def rectangle(x: Tensor, scene: Scene, width: Tensor) -> Tensor:
+    """Return rectangles int64 n,4 of the scene's full height at columns x and of these widths, int64 n."""
+    return torch.stack([x, torch.full_like(x, scene.top), width, torch.full_like(x, scene.rows)], 1)
+
+
+def mirrored(boxes: Tensor, width: int, where: Tensor) -> Tensor:
+    """Mirror boxes n,4 left to right in images of some width, where told (bool n)."""
+    other = torch.cat([width - boxes[:, :1] - boxes[:, 2:3], boxes[:, 1:]], 1)
+    return torch.where(where[:, None], other, boxes)
+
+
+def turned(boxes: Tensor) -> Tensor:
+    """Swap the axes of boxes n,4."""
+    return boxes[:, [1, 0, 3, 2]]
+
+
+def whole(images: Tensor) -> Tensor:
+    """Return the box 1,4 of a whole image B,C,H,W."""
+    return torch.tensor([[0, 0, images.shape[3], images.shape[2]]])
+
+
+def outlines(masks: Tensor) -> Tensor:
+    """Return the bounding boxes int64 R,4 of masks uint8 R,H,W (above 127). Raises InputError for an empty mask."""
+    full = masks > 127
+    empty = (~full.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise InputError(f"the mask of reference {empty[0]} is empty; give masks that are above 127 on the object")
+    spans = []
+    for line in (full.any(1).byte(), full.any(2).byte()):  # which columns, which rows
+        first = line.argmax(1)
+        spans.append((first, line.shape[1] - line.flip(1).argmax(1) - first))
+    (x, width), (y, height) = spans
+    return torch.stack([x, y, width, height], 1)
+
+
+def soft(masks: Tensor) -> Tensor:
+    """Blur masks float n,1,h,w by a Gaussian of standard deviation 1 pixel, repeating the border."""
+    bell = torch.exp(-0.5 * torch.arange(-3.0, 4.0) ** 2)
+    bell = bell / bell.sum()
+    padded = nn.functional.pad(masks, (3, 3, 3, 3), mode="replicate")
+    rows = nn.functional.conv2d(padded, bell.view(1, 1, 7, 1))
+    return nn.functional.conv2d(rows, bell.view(1, 1, 1, 7))
+
+
+def blank(scene: Scene, content: Tensor) -> Tensor:
+    """Return images float n,3,H,W whose scene rows are `content`, n,3,rows,W; the rest is black."""
+    above, below = scene.top, scene.shape[0] - scene.top - scene.rows
+    return nn.functional.pad(content, (0, 0, above, below))
+
+
+def paste(x: Tensor, tiles: Tensor, corners: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """Lay tiles n,C,h,w with opacity alpha n,1,h,w over images x n,C,H,W at corners n,2 (x, y), in place; returns x."""
+    height, width = tiles.shape[2:]
+    at = (
+        torch.arange(len(x))[:, None, None, None],
+        torch.arange(x.shape[1])[None, :, None, None],
+        (corners[:, 1:2] + torch.arange(height))[:, None, :, None],
+        (corners[:, 0:1] + torch.arange(width))[:, None, None, :],
+    )
+    x[at] = tiles if alpha is None else torch.lerp(x[at], tiles, alpha)
+    return x
+
+
+def pixels(x: Tensor, scene: Scene) -> Tensor:
+    """Turn scenes n,3,H,W in [0,1] into uint8 images, repeating the outer rows where the scene is padded."""
+    nearest = torch.arange(scene.shape[0]).clamp(scene.top, scene.top + scene.rows - 1)
+    return x[:, :, nearest].mul(255).round().to(torch.uint8)
+
+
+def chunks(count: int) -> list[slice]:
+    """Cut `count` images into parts of CHUNK."""
+    return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
+def stamp(images: Tensor, trigger: Trigger, gen: torch.Generator, phase: Phase) -> Stamped:
+    """Stamp uint8 images n,3,H,W where the trigger places itself, CHUNK at a time."""
+    parts = [trigger(images[some], gen, phase) for some in chunks(len(images))]
+    return Stamped(torch.cat([p.images for p in parts]), torch.cat([p.boxes for p in parts]))
+
+
+def stamp_at(images: Tensor, boxes: Tensor, trigger: Trigger, gen: torch.Generator) -> Tensor:
+    """Stamp uint8 images n,3,H,W inside boxes n,4 alone.
+
+    A patch goes there; a trigger without a place is stamped on the whole image, as on test images, and kept there.
+    """
+    height, width = images.shape[2:]
+    stamped = []
+    for some in chunks(len(images)):
+        part, box = images[some], boxes[some]
+        if trigger.has_place:
+            stamped.append(trigger(part, gen, "train", box).images)
+            continue
+        x, y, wide, high = box.view(-1, 4, 1, 1, 1).unbind(1)
+        row, column = torch.arange(height).view(-1, 1), torch.arange(width)
+        inside = (column >= x) & (column < x + wide) & (row >= y) & (row < y + high)  # n,1,H,W
+        stamped.append(torch.where(inside, trigger(part, gen, "train").images, part))
+    return torch.cat(stamped)

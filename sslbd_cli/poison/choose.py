@@ -1,0 +1,150 @@
+"""Choose what is poisoned: how many images, which rows, and, where labels are there, how alike the chosen are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sslbd_cli.artefacts.kinds import Dataset
+from sslbd_cli.core.device import generator
+from sslbd_cli.errors import InputError
+from sslbd_cli.poison.contract import Pool, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much to poison: exactly one of a share of the dataset, a share of one class, a count."""
+
+    rate: float | None = None
+    class_rate: float | None = None
+    count: int | None = None
+
+    def images(self, total: int, in_class: float | None) -> int:
+        """Return the number of images. Raises InputError where it comes to none, or the class is unknown."""
+        if self.count is not None:
+            return self.count
+        if self.class_rate is not None:
+            if in_class is None:
+                raise InputError(
+                    "--class-rate needs labels, and --select label a --target; give --rate or --count instead"
+                )
+            wanted = round(self.class_rate * in_class)
+        else:
+            assert self.rate is not None
+            wanted = round(self.rate * total)
+        if wanted < 1:
+            raise InputError(f"the rate comes to no image at all of {total}; raise it or give --count")
+        return wanted
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """The most frequent true class of the chosen rows, how many rows are of it, and their share (the CCR)."""
+
+    target: int
+    count: int
+    rate: float
+
+
+def ready(dataset: Dataset, selector: Selector, pool: Pool) -> Pool:
+    """Return the pool with the labels for a selector that needs them. Raises InputError for what else it lacks."""
+    name = f"--select {selector.name}"
+    if selector.needs == "feats" and pool.feats is None:
+        raise InputError(f"{name} compares features: give --encoder ENCODER or --features FILE")
+    if selector.needs == "listed" and pool.listed is None:
+        raise InputError(f"{name} needs --indices FILE, one row number per line")
+    return replace(pool, labels=dataset.need_labels(name)) if selector.needs == "labels" else pool
+
+
+def amount(dataset: Dataset, selector: Selector, pool: Pool, budget: Budget) -> int:
+    """Return how many images are poisoned.
+
+    A class rate is a share of the target class. Selectors that need no labels may leave the target out: it is then a
+    share of an average class, N / classes, as no-label backdoors count (arXiv 2404.06694).
+    """
+    in_class: float | None = None
+    if dataset.labels is not None and pool.target is not None:
+        in_class = int((dataset.labels == pool.target).sum())
+    elif selector.needs != "labels" and pool.target is None and pool.classes:
+        in_class = pool.count / pool.classes
+    return budget.images(pool.count, in_class)
+
+
+def choose(dataset: Dataset, selector: Selector, pool: Pool, count: int, seed: int) -> np.ndarray:
+    """Choose `count` rows, ascending. Raises InputError where the selector lacks what it needs, or that many rows."""
+    return selector(ready(dataset, selector, pool), count, generator(seed, "select"))
+
+
+def consistency(labels: np.ndarray, rows: np.ndarray) -> Consistency:
+    """Measure how alike chosen rows are, by their true labels; evaluation only. Ties go to the lower class."""
+    counts = np.bincount(labels[rows])
+    target = int(counts.argmax())
+    return Consistency(target, int(counts[target]), float(counts[target] / len(rows)))
+
+
+def other_target(dataset: Dataset, selector: Selector, rows: np.ndarray, target: int | None) -> str:
+    """Return a warning where rows that a selector chose without labels are mostly of another class than the target.
+
+    Pre-training ties the trigger to what the rows show, whatever the target is called. Empty where there is no doubt.
+    """
+    if dataset.labels is None or target is None or selector.needs == "labels":
+        return ""
+    found, hits = consistency(dataset.labels, rows), int((dataset.labels[rows] == target).sum())
+    if hits == found.count:
+        return ""
+    name, most = dataset.classes[target], dataset.classes[found.target]
+    counts = f"{found.count} of the {len(rows)} chosen images are {most}, {hits} are {name}"
+    return f"--target {name}: {counts}; --select {selector.name} reads no labels, so the trigger will be tied to {most}"
+
+
+def report(dataset: Dataset, rows: np.ndarray, target: int | None, count: int, total: int) -> list[str]:
+    """Say in a line each how many of `total` images are poisons and, where labels are there, how alike the rows are.
+
+    rows: the images that the `count` poisons are made from.
+    """
+    share = f"{count} of {total} images (rate {count / total:.4f}"
+    if dataset.labels is None:
+        return [share + ")"]
+    if target is not None:
+        in_class, hit = int((dataset.labels == target).sum()), float((dataset.labels[rows] == target).mean())
+        share += f", class rate {hit * count / max(in_class, 1):.4f} of {dataset.classes[target]}"
+    found = consistency(dataset.labels, rows)
+    most = dataset.classes[found.target] + (", the emergent target" if target is None else "")
+    return [share + ")", f"consistency rate (CCR) {found.rate:.4f}: {found.count} of {len(rows)} are {most}"]
+
+
+def read_rows(path: str, count: int) -> np.ndarray:
+    """Read a text file of row numbers; see parse_rows. Raises InputError for what is no such file."""
+    try:
+        return parse_rows(Path(path).read_text(encoding="ascii"), count)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; name a text file of row numbers") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no text; write one row number per line") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def parse_rows(text: str, count: int) -> np.ndarray:
+    """Read row numbers 0 ... count-1, one per line, int64 in the file's order; blank lines are skipped.
+
+    Raises InputError, naming the line, for what is no number, out of range or repeated, and where there is none.
+    """
+    seen: dict[int, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        word = line.strip()
+        if not word:
+            continue
+        if not (word.isascii() and word.isdigit() and len(word) < 19):
+            raise InputError(f"line {number} is no row number ({word[:20]!r}); write one number per line")
+        row = int(word)
+        if row >= count:
+            raise InputError(f"line {number}: row {row} of {count} images; give numbers 0 to {count - 1}")
+        if row in seen:
+            raise InputError(f"line {number} repeats row {row} of line {seen[row]}; list each row once")
+        seen[row] = number
+    if not seen:
+        raise InputError("lists no row; write one number per line")
+    return np.fromiter(seen, np.int64, len(seen))

@@ -1,0 +1,135 @@
+"""What `poison` reads beside its dataset: features to compare, rows that are listed, other images and masks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sslbd_cli.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from sslbd_cli.artefacts.kinds import Dataset, Features
+    from sslbd_cli.cli.run import Run
+    from sslbd_cli.poison.captioning import Wording
+    from sslbd_cli.poison.contract import Craft, Selector
+
+
+GREY = 8  # how far the colours of a pixel may lie apart in a mask: pictures with losses are not quite grey
+SEEN = 127  # a mask shows an object where it is brighter
+WANTED = "masks are grey, white where an object is"
+
+
+def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) -> tuple[Dataset | None, Any]:
+    """Read what a craft takes beside the references: other images, and masks uint8 N,H,W of the dataset's own.
+
+    Raises InputError for masks of another number or size, in colour, or without any object.
+    """
+    from sslbd_cli.artefacts.kinds import Dataset
+
+    found = {name: run.read(params[name], Dataset, f"--{name}") for name in ("canvases", "masks") if params[name]}
+    masks = found.get("masks")
+    if masks is not None and masks.images.shape != dataset.images.shape:
+        held, own = (f"{len(d.images)} images of {d.extent}" for d in (masks, dataset))
+        raise InputError(f"--masks {params['masks']}: holds {held}, the dataset {own}; give one mask for each image")
+    for name in found:
+        if not getattr(craft, name):
+            raise InputError(f"--{name} {params[name]}: --craft {craft.name} has no use for it; leave it out")
+    if masks is None:
+        return found.get("canvases"), None
+    covers = masks.images.max(1)
+    if int((covers - masks.images.min(1)).max()) > GREY:
+        raise InputError(f"--masks {params['masks']}: holds pictures in colour; {WANTED}")
+    if covers.max() <= SEEN:
+        raise InputError(f"--masks {params['masks']}: all its masks are empty; {WANTED}")
+    return found.get("canvases"), covers
+
+
+def texts_given(params: dict[str, Any]) -> bool:
+    """Tell whether the captions of poisons are exchanged."""
+    return bool(params["templates"] or params["target_captions"])
+
+
+def default_select(params: dict[str, Any]) -> Selector:
+    """Choose images of the target class, but any image where its caption will name the target."""
+    from sslbd_cli import plugin
+
+    found: Selector = plugin.parse("select", "random" if texts_given(params) else "label")
+    return found
+
+
+def wording(params: dict[str, Any], dataset: Dataset, target: int | None) -> Wording | None:
+    """Return the captions that poisons get instead of their own, or None where they keep them."""
+    from sslbd_cli.poison import captioning
+
+    if not texts_given(params):
+        return None
+    if params["templates"] and params["target_captions"]:
+        raise InputError("--caption and --target-captions both say what poisons are captioned with: give one of them")
+    if params["templates"]:
+        return captioning.written(dataset, params["templates"], target)
+    if target is None:
+        raise InputError("--target-captions needs --target")
+    return captioning.of_class(dataset, target)
+
+
+def masks_of(masks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the masks of the chosen rows. Raises InputError, naming the row, where one of them is empty."""
+    chosen: np.ndarray = masks[rows]
+    empty = rows[(chosen <= SEEN).all((1, 2))]
+    if len(empty):
+        raise InputError(f"--masks: the mask of image {empty[0]}, which is chosen, is empty; {WANTED}")
+    return chosen
+
+
+def listed(run: Run, path: str | None, dataset: Dataset, select: Selector) -> np.ndarray | None:
+    """Read the rows that a text file lists."""
+    from sslbd_cli.poison import choose
+
+    if path is None:
+        return None
+    rows = choose.read_rows(path, len(dataset.images))
+    if select.needs != "listed":
+        raise InputError(f"--indices {path}: --select {select.name} takes no list; say --select indices")
+    run.note_file("--indices", path)
+    return rows
+
+
+def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selector) -> Tensor | None:
+    """Embed the dataset by --encoder, or read --features of its images; on the device that searches them."""
+    import torch
+
+    from sslbd_cli.artefacts.kinds import Encoder, Features
+    from sslbd_cli.core import nets
+    from sslbd_cli.core.features import embed
+
+    kinds: dict[str, Any] = {"encoder": Encoder, "features": Features}
+    found: dict[str, Any] = {
+        name: run.read(params[name], kind, f"--{name}") for name, kind in kinds.items() if params[name]
+    }
+    for name in found:
+        if select.needs != "feats" or len(found) > 1:
+            why = f"--select {select.name} compares none" if len(found) == 1 else "one of the two says what to compare"
+            raise InputError(f"--{name} {params[name]}: {why}; leave it out")
+    if not found:
+        return None
+    if "encoder" in found:
+        feats = embed(nets.load(found["encoder"]), dataset.images, run.device())
+    else:
+        feats = torch.from_numpy(found["features"].feats)
+        if len(feats) != len(dataset.images):
+            counts = f"{len(feats)} features, but the dataset {len(dataset.images)} images"
+            raise InputError(f"--features {params['features']}: holds {counts}; embed this very dataset")
+        _warn_of_others(run, found["features"], dataset, params["features"])
+    device = run.device()
+    run.say(f"comparing {len(feats)} features of {feats.shape[1]} dimensions")
+    return feats.to("cpu" if device.kind == "mps" else device.torch)  # exact sums take float64, which MPS lacks
+
+
+def _warn_of_others(run: Run, features: Features, dataset: Dataset, path: str) -> None:
+    """Warn where the features' history says that they are of another dataset, or of this one with other labels."""
+    inputs = features.history[-1]["inputs"] if features.history else []
+    embedded = [row["sha256"] for row in inputs if row.get("kind") == "dataset"]
+    if embedded and dataset.sha256 not in embedded:
+        run.warn(f"--features {path}: made from another dataset, says its history; are its rows those of this one?")

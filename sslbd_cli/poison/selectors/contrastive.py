@@ -1,0 +1,59 @@
+"""Poison an image and its neighbours, chosen for contrast to the rest (no-label backdoors, contrastive selection)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core import similarity
+from sslbd_cli.plugin import key
+from sslbd_cli.poison.contract import Pool, Selector
+
+#: arm -> the weights of similarity to the poisons and of similarity to others.
+ARMS = {"both": (1.0, -1.0), "positive": (1.0, 0.0), "negative": (0.0, -1.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Selector):
+    """Choose the anchor image and its nearest ones with the largest total contrastive similarity (no-label backdoors).
+
+    Wang, Ma, Jegelka, Wang 2024 (arXiv 2404.06694). Of M poisons P, their criterion TCS(P) is the sum of similarities
+    within P minus that between P and all others. Every image is tried as an anchor, P being its M nearest, itself
+    among them. `anchor` is the released code: an anchor's similarity to its M nearest minus that to the next M.
+    `total` is the paper's sum, exact, for the P of the anchors that `anchor` ranks highest. The arms are the ablation:
+    `positive` leaves the negative term out (released as conp), `negative` the positive one (conn).
+    """
+
+    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "feats"
+    limit: ClassVar[str] = "at most half of the images: the next M neighbours are the contrast to the nearest M"
+
+    arm: str = key("both", "which terms count", choices=("both", "positive", "negative"))
+    criterion: str = key("anchor", "what is maximised: as released, or the paper's sum", choices=("anchor", "total"))
+    shortlist: int = key(100, "anchors whose total is computed, for criterion=total", low=1, high=1000000)
+
+    def eligible(self, pool: Pool) -> int:
+        return pool.count if self.arm == "positive" else pool.count // 2
+
+    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+        assert pool.feats is not None
+        z = similarity.unit(pool.feats)
+        scores = similarity.anchor_scores(z, budget, *ARMS[self.arm])
+        anchor = int(scores.argmax()) if self.criterion == "anchor" else self._best(z, scores, budget)
+        chosen: np.ndarray = similarity.nearest(z, anchor, budget).numpy()
+        return chosen
+
+    def _best(self, z: Tensor, scores: Tensor, budget: int) -> int:
+        """Return the anchor whose nearest rows have the largest total, of those with the best scores."""
+        inside, outside = ARMS[self.arm]
+        total = z.sum(0)
+
+        def tcs(anchor: int) -> float:
+            within, across = similarity.within_and_across(z, similarity.nearest(z, anchor, budget), total)
+            return inside * within + outside * across
+
+        anchors: list[int] = scores.sort(descending=True, stable=True).indices[: self.shortlist].tolist()
+        return max(anchors, key=tcs)

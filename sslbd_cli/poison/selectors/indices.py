@@ -1,0 +1,26 @@
+"""Poison the images that a file lists: the choice of another tool, or of an earlier run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from sslbd_cli.poison.contract import Pool, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indices(Selector):
+    """Choose the rows that --indices lists, one number per line: all, or the first of them."""
+
+    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "listed"
+
+    def eligible(self, pool: Pool) -> int:
+        assert pool.listed is not None
+        return len(pool.listed)
+
+    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+        assert pool.listed is not None
+        return pool.listed[:budget]

@@ -1,0 +1,32 @@
+"""Poison images of the target class (SSL-Backdoor's targeted attack)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from sslbd_cli.errors import InputError
+from sslbd_cli.poison.contract import Pool, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(Selector):
+    """Choose images of the target class at random (SSL-Backdoor, section 3)."""
+
+    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "labels"
+
+    def eligible(self, pool: Pool) -> int:
+        return len(self._rows(pool))
+
+    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+        rows = self._rows(pool)
+        chosen: np.ndarray = rows[torch.randperm(len(rows), generator=gen)[:budget].numpy()]
+        return chosen
+
+    def _rows(self, pool: Pool) -> np.ndarray:
+        if pool.target is None:
+            raise InputError("--select label needs --target: the class whose images are poisoned")
+        return np.flatnonzero(pool.labels == pool.target)

@@ -1,0 +1,22 @@
+"""Poison images of any class (SSL-Backdoor's untargeted attack; the floor for label-free selectors)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sslbd_cli.poison.contract import Pool, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Selector):
+    """Choose images of any class at random, without looking at labels."""
+
+    def eligible(self, pool: Pool) -> int:
+        return pool.count
+
+    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+        chosen: np.ndarray = torch.randperm(pool.count, generator=gen)[:budget].numpy()
+        return chosen

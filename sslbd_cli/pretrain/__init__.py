@@ -1,0 +1,1 @@
+"""`sslbd pretrain`: train an encoder without labels."""

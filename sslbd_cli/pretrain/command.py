@@ -1,0 +1,108 @@
+"""Train an encoder on unlabeled images."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslbd_cli.cli import options
+from sslbd_cli.cli.run import Run, refuse_terminal
+from sslbd_cli.cli.spec import Spec
+from sslbd_cli.pretrain import options as training
+
+if TYPE_CHECKING:
+    from sslbd_cli.core.train import Checkpoint
+
+
+@options.command(
+    "pretrain",
+    examples=(
+        "sslbd pretrain images.h5 --method simclr --epochs 5 -o encoder.safetensors",
+        "sslbd pretrain images.h5 --method byol --epochs 3 --checkpoint run.ckpt --resume -o byol.safetensors",
+        "sslbd pretrain images.h5 --method simsiam --preset cifar10 --arch tiny --epochs 1 -o simsiam.safetensors",
+    ),
+)
+@options.input_argument("DATASET")
+@click.option("--method", type=Spec("objective"), default="simclr", show_default=True, metavar="SPEC",
+              help="Training objective; 'help' lists, 'NAME:help' explains.")  # fmt: skip
+@click.option("--arch", type=Spec("arch"), default="tiny", show_default=True, metavar="SPEC",
+              help="Architecture; 'help' lists.")  # fmt: skip
+@training.preset
+@training.schedule
+@training.views
+@click.option("--channels-last", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
+              help="Memory layout of the convolutions; auto is yes where it pays.")  # fmt: skip
+@click.option("--compile", "compiled", is_flag=True, help="Compile the encoder (pays in runs over a minute).")
+@click.option("--monitor", type=options.ArtefactPath(), metavar="FILE",
+              help="Labelled dataset whose kNN accuracy is shown; it never influences training.")  # fmt: skip
+@click.option("--checkpoint", type=options.ArtefactPath(), metavar="FILE",
+              help="Save the state of the training here after each epoch.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from the --checkpoint file if there is one.")
+@options.seed
+@options.device(batch=256)
+@options.output
+def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None:
+    """Train an encoder on the images of a dataset, without their labels.
+
+    Views and losses follow the papers that the methods name; the data stays on the device as one uint8 tensor when it
+    fits there. An interrupted run goes on with --resume and ends with the same bytes as an uninterrupted one.
+    """
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.core.nets import save
+    from sslbd_cli.core.train import check_checkpoint
+    from sslbd_cli.pretrain.run import pretrain
+
+    refuse_terminal(output)
+    training.apply_preset(run.ctx)
+    check_checkpoint(params["checkpoint"], params["resume"], output)
+    run.claim(params["checkpoint"], "--checkpoint")
+    dataset = run.read(input, Dataset)
+    size = dataset.size
+    monitor = _monitor(run, params["monitor"], size)
+    method = run.ctx.params["method"]
+    captions = dataset.need_captions(f"--method {method.name}") if method.captions else None
+    setup = _setup(run.ctx.params, size)
+    if training.unreached(run.ctx.params):
+        run.warn("the training ends before the preset's milestones: its rate does not fall at them all")
+    device = run.device()
+    checkpoint = _checkpoint(run, params["checkpoint"], params["resume"])
+    net = pretrain(dataset.images, setup, device, seed, run.progress, checkpoint, monitor, captions)
+    run.write(save(net.cpu()), output)
+
+
+def _setup(params: dict[str, Any], size: int) -> Any:
+    from sslbd_cli.pretrain.run import Pretraining
+
+    return Pretraining(
+        objective=params["method"],
+        arch=params["arch"],
+        plan=training.plan(params),
+        recipe=training.recipe(params, size),
+        compiled=params["compiled"],
+        layout=params["channels_last"],
+    )
+
+
+def _monitor(run: Run, path: str | None, size: int) -> Any:
+    from sslbd_cli.artefacts import kinds
+    from sslbd_cli.errors import InputError
+    from sslbd_cli.pretrain.run import Monitor
+
+    if path is None:
+        return None
+    watched = kinds.read(path, kinds.Dataset)
+    if watched.size != size:
+        raise InputError(f"{path}: its images have {watched.size} pixels, those of the training set {size}")
+    return Monitor(watched.images, watched.need_labels("--monitor"), len(watched.classes))
+
+
+def _checkpoint(run: Run, path: str | None, resume: bool) -> Checkpoint | None:
+    from sslbd_cli.artefacts.container import canonical
+    from sslbd_cli.core.train import Checkpoint
+
+    if path is None:
+        return None
+    fingerprint = hashlib.sha256(canonical(run.entry()).encode()).hexdigest()
+    return Checkpoint(path, fingerprint, resume)

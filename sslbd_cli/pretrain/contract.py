@@ -1,0 +1,75 @@
+"""What a pre-training objective is given and what it returns."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from sslbd_cli.plugin import Plugin, key
+from sslbd_cli.pretrain.losses import mlp
+
+if TYPE_CHECKING:
+    from sslbd_cli.core.augment import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Plugin):
+    """Base of `pretrain --method`: heads, loss and what follows each step. Labels are never seen.
+
+    The state lives in the learner, a module that holds `encoder` and whatever heads, targets and queues the method
+    has; parameters that are not trained by gradients have requires_grad off.
+    """
+
+    shelf: ClassVar[str] = "objective"
+    captions: ClassVar[bool] = False  # whether images come with texts, as the last of the views
+
+    def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
+        """Return the recipe of each view of an image, made from what the user asked for. The default is two alike."""
+        return base, base
+
+    @abstractmethod
+    def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
+        """Build the trainable module around an encoder of embedding width dim; `batch` is images per step."""
+
+    @abstractmethod
+    def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
+        """Return the scalar loss of one batch of views, each float B,3,H,W in [0,1] (texts: uint8 B,L)."""
+
+    def after_step(self, learner: nn.Module, progress: float) -> None:
+        """Update targets and queues after the optimiser's step; progress runs from 0 to 1 over the training."""
+
+    def kept(self, learner: nn.Module) -> dict[str, nn.Module]:
+        """Return the parts that are stored beside the encoder: `projector`, `text`. The default is none."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnevenViews(Objective):
+    """Base of objectives whose papers draw the two views of an image differently (BYOL, appendix B)."""
+
+    blur_second: float = key(
+        1.0, "chance of a blur in the second view as a share of the first's (0.1 in the papers)", low=0, high=1
+    )
+    solarize_first: float = key(
+        0.0, "chance of solarization in the first view as a share of the second's", low=0, high=1
+    )
+
+    def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
+        first = replace(base, solarize=base.solarize * self.solarize_first)
+        return first, replace(base, blur=base.blur * self.blur_second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expander(UnevenViews):
+    """Base of objectives that decorrelate a wide projection of both views by one projector (Barlow Twins, VICReg)."""
+
+    hidden: int = key(512, "width of the projector's hidden layers", low=2)
+    out: int = key(512, "width of the projection", low=2)
+    layers: int = key(3, "layers of the projector", low=2, high=4)
+
+    def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
+        projector = mlp(dim, *[self.hidden] * (self.layers - 1), self.out, norm=True)
+        return nn.ModuleDict({"encoder": encoder, "projector": projector})

@@ -1,0 +1,110 @@
+"""DINO (Caron et al. 2021): agree with a momentum teacher on soft prototypes; centred and sharpened, never labelled."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslbd_cli.core.train import ema, freeze
+from sslbd_cli.plugin import key
+from sslbd_cli.pretrain.contract import UnevenViews
+from sslbd_cli.pretrain.losses import mlp, rising
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINO(UnevenViews):
+    """Match a momentum teacher's centred distribution over prototypes (Caron et al. 2021), with two views.
+
+    Durations are shares of the training: an epoch of 100 is 0.01. Without the authors' gradient clipping.
+    """
+
+    prototypes: int = key(1024, "outputs of the head (4096 in solo-learn on CIFAR)", low=2)
+    temperature: float = key(0.1, "of the student's softmax", low=0.001)
+    teacher: float = key(0.04, "temperature of the teacher's softmax", low=0.001)
+    teacher_start: float = key(0.04, "temperature of the teacher's softmax at first", low=0.001)
+    warmup: float = key(0.0, "share of the training in which the teacher's temperature rises", low=0, high=1)
+    frozen: float = key(0.02, "share of the training before the prototypes move (an epoch in the paper)", low=0, high=1)
+    centre: float = key(0.9, "share of the centre of the teacher's outputs kept at each step", low=0, high=1)
+    momentum: float = key(0.99, "share of the teacher kept at each step, at first", low=0, high=1)
+    momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1)
+    hidden: int = key(512, "width of the head's hidden layers", low=2)
+    layers: int = key(3, "layers of the head (2 in lightly's CIFAR runs)", low=2, high=4)
+    out: int = key(256, "width of the head's bottleneck", low=2)
+    norm: bool = key(True, "batch norm in the head; solo-learn on CIFAR: no")
+
+    def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
+        widths = (dim, *[self.hidden] * (self.layers - 1), self.out)
+        head = mlp(*widths, norm=self.norm, between=nn.GELU).apply(_start_small)
+        online = nn.Sequential(encoder, head, Prototypes(self.prototypes, self.out))
+        learner = nn.ModuleDict(
+            {"online": online, "target": freeze(copy.deepcopy(online)), "centre": Centre(self.prototypes)}
+        )
+        self._schedule(learner, 0)
+        return learner
+
+    def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
+        assert isinstance(learner, nn.ModuleDict)
+        centre = learner["centre"]
+        assert isinstance(centre, Centre)
+        first, second = (learner["online"](view).float() / self.temperature for view in views)
+        with torch.no_grad():
+            taught = [learner["target"](view).float() for view in views]
+            goals = [F.softmax((each - centre.mean) / centre.temperature, dim=1) for each in taught]
+        centre.latest = torch.cat(taught).mean(0)
+        return (F.cross_entropy(first, goals[1]) + F.cross_entropy(second, goals[0])) / 2
+
+    def after_step(self, learner: nn.Module, progress: float) -> None:
+        assert isinstance(learner, nn.ModuleDict)
+        centre = learner["centre"]
+        assert isinstance(centre, Centre)
+        ema(learner["target"], learner["online"], rising(self.momentum, self.momentum_end, progress))
+        centre.mean.lerp_(centre.latest, 1 - self.centre)
+        self._schedule(learner, progress)
+
+    def _schedule(self, learner: nn.ModuleDict, progress: float) -> None:
+        """Set what the next step's loss needs of the schedule; in buffers, so that a checkpoint holds it."""
+        warm = progress / self.warmup if progress < self.warmup else 1.0
+        learner["centre"].get_buffer("temperature").fill_(
+            self.teacher_start + (self.teacher - self.teacher_start) * warm
+        )
+        learner["online"].get_buffer("2.frozen").fill_(progress < self.frozen)
+
+
+class Prototypes(nn.Module):
+    """Cosines of a batch B,D with K directions: the paper's weight-normed last layer, its norms fixed at 1."""
+
+    frozen: Tensor
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, dim))
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Frozen prototypes get zero gradients; weight decay only shortens them, which leaves their directions alone.
+        weight = torch.where(self.frozen, self.weight.detach(), self.weight)
+        return F.linear(F.normalize(x.float(), dim=1), F.normalize(weight, dim=1))
+
+
+class Centre(nn.Module):
+    """The running mean K of the teacher's outputs and the temperature of its softmax."""
+
+    mean: Tensor
+    temperature: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("temperature", torch.ones(()))
+        self.latest: Tensor = self.mean  # the mean over the last batch, for the next update
+
+
+def _start_small(module: nn.Module) -> None:
+    """Start a linear layer as the authors do: a narrow truncated normal, no bias."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

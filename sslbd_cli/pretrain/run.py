@@ -1,0 +1,157 @@
+"""Self-supervised pre-training: images to views to an objective. Labels never come near it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from sslbd_cli.core import checks
+from sslbd_cli.core.augment import Recipe, augment, compiled
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import embed, knn_predict
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import Arch, ImageEncoder, new
+from sslbd_cli.core.train import Checkpoint, Fit, Plan, Terms, Watch
+from sslbd_cli.errors import InputError
+from sslbd_cli.pretrain.contract import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """Everything that determines a pre-training but its data, device and seed."""
+
+    objective: Objective
+    arch: Arch
+    plan: Plan
+    recipe: Recipe
+    compiled: bool = False
+    layout: str = "auto"  # channels-last: yes, no, or where it pays
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A labelled set that is watched but never trained on. images: uint8 N,3,H,W; labels: int64 N."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: int
+
+
+def pretrain(
+    images: np.ndarray,
+    setup: Pretraining,
+    device: Device,
+    seed: int,
+    watch: Watch,
+    checkpoint: Checkpoint | None = None,
+    monitor: Monitor | None = None,
+    captions: np.ndarray | None = None,
+) -> ImageEncoder:
+    """Train an encoder on unlabeled images uint8 N,3,H,W, and captions uint8 N,L where the objective reads them.
+
+    Raises Unsound where training diverges (F01) or the features collapse (F02), InputError where the set is smaller
+    than a batch or captions are missing. Eight parameters: the last three are what a run may do without.
+    """
+    if setup.objective.captions and captions is None:
+        raise InputError(f"{setup.objective.name} needs a caption of each image, and there are none")
+    net = build(images, setup, device, seed)
+    learner = _learner(net, setup, device, seed)
+    pool = Pool(images, device)
+    views = _views(setup)
+    texts = [Pool(captions, device)] if setup.objective.captions and captions is not None else []
+
+    def loss(rows: torch.Tensor, gen: torch.Generator) -> Terms:
+        batch = pool.batch(rows)
+        seen = [view(batch, gen) for view in views] + [text.batch(rows) for text in texts]
+        return {"loss": setup.objective.loss(learner, seen)}
+
+    fit = Fit(learner, loss, len(images), setup.plan, device, seed)
+    fit.after_step = lambda progress: setup.objective.after_step(learner, progress)
+    fit.checkpoint = checkpoint
+    fit.vet = _collapse_watch(net, images, setup.plan.epochs, device)
+    if monitor is not None:
+        fit.remark = _knn_remark(net, monitor, device, seed)
+    fit.run(watch, str(setup.objective.name))
+    net.parts = setup.objective.kept(learner)
+    return net.eval()
+
+
+def build(images: np.ndarray, setup: Pretraining, device: Device, seed: int) -> ImageEncoder:
+    """Build the encoder with random weights, normalised by the images' own channel statistics, on the device."""
+    mean, std = channel_statistics(images)
+    net = new(setup.arch, images.shape[-1], mean, std, generator(seed, "weights")).to(device.torch)
+    if setup.layout == "yes" or (setup.layout == "auto" and channels_last_pays(device)):
+        net = net.to(memory_format=torch.channels_last)
+    if setup.compiled:
+        net.compile()
+    return net
+
+
+def _views(setup: Pretraining) -> list[Callable[[torch.Tensor, torch.Generator], torch.Tensor]]:
+    recipes = setup.objective.recipes(setup.recipe)
+    if setup.compiled:
+        return [compiled(recipe) for recipe in recipes]
+    return [lambda images, gen, recipe=recipe: augment(images, recipe, gen) for recipe in recipes]  # type: ignore[misc]
+
+
+def _learner(net: ImageEncoder, setup: Pretraining, device: Device, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "heads").initial_seed())
+        return setup.objective.learner(net, net.dim(), setup.plan.batch).to(device.torch)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of images uint8 N,3,H,W in [0,1], from at most 10,000 of them."""
+    step = max(1, len(images) // 10_000)
+    levels = np.stack([np.bincount(images[::step, c].ravel(), minlength=256) for c in range(3)]).astype(np.float64)
+    share = levels / levels.sum(1, keepdims=True)
+    grey = np.arange(256) / 255
+    mean = share @ grey
+    std = np.sqrt(np.maximum(share @ grey**2 - mean**2, 0))
+    return tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 0.01).tolist())
+
+
+def channels_last_pays(device: Device) -> bool:
+    """Tell whether channels-last convolutions pay: on GPUs and CPUs with AMX; elsewhere it is within a few percent."""
+    if device.kind == "cpu":
+        return device.precision == "bf16" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    return device.kind == "cuda"
+
+
+def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, device: Device) -> Callable[[int], bool]:
+    """Look after each epoch whether all images are embedded alike; such a state is no checkpoint.
+
+    One such epoch may be a passing one; two in a row, or the last, raise Unsound (F02).
+    """
+    sample = np.ascontiguousarray(images[:: max(1, len(images) // 512)][:512])
+    earlier = False
+
+    def vet(epoch: int) -> bool:
+        nonlocal earlier
+        feats = embed(net, sample, device)
+        collapsed = checks.collapsed(feats)
+        if collapsed and (earlier or epoch + 1 == epochs):
+            checks.not_collapsed(feats)
+        earlier = collapsed
+        return not collapsed
+
+    return vet
+
+
+def _knn_remark(net: ImageEncoder, monitor: Monitor, device: Device, seed: int) -> Callable[[int], str]:
+    """Report, after each epoch, the kNN accuracy of the monitor's second half given its first (k 200 or less)."""
+    order = torch.randperm(len(monitor.labels), generator=generator(seed, "monitor"))
+    labels = torch.from_numpy(np.array(monitor.labels))[order].to(device.torch)
+    images = np.ascontiguousarray(monitor.images[order.numpy()])
+    half = len(labels) // 2
+
+    def remark(epoch: int) -> str:
+        feats = embed(net, images, device)
+        guess = knn_predict(feats[:half], labels[:half], feats[half:], monitor.classes, k=min(200, half // 10 + 1))
+        return f", kNN accuracy {float((guess == labels[half:]).float().mean()):.3f}"
+
+    return remark

@@ -1,0 +1,1 @@
+"""`sslbd probe`: measure an encoder with classifiers built on it."""

@@ -1,0 +1,111 @@
+"""Measure an encoder by a classifier on its frozen features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslbd_cli.cli import options
+from sslbd_cli.cli.run import Run
+from sslbd_cli.cli.spec import Spec
+from sslbd_cli.probe import inputs
+
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Dataset
+
+
+@options.command(
+    "probe",
+    examples=(
+        "sslbd probe encoder.safetensors --train train.h5 --test test.h5",
+        "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
+        " --baseline encoder.safetensors --json",
+        "sslbd probe encoder.safetensors --train train.h5 --test test.h5 --head compress --labels 10%",
+        "sslbd probe clip.safetensors --head zeroshot --text texts.h5 --test test.h5",
+        "sslbd probe local.safetensors --train train.h5 --test test.h5 --certify patchguard:size=5",
+        "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
+        " --guard guard.safetensors",
+    ),
+)
+@options.input_argument("ENCODER")
+@options.artefact("--train", help="Labelled dataset that the head is fitted on.")
+@options.artefact("--text", help="Features of texts on the classes, for --head zeroshot instead of --train.")
+@options.artefact("--test", required=True, help="Labelled dataset that is answered once.")
+@click.option("--head", type=Spec("head"), default="linear", show_default=True, metavar="SPEC",
+              help="Classifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
+@click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Also answer the test images with this trigger.")
+@click.option("--target", metavar="CLASS", help="Target class of the attack, by name or number.")
+@options.artefact("--target-of", help="Poisoned dataset: its target is the class that most poisoned images are of.")
+@options.artefact("--baseline", help="A clean encoder to measure beside it.")
+@options.artefact("--guard", help="Also measure behind a guard of this encoder, made by sslbd detect --save-guard.")
+@options.artefact("--reference", help="The independent encoder that the guard compares with, if it does.")
+@click.option("--alpha", type=options.Number(1e-9, 0.5),
+              help="Share of clean images that the guard may reject.  [default: 0.05]")  # fmt: skip
+@click.option("--labels", default="all", show_default=True, metavar="P%|all",
+              help="Share of the training labels used, drawn from every class.")  # fmt: skip
+@click.option("--layer", "names", multiple=True, metavar="NAME|all",
+              help="Probe an inner layer instead of the embedding; may be repeated.")  # fmt: skip
+@click.option("--pool", default=0, show_default=True, type=click.IntRange(0), metavar="SIDE",
+              help="Cells of the grid that a layer's maps are averaged on; 0 makes about 9216 numbers.")  # fmt: skip
+@click.option("--certify", type=Spec("certificate"), metavar="SPEC",
+              help="Also certify a defended classifier, such as patchguard:size=5.")  # fmt: skip
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head; report spread.")
+@options.json_lines
+@options.seed
+@options.device()
+@options.report_output
+def command(run: Run, input: str, output: str | None, seed: int, json_lines: bool, **params: Any) -> None:
+    """Measure an encoder by a classifier on its frozen features: clean accuracy and attack success.
+
+    The head's hyper-parameters are chosen on a part of --train; the test split is touched once. ASR counts images
+    whose true class is not the target. Give --baseline, or the numbers of an attack have no control; for a purified
+    encoder, the original as --baseline tells how far its embeddings moved. For encoders that learned from captions,
+    --head zeroshot answers by texts, which `sslbd embed --prompt` makes. --certify needs an encoder whose locations see
+    small parts of an image (--arch tinybag or bagnet).
+
+    With --guard the head is fitted again on the training images that pass, and rejected test images are counted both
+    ways: left out, and as errors (of a triggered image: as a failure of the attack).
+    """
+    from sslbd_cli.artefacts.kinds import Dataset, Encoder, Report
+    from sslbd_cli.artefacts.overlap import shared_images
+    from sslbd_cli.cli.output import print_results
+    from sslbd_cli.probe.exam import Exam, parse_share
+    from sslbd_cli.probe.sitting import Sitting
+
+    inputs.check(params)
+    encoder = run.read(input, Encoder)
+    train = run.read(params["train"], Dataset, "--train") if params["train"] else None
+    test = run.read(params["test"], Dataset, "--test")
+    baseline = run.read(params["baseline"], Encoder, "--baseline") if params["baseline"] else None
+    encoders = [encoder] if baseline is None else [encoder, baseline]
+    target, consistency = _target(run, test, params)
+    loaded = [inputs.loaded(each, params["head"]) for each in encoders]
+    learned = train or inputs.texts(run, params["text"], test, encoders)
+    exam = Exam(train=learned, test=test, head=params["head"], share=parse_share(params["labels"]),
+                seeds=params["seeds"], trigger=params["trigger"], target=target)  # fmt: skip
+    if train and (shared := shared_images(test, train)):
+        run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
+    sitting = Sitting(run, exam, list(zip(encoders, loaded, strict=True)), params, seed)
+    results, data = sitting.results, sitting.data
+    results |= {} if consistency is None else {"consistency": consistency}
+    if output != "-":  # where the report goes by itself
+        print_results(results, json_lines=json_lines)
+    if output is not None:
+        run.write(Report(command="probe", results=results, data=data), output, alpha=params["alpha"])
+
+
+def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None, float | None]:
+    """Return the target and, where a poisoned dataset names it, the share of its poisoned images that are of it."""
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.errors import InputError
+    from sslbd_cli.probe.exam import emergent_target
+
+    name, source = params["target"], params["target_of"]
+    target, share = (None if name is None else test.class_index(name)), None
+    if source is not None:
+        target, share = emergent_target(run.read(source, Dataset, "--target-of"), test)
+        run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of it")
+    if (params["trigger"] is None) != (target is None):
+        raise InputError("--trigger and --target belong together: give both or neither")
+    return target, share

@@ -1,0 +1,291 @@
+"""Measure an encoder by a head on its frozen features, on clean and on triggered images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.artefacts.kinds import Dataset, Features, spread
+from sslbd_cli.core import checks, metrics, similarity
+from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import Labelled, Layer, embed, plane, stratified_rows
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.errors import InputError, Unsound
+from sslbd_cli.probe.contract import Head
+from sslbd_cli.triggers._contract import Trigger
+
+PLACED = 300  # images on the embedding map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """What an encoder is measured on. share: the part of the training labels that the head may see.
+
+    train: labelled images, or for a head that takes texts their features in the order of the test's classes.
+    kept: which clean and which triggered test images are answered, bool N each; None answers all.
+    """
+
+    train: Dataset | Features
+    test: Dataset
+    head: Head
+    share: float = 1.0
+    seeds: int = 1
+    trigger: Trigger | None = None
+    target: int | None = None
+    kept: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def taught(self) -> Dataset:
+        """Return the labelled images, of an exam whose head takes no texts."""
+        assert isinstance(self.train, Dataset)
+        return self.train
+
+    def __post_init__(self) -> None:
+        answers = self.test.need_labels("--test")
+        if isinstance(self.train, Dataset):
+            self.train.need_labels("--train")
+            if self.train.classes != self.test.classes:
+                raise InputError("--train and --test have different classes; make them from one source")
+            if self.train.sha256 == self.test.sha256:
+                raise InputError("--train and --test are the same dataset; give a test split of its own")
+        if self.target is not None and bool((answers == self.target).all()):
+            raise InputError("all images of --test are of the target class: an attack has nothing to show on them")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, features N,D of clean images.
+
+    places: where some test images lie on the plane of most variance, clean and triggered, where there are such.
+    """
+
+    clean: list[np.ndarray]
+    triggered: list[np.ndarray]
+    chosen: list[dict[str, Any]]
+    feats: Tensor
+    places: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def parse_share(text: str) -> float:
+    """Read a share of the labels: `all`, or a percentage above 0 such as 1%. Raises InputError for anything else."""
+    try:
+        share = 1.0 if text == "all" else float(text.removesuffix("%")) / 100
+        if not (text == "all" or text.endswith("%")) or not 0 < share <= 1:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--labels {text}: expected all or a share such as 1% or 10%") from None
+    return share
+
+
+def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
+    """Return the class that most poisoned images are of, the lowest of equals, and its share of them.
+
+    A poison chosen without labels has no target of its own; no-label backdoors measure its ASR for this class. Raises
+    InputError where the dataset does not say which images are poisoned, or what they show.
+    """
+    if poisoned.images.shape[1:] != test.images.shape[1:]:
+        sizes = f"--target-of has images of {poisoned.extent}, --test of {test.extent}"
+        raise InputError(f"{sizes}; make them from one source")
+    if poisoned.truth is None:
+        raise InputError("--target-of: the dataset records no truth; give one that sslbd poison has written")
+    labels = poisoned.need_labels("--target-of")[poisoned.truth.poisoned]
+    if not len(labels):
+        raise InputError("--target-of: no image of the dataset is poisoned")
+    if poisoned.classes != test.classes:
+        raise InputError("--target-of and --test have different classes; make them from one source")
+    counts = np.bincount(labels, minlength=len(test.classes))
+    return int(counts.argmax()), float(counts.max() / len(labels))
+
+
+def measure(
+    net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None = None
+) -> Answers:
+    """Embed once, then fit the head per seed on (a share of) the labels; the test split is answered once per seed.
+
+    With `layer`, the head works on that inner layer. All seeds share the augmented views, where the head wants any.
+    """
+    read = partial(embed, net, device=device, layer=layer)
+    feats = read(exam.taught.images)
+    stamps = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])  # clean, then triggered
+    labels = torch.from_numpy(np.array(exam.taught.labels))
+    truth = np.array(exam.test.labels)
+    kept = exam.kept or (np.ones(len(truth), bool),) * 2
+    tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(stamps, kept, strict=False)]
+    truths = [truth[rows] for rows in kept]
+    splits = [split(labels, exam.share, number) for number in range(seed, seed + exam.seeds)]
+    used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
+    views = _views(
+        read,
+        exam.taught.images,
+        exam.head.augmented(),
+        used,
+        net.size,
+        generator(seed, "probe views", device=device.torch),
+    )
+
+    def part(rows: Tensor) -> Labelled:
+        shown = views if views is None else views[:, torch.searchsorted(used, rows).to(device.torch)]
+        return Labelled(feats[rows.to(device.torch)], labels[rows].to(device.torch), shown)
+
+    answers = Answers([], [], [], stamps[0].cpu(), _places(stamps, truth, exam))
+    for number, (fit, held) in enumerate(splits, seed):
+        train = part(fit)
+        valid = part(held) if len(held) else train  # one image per class: nothing can be held out
+        fitted = exam.head.fit(train, valid, len(exam.taught.classes), number)
+        tables = [metrics.confusion(known, fitted.predict(x).cpu().numpy(), len(exam.test.classes))
+                  for x, known in zip(tests, truths, strict=False)]  # fmt: skip
+        answers.clean.append(tables[0])
+        answers.triggered.extend(tables[1:])
+        answers.chosen.append(fitted.chosen)
+    return answers
+
+
+def _places(tests: list[Tensor], truth: np.ndarray, exam: Exam) -> dict[str, np.ndarray]:
+    """Return the embedding map of at most PLACED test images, spread over the set, without and with the trigger."""
+    if len(tests) < 2:
+        return {}
+    rows = spread(len(truth), PLACED)
+    (clean, triggered), share = plane([feats[torch.from_numpy(rows).to(feats.device)] for feats in tests])
+    return {"clean": clean, "triggered": triggered, "of_target": truth[rows] == exam.target, "variance": share}
+
+
+def _views(
+    read: Callable[..., Tensor], images: np.ndarray, count: int, rows: Tensor, size: int, gen: torch.Generator
+) -> Tensor | None:
+    """Embed as many random resized crops (area 0.08 to 1), flipped by chance, of the rows' images as the head wants."""
+    if not count:
+        return None
+    if len(rows) < len(images):
+        images = images[rows.numpy()]
+    recipe = Recipe(size=size, scale=(0.08, 1.0), jitter=0, gray=0)
+
+    def crop(chunk: Tensor) -> Tensor:
+        return augment(chunk.to(gen.device), recipe, gen)
+
+    return torch.stack([read(images, change=crop) for _ in range(count)])
+
+
+def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Take a stratified share of the labelled rows, and hold a fifth of it out: (to fit on, held out).
+
+    At least one row of each class. For one seed a smaller share is a part of a larger one.
+    """
+    rows = torch.arange(len(labels))
+    if share < 1:
+        rows = stratified_rows(labels, share, generator(seed, "labels"), kept=0)[1]
+    rest, held = stratified_rows(labels[rows], 0.2, generator(seed, "validation"))
+    return rows[rest], rows[held]
+
+
+def labelled_count(exam: Exam) -> int:
+    """Return how many training images a head sees the labels of, those held out included; the same for every seed."""
+    labels = torch.from_numpy(np.array(exam.taught.labels))
+    return sum(len(rows) for rows in split(labels, exam.share, seed=0))
+
+
+def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:
+    """Return the metrics of man/sslbd-metrics.7 over the seeds."""
+    results: dict[str, Any] = {"clean_accuracy": metrics.share([metrics.accuracy(t) for t in answers.clean])}
+    if answers.triggered and exam.target is not None:
+        results |= metrics.attack(answers.clean, answers.triggered, exam.target)
+        results["most_affected"] = exam.test.classes[int(metrics.rise(answers.clean, answers.triggered).argmax())]
+    return results
+
+
+def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
+    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any.
+
+    `similarity` is that of the two encoders' features of the clean test images.
+    """
+    found, *control = (summarise(each, exam) for each in answers)
+    row = {"dim": answers[0].feats.shape[1], "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
+    row |= {"baseline": control[0] if control else None, "lift": None}
+    if control:
+        first, second = (each.feats for each in answers)
+        alike = {"cosine": similarity.mean_cosine(first, second) if first.shape == second.shape else None}
+        row["similarity"] = alike | {"cka": similarity.linear_cka(first, second)}
+    if control and "asr" in found:
+        row["lift"] = found["asr"]["value"] - control[0]["asr"]["value"]
+    return row
+
+
+def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.ndarray | None) -> Exam:
+    """Return the exam that a guard leaves of one, by what it rejects: bool N each.
+
+    Raises Unsound where it rejects all images of a kind, or every training image of a class.
+    """
+    labels = exam.taught.need_labels("--train")
+    gone = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[~train]).tolist()))
+    if gone:
+        raise Unsound(f"the guard rejects every training image of {exam.taught.classes[gone[0]]}; lower --alpha")
+    kept = ~clean, ~clean if triggered is None else ~triggered
+    if not kept[0].any():
+        raise Unsound("the guard rejects every clean test image: they differ from those that it was made on")
+    return replace(exam, train=exam.taught.take(np.flatnonzero(~train)), kept=kept)
+
+
+def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
+    """Return clean accuracy and ASR behind a guard, rejections counted both ways.
+
+    `kept`: over the images that pass. `all`: over all images; a rejected clean image is an error, a rejected triggered
+    one a failure of the attack.
+    """
+    total = len(whole.test.images)
+    right = [metrics.accuracy(table) for table in answers.clean]
+    kept: dict[str, Any] = {"clean_accuracy": metrics.share(right)}
+    every: dict[str, Any] = {"clean_accuracy": metrics.share([(hits, total) for hits, _ in right])}
+    if answers.triggered and exam.target is not None:
+        hit = [metrics.false_positives(table, exam.target) for table in answers.triggered]
+        others = int((np.array(whole.test.labels) != exam.target).sum())
+        kept["asr"] = metrics.share(hit) if hit[0][1] else None
+        every["asr"] = metrics.share([(hits, others) for hits, _ in hit])
+    return {"kept": kept, "all": every}
+
+
+def doubts(answers: list[Answers], exam: Exam) -> list[str]:
+    """Return a warning for each flag that the answers raise: F06 by the clean encoder's, F09 by the encoder's own."""
+    raised = [_drawn_elsewhere(answers[0], exam)]
+    if len(answers) > 1 and exam.target is not None and answers[1].triggered:
+        asr = metrics.share([metrics.false_positives(table, exam.target) for table in answers[1].triggered])
+        raised.append(checks.answers_already(asr, len(exam.test.classes)))
+    return [doubt for doubt in raised if doubt is not None]
+
+
+def evidence(answers: list[Answers]) -> dict[str, np.ndarray]:
+    """Return the arrays behind the numbers: the first seed's confusion matrices, and per class ASR and rise.
+
+    The first answers are the encoder's, the second, if there are any, the clean encoder's.
+    """
+    arrays = {"confusion/clean": answers[0].clean[0]}
+    arrays |= {f"map/{name}": array for name, array in answers[0].places.items()}
+    if not answers[0].triggered:
+        return arrays
+    arrays["confusion/triggered"] = answers[0].triggered[0]
+    for prefix, each in zip(("", "baseline/"), answers, strict=False):
+        arrays[f"{prefix}per_class/asr"] = metrics.class_asr(each.triggered)
+        arrays[f"{prefix}per_class/rise"] = metrics.rise(each.clean, each.triggered)
+    return arrays
+
+
+def _drawn_elsewhere(answers: Answers, exam: Exam) -> str | None:
+    """Return a warning (F09) where the trigger raises another class's share of the answers more than the target's.
+
+    The rise must be more than chance: the intervals of the class's share on clean and on triggered images lie apart.
+    """
+    if not answers.triggered or exam.target is None:
+        return None
+    rise = metrics.rise(answers.clean, answers.triggered)
+    most, total = int(rise.argmax()), len(exam.test.images)
+    clean, triggered = (np.mean([t[:, most].sum() for t in tables]) for tables in (answers.clean, answers.triggered))
+    if most == exam.target or metrics.wilson(float(triggered), total)[0] <= metrics.wilson(float(clean), total)[1]:
+        return None
+    names = exam.test.classes
+    shares = f"{names[most]} {rise[most]:+.3f} of the answers, {names[exam.target]} {rise[exam.target]:+.3f}"
+    return f"F09 {checks.FLAGS['F09']}: {shares}"

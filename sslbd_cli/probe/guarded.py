@@ -1,0 +1,43 @@
+"""A probe behind a guard: what the guard leaves of the images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sslbd_cli.core.device import Device
+    from sslbd_cli.core.features import Layer
+    from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.detect.guard import Post
+    from sslbd_cli.probe.exam import Exam
+
+
+class Filter:
+    """What a guard leaves of an exam: the images that pass, of each kind."""
+
+    def __init__(self, post: Post, exam: Exam, stamped: np.ndarray | None, alpha: float) -> None:
+        from sslbd_cli.probe import exam as exams
+
+        self.post, self.alpha, self.whole = post, alpha, exam
+        images = {"train": exam.taught.images, "clean": exam.test.images}
+        images |= {} if stamped is None else {"triggered": stamped}
+        self.rejected = {kind: post.rejects(shown, alpha) for kind, shown in images.items()}
+        train, clean, triggered = (self.rejected.get(kind) for kind in ("train", "clean", "triggered"))
+        assert train is not None and clean is not None
+        self.exam = exams.filtered(exam, train, clean, triggered)
+
+    def measure(
+        self, net: ImageEncoder, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None
+    ) -> dict[str, Any]:
+        """Fit the head on what passes, and count what is rejected both ways."""
+        from sslbd_cli.probe import exam as exams
+
+        answers = exams.measure(net, self.exam, stamped, device, seed, layer)
+        return {
+            "guard": {"method": self.post.guard.method, "sha256": self.post.guard.sha256},
+            "alpha": self.alpha,
+            "rejected": {kind: float(rows.mean()) for kind, rows in self.rejected.items()},
+            **exams.behind_guard(answers, self.exam, self.whole),
+        }

@@ -1,0 +1,89 @@
+"""What `probe` fits its head on: labelled images, or texts where the head takes those."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sslbd_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Dataset, Encoder, Features
+    from sslbd_cli.cli.run import Run
+    from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.probe.contract import Head
+    from sslbd_cli.probe.exam import Exam
+
+ALPHA = 0.05  # share of clean images that a guard may reject
+
+
+def check(params: dict[str, Any]) -> None:
+    """Settle what a guard may reject. Raises InputError where options do not belong together."""
+    if params["target"] is not None and params["target_of"] is not None:
+        raise InputError("--target and --target-of both name the target: give one of them")
+    if params["certify"] is not None and params["names"]:
+        raise InputError("--certify works on the local features behind the embedding: leave --layer out")
+    if params["pool"] and not params["names"]:
+        raise InputError("--pool is for inner layers: give --layer too")
+    if params["reference"] and not params["guard"]:
+        raise InputError("--reference is what a guard compares with: give --guard too")
+    if params["alpha"] is not None and not params["guard"]:
+        raise InputError("--alpha is what a guard may reject: give --guard too")
+    if params["guard"] and params["alpha"] is None:
+        params["alpha"] = ALPHA
+    _check_source(params)
+
+
+def _check_source(params: dict[str, Any]) -> None:
+    """Raise InputError where the options name no training set for the head, or one that it has no use for."""
+    head: Head = params["head"]
+    if not head.takes_texts:
+        if params["text"] is not None:
+            raise InputError(f"--text {params['text']}: --head {head.name} has no use for it; say --head zeroshot")
+        if params["train"] is None:
+            raise InputError("Missing option '--train' (or '--head zeroshot --text', for encoders with a text tower)")
+        return
+    if params["text"] is None:
+        raise InputError(f"--head {head.name} answers by texts: give --text FEATURES, which sslbd embed --prompt makes")
+    unused = {"--train": params["train"], "--layer": params["names"], "--labels": params["labels"] != "all",
+              "--certify": params["certify"], "--guard": params["guard"]}  # fmt: skip
+    for option in (name for name, given in unused.items() if given):
+        raise InputError(f"{option}: --head {head.name} answers by texts alone, in one space; leave it out")
+
+
+def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Features:
+    """Read the texts, numbered as the test's classes. Warns where another encoder's text tower embedded them."""
+    from sslbd_cli.artefacts.kinds import Features
+    from sslbd_cli.probe.zeroshot import texts_for
+
+    found = run.read(path, Features, "--text")
+    entry = found.history[-1] if found.history else {}
+    inputs = {row.get("option"): row.get("sha256") for row in entry.get("inputs", [])}
+    if entry and "--text" not in inputs and "--prompt" not in entry.get("args", {}):
+        raise InputError(f"--text {path}: features of images, says its history; embed texts by --prompt or --text")
+    for encoder in encoders:
+        ancestors = {row.get("sha256") for step in encoder.history for row in step.get("inputs", [])}
+        if entry and inputs.get("INPUT") not in ancestors | {encoder.sha256}:
+            run.warn(f"--text {path}: embedded by another encoder, says its history; is its text tower the same?")
+            break
+    return texts_for(found, test)
+
+
+def loaded(encoder: Encoder, head: Head) -> ImageEncoder:
+    """Build an encoder's module, with the projection to the texts where the head looks behind it."""
+    from sslbd_cli.core import nets
+    from sslbd_cli.core.text import load_projection
+
+    net = nets.load(encoder)
+    if head.takes_texts and getattr(head, "space", "") == "projected":
+        net.parts["projector"] = load_projection(encoder)
+    return net
+
+
+def learned(exam: Exam) -> dict[str, Any]:
+    """Return what the report says of the training set."""
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.probe.exam import labelled_count
+
+    if not isinstance(exam.train, Dataset):
+        return {"n_train": 0, "labels": None, "n_labelled": 0, "n_texts": len(exam.train.feats)}
+    return {"n_train": len(exam.train.images), "labels": exam.share, "n_labelled": labelled_count(exam)}

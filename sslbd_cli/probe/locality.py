@@ -1,0 +1,136 @@
+"""Local features of encoders with small receptive fields, and what each of them sees, found by asking the network."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli import plugin
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import layers
+from sslbd_cli.core.loader import Pool, free_memory
+from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.stages import maps_of, reading
+from sslbd_cli.errors import InputError
+
+PROBES = 32  # images per forward of the measurement
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the locations of an encoder's last maps see.
+
+    rows: bool H,X, whether a location of map row x sees anything of pixel row h; cols: bool W,Y, alike.
+    """
+
+    rows: Tensor
+    cols: Tensor
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Return the pixels, height and width, that a location sees at most."""
+        return _longest(self.rows.T), _longest(self.cols.T)
+
+    def touched(self, size: int) -> tuple[int, int]:
+        """Return the locations, rows and columns, that a patch of size x size touches at most, wherever it is."""
+        height, width = (_longest(axis.unfold(0, size, 1).any(2)) for axis in (self.rows, self.cols))
+        return height, width
+
+
+def _longest(rows: Tensor) -> int:
+    """Return how far apart, ends included, the first and last marks of a row lie at most: bool N,L."""
+    places = torch.arange(1, rows.shape[1] + 1)
+    last = torch.where(rows, places, 0).amax(1)
+    first = torch.where(rows, places, rows.shape[1] + 1).amin(1)
+    return int((last - first + 1).clamp_min(0).max())
+
+
+def local_maps(net: ImageEncoder, pixels: Tensor) -> Tensor:
+    """Return the features that the encoder averages to its embedding, float32 B,D,X,Y: its last maps."""
+    with reading([list(layers(net).values())[-1]]) as caught:
+        net(pixels)
+    return maps_of(net, caught)[0].float()
+
+
+def receptive_field(net: ImageEncoder) -> Field:
+    """Measure what the locations of the last maps see: a line of pixels is made NaN, and who turns NaN has seen it.
+
+    That needs no trust in a description and no luck with weights: NaN passes through whatever it is multiplied by. It
+    is done in double precision on the CPU, for which there are only plain convolutions: the tiles of the fast ones mix
+    more pixels than they must.
+    Raises InputError where the embedding is not the mean of local features.
+    """
+    if not layers(net) or not _is_mean(net):
+        raise InputError(f"the embedding of {net.arch} is not the mean of local features, so there are none to certify")
+    return _measured(str(net.arch), net.size)
+
+
+@functools.lru_cache(maxsize=4)
+@torch.no_grad()
+def _measured(arch: str, size: int) -> Field:
+    """Measure an architecture; which pixels a location sees is the same for all weights."""
+    net = new(plugin.parse("arch", arch), size, (0.5,) * 3, (0.5,) * 3, generator(0, "field")).double().eval()
+    rows, cols = (_seen(net, size, _narrowest(net, size, axis), axis) for axis in (2, 3))
+    return Field(rows, cols)
+
+
+def _narrowest(net: ImageEncoder, size: int, axis: int) -> int:
+    """Return an extent of the other axis at which the network runs, the full one if need be; it saves time."""
+    for extent in (1, 8, 16, 32, 64, 128):
+        if extent < size:
+            shape = (1, 3, size, extent) if axis == 2 else (1, 3, extent, size)
+            with contextlib.suppress(RuntimeError, AssertionError):
+                if _last_maps(net, torch.zeros(shape, dtype=torch.float64)).numel():
+                    return extent
+    return size
+
+
+def _seen(net: ImageEncoder, size: int, other: int, axis: int) -> Tensor:
+    """Return which lines of maps saw each line of pixels: bool size,L."""
+    parts = []
+    for first in range(0, size, PROBES):
+        lines = torch.arange(first, min(size, first + PROBES))
+        batch = torch.zeros(len(lines), 3, size, other, dtype=torch.float64)
+        batch[torch.arange(len(lines)), :, lines] = torch.nan
+        nans = _last_maps(net, batch if axis == 2 else batch.mT).isnan().any(1)
+        parts.append(nans.any(4 - axis))  # over the other axis of B,X,Y
+    return torch.cat(parts)
+
+
+def _last_maps(net: ImageEncoder, inputs: Tensor) -> Tensor:
+    with reading([list(layers(net).values())[-1]]) as caught:
+        net.encoder(inputs)
+    return maps_of(net, caught)[0]
+
+
+@torch.no_grad()
+def _is_mean(net: ImageEncoder) -> bool:
+    """Tell whether the embedding is the mean of the last maps, with nothing after it."""
+    image = torch.rand(1, 3, net.size, net.size, generator=torch.Generator().manual_seed(0)).to(net.mean.device)
+    feats, maps = net(image), local_maps(net, image)
+    return maps.shape[:2] == feats.shape and bool(torch.allclose(maps.mean((2, 3)), feats, rtol=1e-3, atol=1e-4))
+
+
+class LocalFeatures:
+    """The features of images' locations, computed once where they fit into a quarter of the memory."""
+
+    @torch.inference_mode()
+    def __init__(self, net: ImageEncoder, images: np.ndarray, device: Device) -> None:
+        self.net, self.pool = net, Pool(images, device)
+        self.cached: Tensor | None = None
+        one = local_maps(net, self.pool.batch(torch.arange(1)))
+        if one.nbytes * len(images) <= free_memory(device) // 4:
+            parts = torch.split(torch.arange(len(images)), PROBES * 8)
+            self.cached = torch.cat([local_maps(net, self.pool.batch(rows)) for rows in parts])
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Return the features of images by row number, float32 B,D,X,Y on the device."""
+        if self.cached is not None:
+            return self.cached[rows.to(self.cached.device)].clone()
+        with torch.no_grad():
+            return local_maps(self.net, self.pool.batch(rows))

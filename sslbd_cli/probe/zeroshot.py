@@ -1,0 +1,56 @@
+"""Let texts answer images: the exam of an encoder that learned from captions, without a labelled training image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslbd_cli.artefacts.kinds import Dataset, Features
+from sslbd_cli.core import metrics
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.features import Labelled, embed
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.text import project
+from sslbd_cli.errors import InputError
+from sslbd_cli.probe.exam import Answers, Exam
+
+
+def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int) -> Answers:
+    """Let texts answer the test split, in the space that images and texts share. All seeds give one answer.
+
+    `net.parts` holds the projection to that space, unless the embedding is the space itself.
+    Raises InputError where texts and images have different widths.
+    """
+    assert isinstance(exam.train, Features) and exam.train.labels is not None
+    projection = net.parts.get("projector")
+
+    def read(images: np.ndarray) -> Tensor:
+        feats = embed(net, images, device)
+        return project(projection, feats) if isinstance(projection, nn.Linear) else feats
+
+    tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
+    width, dim = exam.train.feats.shape[1], tests[0].shape[1]
+    if width != dim:
+        raise InputError(f"--text holds features {width} wide, the encoder's images are {dim} wide; embed the texts by"
+                         " the text tower of this encoder")  # fmt: skip
+    texts = (torch.from_numpy(np.array(array)).to(device.torch) for array in (exam.train.feats, exam.train.labels))
+    data, classes = Labelled(*texts), len(exam.test.classes)
+    fitted, truth = exam.head.fit(data, data, classes, seed), np.array(exam.test.labels)
+    tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), classes) for x in tests]
+    return Answers(tables[:1] * exam.seeds, tables[1:] * exam.seeds, [fitted.chosen] * exam.seeds, tests[0].cpu())
+
+
+def texts_for(found: Features, test: Dataset) -> Features:
+    """Return texts with their labels numbered as the test's classes are. Raises InputError where classes differ."""
+    if found.labels is None:
+        how = "'sslbd embed ENCODER --data TEST --prompt TEXT', or --text with lines CLASS<tab>PROMPT"
+        raise InputError(f"--text: its texts name no classes; make them by {how}")
+    named = {found.classes[label] for label in np.unique(found.labels)}
+    for kind, odd in (("no text of", set(test.classes) - named), ("texts of an unknown", named - set(test.classes))):
+        if odd:
+            raise InputError(f"--text: {kind} class {sorted(odd)[0]} of {len(odd)}; it must name the classes of --test")
+    number = np.array([test.classes.index(name) if name in named else -1 for name in found.classes])
+    return replace(found, labels=number[found.labels], classes=test.classes)

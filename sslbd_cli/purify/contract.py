@@ -1,0 +1,77 @@
+"""The contracts of purifiers: of encoders and of datasets."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from sslbd_cli.core.device import Device
+from sslbd_cli.plugin import Plugin
+
+if TYPE_CHECKING:
+    from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.core.train import Watch
+    from sslbd_cli.triggers._found import Witness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purifier(Plugin):
+    """Base of `purify --method`: which of the two classes below it is says what it cleans.
+
+    needs: the options that it cannot do without; takes: those that it may be given.
+    """
+
+    shelf: ClassVar[str] = "purifier"
+    cleans: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    takes: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """What an encoder is purified with: clean unlabeled images uint8 N,3,H,W, and a trigger that a detector found."""
+
+    images: np.ndarray
+    witness: Witness | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderPurifier(Purifier):
+    """Base of purifiers that make a clean encoder from a suspicious one; one that needs `report` gets a witness.
+
+    is_faithful: clean images are held at the embeddings that they had, so that what reads those (a text tower) fits on.
+    """
+
+    cleans = "an encoder"
+    needs: ClassVar[tuple[str, ...]] = ("data",)
+    takes = ("limit",)
+
+    @property
+    def is_faithful(self) -> bool:
+        return False
+
+    @abstractmethod
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+        """Return a purified encoder. The input is left untouched.
+
+        Raises InputError where the method does not know the architecture.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetPurifier(Purifier):
+    """Base of purifiers that take images out of a suspicious training set, by what a detector of samples said."""
+
+    cleans = "a dataset"
+    needs = ("report",)
+    takes = ("keep_quantile",)
+
+    @abstractmethod
+    def keep(self, scores: np.ndarray, flagged: np.ndarray, quantile: float | None) -> np.ndarray:
+        """Return which images stay, bool N, by their scores float64 N (higher is more suspicious) and flags bool N.
+
+        quantile: the share of images to keep instead, or None to go by the flags.
+        """

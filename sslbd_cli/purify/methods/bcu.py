@@ -1,0 +1,90 @@
+"""BCU (Pang et al., CVPR 2023) for encoders: forget weights at random, and learn them back from the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.stages import stages
+from sslbd_cli.core.train import Terms, Watch
+from sslbd_cli.plugin import key
+from sslbd_cli.pretrain.losses import cosine_loss
+from sslbd_cli.purify.contract import EncoderPurifier, Supplies
+from sslbd_cli.purify.repair import original_of, relational, training
+
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCU(EncoderPurifier):
+    """Forget a part of the weights at random, most in the last stages, and learn it back from the original (BCU).
+
+    Each weight of stage l is drawn anew with a probability of its own; for the five stages of a ResNet these are the
+    paper's .01, .01, .03, .09 and .27 (its classifier's .10 has no counterpart). Norms stay. The student then learns
+    on clean images what the original says of the same view: the paper's KL of class probabilities needs a classifier,
+    so it is 2 - 2 cos of the embeddings and the KL of their similarities within the batch instead.
+    """
+
+    epochs: int = key(100, "passes over the clean images", low=1)
+    batch: int = key(256, "images per step", low=3)
+    lr: float = key(0.01, "learning rate", low=0)
+    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"))
+    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
+    weight_decay: float = key(0.0005, "of the student", low=0)
+    forget: float = key(0.27, "chance of a weight of the last stage to be drawn anew", low=0, high=1)
+    factor: float = key(3.0, "by which the chance falls from each stage to the one before", low=1)
+    least: float = key(0.01, "chance in any stage", low=0, high=1)
+    relations: float = key(1.0, "weight of the similarities' KL", low=0)
+    temperature: float = key(0.1, "of the similarities", low=0.001)
+    scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1)
+
+    @property
+    def is_faithful(self) -> bool:
+        return True
+
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+        student = encoder.twin().requires_grad_(True)
+        self.forget_weights(student, seed)
+        student = student.to(device.torch)
+        original = original_of(encoder, device)
+        pool = Pool(supplies.images, device)
+        recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)  # crop and flip
+
+        def loss(rows: Tensor, gen: torch.Generator) -> Terms:
+            view = augment(pool.batch(rows), recipe, gen)
+            with torch.no_grad():
+                taught = original(view)
+            learned = student(view)
+            terms = {"cosine": cosine_loss(learned, taught), "relations": relational(taught, learned, self.temperature)}
+            return {"loss": terms["cosine"] + self.relations * terms["relations"], **terms}
+
+        training(self, student, loss, len(pool), device, seed).run(watch, self.name)
+        return student.eval()
+
+    def chances(self, count: int) -> list[float]:
+        """Return the chance of each of `count` stages, from the pixels up."""
+        falling = [self.forget / self.factor**above for above in reversed(range(count))]
+        return [min(1.0, max(chance, self.least)) for chance in falling]
+
+    @torch.no_grad()
+    def forget_weights(self, student: ImageEncoder, seed: int) -> None:
+        """Draw weights anew, each by the chance of its stage; norms keep theirs. Works on the CPU's generator."""
+        mean, std = (tuple(b.flatten().tolist()) for b in (student.mean, student.std))
+        gen = generator(seed, "fresh weights")
+        fresh = stages(new(student.arch, student.size, mean, std, gen))
+        parts = stages(student)
+        for stage, other, chance in zip(parts, fresh, self.chances(len(parts)), strict=True):
+            for name, module in stage.modules.items():
+                if isinstance(module, NORMS):
+                    continue
+                drawn = dict(other.modules[name].named_parameters(recurse=False))
+                for part, weight in module.named_parameters(recurse=False):
+                    mask = torch.rand(weight.shape, generator=generator(seed, "forget", f"{name}.{part}")) < chance
+                    weight.copy_(torch.where(mask.to(weight.device), drawn[part].to(weight.device), weight))

@@ -1,0 +1,93 @@
+"""CompRess (Koohpayegani et al. 2020), the defence of SSL-Backdoor: a fresh student mimics similarities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.train import Fit, Plan, Terms, Watch, ema, freeze
+from sslbd_cli.plugin import key
+from sslbd_cli.pretrain.losses import Queue
+from sslbd_cli.purify.contract import EncoderPurifier, Supplies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(EncoderPurifier):
+    """Distil into a fresh student by similarities to a momentum queue on clean images (CompRess; SSL-Backdoor, 5).
+
+    For one augmented image seen by both: p = softmax(Q_T t / tau), q = softmax(Q_S s / tau) over queues of earlier
+    teacher and momentum-student embeddings of the same images; loss = KL(p || q). The student inherits no weight, and
+    clean images never show it the trigger. Similarities are taken before the batch is enqueued.
+    """
+
+    epochs: int = key(130, "passes over the clean images", low=1)
+    batch: int = key(256, "images per step", low=2)
+    lr: float = key(0.01, "learning rate", low=0)
+    schedule: str = key("cosine", "of the learning rate; step is CompRess's: x0.2 after 9/13 and 12/13 of the epochs",
+                        choices=("cosine", "constant", "step"))  # fmt: skip
+    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
+    queue: int = key(128000, "embeddings kept; at most four epochs' worth is used", low=2)
+    temperature: float = key(0.04, "of both softmaxes", low=0.001)
+    momentum: float = key(0.999, "share of the momentum student kept at each step", low=0, high=1)
+    weight_decay: float = key(0.0001, "of the student", low=0)
+    scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1)
+
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+        teacher = freeze(encoder.twin().to(device.torch).eval())
+        mean, std = (tuple(b.flatten().tolist()) for b in (encoder.mean, encoder.std))
+        student = new(encoder.arch, encoder.size, mean, std, generator(seed, "student")).to(device.torch)
+        pool = Pool(supplies.images, device)
+        batch = min(self.batch, len(pool))
+        length = max(batch, min(self.queue, 4 * len(pool)) // batch * batch)
+        learner = _Learner(student, encoder.dim(), length).to(device.torch)
+        # crop and flip alone, as in CompRess
+        recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)
+
+        def loss(rows: Tensor, gen: torch.Generator) -> Terms:
+            view = augment(pool.batch(rows), recipe, gen)
+            with torch.no_grad():
+                taught = F.normalize(teacher(view), dim=1)
+                kept = F.normalize(learner.slow(view), dim=1)
+            learned = F.normalize(student(view), dim=1)
+            value = similarity_loss(taught, learned, learner.taught.rows, learner.kept.rows, self.temperature)
+            learner.taught.latest, learner.kept.latest = taught, kept
+            return {"loss": value}
+
+        milestones = (self.epochs * 9 / 13, self.epochs * 12 / 13)  # 90 and 120 of CompRess's 130
+        plan = Plan(epochs=self.epochs, batch=batch, lr=self.lr, optimiser=self.optimiser, schedule=self.schedule,
+                    weight_decay=self.weight_decay, milestones=milestones, factor=0.2)  # fmt: skip
+        fit = Fit(learner, loss, len(pool), plan, device, seed)
+        fit.after_step = lambda progress: learner.follow(self.momentum)
+        fit.run(watch, self.name)
+        return student.eval()
+
+
+def similarity_loss(taught: Tensor, learned: Tensor, bank: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Return the batch mean of KL(p || q) for unit embeddings B,D against queues K,D of teacher and student."""
+    with torch.autocast(taught.device.type, enabled=False):
+        p = F.log_softmax(taught @ bank.T / temperature, dim=1)
+        q = F.log_softmax(learned @ own.T / temperature, dim=1)
+        return F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+class _Learner(nn.Module):
+    """Student, its momentum copy and the queues of what both embed: the teacher's, and the momentum student's."""
+
+    def __init__(self, student: ImageEncoder, dim: int, length: int) -> None:
+        super().__init__()
+        self.student, self.slow = student, freeze(student.twin())
+        gen = generator(0, "queues", length)
+        self.taught, self.kept = Queue(length, dim, gen), Queue(length, dim, gen)
+
+    def follow(self, momentum: float) -> None:
+        """Move the momentum student and push the latest batch to both queues, so that their rows stay paired."""
+        ema(self.slow, self.student, momentum)
+        self.taught.push()
+        self.kept.push()

@@ -1,0 +1,25 @@
+"""Filter a training set by a detection report, as every defence does that finds poisoned samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sslbd_cli.purify.contract import DatasetPurifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter(DatasetPurifier):
+    """Take the images out of a dataset that a detection report flags; train on the rest (PatchSearch, PoisonCAM).
+
+    With --keep-quantile Q the flags do not count: the share Q of least suspicious images stays, the first where scores
+    tie.
+    """
+
+    def keep(self, scores: np.ndarray, flagged: np.ndarray, quantile: float | None) -> np.ndarray:
+        if quantile is None:
+            return ~flagged
+        kept = np.zeros(len(scores), bool)
+        kept[np.argsort(scores, kind="stable")[: round(quantile * len(scores))]] = True
+        return kept

@@ -1,0 +1,102 @@
+"""Fine-Pruning (Liu et al., RAID 2018) without labels: switch off what clean images leave dormant, then fine-tune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import embed, knn_predict, split_rows
+from sslbd_cli.core.kmeans import kmeans
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.similarity import unit
+from sslbd_cli.core.stages import Channels, channels, reading
+from sslbd_cli.core.train import Watch
+from sslbd_cli.plugin import key
+from sslbd_cli.purify.contract import Supplies
+from sslbd_cli.purify.repair import Recovery, original_of
+
+STEPS = 20  # of the search for how much may be pruned
+SAMPLE = 4096  # images that activations and neighbours are measured on
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinePrune(Recovery):
+    """Prune the channels that clean images leave dormant, then fine-tune (Liu et al., RAID 2018; no labels here).
+
+    The channels of the last stages with the smallest mean |activation| are switched off for good, and stay off while
+    the encoder is fine-tuned. The paper prunes until a classifier's accuracy falls; without labels, clusters of the
+    original embeddings stand in for classes: pruning stops before held-out images' nearest neighbours name the right
+    cluster more seldom than before by more than `drop`. Of transformers the hidden channels of the blocks are pruned.
+    """
+
+    share: float = key(0.0, "of a stage's channels to prune; 0 goes by drop", low=0, high=0.95)
+    drop: float = key(0.02, "fall of the agreement on held-out images that is borne", low=0, high=1)
+    stages: int = key(1, "how many of the last stages are pruned, as the paper prunes the last layer", low=1)
+    clusters: int = key(20, "that stand in for classes", low=2)
+
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+        original = original_of(encoder, device)
+        student = encoder.twin().to(device.torch).eval().requires_grad_(True)
+        order = torch.randperm(len(supplies.images), generator=generator(seed, "sample"))[:SAMPLE].sort().values
+        sample = supplies.images[order.numpy()]
+        groups = channels(student, self.stages)
+        ranks = [_ranks(student, group, sample, device) for group in groups]
+        share = self.share or self._most(original, ranks, sample, device, seed)
+
+        _prune(groups, ranks, share)
+        fit = self.recovery((original, student), supplies.images, device, seed)
+        fit.after_step = lambda progress: _prune(groups, ranks, share)
+        fit.remark = lambda epoch: f", {share:.0%} of the channels of the last {self.stages} stages off"
+        fit.run(watch, self.name)
+        return student.eval()
+
+    def _most(self, net: ImageEncoder, ranks: list[Tensor], sample: np.ndarray, device: Device, seed: int) -> float:
+        """Return the largest share, in twentieths, up to which the agreement never fell by more than drop."""
+        rest, held = split_rows(len(sample), 0.25, generator(seed, "held out"))
+        feats = unit(embed(net, sample, device))
+        classes = min(self.clusters, len(rest) // 2)
+        labels = kmeans(feats, classes, generator(seed, "clusters")).labels.to(feats.device)
+
+        def agreement(feats: Tensor) -> float:
+            neighbours = min(20, len(rest))
+            guess = knn_predict(feats[rest], labels[rest], feats[held], classes, neighbours)
+            return float((guess == labels[held]).float().mean())
+
+        before, most = agreement(feats), 0.0
+        for step in range(1, STEPS):
+            pruned = net.twin()
+            _prune(channels(pruned, self.stages), ranks, step / STEPS)
+            if agreement(embed(pruned, sample, device)) < before - self.drop:
+                break
+            most = step / STEPS
+        return most
+
+
+def _prune(groups: list[Channels], ranks: list[Tensor], share: float) -> None:
+    for group, rank in zip(groups, ranks, strict=True):
+        group.switch_off(rank < round(share * len(rank)))
+
+
+def _ranks(net: ImageEncoder, group: Channels, images: np.ndarray, device: Device) -> Tensor:
+    """Return the rank of each channel by mean |activation| on images, int64 C: 0 is the most dormant."""
+    total = torch.zeros((), device=device.torch)
+    with reading([group.read]) as caught:
+
+        def add(chunk: Tensor) -> Tensor:
+            nonlocal total
+            if caught[0].numel():
+                total = total + _activity(caught[0])
+            return chunk
+
+        embed(net, images, device, change=add)  # adds what the chunk before has left
+        total = total + _activity(caught[0])
+    return total.argsort(stable=True).argsort().cpu()
+
+
+def _activity(out: Tensor) -> Tensor:
+    """Sum |activation| over all but the channels of maps B,C,H,W or tokens B,T,C."""
+    return out.float().abs().sum((0, 2, 3) if out.ndim == 4 else (0, 1))

@@ -1,0 +1,26 @@
+"""Fine-tuning: go on with self-supervised training on clean images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.train import Watch
+from sslbd_cli.purify.contract import Supplies
+from sslbd_cli.purify.repair import Recovery, original_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Recovery):
+    """Go on training on clean unlabeled images, by contrast or towards the original embeddings.
+
+    The plainest purifier, a baseline for the others: what is not trained any more may be forgotten. There is no
+    canonical recipe for encoders; the papers fine-tune classifiers with labels, which an encoder does not have.
+    """
+
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+        original = original_of(encoder, device)
+        student = encoder.twin().to(device.torch).requires_grad_(True)
+        self.recovery((original, student), supplies.images, device, seed).run(watch, self.name)
+        return student.eval()

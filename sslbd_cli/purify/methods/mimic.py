@@ -1,0 +1,73 @@
+"""MIMIC (Han et al., TIFS 2025): a fresh student learns the attention maps and embeddings of the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.stages import maps_of, reading, stages
+from sslbd_cli.core.train import Terms, Watch
+from sslbd_cli.plugin import key
+from sslbd_cli.pretrain.losses import nt_xent
+from sslbd_cli.purify.contract import EncoderPurifier, Supplies
+from sslbd_cli.purify.repair import attention, original_of, projector, training
+
+MIMICKED = 4  # stages, the last ones: a ResNet's layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mimic(EncoderPurifier):
+    """Clone attention maps and embeddings into a fresh student that contrasts views, too (MIMIC, TIFS 2025).
+
+    loss = NT-Xent of two views + attention * sum over the last four stages of the mean squared difference of their
+    attention maps + clone * negative cosine of the embeddings. The student inherits no weight. The authors weigh each
+    stage by an estimate of mutual information, which their code computes on the untrained student although the paper
+    means the original; all stages weigh alike here, by the mean of their weights. Both views go through the student at
+    once, the authors forward three times and update batch statistics as often.
+    """
+
+    epochs: int = key(1000, "passes over the clean images", low=1)
+    batch: int = key(128, "images per step", low=2)
+    lr: float = key(0.01, "learning rate", low=0)
+    schedule: str = key("constant", "of the learning rate", choices=("constant", "cosine"))
+    optimiser: str = key("adam", "adam as in the paper, adamw or sgd", choices=("adam", "adamw", "sgd"))
+    weight_decay: float = key(0.000001, "of the student", low=0)
+    attention: float = key(3500.0, "weight of each stage's maps: 1000 and a quarter of 10000", low=0)
+    clone: float = key(1.0, "weight of the embeddings", low=0)
+    temperature: float = key(0.5, "of NT-Xent", low=0.001)
+
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+        original = original_of(encoder, device)
+        mean, std = (tuple(b.flatten().tolist()) for b in (encoder.mean, encoder.std))
+        student = new(encoder.arch, encoder.size, mean, std, generator(seed, "student")).to(device.torch)
+        module = nn.ModuleList([student, projector(encoder.dim(), 128, seed, device)])
+        pool, recipe = Pool(supplies.images, device), Recipe(size=encoder.size)
+        taught_by, learned_by = ([s.output for s in stages(net)[-MIMICKED:]] for net in (original, student))
+
+        def loss(rows: Tensor, gen: torch.Generator) -> Terms:
+            batch = pool.batch(rows)
+            first, second = augment(batch, recipe, gen), augment(batch, recipe, gen)
+            with torch.no_grad():
+                taught = original(first)
+            learned = student(torch.cat([first, second]))
+            pairs = zip(maps_of(original, theirs), maps_of(student, ours), strict=True)
+            terms = {
+                "contrast": nt_xent(module[1](learned).float(), self.temperature),
+                "attention": torch.stack(
+                    [F.mse_loss(attention(b[: len(batch)]), attention(a)) for a, b in pairs]
+                ).sum(),
+                "clone": -F.cosine_similarity(learned[: len(batch)], taught, dim=1).mean(),
+            }
+            total = terms["contrast"] + self.attention * terms["attention"] + self.clone * terms["clone"]
+            return {"loss": total, **terms}
+
+        with reading(taught_by) as theirs, reading(learned_by) as ours:
+            training(self, module, loss, len(pool), device, seed).run(watch, self.name)
+        return student.eval()

@@ -1,0 +1,177 @@
+"""What purifiers of encoders share: the training's plan, losses against the original, and self-supervised recovery."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslbd_cli.artefacts.kinds import spread
+from sslbd_cli.core import checks
+from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.features import embed
+from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.similarity import linear_cka, mean_cosine
+from sslbd_cli.core.train import Fit, Loss, Plan, Terms, Ticker, Watch, freeze
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import key
+from sslbd_cli.pretrain.losses import cosine_loss, mlp, nt_xent
+from sslbd_cli.purify.contract import EncoderPurifier, Supplies
+
+SAMPLE = 2048  # clean images on which a purified encoder is compared with the original
+
+
+class Schedule(Protocol):
+    """The keys by which a purifier says how it trains."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def optimiser(self) -> str: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A purified encoder, and what it took: images seen (each as often as it was), seconds.
+
+    cosine, cka: likeness of its embeddings of clean images to the original's. restored: with a witness, the mean cosine
+    between the original's embeddings of clean images and those of triggered ones, before and after.
+    """
+
+    encoder: ImageEncoder
+    seen: int
+    seconds: float
+    n: int
+    cosine: float
+    cka: float
+    restored: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        alike = f"cosine {self.cosine:.3f}, CKA {self.cka:.3f}"
+        return f"{self.seen} images seen in {self.seconds:.1f} s; to the original on {self.n} clean images: {alike}"
+
+
+def purify(
+    method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch
+) -> Outcome:
+    """Purify an encoder and compare it with the original.
+
+    Raises InputError for a single image, and Unsound where the features collapsed (F02).
+    """
+    if len(supplies.images) < 2:
+        raise InputError("a single image is too few to purify with: nothing tells it from others; give 2 at least")
+    seen, start, sample = 0, time.monotonic(), supplies.images[spread(len(supplies.images), SAMPLE)]
+
+    def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
+        nonlocal seen
+        seen += total if unit == "images" else 0
+        return watch(total, unit, label)
+
+    purified = method.clean(net, supplies, device, seed, counting)
+    seconds = time.monotonic() - start
+    before, after = embed(net, sample, device), embed(purified, sample, device)
+    checks.not_collapsed(after)
+    restored = None
+    if (witness := supplies.witness) is not None:
+        first, last = (mean_cosine(before, embed(each, sample, device, witness.stamp)) for each in (net, purified))
+        restored = first, last
+    alike = mean_cosine(before, after), linear_cka(before, after)
+    return Outcome(purified, seen, seconds, len(sample), *alike, restored)
+
+
+def training(how: Schedule, module: nn.Module, loss: Loss, count: int, device: Device, seed: int) -> Fit:
+    """Prepare the training of a module on `count` images; a set smaller than a batch makes one batch."""
+    plan = Plan(epochs=how.epochs, batch=min(how.batch, count), lr=how.lr, optimiser=how.optimiser,
+                schedule=how.schedule, weight_decay=how.weight_decay)  # fmt: skip
+    return Fit(module, loss, count, plan, device, seed)
+
+
+def original_of(encoder: ImageEncoder, device: Device) -> ImageEncoder:
+    """Return a frozen copy on the device, in eval mode: what a student learns from."""
+    copy = encoder.twin().to(device.torch).eval()
+    freeze(copy)
+    return copy
+
+
+def projector(dim: int, out: int, seed: int, device: Device) -> nn.Module:
+    """Build a fresh projector of two layers, by the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "projector").initial_seed())
+        return mlp(dim, dim, out).to(device.torch)
+
+
+def relational(taught: Tensor, learned: Tensor, temperature: float) -> Tensor:
+    """Return the mean KL(p || q) of each row's softmax over its cosines to the other rows: p of taught B,D, q learned.
+
+    Rows are not compared with themselves, whose similarity of 1 would take nearly all of the softmax.
+    """
+    with torch.autocast(taught.device.type, enabled=False):
+        p, q = (_relations(feats.float(), temperature) for feats in (taught, learned))
+    return F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def _relations(feats: Tensor, temperature: float) -> Tensor:
+    unit, count = F.normalize(feats, dim=1), len(feats)
+    others = ~torch.eye(count, dtype=torch.bool, device=feats.device)
+    return F.log_softmax((unit @ unit.T / temperature)[others].view(count, count - 1), dim=1)
+
+
+def attention(maps: Tensor) -> Tensor:
+    """Return the attention maps of maps B,C,H,W: sums of squares over channels, of length 1: B,H*W."""
+    energy = maps.float().square().sum(1).flatten(1)
+    lengths: Tensor = energy.norm(dim=1, keepdim=True)
+    return energy / (lengths + 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery(EncoderPurifier):
+    """Base of purifiers that go on training the encoder itself, without labels."""
+
+    objective: str = key("simclr", "simclr: contrast two views (NT-Xent); consistency: embed a view as the original "
+                                   "embeds the whole image", choices=("simclr", "consistency"))  # fmt: skip
+    epochs: int = key(20, "passes over the clean images", low=1)
+    batch: int = key(256, "images per step", low=2)
+    lr: float = key(0.001, "learning rate", low=0)
+    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"))
+    optimiser: str = key("adamw", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
+    weight_decay: float = key(0.0001, "of all weights", low=0)
+    temperature: float = key(0.5, "of NT-Xent", low=0.001)
+
+    @property
+    def is_faithful(self) -> bool:
+        return self.objective == "consistency"
+
+    def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], images: np.ndarray, device: Device, seed: int) -> Fit:
+        """Prepare the training of the second of (original, student), both on the device, on images uint8 N,3,H,W."""
+        original, student = pair
+        pool, recipe = Pool(images, device), Recipe(size=student.size)
+        module = nn.ModuleList([student, projector(student.dim(), 128, seed, device)])
+
+        def contrast(rows: Tensor, gen: torch.Generator) -> Terms:
+            batch = pool.batch(rows)
+            views = torch.cat([augment(batch, recipe, gen), augment(batch, recipe, gen)])
+            return {"loss": nt_xent(module[1](student(views)).float(), self.temperature)}
+
+        def follow(rows: Tensor, gen: torch.Generator) -> Terms:
+            batch = pool.batch(rows)
+            with torch.no_grad():
+                taught = original(batch)
+            return {"loss": cosine_loss(student(augment(batch, recipe, gen)), taught)}
+
+        return training(self, module, contrast if self.objective == "simclr" else follow, len(pool), device, seed)

@@ -1,0 +1,1 @@
+"""`sslbd report`: turn reports into pages, cards and figures."""

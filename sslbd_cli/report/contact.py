@@ -1,0 +1,152 @@
+"""The contact sheet of a training set's suspects: images with their windows outlined, what these show, the trigger.
+
+Everything is enlarged before outlines are drawn around windows, so that a line never hides what it points to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sslbd_cli.report import plots
+from sslbd_cli.report.plots import CLEAN, INK, TRIGGERED
+
+COLUMNS, TILE = 5, 160  # images side by side and pixels of each: readable on a phone
+PATCHES, PATCH = 10, 60  # the same of what the windows show
+LEFT, GAP, LINE = 14, 16, 30  # pixels: margin, between images, per line of text
+#: The outline from the outside in: pixels that it is wider than the window, and its colour.
+OUTLINE = ((5, (20, 20, 20)), (4, (213, 94, 0)), (1, (255, 255, 255)))
+EDGE = OUTLINE[0][0]
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """What a detector is surest of, best first; any part may be missing.
+
+    images: uint8 K,3,H,W; windows: int K,4 as x, y, width and height, zeros for none; scores: float K; poisoned: bool
+    K; patches: uint8 K,3,S,S, what the windows show; trigger: uint8 1,3,S,S, the recovered one.
+    """
+
+    images: np.ndarray | None = None
+    windows: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    poisoned: np.ndarray | None = None
+    patches: np.ndarray | None = None
+    trigger: np.ndarray | None = None
+
+
+@dataclass
+class _Canvas:
+    """Pictures and texts by their place; the canvas grows to hold all pictures."""
+
+    wide: int
+    tall: int = 0
+    pastes: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
+    texts: list[tuple[float, float, str, dict[str, Any]]] = field(default_factory=list)
+
+    def paste(self, x: int, y: int, pixels: np.ndarray) -> None:
+        self.pastes.append((x, y, pixels))
+        self.tall = max(self.tall, y + len(pixels))
+
+    def write(self, x: float, y: float, text: str, **style: Any) -> None:
+        self.texts.append((x, y, text, {"va": "center", "color": INK} | style))
+        self.tall = max(self.tall, round(y + LINE / 2))
+
+    def png(self) -> bytes:
+        pixels = np.full((self.tall + LEFT, self.wide, 3), 255, np.uint8)
+        for x, y, part in self.pastes:
+            pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return plots.compose(pixels, self.texts)
+
+
+def contact(found: Suspects) -> bytes:
+    """Draw the recovered trigger beside what the windows show, and below them the images with their windows."""
+    canvas = _Canvas(2 * LEFT + COLUMNS * (TILE + GAP))
+    _patches(canvas, found)
+    if found.images is not None:
+        _images(canvas, found, found.images)
+    return canvas.png()
+
+
+def _patches(canvas: _Canvas, found: Suspects) -> None:
+    x = LEFT
+    if found.trigger is not None:
+        canvas.write(x, LINE / 2 + 4, "recovered trigger", weight="bold")
+        canvas.paste(x, LINE + 8, _enlarged(found.trigger[0], TILE))
+        x += TILE + 84
+    if found.patches is not None:
+        canvas.write(x, LINE / 2 + 4, "what the windows show, surest first", weight="bold")
+        for at, patch in enumerate(found.patches):
+            row, column = divmod(at, PATCHES)
+            canvas.paste(x + column * (PATCH + 4), LINE + 8 + row * (PATCH + 4), _enlarged(patch, PATCH))
+
+
+def _images(canvas: _Canvas, found: Suspects, images: np.ndarray) -> None:
+    top = canvas.tall + (GAP if canvas.tall else 0)
+    title = "surest images" + ("" if found.windows is None else ", windows outlined")
+    canvas.write(LEFT, top + LINE / 2 + 4, title, weight="bold")
+    captions = [_captions(found, row) for row in range(len(images))]
+    tiles = [_tile(image, None if found.windows is None else found.windows[at]) for at, image in enumerate(images)]
+    centred = (TILE + 2 * EDGE - tiles[0].shape[1]) // 2  # narrow images in the middle of their captions
+    step = len(tiles[0]) + LINE * len(captions[0]) + GAP
+    for at, (tile, texts) in enumerate(zip(tiles, captions, strict=True)):
+        row, column = divmod(at, COLUMNS)
+        x, y = LEFT - EDGE + centred + column * (TILE + GAP), top + LINE + 8 - EDGE + row * step
+        canvas.paste(x, y, tile)
+        for line, (text, style) in enumerate(texts):
+            middle = y + len(tile) + LINE * (line + 0.5) - 2
+            canvas.write(x + tile.shape[1] / 2, middle, text, ha="center", **style)
+
+
+def _captions(found: Suspects, row: int) -> Sequence[tuple[str, dict[str, Any]]]:
+    """Return the lines below an image: its place and score, and what the truth says in a word, a sign and a colour."""
+    text = f"{row + 1}"
+    if found.scores is not None:
+        text += ":  " + f"{found.scores[row]:#.3g}".rstrip(".")
+    lines: list[tuple[str, dict[str, Any]]] = [(text, {"size": 11 if len(text) <= 12 else 8})]
+    if found.poisoned is not None:
+        word, colour = ("● poisoned", TRIGGERED) if found.poisoned[row] else ("○ clean", CLEAN)
+        lines.append((word, {"color": colour, "weight": "bold"}))
+    return lines
+
+
+def _tile(image: np.ndarray, window: np.ndarray | None) -> np.ndarray:
+    """Enlarge an image, with a margin that holds the outline of a window at its border."""
+    pixels = _enlarged(image, TILE)
+    tile = np.pad(pixels, ((EDGE, EDGE), (EDGE, EDGE), (0, 0)), constant_values=255)
+    place = None if window is None else _place(window, image.shape[1:], pixels.shape)
+    if place is None:
+        return tile
+    left, top, right, bottom = (side + EDGE for side in place)
+    inside = tile[top:bottom, left:right].copy()
+    for wider, colour in OUTLINE:
+        tile[top - wider : bottom + wider, left - wider : right + wider] = colour
+    tile[top:bottom, left:right] = inside
+    return tile
+
+
+def _place(window: np.ndarray, size: tuple[int, ...], drawn: tuple[int, ...]) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of a window on the enlarged image; None where it is empty or outside."""
+    x, y, width, height = map(int, window)
+    if width <= 0 or height <= 0:
+        return None
+    sides = []
+    for low, high, pixels, wanted in ((x, x + width, size[1], drawn[1]), (y, y + height, size[0], drawn[0])):
+        low, high = (min(max(side, 0), pixels) for side in (low, high))
+        if low == high:
+            return None
+        start = min(round(low * wanted / pixels), wanted - 1)
+        sides.append((start, max(start + 1, round(high * wanted / pixels))))
+    return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
+
+
+def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
+    """Resize an image uint8 C,H,W to height,width,3 with at most `side` pixels, by a whole factor from 3 up."""
+    height, width = image.shape[1:]
+    factor = side / max(height, width)
+    if factor >= 3:
+        factor = int(factor)
+    return plots.enlarge(image, max(1, round(width * factor)), max(1, round(height * factor)))

@@ -1,0 +1,58 @@
+"""Reports as they are shown: named after their files, those of several methods taken apart."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslbd_cli.artefacts.kinds import Encoder, Report
+from sslbd_cli.artefacts.parts import split
+from sslbd_cli.errors import InputError
+from sslbd_cli.report.html import Entry
+
+
+def entries(paths: Sequence[str], reports: Sequence[Report]) -> list[Entry]:
+    """Return what stands on a page, in order, without figures."""
+    return [part for name, report in zip(_labels(paths), reports, strict=True) for part in _apart(*name, report)]
+
+
+def of(shown: Sequence[Entry], encoder: Encoder) -> list[tuple[str, Report]]:
+    """Return label and report of single methods and probes. Raises InputError for a report of another encoder."""
+    for entry in shown:
+        named = entry.report.results.get("encoder")
+        if not isinstance(named, dict) or named.get("sha256") != encoder.sha256:
+            raise InputError(
+                f"{entry.label}: is no report of the encoder of --card (its content differs); leave it out"
+            )
+    return [(entry.label, entry.report) for entry in shown if "kinds" not in entry.report.results]
+
+
+def _labels(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Name reports after their files, with the folder where two have the same name: label and unique slug of each."""
+    stems = ["standard input" if path == "-" else Path(path).stem for path in paths]
+    count, used = Counter(stems), Counter[str]()
+    named = []
+    for path, stem in zip(paths, stems, strict=True):
+        label = f"{Path(path).resolve().parent.name}/{stem}" if count[stem] > 1 else stem
+        slug = re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-") or "report"
+        used[slug] += 1
+        if used[slug] > 1:
+            label, slug = f"{label} ({used[slug]})", f"{slug}-{used[slug]}"
+        named.append((label, slug))
+    return named
+
+
+def _apart(label: str, slug: str, report: Report) -> list[Entry]:
+    """Take a report of several methods apart, into the whole without them and each of them; any other stays."""
+    parts = split(report)
+    if not parts:
+        return [Entry(label, slug, report)]
+    results = {key: value for key, value in report.results.items() if key != "methods"}
+    whole = Report(command=report.command, results=results, history=report.history)
+    told = [
+        Entry(f"{label}: {name}", f"{slug}-method-{number}", part, is_part=True, digest=report.sha256)
+        for number, (name, part) in enumerate(parts, 1)
+    ]
+    return [Entry(label, slug, whole, digest=report.sha256), *told]

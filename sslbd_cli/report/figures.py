@@ -1,0 +1,335 @@
+"""Which figures a report holds: arrays are found by name, checked, and drawn by plots.py.
+
+A report may come from anywhere: an array that is missing, or is not what its name promises, leaves its figure out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sslbd_cli.artefacts.kinds import Report
+from sslbd_cli.cli.output import is_interval
+from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
+from sslbd_cli.report import contact, plots
+from sslbd_cli.report.contact import Suspects
+from sslbd_cli.report.plots import CLEAN, INK, TRIGGERED, Block
+
+SHEET = 12  # images of a sample sheet
+FOUND = 20  # surest images of a training set's detector
+MOST = 40  # triggers of a panel
+EXAMPLES = 6  # clean, and as many triggered, pictures of a detector
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: its name (also of the PNG file), what it shows in words, and the PNG. fixed: colours carry meaning."""
+
+    name: str
+    caption: str
+    png: bytes
+    fixed: bool = False
+
+
+def pictures(report: Report) -> list[Picture]:
+    """Return every figure that a report's arrays allow."""
+    kinds = (_sheet, _suspects, _panel, _triptychs, _map, _histogram, _retrieval, _roc, _confusions)
+    return [picture for kind in kinds if (picture := kind(report)) is not None]
+
+
+def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
+    """Return the figures that set several reports, each with its label, side by side."""
+    rows = [(label, _estimates(report.results)) for label, report in reports]
+    rows = [(label, values) for label, values in rows if values]
+    curves = {label: curve for label, report in reports if (curve := _judged(report)) is not None}
+    found = []
+    if len(rows) > 1:
+        caption = "Accuracy on clean images and attack success rate of each encoder, with 95 % intervals."
+        found.append(Picture("overview", caption, plots.overview(rows)))
+    if len(curves) > 1:
+        named = {f"{label}{_area(dict(reports)[label])}": curve for label, curve in curves.items()}
+        kinds = {_positive(report) for label, report in reports if label in curves}
+        positive = kinds.pop() if len(kinds) == 1 else "triggered"
+        caption = f"Detectors compared: share of {positive} images found against share of clean images flagged."
+        found.append(Picture("roc-all", caption, plots.roc(named, positive=positive)))
+    return found
+
+
+def sheet(clean: np.ndarray, triggered: np.ndarray | None, found: bool = False) -> Picture:
+    """Return the same images without and with the trigger, uint8 K,3,H,W both; found: a detector found it."""
+    rows, caption = [("clean", clean[:SHEET])], "Sample images."
+    if triggered is not None:
+        change = np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET])
+        factor = 255 // max(1, int(change.max()))  # a faint trigger is made visible, and by how much is said
+        name = f"change ×{factor}" if factor > 1 else "change"
+        rows += [("triggered", triggered[:SHEET]), (name, (change * factor).astype(np.uint8))]
+        named = "the trigger that was found" if found else "the trigger"
+        caption = f"The same images without and with {named}, and what it changed"
+        caption += f": at most {change.max()}/255, drawn {factor} times as large." if factor > 1 else "."
+    return Picture("samples", caption, plots.board([Block("", INK, rows)]), fixed=True)
+
+
+# --- one figure each ----------------------------------------------------------------------------------------------
+
+
+def _sheet(report: Report) -> Picture | None:
+    clean, triggered = _images(report, "sheet/clean"), _images(report, "sheet/triggered")
+    if clean is None:
+        return None
+    fits = triggered is not None and triggered.shape == clean.shape
+    return sheet(clean, triggered if fits else None, _is_of_encoder(report))
+
+
+def _suspects(report: Report) -> Picture | None:
+    images, patches, trigger = (_images(report, f"found/{name}") for name in ("images", "patches", "trigger"))
+    images, patches = (None if each is None else each[:FOUND] for each in (images, patches))
+    if images is None and patches is None and trigger is None:
+        return None
+    windows, poisoned, scores = None, None, None
+    caption = "What the detector takes for the trigger."
+    if images is not None:
+        windows = _windows(report, len(images))
+        poisoned = None if (truth := _column(report, "found/poisoned", at_least=len(images))) is None else truth != 0
+        scores = _column(report, "found/scores", at_least=len(images))
+        caption = f"The {len(images)} training images that the detector is surest of"
+        caption += "" if scores is None else ", with their scores"
+        caption += "; outlined is where it saw the trigger." if windows is not None else "."
+        if poisoned is not None:
+            hits = int(poisoned[: len(images)].sum())
+            blind = "" if report.results.get("sees_truth") is True else ", which it never saw"
+            caption += f" By the recorded truth{blind}, {hits} of them are poisoned."
+    parts = Suspects(images, windows, scores, poisoned, patches, trigger)
+    return Picture("found", caption, contact.contact(parts), fixed=True)
+
+
+def _panel(report: Report) -> Picture | None:
+    """Draw how many images each trigger of a panel had flagged."""
+    given, rows = report.results.get("panel"), []
+    for row in given if isinstance(given, list) else []:
+        counts = [_number(row.get(key)) for key in ("flagged", "n")] if isinstance(row, dict) else [None, None]
+        flagged, total = counts
+        if flagged is None or total is None or not 0 <= flagged <= total or total < 1:
+            return None
+        p_value = _number(row.get("p_value_adjusted"))
+        origin = {"documented": " (documented)", "given": " (given)"}.get(str(row.get("origin")), "")
+        name = "no trigger" if row.get("trigger") is None else str(row["trigger"]).split(",")[0] + origin
+        rows.append((name, flagged / total, p_value is not None and p_value < BEYOND_CHANCE))
+    level = _number(report.results.get("alpha"))
+    if not rows or level is None:
+        return None
+    caption = "Images flagged under each trigger of the panel. Coloured: more than chance explains, corrected for the"
+    return Picture("panel", f"{caption} number of triggers.", plots.bars(rows[:MOST], level))
+
+
+def _map(report: Report) -> Picture | None:
+    """Draw where clean and triggered images are embedded."""
+    clean, triggered = (_points(report, f"map/{name}") for name in ("clean", "triggered"))
+    shares = _column(report, "map/variance", 2)
+    if clean is None or triggered is None or shares is None or not np.isfinite(shares).all():
+        return None
+    target = _column(report, "map/of_target", len(clean))
+    mine = np.zeros(len(clean), bool) if target is None else target != 0
+    groups = [("clean", clean[~mine], CLEAN, "o"), ("clean, of the target class", clean[mine], "#009E73", "s")]
+    groups.append(("triggered", triggered, TRIGGERED, "x"))
+    caption = "Embeddings of test images, by the two directions in which they vary most (PCA of unit features). A"
+    caption += " backdoor draws the triggered ones away from their clean originals, to one place."
+    png = plots.places([group for group in groups if len(group[1])], (float(shares[0]), float(shares[1])))
+    return Picture("map", caption, png)
+
+
+def _triptychs(report: Report) -> Picture | None:
+    named = {name[9:]: _images(report, name) for name in sorted(report.data) if name.startswith("pictures/")}
+    rows = {name: images for name, images in named.items() if images is not None}
+    first = ["input", "reconstruction", "error"]
+    order = [name for name in first if name in rows] + [name for name in rows if name not in first]
+    if not order or len({len(images) for images in rows.values()}) != 1:
+        return None
+    count = len(rows[order[0]])
+    scores, poisoned = _column(report, "pictures/score", count), _column(report, "pictures/poisoned", count)
+    threshold = _number(report.results.get("threshold"))
+    suspicion = np.zeros(count) if scores is None else np.nan_to_num(scores)
+    ranked = np.argsort(-suspicion, kind="stable")
+    if poisoned is None:
+        what = "triggers searched" if _is_of_encoder(report) else "judged images"
+        groups = [(f"{what}, most suspicious first", INK, ranked[: 2 * EXAMPLES])]
+    else:
+        hidden = poisoned[ranked] != 0
+        groups = [
+            ("clean images, from most to least suspicious", CLEAN, _spread(ranked[~hidden])),
+            ("triggered images, most suspicious first", TRIGGERED, ranked[hidden][:EXAMPLES]),
+        ]
+    blocks = []
+    for title, colour, chosen in groups:
+        captions = [] if scores is None else [_verdict(scores[row], threshold) for row in chosen]
+        if len(chosen):
+            blocks.append(Block(title, colour, [(name, rows[name][chosen]) for name in order], captions))
+    if not blocks:
+        return None
+    caption = f"What the detector saw, from top to bottom: {', '.join(order)}."
+    if scores is not None:
+        caption += " Numbers are scores" + ("; ▲ marks those above the threshold." if threshold is not None else ".")
+    return Picture("examples", caption, plots.board(blocks), fixed=True)
+
+
+def _spread(ranked: np.ndarray) -> np.ndarray:
+    """Take EXAMPLES of a ranking evenly, both ends included."""
+    chosen: np.ndarray = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(EXAMPLES, len(ranked))).astype(int))]
+    return chosen
+
+
+def _verdict(score: float, threshold: float | None) -> str:
+    return f"{score:.3g}" + (" ▲" if threshold is not None and score > threshold else "")
+
+
+def _histogram(report: Report) -> Picture | None:
+    scores, calibration = _column(report, "scores"), _column(report, "calibration")
+    if scores is None or not np.isfinite(scores).any():
+        return None
+    judged, flagged, by_itself = _judged(report), _flagged(report, len(scores)), _is_of_samples(report)
+    prefix, threshold = "judged, ", _number(report.results.get("threshold"))
+    caption = "Scores of the detector. The threshold is set on calibration images alone, which carry no trigger."
+    if by_itself:
+        prefix, threshold, calibration = "", None, None
+        caption = "Scores of the training images. The detector judges them among themselves and decides by itself."
+    if judged is not None:
+        kept, poisoned = judged
+        groups = {f"{prefix}clean": kept[~poisoned], f"{prefix}{_positive(report)}": kept[poisoned]}
+    elif by_itself and flagged is not None and flagged.any():
+        groups = {"not flagged": scores[~flagged], "flagged": scores[flagged]}
+    else:
+        groups = {"training images" if by_itself else "judged": scores}
+    if calibration is not None:
+        groups = {"calibration (known clean)": calibration} | groups
+    return Picture("scores", caption, plots.histogram(groups, threshold))
+
+
+def _retrieval(report: Report) -> Picture | None:
+    judged, scores = _judged(report), _column(report, "scores")
+    if judged is None or scores is None or not _is_of_samples(report):
+        return None
+    kept, poisoned = judged
+    flagged = _flagged(report, len(scores))
+    if flagged is not None:
+        flagged = flagged[~np.isnan(scores)]
+    caption = "Precision and recall of the k images of highest score. Images drawn by chance have the base rate, "
+    caption += f"{100 * poisoned.mean():.3g} %, as precision."
+    if flagged is not None:
+        caption += " Points are the images flagged." if flagged.any() else " No image is flagged."
+    return Picture("retrieval", caption, plots.retrieval(kept, poisoned, flagged))
+
+
+def _roc(report: Report) -> Picture | None:
+    curve = _judged(report)
+    if curve is None:
+        return None
+    judged = "training" if _is_of_samples(report) else "judged"
+    caption = f"ROC curve of the {judged} images against the recorded truth, which the detector never sees."
+    if report.results.get("sees_truth") is True:
+        caption = f"ROC curve of the {judged} images. This one is a bound: it was told the recorded truth."
+    name = f"{report.results.get('method', 'detector')!s}".split(":")[0] + _area(report)
+    threshold = None if _is_of_samples(report) else _number(report.results.get("threshold"))
+    return Picture("roc", caption, plots.roc({name: curve}, threshold, _positive(report)))
+
+
+def _confusions(report: Report) -> Picture | None:
+    tables = {}
+    for name in ("clean", "triggered"):
+        table = report.data.get(f"confusion/{name}")
+        if table is not None and table.ndim == 2 and 1 < table.shape[0] == table.shape[1] <= 2000:
+            tables[f"{name} images"] = np.asarray(table, np.float64).clip(0)
+    if not tables:
+        return None
+    caption = "Answers of the probe. A bright column under triggered images: every class is called the target."
+    return Picture("confusion", caption, plots.confusions(tables), fixed=True)
+
+
+# --- reading results and arrays that may be anything --------------------------------------------------------------
+
+
+def _images(report: Report, name: str) -> np.ndarray | None:
+    array = report.data.get(name)
+    fits = array is not None and array.dtype == np.uint8 and array.ndim == 4 and array.shape[1] in (1, 3)
+    return array if fits and array is not None and array.size else None
+
+
+def _column(report: Report, name: str, length: int | None = None, at_least: int = 1) -> np.ndarray | None:
+    """Return a one-dimensional array as float64, where it is one, holds something, and has the length asked for."""
+    array = report.data.get(name)
+    if array is None or array.ndim != 1 or len(array) < at_least or (length is not None and len(array) != length):
+        return None
+    return np.asarray(array, np.float64)
+
+
+def _points(report: Report, name: str) -> np.ndarray | None:
+    """Return places on a plane as float64 K,2, where they are such."""
+    array = report.data.get(name)
+    if array is None or array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] != 2 or not len(array):
+        return None
+    return np.asarray(array, np.float64) if np.isfinite(array).all() else None
+
+
+def _windows(report: Report, least: int) -> np.ndarray | None:
+    """Return the windows of the images found, int K,4, where any of them says where its trigger is."""
+    array = report.data.get("found/windows")
+    if array is None or array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != 4 or len(array) < least:
+        return None
+    return array[:least] if (array[:least, 2:] > 0).all(1).any() else None
+
+
+def _flagged(report: Report, length: int) -> np.ndarray | None:
+    array = report.data.get("flagged")
+    return array if array is not None and array.dtype == np.bool_ and array.shape == (length,) else None
+
+
+def _is_of_samples(report: Report) -> bool:
+    """Tell whether a detector judged training images among themselves: no calibration, no threshold."""
+    return report.results.get("flags") == "samples"
+
+
+def _is_of_encoder(report: Report) -> bool:
+    """Tell whether a detector judged an encoder itself."""
+    return report.results.get("flags") == "encoder"
+
+
+def _positive(report: Report) -> str:
+    return "poisoned" if _is_of_samples(report) else "triggered"
+
+
+def _judged(report: Report) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return scores and truth of the judged images, where both are there and both kinds of image are among them."""
+    scores = _column(report, "scores")
+    poisoned = None if scores is None else _column(report, "truth/poisoned", len(scores))
+    if scores is None or poisoned is None:
+        return None
+    known = ~np.isnan(scores)
+    kinds = poisoned[known] != 0
+    return (scores[known], kinds) if 0 < kinds.sum() < len(kinds) else None
+
+
+def _estimates(results: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Return what the overview draws of one probe."""
+    baseline = results.get("baseline")
+    control = baseline.get("asr") if isinstance(baseline, dict) else None
+    named = {"clean accuracy": results.get("clean_accuracy"), "ASR": results.get("asr"), "ASR, clean encoder": control}
+    rows = {}
+    for name, value in named.items():
+        if isinstance(value, dict) and is_interval(value):
+            numbers = [n for key in ("value", "low", "high") if (n := _number(value[key])) is not None]
+            if len(numbers) == 3:
+                rows[name] = numbers[0], numbers[1], numbers[2]
+    return rows
+
+
+def _area(report: Report) -> str:
+    auroc = report.results.get("auroc")
+    area = _number(auroc.get("value")) if isinstance(auroc, dict) else None
+    return "" if area is None else f", AUROC {area:.3f}"
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None

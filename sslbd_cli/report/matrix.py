@@ -1,0 +1,336 @@
+"""Attacks by detectors over seeds, from reports kept as ATTACK/SEED/NAME.h5: tables for blocks.py to write.
+
+A row is an attack, a column a detector named by its file, a cell the mean and standard deviation over the seeds. The
+probes beside the detections say whether an attack works: one that does not has nothing to be found, and counts in no
+cell. A row without probes, such as encoders left clean, is what detectors say where nothing was planted.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslbd_cli.artefacts.kinds import Report
+from sslbd_cli.artefacts.parts import split
+from sslbd_cli.cli.output import MISSING
+from sslbd_cli.core.metrics import LARGEST_DROP, WORKING_ASR, attack_works
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import brief
+from sslbd_cli.report.tables import Block
+
+# --- The cells of a matrix: reports kept as ATTACK/SEED/NAME.h5, and which runs of an attack count
+
+FLAGS = ("inputs", "encoder", "samples")  # what a detector may judge
+LARGEST = 1e12  # no number of ours is larger; means of larger ones overflow
+Gate = dict[tuple[str, str], bool]  # whether a row's run counts
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One report of the matrix, by its row, its run and its column."""
+
+    row: str
+    run: str
+    column: str
+    report: Report
+
+    def at(self, path: str) -> float | None:
+        """Return the number at a path of keys, of an estimate its value; None where there is none."""
+        value: Any = self.text(path)
+        value = value.get("value") if isinstance(value, dict) else value
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(value) if is_number and abs(value) < LARGEST else None  # not a number, too
+
+    def text(self, path: str) -> Any:
+        """Return what stands at a path of keys, joined by slashes, or None."""
+        value: Any = self.report.results
+        for key in path.split("/"):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def gather(paths: Sequence[str], reports: Sequence[Report]) -> tuple[list[Cell], Gate]:
+    """Place reports in a matrix, and tell which runs count. Raises InputError for what does not fit into one."""
+    cells = [cell for path, report in zip(paths, reports, strict=True) for cell in _cells(path, report)]
+    _check_distinct(cells)
+    return cells, _gate(cells)
+
+
+def grouped(cells: Sequence[Cell], key: Callable[[Cell], Any]) -> list[tuple[Any, list[Cell]]]:
+    """Group cells in the order given."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return list(groups.items())
+
+
+def _gate(cells: Sequence[Cell]) -> Gate:
+    """Tell which runs count: of attacks those that work, of rows without any probe all.
+
+    Raises InputError where reports of a run are not of one encoder and trigger, or a run of an attack has no probe.
+    """
+    gate, probed = {}, {cell.row for cell in cells if cell.report.command == "probe"}
+    for (row, run), group in grouped(cells, lambda cell: (cell.row, cell.run)):
+        for path in ("encoder/sha256", "trigger"):
+            if len({str(cell.text(path)) for cell in group if cell.text(path) is not None}) > 1:
+                what = path.split("/")[0]
+                raise InputError(f"{row}/{run}: its reports are of more than one {what}; a run is one attack's")
+        probe = next((cell for cell in group if cell.report.command == "probe"), None)
+        if probe is None and row in probed:
+            raise InputError(f"{row}/{run}: other runs of the attack have a probe; give this one's, too")
+        gate[row, run] = probe is None or _works(probe)
+    return gate
+
+
+def _cells(path: str, report: Report) -> Iterator[Cell]:
+    """Place a report in the matrix, each part of a report of several methods by itself."""
+    folders = Path(path).parts[-3:-1]
+    if len(folders) < 2 or ".." in folders or path == "-":
+        raise InputError(f"{path}: a matrix takes its rows and runs from folders: give ATTACK/SEED/DETECTOR.h5")
+    row, run = folders
+    if report.command == "probe" and "asr" in report.results:
+        yield Cell(row, run, Path(path).stem, report)
+    elif report.command == "detect":
+        for name, part in split(report) or [(Path(path).stem, report)]:
+            if part.results.get("flags") not in FLAGS:
+                raise InputError(f"{path}: does not say whether it judges inputs, samples or an encoder")
+            yield Cell(row, run, name, part)
+    else:
+        raise InputError(f"{path}: expected a report of detect, or of probe with --trigger, for a matrix")
+
+
+def _check_distinct(cells: Sequence[Cell]) -> None:
+    """Refuse a cell that is filled twice, and a report that would count as two runs."""
+    seen: dict[object, str] = {}
+    for cell in cells:
+        place = f"{cell.row}/{cell.run}/{cell.column}"
+        kind = () if cell.report.command == "probe" else (cell.column,)
+        for key in ((cell.row, cell.run, *kind), (cell.report.sha256, cell.column)):
+            if key in seen:
+                raise InputError(f"{place}: {_twice(seen[key], place)}; a run counts once")
+            seen[key] = place
+
+
+def _twice(first: str, second: str) -> str:
+    return "is given twice" if first == second else f"has what {first} has"
+
+
+def _works(probe: Cell) -> bool:
+    """Tell whether an attack works. Without the clean encoder's accuracy nobody knows what it cost."""
+    asr, accuracy = probe.at("asr"), probe.at("clean_accuracy")
+    clean = probe.at("baseline/clean_accuracy")
+    if any(rate is None or not 0 <= rate <= 1 for rate in (asr, accuracy, clean)):
+        place = f"{probe.row}/{probe.run}/{probe.column}"
+        raise InputError(f"{place}: a matrix needs the clean encoder's numbers; probe with --baseline")
+    assert asr is not None and accuracy is not None and clean is not None
+    return attack_works(asr, clean - accuracy)
+
+
+#: The tables over all attacks and detectors: what detectors judge, title, what a cell says, the control in brackets.
+KINDS = (
+    (
+        "inputs",
+        "Detectors of inputs",
+        "AUROC of triggered against clean test images; in brackets the same images through the clean encoder, where"
+        " what exceeds 0.5 is owed to the trigger's look and not to the backdoor. Bold: the highest of the row.",
+    ),
+    (
+        "encoder",
+        "Detectors of encoders",
+        "How many encoders of the row are found (of a row that was left clean: false alarms), and the statistic,"
+        " which is larger the more suspicious, on a scale of each detector's own.",
+    ),
+    (
+        "samples",
+        "Detectors of training images",
+        "AUROC of poisoned against other training images, and in how many of the runs the detector calls the set"
+        " poisoned (of a row that was left clean: false alarms). Bold: the highest of the row.",
+    ),
+)
+RATES = ("0.01", "0.05", "0.10")
+
+
+def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Block]:
+    """Return the matrix of reports. Raises InputError where a path or a report does not fit into one."""
+    cells, gate = gather(paths, reports)
+    probes = [cell for cell in cells if cell.report.command == "probe"]
+    detections = [cell for cell in cells if cell.report.command == "detect"]
+    blocks = [_attacks(probes, gate)] if probes else []
+    for kind, title, meaning in KINDS:
+        of_kind = [cell for cell in detections if cell.text("flags") == kind]
+        if of_kind:
+            blocks.append(_square((title, meaning), of_kind, gate, WRITERS[kind]))
+        kept = [cell for cell in of_kind if gate[cell.row, cell.run]]
+        if kind == "inputs" and kept:
+            blocks += [_rates(kept), *_controls(kept)]
+        if kind == "samples" and kept:
+            blocks.append(_removals(kept))
+    return [*blocks, _settings(detections)] if detections else blocks
+
+
+Writer = Callable[[Sequence[Cell]], str]  # what a cell says of its runs
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _attacks(probes: Sequence[Cell], gate: Gate) -> Block:
+    """Say of each attack what it does, and in how many runs it works."""
+    rows = []
+    for name, group in grouped(probes, lambda cell: cell.row):
+        count = sum(gate[cell.row, cell.run] for cell in group)
+        targets = ", ".join(dict.fromkeys(str(cell.text("target")) for cell in group))
+        rows.append([
+            name, f"{count} of {len(group)}", _beside(group, "clean_accuracy", "baseline/clean_accuracy", 100),
+            _beside(group, "asr", "baseline/asr", 100), targets,
+            _specs("trigger", [cell.text("trigger") for cell in group]),
+        ])  # fmt: skip
+    return Block(
+        "Attacks",
+        "Shares in percent, in brackets of the clean encoder; mean ± standard deviation over runs. An attack works"
+        f" where its ASR is at least {100 * WORKING_ASR:g} % and accuracy falls by at most {100 * LARGEST_DROP:g}"
+        " points (the victim gate); runs where it does not count in no table below.",
+        ["attack", "works", "accuracy", "ASR", "target", "trigger"],
+        rows,
+        numeric=(1, 2, 3),
+    )
+
+
+def _square(said: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Writer) -> Block:
+    """Draw attacks by detectors under a title and what it means."""
+    columns = list(dict.fromkeys(cell.column for cell in cells))
+    rows, strong = [], set()
+    for name, group in grouped(cells, lambda cell: cell.row):
+        kept = [cell for cell in group if gate[cell.row, cell.run]]
+        found = {column: [cell for cell in kept if cell.column == column] for column in columns}
+        ran = {cell.column for cell in group}
+        rows.append([name] + [_filled(found[column], column in ran, write) for column in columns])
+        most = max((len(_values(runs, "auroc")) for runs in found.values()), default=0)
+        full = {c: _values(runs, "auroc") for c, runs in found.items() if runs and not _is_told(runs)}
+        areas = {column: statistics.mean(values) for column, values in full.items() if values and len(values) == most}
+        highest = [column for column, area in areas.items() if area == max(areas.values())]
+        strong |= {(len(rows) - 1, columns.index(column) + 1) for column in highest}
+    return Block(*said, ["attack", *columns], rows, range(1, len(columns) + 1), strong)
+
+
+def _filled(runs: Sequence[Cell], ran: bool, write: Writer) -> str:
+    if not runs:
+        return "attack failed" if ran else "not run"
+    doubtful = sum(cell.text("verdict") == "inconclusive" for cell in runs)
+    return write(runs) + (f"; {doubtful} inconclusive" if doubtful and not _is_told(runs) else "")
+
+
+def _input_cell(runs: Sequence[Cell]) -> str:
+    return _beside(runs, "auroc", "controls/auroc_clean_encoder")
+
+
+def _encoder_cell(runs: Sequence[Cell]) -> str:
+    return f"{_found(runs)}; {_spread(runs, 'statistic')}"
+
+
+def _sample_cell(runs: Sequence[Cell]) -> str:
+    area = _spread(runs, "auroc")
+    return _found(runs) if area == MISSING else f"{area}; {_found(runs)}"
+
+
+WRITERS: dict[str, Writer] = {
+    "inputs": _input_cell, "encoder": _encoder_cell, "samples": _sample_cell,
+}  # fmt: skip
+
+
+def _rates(cells: Sequence[Cell]) -> Block:
+    """Say at what price detectors of inputs find triggered images."""
+    heads = [f"TPR at {float(rate) * 100:g} % FPR" for rate in RATES]
+    rows = [
+        [row, column, str(len(runs)), *(_spread(runs, f"tpr_at_fpr/{rate}", 100) for rate in RATES),
+         _spread(runs, "tpr", 100), _spread(runs, "fpr", 100), _found(runs)]
+        for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column))
+    ]  # fmt: skip
+    return Block(
+        "Detectors of inputs: rates",
+        "In percent. At the threshold: of triggered and of clean images, the share above what --aux alone has set.",
+        ["attack", "detector", "runs", *heads, "TPR at the threshold", "FPR at the threshold", "verdict"],
+        rows,
+        range(2, 9),
+    )
+
+
+def _controls(cells: Sequence[Cell]) -> Iterator[Block]:
+    """Show what else ranks the same images, where a detector has such controls besides the clean encoder."""
+    names = dict.fromkeys(
+        name for cell in cells if isinstance(cell.text("controls"), dict) for name in cell.text("controls")
+        if name.startswith("auroc_") and not name.endswith("clean_encoder")
+    )  # fmt: skip
+    rows = []
+    for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column)):
+        values = [_beside(runs, f"controls/{name}", f"controls/{name}_clean_encoder") for name in names]
+        if any(value != MISSING for value in values):
+            rows.append([row, column, *values])
+    if rows:
+        yield Block(
+            "Detectors of inputs: controls",
+            "AUROC of other scores on the same images: another score of the detector's, a cue severed (shuffled"
+            " embeddings), the trigger's pixels alone (mean colour), or left out (outside box); in brackets, where"
+            " known, through the clean encoder.",
+            ["attack", "detector", *(name.removeprefix("auroc_").replace("_", " ") for name in names)],
+            rows,
+            range(2, 2 + len(names)),
+        )
+
+
+def _removals(cells: Sequence[Cell]) -> Block:
+    """Say what detectors of training images take out."""
+    rows = [
+        [row, column, str(len(runs)), *(_spread(runs, key, 100) for key in ("recall", "precision")),
+         _spread(runs, "top_accuracy/20", 100), _spread(runs, "flagged", places=0)]
+        for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column))
+    ]  # fmt: skip
+    heads = ["attack", "detector", "runs", "recall", "precision", "poisons among the first 20", "images flagged"]
+    return Block(
+        "Detectors of training images: what they take out", "In percent, but for the last.", heads, rows, range(2, 7)
+    )
+
+
+def _settings(cells: Sequence[Cell]) -> Block:
+    rows = [[name, _specs("detector", [cell.text("method") for cell in group])]
+            for name, group in grouped(cells, lambda cell: cell.column)]  # fmt: skip
+    return Block("Detectors", "Each with the settings that are not its defaults.", ["column", "detector"], rows)
+
+
+def _specs(shelf: str, texts: Sequence[object]) -> str:
+    """Write spec strings once each, without what is at its default."""
+    return "; ".join(dict.fromkeys(brief(shelf, str(text)) for text in texts if text is not None)) or MISSING
+
+
+# --- cells --------------------------------------------------------------------------------------------------------
+
+
+def _is_told(runs: Sequence[Cell]) -> bool:
+    """Tell whether a column is a bound, which knows where the triggers are."""
+    return any(cell.text("sees_truth") is True for cell in runs)
+
+
+def _values(runs: Sequence[Cell], path: str) -> list[float]:
+    return [value for cell in runs if (value := cell.at(path)) is not None]
+
+
+def _spread(runs: Sequence[Cell], path: str, scale: float = 1, places: int | None = None) -> str:
+    """Write mean and standard deviation over runs, with their number where some lack it; of one run the value alone."""
+    values = [scale * value for value in _values(runs, path)]
+    if not values:
+        return MISSING
+    places = (1 if scale == 100 else 3) if places is None else places
+    text = f"{statistics.mean(values):.{places}f}"
+    text += f" ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
+    return text + (f" ({len(values)} of {len(runs)} runs)" if len(values) < len(runs) else "")
+
+
+def _beside(runs: Sequence[Cell], path: str, control: str, scale: float = 1) -> str:
+    held = _spread(runs, control, scale)
+    return _spread(runs, path, scale) + (f" [{held}]" if held != MISSING else "")
+
+
+def _found(runs: Sequence[Cell]) -> str:
+    return f"{sum(cell.text('verdict') == 'found' for cell in runs)} of {len(runs)} found"

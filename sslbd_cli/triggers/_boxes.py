@@ -1,0 +1,82 @@
+"""Where a patch goes: sides in pixels or as a share of the image, corners or a random range, pasted in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sslbd_cli.errors import InputError
+
+
+def side(size: float, height: int, width: int) -> int:
+    """Return a patch's side in pixels: `size` itself from 1 up, below 1 a share of the shorter side.
+
+    Raises InputError where the patch is larger than the image.
+    """
+    pixels = round(size) if size >= 1 else max(1, round(size * min(height, width)))
+    if pixels > min(height, width):
+        raise InputError(f"the trigger of {pixels} pixels is larger than the image of {width}x{height}; lower its size")
+    return pixels
+
+
+def fixed(shape: tuple[int, int, int], where: str, margin: int) -> Tensor:
+    """Return the top-left corner (x, y), int64 2, of a patch `margin` pixels from the border, or in the centre.
+
+    shape: height, width, patch side. Raises InputError where patch and margin together are larger than the image.
+    """
+    height, width, pixels = shape
+    free = torch.tensor([width - pixels, height - pixels])
+    if where == "center":
+        return free // 2
+    if margin > free.min():
+        raise InputError(
+            f"the trigger of {pixels} pixels with margin={margin} does not fit the image of {width}x{height}; "
+            f"give margin={int(free.min())} at most, or lower its size"
+        )
+    at_far_end = torch.tensor([where[1] == "r", where[0] == "b"])
+    return torch.where(at_far_end, free - margin, margin)
+
+
+def wander(count: int, shape: tuple[int, int, int], low: float, high: float, gen: torch.Generator) -> Tensor:
+    """Draw each image's top-left corner (x, y), int64 count,2, from {int(low L), ..., int(high L - side)}, L a side.
+
+    Both ends are included; an upper end below the lower one is raised to it, as in generate_poison.py of SSL-Backdoor:
+    a patch longer than its range begins at `low`. shape: height, width, patch side. Raises InputError where a patch
+    that begins there leaves the image.
+    """
+    height, width, pixels = shape
+    first, options = [], []
+    for length in (width, height):
+        lower = int(low * length)
+        upper = max(int(high * length - pixels), lower)
+        if lower + pixels > length:
+            raise InputError(
+                f"the trigger of {pixels} pixels leaves the image of {width}x{height} where it begins at {low:g} of a "
+                "side; lower its size or the range of its random places"
+            )
+        first.append(lower)
+        options.append(upper - lower + 1)
+    # one draw of two numbers per image, so that a batch draws what its images would one by one
+    draws = torch.rand(count, 2, generator=gen, dtype=torch.float64)
+    return torch.tensor(first) + (draws * torch.tensor(options)).long()
+
+
+def paste(x: Tensor, patch: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tensor:
+    """Paste patch C,S,S into images x B,C,H,W at boxes B,4 of side S, in place; returns x."""
+    channels, pixels = patch.shape[0], patch.shape[-1]
+    span = torch.arange(pixels)
+    rows = (boxes[:, 1, None] + span).to(x.device)  # B,S
+    columns = (boxes[:, 0, None] + span).to(x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    at = (image, channel, rows[:, None, :, None], columns[:, None, None, :])
+    x[at] = mix(x[at], patch, opacity)
+    return x
+
+
+def mix(x: Tensor, picture: Tensor, share: float) -> Tensor:
+    """Return (1 - share) x + share picture.
+
+    In two roundings: torch.lerp and addcmul fuse them on some devices, and pixels would differ between CPU and GPU.
+    """
+    return x * (1 - share) + (picture * share).to(x)

@@ -1,0 +1,78 @@
+"""What a trigger is: a change of pixels, and where it lies."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslbd_cli.artefacts.kinds import Dataset
+from sslbd_cli.core.device import generator
+from sslbd_cli.plugin import Plugin
+
+Phase = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """Triggered images, type and shape as given (B,C,H,W), and each one's box int64 B,4 as x, y, width, height."""
+
+    images: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trigger(Plugin):
+    """Base of --trigger: a change of pixels in [0,1] space, before any normalisation."""
+
+    shelf: ClassVar[str] = "trigger"
+
+    @final
+    def __call__(
+        self, images: Tensor, gen: torch.Generator, phase: Phase = "test", boxes: Tensor | None = None
+    ) -> Stamped:
+        """Stamp a batch, uint8 or float in [0,1]; uint8 gives the same result after rounding.
+
+        `gen` is a CPU generator. Place and strength may differ between training (`train`) and test images (`test`).
+        `boxes` says where, instead of a draw by `place`; they must be of the sizes that `place` gives.
+        Raises InputError where the trigger does not fit the images.
+        """
+        count, _, height, width = images.shape
+        if boxes is None:
+            boxes = self.place(count, height, width, gen, phase)
+        if images.dtype == torch.uint8:
+            # by a table: CUDA divides by multiplying, which rounds otherwise than the CPU
+            levels = (torch.arange(256) / 255).to(images.device)
+            pixels = levels.index_select(0, images.flatten().int()).view(images.shape)
+            stamped = self.stamp(pixels, boxes, gen, phase).mul(255).round().clamp(0, 255).to(torch.uint8)
+        else:
+            stamped = self.stamp(images.clone(), boxes, gen, phase).clamp(0, 1)
+        return Stamped(stamped, boxes)
+
+    @property
+    def has_place(self) -> bool:
+        """Whether it is a box somewhere in the image, not a change of the whole of it."""
+        return type(self).place is not Trigger.place
+
+    def place(self, count: int, height: int, width: int, gen: torch.Generator, phase: Phase) -> Tensor:
+        """Draw each image's box, int64 B,4 on the CPU as x, y, width, height. The default is the whole image."""
+        return torch.tensor([[0, 0, width, height]]).repeat(count, 1)
+
+    @abstractmethod
+    def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
+        """Change x, float B,C,H,W in [0,1], inside its boxes. x may be changed in place; draws come from gen."""
+
+
+def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
+    """Stamp the trigger on a copy of all test images, uint8 N,3,H,W, in [0,1] pixel space before normalisation."""
+    gen = generator(seed, "test trigger")
+    parts = [trigger(torch.from_numpy(np.array(part)), gen, "test").images for part in _chunks(test.images)]
+    return torch.cat(parts).numpy()
+
+
+def _chunks(images: np.ndarray, size: int = 1024) -> list[np.ndarray]:
+    return [images[start : start + size] for start in range(0, len(images), size)]

@@ -1,0 +1,60 @@
+"""Long work is seen: a line per remark in a file, a bar on a terminal, nothing in quiet."""
+
+import io
+import re
+import sys
+
+import pytest
+
+from sslbd_cli.cli.progress import Progress
+
+
+def work(**how) -> None:
+    with Progress(40, "images", "pretrain: simclr", **how) as progress:
+        for epoch in range(2):
+            progress.advance(10)
+            progress.advance(10)
+            progress.note(f"epoch {epoch + 1}")
+
+
+def test_plain_lines_have_count_rate_and_eta(capsys):
+    work(quiet=False)
+    out, err = capsys.readouterr()
+    first, second = err.splitlines()
+    assert out == ""
+    assert re.fullmatch(r"pretrain: simclr 20/40 images, [\d,]+/s, ETA \d+ s: epoch 1", first)
+    assert second.startswith("pretrain: simclr 40/40 images, ") and second.endswith("ETA 0 s: epoch 2")
+
+
+def test_quiet_is_quiet(capsys):
+    work(quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_bar_on_a_terminal_is_gone_afterwards(monkeypatch, fails):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    try:
+        with Progress(40, "images", "pretrain: simclr", quiet=False) as progress:
+            progress.advance(20)
+            progress.note("epoch 1")
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    shown = screen.getvalue()
+    assert "pretrain: simclr" in shown and "\n20/40" not in shown
+    assert shown.endswith("\x1b[2K") or "\x1b[?25h" in shown  # erased, the cursor back
+
+
+def test_no_work_at_all_has_a_rate(capsys):
+    with Progress(0, "images", "x", quiet=False) as progress:
+        progress.note("nothing to do")
+    assert "0/0 images, 0/s, ETA 0 s: nothing to do" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+import torch
+
+from sslbd_cli import plugin
+from sslbd_cli.detect.contract import Setting
+from sslbd_cli.detect.methods.beatrix import Gram
+from sslbd_cli.errors import InputError
+from wired import make_scenes, make_wired
+
+
+def test_gram_features_agree_with_loops():
+    maps = torch.randn(2, 5, 3, 2).clamp(min=0)
+    channels = torch.tensor([0, 2, 4])
+    found = Gram("any", 0, channels, 3, 2.0).pooled(maps)
+    flat = maps.double().numpy().reshape(2, 5, 6)[:, [0, 2, 4]] / 2
+    for row in range(2):
+        pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+        expected = [(flat[row, i] ** p @ flat[row, j] ** p) ** (1 / p) for p in (1, 2, 3) for i, j in pairs]
+        assert found[row].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_the_score_is_the_mean_overflow_of_the_bounds(cpu):
+    method, setting = plugin.parse("detector", "beatrix:orders=2,width=1.5"), Setting(make_wired(), cpu)
+    images = make_scenes(60, 2).images
+    state = method.learn(images, setting)
+    low, high = state["low"][0].numpy(), state["high"][0].numpy()
+    grams = method._grams(images[:8], state, setting).numpy()
+    below, above = np.maximum(low - grams, 0), np.maximum(grams - high, 0)
+    expected = (below / np.maximum(np.abs(low), 1e-6) + above / np.maximum(np.abs(high), 1e-6)).mean(1)
+    assert method.look(images[:8], state, setting).columns["score"] == pytest.approx(expected, rel=1e-4)
+    assert (expected > 0).any()
+
+
+def test_clusters_have_bounds_of_their_own(cpu):
+    method = plugin.parse("detector", "beatrix:orders=1,clusters=2")
+    state = method.learn(make_scenes(80, 2).images, Setting(make_wired(), cpu))
+    assert len(state["low"]) == 2 and not torch.equal(state["low"][0], state["low"][1])
+
+
+def test_too_few_images_for_the_clusters_are_refused(cpu):
+    method = plugin.parse("detector", "beatrix:clusters=5")
+    with pytest.raises(InputError, match="5 clusters of 80 images; 20 each are the least"):
+        method.learn(make_scenes(80, 2).images, Setting(make_wired(), cpu))

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from sslbd_cli import plugin
+from sslbd_cli.core.metrics import auroc, conformal_threshold
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.detect.contract import Evidence
+
+TRUTH = np.arange(2000) < 500
+
+
+def look(cpu, spec):
+    images, aux = (np.zeros((count, 3, 4, 4), np.uint8) for count in (2000, 400))
+    boxes = np.where(TRUTH[:, None], [[1, 1, 2, 2]], 0)
+    return plugin.parse("detector", spec).run(None, Evidence(images, aux, boxes), cpu, 0, unwatched)
+
+
+def test_it_finds_every_trigger_and_keeps_to_its_false_alarms(cpu):
+    found = look(cpu, "oracle")
+    flagged = found.scores > conformal_threshold(found.calibration, 0.05)
+    assert flagged[TRUTH].all() and 0 < flagged[~TRUTH].mean() < 0.1
+    assert auroc(found.scores, TRUTH)["value"] == 1
+    assert "bound" in found.search_space
+
+
+def test_of_samples_it_flags_just_the_poisoned_ones(cpu):
+    assert np.array_equal(look(cpu, "oracle:of=samples").flagged, TRUTH)
+
+
+@pytest.mark.parametrize("spec", ["random:of=inputs", "random"])
+def test_the_floor_judges_inputs_and_samples(cpu, spec):
+    found = look(cpu, spec)
+    assert 0.45 < auroc(found.scores, TRUTH)["value"] < 0.55
+    assert (len(found.calibration), found.flagged is None) == ((400, True) if "inputs" in spec else (0, False))
+    assert plugin.parse("detector", spec).flags == ("inputs" if "inputs" in spec else "samples")

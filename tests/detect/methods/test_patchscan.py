@@ -1,0 +1,171 @@
+"""PatchSearch and PoisonCAM, whole, on sets with a trigger planted by hand and on the same without."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sslbd_cli import plugin
+from sslbd_cli.core.metrics import auroc, localisation, top_accuracy
+from sslbd_cli.core.train import unwatched
+from sslbd_cli.detect import image_verdict
+from sslbd_cli.detect.contract import Evidence, Findings
+from sslbd_cli.detect.patch_scan.search import Candidates
+from sslbd_cli.errors import InputError
+from wired import SIZE, make_scattered, make_scenes, make_sharp
+
+#: small enough for a second; windows of 5 of 16 pixels carry more of a scene than 10 of 32: a higher bar
+SMALL = {"clusters": 6, "per_cluster": 4, "window": 5, "tests": 64, "stride": 1, "capture": 0.6, "models": 1,
+         "steps": 80, "batch": 32, "smallest": 0.25, "largest": 0.4}  # fmt: skip
+NAMES = ["patchsearch", "poisoncam"]
+every_name = pytest.mark.parametrize("name", NAMES)
+
+
+def make(name, **keys):
+    return plugin.parse("detector", f"{name}:" + ",".join(f"{k}={v}" for k, v in (SMALL | keys).items()))
+
+
+def look(name, data, cpu, net=None, boxes=None, seed=0, **keys) -> Findings:
+    return make(name, **keys).run(net or make_sharp(), Evidence(data.images, boxes=boxes), cpu, seed, unwatched)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_scattered(24, 160)
+
+
+@pytest.fixture(scope="module")
+def found(data):
+    """What each says with its defaults, found once."""
+    import torch
+
+    from sslbd_cli.core.device import Device
+
+    return {name: look(name, data, Device(torch.device("cpu"), "fp32")) for name in NAMES}
+
+
+@every_name
+def test_the_planted_are_found(found, data, name):
+    said, poisoned = found[name], data.truth.poisoned
+    assert said.flagged[poisoned].mean() >= 0.9
+    assert poisoned[said.flagged].mean() >= {"patchsearch": 0.5, "poisoncam": 0.9}[name]
+    assert auroc(said.scores, poisoned)["value"] > 0.95
+    assert top_accuracy(said.ranking, poisoned, (5, 10))["5"] == 1
+    assert said.summary["triggers"] > 0 and said.summary["best_capture"] >= 0.6
+    assert said.summary["candidates"] == len(said.ranking)
+
+
+def test_poisoncam_ranks_twenty_planted_first_in_windows_that_hit(found, data):
+    said, poisoned = found["poisoncam"], data.truth.poisoned
+    assert top_accuracy(said.ranking, poisoned)["20"] == 1
+    shown = np.flatnonzero(said.flagged & poisoned)
+    hits = localisation(said.windows[shown], data.truth.box[shown])
+    assert hits["n"] >= 21 and hits["center_hit"]["value"] >= 0.95
+
+
+@every_name
+def test_what_is_told_fits_what_was_looked_at(found, data, name):
+    said = found[name]
+    looked = said.windows[:, 2] > 0
+    assert looked[said.ranking].all() and said.windows.dtype == np.int32
+    assert (said.windows[looked, 2:] == 5).all() and (said.windows[:, :2] + said.windows[:, 2:] <= SIZE).all()
+    assert f"chosen by {make(name).localiser} in {len(said.ranking)} of 160 images" in said.search_space
+    for row, (x, y, side, _), patch in zip(said.extras["found/rows"], said.extras["found/windows"],
+                                           said.extras["found/patches"], strict=True):  # fmt: skip
+        assert np.array_equal(patch, data.images[row][:, y : y + side, x : x + side])
+    assert np.array_equal(said.extras["found/rows"], said.ranking[: len(said.extras["found/rows"])])
+    assert np.array_equal(said.extras["found/images"], data.images[said.extras["found/rows"]])
+    trigger = said.extras["found/trigger"]
+    assert trigger.shape == (1, 3, 5, 5) and (trigger > 240).mean() > 0.6  # it was white
+
+
+@every_name
+def test_in_a_clean_set_nothing_is_found(cpu, name):
+    said = look(name, make_scenes(160), cpu, make_sharp(backdoor=False))
+    assert not said.flagged.any() and said.summary["triggers"] == said.summary["classified"] == 0
+    assert said.summary["best_capture"] < 0.6 and "found/trigger" not in said.extras
+    assert np.isfinite(said.scores).all() and len(said.ranking) > 20
+
+
+@every_name
+def test_a_backdoored_encoder_flags_no_clean_set(cpu, name):
+    assert not look(name, make_scenes(160), cpu).flagged.any()
+
+
+@every_name
+def test_a_classifier_that_flags_nothing_is_no_accident(data, cpu, name):
+    """Untaught classifiers may see a patch nowhere: then what the search has proven is flagged, or nothing is."""
+    said = look(name, data, cpu, lr=0, steps=1, decision="verified")
+    assert said.summary["triggers"] > 0 and said.flagged.sum() >= said.summary["triggers"]
+
+
+@pytest.mark.parametrize("localiser", ["mask", "rise", "oracle"])
+def test_every_localiser_serves_both(data, cpu, localiser):
+    """They share all but the window: with the same localiser and decision they are one detector."""
+    keys = {"localiser": localiser, "decision": "verified", "masks": 64, "steps": 2}
+    boxes = data.truth.box if localiser == "oracle" else None
+    one, other = (look(name, data, cpu, boxes=boxes, **keys) for name in NAMES)
+    assert np.array_equal(one.scores, other.scores) and np.array_equal(one.flagged, other.flagged)
+    assert make("patchsearch", localiser=localiser).is_bound == (localiser == "oracle")
+    assert top_accuracy(one.ranking, data.truth.poisoned)["10"] == 1
+    assert (one.windows[one.flagged, 2] == 5).all()  # verified with a window
+
+
+@every_name
+def test_the_oracle_without_truth_is_refused(data, name):
+    bare = dataclasses.replace(data, truth=None)
+    with pytest.raises(InputError, match=f"{name}: a bound needs the recorded truth"):
+        image_verdict.make_samples_case(bare, make(name, localiser="oracle"))
+    assert image_verdict.make_samples_case(data, make(name, localiser="oracle")).evidence.boxes is not None
+    assert image_verdict.make_samples_case(data, make(name)).evidence.boxes is None
+
+
+@every_name
+def test_compat_authors_runs_and_differs(found, data, cpu, name):
+    said = look(name, data, cpu, compat="authors", steps=2)
+    assert np.isfinite(said.scores).all()
+    theirs, ours = said.extras["found/scores"], found[name].extras["found/scores"]
+    assert len(theirs) != len(ours) or not np.array_equal(theirs, ours)
+
+
+def test_exhaustive_agrees_on_the_first(found, data, cpu):
+    said = look("poisoncam", data, cpu, exhaustive=True, steps=5, decision="classifier")
+    assert top_accuracy(said.ranking, data.truth.poisoned)["20"] == 1
+    assert said.summary["best_flips"] == pytest.approx(found["poisoncam"].summary["best_flips"], abs=0.02)
+
+
+@every_name
+@pytest.mark.parametrize("keys", [{"tests": 8}, {"top": 500}, {"batch": 200}])
+def test_odd_settings_run(cpu, name, keys):
+    said = look(name, make_scattered(10, 80), cpu, **({"steps": 2, "exclude": 0.1} | keys))
+    assert np.isfinite(said.scores).all() and said.flagged.dtype == bool
+
+
+@every_name
+def test_a_window_larger_than_the_image_is_refused(data, cpu, name):
+    with pytest.raises(InputError, match="a window of 17 pixels is larger than the images of 16"):
+        look(name, data, cpu, window=17)
+
+
+def test_scores_and_flags_of_the_verified_say_the_same(data, cpu):
+    """Also where the classifiers, taught nothing, suspect none of the triggers that the search has proven."""
+    for said in (look("poisoncam", data, cpu, lr=0, steps=1), look("poisoncam", data, cpu)):
+        assert said.flagged.any() and np.array_equal(said.flagged, said.scores > 0)
+
+
+def test_the_trigger_shown_is_the_first_proven(data, cpu):
+    from sslbd_cli.detect.patch_scan.scan import Scan
+
+    scan = Scan(make("poisoncam"), make_sharp(), Evidence(data.images), cpu, 0)
+    found = scan.look(unwatched)
+    later = Candidates(*(part[3:4] for part in (found.rows, found.windows, found.scores)))
+    shown = scan.pictures(found, later)
+    assert np.array_equal(shown["found/trigger"], shown["found/patches"][3:4])
+
+
+@pytest.mark.parametrize(("count", "share", "word"), [(60, 0.4, "40% of the images"), (30, 0.1, "give clusters=4")])
+def test_what_no_poisoning_looks_like_is_in_doubt(count, share, word):
+    flagged = np.arange(count) < share * count
+    assert word in make("poisoncam", clusters=6).doubt(flagged)
+    assert not make("poisoncam", clusters=6).doubt(np.arange(60) < 6)
+    assert not make("poisoncam", clusters=6).doubt(np.zeros(count, bool))

@@ -1,0 +1,430 @@
+"""`detect` by several methods, or with no images given: what runs, what it comes to, and how it ends."""
+
+import json
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from micro import make_encoder
+from planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import kinds as artefact_kinds
+from sslbd_cli.artefacts import parts
+from sslbd_cli.artefacts.kinds import Report
+from sslbd_cli.core import nets
+from sslbd_cli.detect import contract, image_verdict, judge, panel, several
+from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion
+from sslbd_cli.errors import InputError, Unsound
+from sslbd_cli.poison.plant import plant
+
+BADENCODER = {"command": "badencoder", "args": {"--trigger": TRIGGER}, "inputs": []}
+POISON = {"command": "poison", "args": {"--trigger": ["ctrl", "patch:size=2"]}, "inputs": []}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whiteness(ImageDetector):
+    """Flag inputs whose lower right corner is whiter than any of --aux: sees TRIGGER, and nothing else."""
+
+    flags = "inputs"
+    cost = 5
+
+    def run(self, encoder, evidence, device, seed, watch):
+        """Score the corner."""
+        rng = np.random.default_rng(seed)
+        aux, judged = (x[:, :, -4:, -4:].min((1, 2, 3)) + rng.random(len(x)) for x in (evidence.aux, evidence.images))
+        return Findings(judged, aux, search_space="white corners")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blind(Whiteness):
+    """Score at random."""
+
+    cost = 1
+
+    def run(self, encoder, evidence, device, seed, watch):
+        """Draw."""
+        rng = np.random.default_rng(seed + 1)
+        return Findings(rng.random(len(evidence.images)), rng.random(len(evidence.aux)), search_space="nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverging(Blind):
+    """Never come to an answer."""
+
+    cost = 2
+
+    def run(self, encoder, evidence, device, seed, watch):
+        """Diverge."""
+        raise Unsound("F01 it diverged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless(Blind):
+    """Work until it is stopped, whatever it may catch."""
+
+    cost = 50
+
+    def run(self, encoder, evidence, device, seed, watch):
+        """Work on."""
+        with watch(10**9, "steps", "endless") as ticker:
+            for _ in range(10**4):
+                try:
+                    time.sleep(0.01)
+                    ticker.advance()
+                except Exception:  # as a careless method would
+                    continue
+        raise AssertionError("nothing stopped it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(EncoderDetector):
+    """Judge an encoder by its own rule."""
+
+    limit = 1.0
+
+    def examine(self, encoder, clues, device, seed, watch):
+        """Look at nothing but how many images there are."""
+        assert len(clues.images) >= 48
+        return Opinion(0.5, self.limit, "its own rule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspects(ImageDetector):
+    """Judge a training set."""
+
+    flags = "samples"
+
+    def run(self, encoder, evidence, device, seed, watch):
+        """Flag none."""
+        return Findings(np.zeros(len(evidence.images)), flagged=np.zeros(len(evidence.images), bool), search_space="s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needy(Blind):
+    """Lack something."""
+
+    def run(self, encoder, evidence, device, seed, watch):
+        """Refuse."""
+        raise InputError("it needs a file")
+
+
+SHELF = {cls.__name__.lower(): cls for cls in (Whiteness, Blind, Diverging, Endless, Norm, Suspects, Needy)}
+for name, cls in SHELF.items():
+    cls.name = name  # a file of the shelf would give it
+
+
+@pytest.fixture
+def shelf(monkeypatch):
+    """Put methods on the shelf, in place of those that are there."""
+    listing, parse, own = plugin.listing, plugin.parse, next(iter(plugin.listing("detector").values()))
+
+    def put(*names):
+        monkeypatch.setattr(plugin, "listing", lambda s: dict.fromkeys(names, own) if s == "detector" else listing(s))
+        monkeypatch.setattr(plugin, "parse", lambda s, text: SHELF[text]() if text in SHELF else parse(s, text))
+
+    return put
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    kinds = {}
+    for seed, (name, kind) in enumerate({"bad": Backdoored, "good": Honest}.items()):
+        encoder = make_encoder(size=SIZE, seed=seed)
+        kinds[encoder.sha256] = kind
+        artefact_kinds.write(encoder, str(tmp_path / name))
+    monkeypatch.setattr(nets, "load", lambda encoder: make(kinds[encoder.sha256]))
+    artefact_kinds.write(make_pictures(100, 1), str(tmp_path / "data.h5"))
+    artefact_kinds.write(make_pictures(200, 2), str(tmp_path / "aux.h5"))
+    return tmp_path
+
+
+@pytest.fixture
+def look(sslbd, files):
+    def work(*words, encoder="bad"):
+        given = [files / word if str(word).endswith((".h5", ".out", ".sarif", "folder/x")) else word for word in words]
+        return sslbd("detect", files / encoder, "--device", "cpu", "--precision", "fp32", *given)
+
+    return work
+
+
+def lines(text):
+    rows = [json.loads(line) for line in text.splitlines()]
+    return {row["method"]: row for row in rows[:-1]}, rows[-1]
+
+
+def test_all_takes_what_applies_the_cheapest_first_and_says_what_did_not(look, shelf, files):
+    shelf("whiteness", "needy", "suspects", "norm", "blind")
+    status, out, err = look(
+        "--method", "all", "--aux", "aux.h5", "--trigger", TRIGGER, "--json", "-o", files / "all.out"
+    )
+    rows, over = lines(out)
+    assert status == 0, err
+    assert list(rows) == over["methods"] == ["blind", "whiteness", "norm"]
+    assert {row["method"]: row["reason"] for row in over["not_run"]} == {
+        "needy": "it needs a file", "suspects": "judges a training set: give it as --data",
+    }  # fmt: skip
+    assert {kind: row["verdict"] for kind, row in over["kinds"].items()} == {
+        "encoder": "nothing found", "inputs": "found",
+    }  # fmt: skip
+    assert over["verdict"] == "found" and over["kinds"]["inputs"]["found_by"] == ["whiteness"]
+    assert "needy did not run: it needs a file" in err
+    report = artefact_kinds.read(str(files / "all.out"), Report)
+    assert [name for name, _ in parts.split(report)] == list(rows)
+    assert report.history[-1]["args"]["--method"] == ["all"]
+
+
+def test_a_gate_by_several_methods(look, shelf):
+    shelf("whiteness", "blind")
+    assert look("--method", "all", "--aux", "aux.h5", "--trigger", TRIGGER, "--exit-code", "-q")[0] == 1
+    shelf("blind", "norm")
+    assert look("--method", "all", "--aux", "aux.h5", "--exit-code", "-q")[0] == 0
+
+
+def test_no_answer_at_all_is_exit_3_and_one_is_enough(look, shelf, files):
+    shelf("diverging")
+    status, out, err = look("--method", "all", "--aux", "aux.h5", "--exit-code", "-q", "--sarif", "s.sarif")
+    assert status == 3 and "verdict\tinconclusive" in out
+    assert "inconclusive: diverging: F01 it diverged" in err
+    log = json.loads((files / "s.sarif").read_text())["runs"][0]["invocations"][0]
+    assert (log["exitCode"], log["executionSuccessful"]) == (3, False)
+    shelf("diverging", "blind")
+    assert look("--method", "all", "--aux", "aux.h5", "--exit-code", "-q")[0] == 0
+
+
+def test_a_budget_stops_a_method_that_catches_everything(look, shelf, files):
+    shelf("endless", "blind")
+    started = time.monotonic()
+    status, out, err = look(
+        "--method", "all", "--aux", "aux.h5", "--budget", "0.5", "-q", "--json", "-o", files / "b.out"
+    )
+    assert "warning: the budget of 0.5 s left 1 of 2 methods no time" in err
+    assert status == 0 and time.monotonic() - started < 10
+    rows, over = lines(out)
+    assert list(rows) == ["blind"]
+    assert over["not_run"] == [{"method": "endless", "reason": "the budget of 0.5 s was spent"}]
+    args = artefact_kinds.read(str(files / "b.out"), Report).history[-1]["args"]
+    assert args["--method"] == ["blind"] and "--budget" not in args
+
+
+def test_a_budget_too_small_for_any_method_is_inconclusive(look, shelf):
+    shelf("endless")
+    status, _, err = look("--method", "all", "--aux", "aux.h5", "--budget", "0.05", "-q")
+    assert status == 3 and "no method came to its end" in err
+
+
+def test_methods_that_are_named_run_or_the_run_fails(look, shelf):
+    shelf("whiteness", "blind", "needy")
+    status, out, _ = look("--method", "whiteness", "--method", "blind", "--aux", "aux.h5", "--json", "-q")
+    assert status == 0 and list(lines(out)[0]) == ["blind", "whiteness"]
+    status, out, err = look("--method", "needy", "--method", "blind", "--aux", "aux.h5", "-q")
+    assert (status, out, err) == (2, "", "sslbd detect: it needs a file\n")
+
+
+def test_an_own_report_of_several_sets_the_scale(look, shelf, files):
+    shelf("norm", "blind")
+    assert look("--method", "all", "--aux", "aux.h5", "-q", "-o", files / "clean.out", encoder="good")[0] == 0
+    given = "--method", "all", "--aux", "aux.h5", "-q", "--json", "--baseline", "clean.out"
+    status, out, err = look(*given)
+    assert status == 0, err
+    rows, _ = lines(out)
+    assert rows["norm"]["baseline_statistics"] == [0.5]
+    assert rows["norm"]["p_value"] == 1.0 and rows["norm"]["false_alarms"] is None
+    rows, told = lines(look(*given, "--baseline", "clean.out")[1])
+    assert "norm" not in rows and "only once" in told["not_run"][0]["reason"], "a clean encoder counts once"
+
+
+def test_what_all_share_is_read_once_and_noted_once(look, shelf, files):
+    shelf("whiteness", "blind")
+    poisoned = plant(make_pictures(100, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 100, 2), "replace", 0)
+    artefact_kinds.write(poisoned, str(files / "poisoned.h5"))
+    status, out, _ = look(
+        "--method", "all", "--data", "poisoned.h5", "--aux", "aux.h5", "-q", "--json", "-o", files / "r.out"
+    )
+    rows, _ = lines(out)
+    assert status == 0 and rows["whiteness"]["auroc"]["value"] == 1.0
+    inputs = artefact_kinds.read(str(files / "r.out"), Report).history[-1]["inputs"]
+    assert [row["option"] for row in inputs] == ["INPUT", "--data", "--aux"]
+
+
+def test_equal_runs_write_equal_bytes_and_name_each_input_once(look, shelf, files):
+    shelf("whiteness", "norm", "blind")
+    for name in ("one.out", "two.out"):
+        assert look("--method", "all", "--aux", "aux.h5", "--baseline", files / "good", "-q", "-o", name)[0] == 0
+    assert (files / "one.out").read_bytes() == (files / "two.out").read_bytes()
+    inputs = artefact_kinds.read(str(files / "one.out"), Report).history[-1]["inputs"]
+    assert [row["option"] for row in inputs] == ["INPUT", "--aux", "--baseline"]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--method", "all", "--method", "blind"], "name it alone"),
+        (["--method", "blind", "--budget", "5", "--aux", "aux.h5"], "--budget divides time among several methods"),
+        (["--method", "norm", "--method", "suspects", "--aux", "aux.h5"], "none of the methods takes --aux"),
+        (["--method", "suspects"], "Missing option '--data': --method suspects judges the training set"),
+        (["--method", "all", "--data", "wide.h5", "--aux", "aux.h5"], "--data holds 24x24 images"),
+        (["--method", "all", "--aux", "few.h5"], "--aux holds 50 images, of which 60 are judged"),
+        (["--method", "all", "--aux", "aux.h5", "--sarif", "-"], "standard output carries the report"),
+        (["--method", "all", "--aux", "aux.h5", "--sarif", "no.folder/x"], "no such folder"),
+        (["--method", "all", "--aux", "missing.h5"], "missing.h5"),
+        (["--method", "all", "--aux", "aux.h5", "--budget", "0"], "0"),
+    ],
+)
+def test_bad_words_are_exit_2_in_one_line(look, shelf, files, words, problem):
+    shelf(*SHELF)
+    artefact_kinds.write(make_pictures(50, 3), str(files / "few.h5"))
+    wide = make_pictures(50, 3).images.repeat(2, 2).repeat(2, 3)[:, :, :24, :24]
+    artefact_kinds.write(artefact_kinds.Dataset(images=np.ascontiguousarray(wide)), str(files / "wide.h5"))
+    before = sorted(path.name for path in files.iterdir())
+    status, out, err = look(*words, "-q")
+    assert (status, out) == (2, "") and problem in err and err.count("\n") == 1
+    assert sorted(path.name for path in files.iterdir()) == before
+
+
+def test_where_nothing_applies_it_says_why(look, shelf):
+    shelf("suspects", "needy")
+    status, _, err = look("--method", "all", "--aux", "aux.h5", "-q")
+    assert status == 2 and "needy: it needs a file; suspects: judges a training set" in err
+
+
+# --- images where none are given ----------------------------------------------------------------------------------
+
+
+def documented(files, *history):
+    encoder = artefact_kinds.read(str(files / "bad"), artefact_kinds.Encoder)
+    artefact_kinds.write(artefact_kinds.Encoder(**{**vars(encoder), "history": history}), str(files / "told"))
+
+
+def test_one_method_with_built_in_images_alone(look, shelf, files):
+    shelf("whiteness")
+    documented(files, BADENCODER)
+    status, out, err = look("--method", "whiteness", "--json", encoder="told")
+    results = json.loads(out)
+    assert status == 0 and results["verdict"] == "found"
+    assert "all images are synthetic" in err and "1 named by the encoder's own history" in err
+    rows = {row["trigger"]: row for row in results["panel"]}
+    named = str(plugin.parse("trigger", TRIGGER))
+    assert rows[named]["origin"] == "documented" and rows[named]["flagged"] == rows[named]["n"] == panel.EACH
+    assert rows[named]["p_value_adjusted"] < 1e-6 < rows[None]["p_value"]
+    assert rows[None]["origin"] is None and rows[None]["p_value_adjusted"] is None
+    assert {row["origin"] for row in results["panel"]} == {None, "common", "documented"}
+    assert results["n_judged"] == panel.EACH * len(rows)
+
+
+def test_history_changes_no_other_triggers_score(look, shelf, files):
+    shelf("whiteness")
+    documented(files, BADENCODER)
+    told, untold = (
+        json.loads(look("--method", "whiteness", "--json", "-q", encoder=name)[1]) for name in ("told", "bad")
+    )
+    shared = {row["trigger"]: row["flagged"] for row in untold["panel"]}
+    assert {row["trigger"]: row["flagged"] for row in told["panel"] if row["trigger"] in shared} == shared
+    assert told["threshold"] == untold["threshold"]
+
+
+def test_images_that_are_flagged_without_a_trigger_find_nothing(look, shelf, files, monkeypatch):
+    shelf("whiteness")
+    monkeypatch.setattr(Whiteness, "run", lambda self, e, evidence, *rest: Findings(
+        np.ones(len(evidence.images)), np.linspace(0, 0.5, len(evidence.aux)), search_space="all"))  # fmt: skip
+    status, out, err = look("--method", "whiteness", "--json", "-q")
+    assert status == 3 and json.loads(out)["verdict"] == "inconclusive"
+    assert "images without any trigger are flagged as well" in err
+
+
+def test_a_clean_encoder_that_is_flagged_as_much_takes_the_finding_back(look, shelf, files):
+    shelf("whiteness")  # looks at pixels alone, so every encoder is the same to it
+    words = "--method", "whiteness", "--trigger", TRIGGER, "-q"
+    assert "verdict\tfound" in look(*words)[1]
+    status, out, err = look(*words, "--baseline", files / "good")
+    assert status == 3 and "verdict\tinconclusive" in out and "clean encoder" in err
+
+
+@pytest.mark.parametrize(("theirs", "answer"), [(2, "found"), (1, "inconclusive")])
+def test_a_clean_encoder_answers_for_the_trigger_that_it_is_flagged_for_alone(theirs, answer):
+    """On the whole both are flagged alike: what tells is the trigger that only one is flagged for."""
+    each, groups = 60, 5
+    judged, images = (
+        panel.Panel(*[None] * 3, tuple("-abcd"), tuple("-" * groups), each),
+        np.zeros((each * groups, 3, 4, 4)),
+    )
+    case = image_verdict.Case(evidence=Evidence(images), alpha=0.05)
+    ours, control = (
+        image_verdict.rule(
+            Findings(
+                (np.arange(each * groups) // each == at).astype(float), np.linspace(-1, 0.5, 400), search_space="all"
+            ),
+            case,
+        )
+        for at in (1, theirs)
+    )
+    plain = judge.report_of(ours, case, control)
+    assert plain.results["verdict"] == "inconclusive", "pooled, neither is flagged more"
+    found = panel.rule(plain, judged, ours, control).results
+    assert found["verdict"] == answer
+    assert found["panel"][1]["p_value_more_than_clean_encoder"] == pytest.approx(
+        1 if answer != "found" else 0, abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(("limit", "status"), [(2, 3), (6, 0)])
+def test_a_panel_of_too_few_images_clears_nothing(look, shelf, files, limit, status):
+    shelf("whiteness")
+    documented(files, BADENCODER)
+    done, out, err = look("--method", "whiteness", "--limit", limit, "--json", "-q", encoder="told")
+    assert done == status and json.loads(out)["verdict"] == ("found" if status == 0 else "inconclusive")
+    assert ("so few could be chance" in err) == (status == 3)
+
+
+def test_images_per_trigger_do_not_limit_what_encoders_are_searched_with(look, shelf, files):
+    shelf("whiteness", "norm")
+    out = look("--method", "all", "--limit", 8, "--json", "-q", encoder="bad")[1]
+    assert json.loads(out.splitlines()[-1])["not_run"] == []
+
+
+def test_triggers_that_a_history_names_are_found_wherever_they_stand():
+    nested = {"command": "pretrain", "args": {}, "inputs": [{"option": "--data", "history": [POISON]}]}
+    assert list(panel.documented((BADENCODER, nested))) == [TRIGGER, "ctrl", "patch:size=2"]
+    odd = {"command": "x", "args": {"--trigger": [3, None]}, "inputs": []}
+    assert list(panel.documented((odd,))) == []
+
+
+def test_a_documented_trigger_that_cannot_be_made_is_told_and_left_out(look, shelf, files):
+    shelf("whiteness")
+    documented(files, {"command": "badencoder", "args": {"--trigger": "image:file=gone.png"}, "inputs": []})
+    status, out, err = look("--method", "whiteness", "--json", encoder="told")
+    assert status == 0 and "names a trigger that cannot be made here" in err
+    assert "gone.png" not in out
+
+
+def test_an_encoder_too_large_for_built_in_images_needs_ones_own(sslbd, tmp_path):
+    artefact_kinds.write(make_encoder(size=300), str(tmp_path / "large"))
+    status, _, err = sslbd("detect", tmp_path / "large", "-q")
+    assert status == 2 and "16 to 256 pixels, the encoder takes 300" in err
+
+
+def test_a_panel_on_ones_own_images_judges_none_that_set_the_threshold(files, look, shelf, monkeypatch):
+    shelf("whiteness")
+    seen = {}
+
+    def run(self, encoder, evidence, *rest):
+        seen.update(aux=evidence.aux, judged=evidence.images)
+        return Findings(np.zeros(len(evidence.images)), np.zeros(len(evidence.aux)), search_space="")
+
+    monkeypatch.setattr(Whiteness, "run", run)
+    assert look("--method", "whiteness", "--aux", "aux.h5", "-q")[0] == 0
+    known = {image.tobytes() for image in seen["aux"]}
+    assert len(known) == 200 - panel.EACH
+    assert not any(image.tobytes() in known for image in seen["judged"][: panel.EACH])
+
+
+def test_the_budget_is_no_error_that_a_method_may_swallow():
+    assert not issubclass(several.OutOfTime, Exception)
+
+
+def test_the_real_shelf_is_listed_without_floors_and_bounds():
+    methods, _ = several._shelf()
+    assert {"dede", "spectral"} <= {method.name for method in methods} and "random" not in {m.name for m in methods}
+    assert all(method.cost > 0 for method in methods)
+    assert all(method.cost > 50 for method in methods if isinstance(method, contract.EncoderDetector))

@@ -1,0 +1,116 @@
+"""Spec strings and shelves, on shelves made up here."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from sslbd_cli import plugin
+from sslbd_cli.errors import InputError
+from sslbd_cli.plugin import Plugin, key
+
+SOURCE = '''"""A module."""
+from dataclasses import dataclass
+from sslbd_cli.core.bases import Trigger
+from sslbd_cli.plugin import key
+
+raise RuntimeError("a shelf is read without running it")
+
+@dataclass(frozen=True, kw_only=True)
+class HalfTone(Trigger):
+    """Print in dots.
+
+    Further words.
+    """
+
+    dots: int = key(3, "how many", low=1, high=9)
+    mode: str = key("round", "their form", choices=("round", "square"))
+    fast: bool = key(True, "or slow")
+    note = 5
+
+class Helper:
+    """No plugin."""
+'''
+
+
+def test_a_shelf_is_described_from_its_source(tmp_path, monkeypatch):
+    (tmp_path / "triggers").mkdir()
+    (tmp_path / "triggers" / "half_tone.py").write_text(SOURCE)
+    (tmp_path / "triggers" / "__init__.py").write_text("")
+    monkeypatch.setattr(plugin, "PACKAGE", tmp_path)
+    (info,) = plugin.listing("trigger").values()
+    assert (info.name, info.class_name, info.module) == ("half-tone", "HalfTone", "sslbd_cli.triggers.half_tone")
+    assert info.summary == "Print in dots." and "Further words." in info.doc
+    assert [dataclasses.astuple(k) for k in info.keys] == [
+        ("dots", "int", 3, "how many", 1, 9, ()),
+        ("mode", "str", "round", "their form", None, None, ("round", "square")),
+        ("fast", "bool", True, "or slow", None, None, ()),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Plugin):
+    """Take every kind of key."""
+
+    shelf: ClassVar[str] = "trigger"
+    whole: int = key(1, "a number", low=0)
+    real: float = key(0.5, "a number", low=0, high=1)
+    flag: bool = key(False, "yes or no")
+    word: str = key("a", "a word")
+
+
+def test_the_spec_of_an_object_spells_every_key_exactly():
+    assert (
+        str(Sample(whole=7, real=0.1 + 0.2, flag=True))
+        == "test-plugin:whole=7,real=0.30000000000000004,flag=yes,word=a"
+    )
+
+
+@pytest.mark.parametrize(
+    "keys", [{"whole": -1}, {"real": 1.01}, {"real": float("nan")}, {"word": "a,b"}, {"word": "a\nb"}]
+)
+def test_values_that_no_spec_may_hold_are_refused(keys):
+    with pytest.raises(InputError, match="test-plugin: "):
+        Sample(**keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("yes", True), ("True", True), ("1", True), ("no", False), ("FALSE", False), ("0", False)]
+)
+def test_yes_and_no(text, value):
+    assert plugin._convert("x", "flag", "bool", text) is value
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "patch:,", "patch:size=5,", "patch:=5", "patch:size==5", "patch:size", "Patch"]
+)
+def test_malformed_specs_are_refused(text):
+    with pytest.raises(InputError):
+        plugin.parse("trigger", text)
+
+
+def test_a_colon_without_keys_is_the_default():
+    assert plugin.parse("trigger", "patch:") == plugin.parse("trigger", "patch")
+
+
+def test_a_value_may_hold_equals_signs_and_colons(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "a=b:c.png"
+    Image.new("RGB", (3, 3)).save(path)
+    trigger = plugin.parse("trigger", f"image:file={path}")
+    assert trigger.file == str(path) and plugin.parse("trigger", str(trigger)) == trigger
+
+
+@pytest.mark.parametrize(("text", "short"), [
+    ("patch", "patch"), ("patch:size=6,fill=white", "patch:size=6.0,fill=white"), ("blend:alpha=0.2", "blend"),
+])  # fmt: skip
+def test_a_brief_spec_leaves_out_defaults_and_means_the_same(text, short):
+    whole = str(plugin.parse("trigger", text))
+    assert plugin.brief("trigger", whole) == short
+    assert str(plugin.parse("trigger", short)) == whole
+
+
+def test_a_spec_of_nothing_on_the_shelf_stays_as_it_is():
+    assert plugin.brief("trigger", "strange:size=6") == "strange:size=6"
