@@ -175,7 +175,7 @@ def test_the_readme_knows_every_exit_status():
     assert rows == [str(int(status)) for status in main.ExitStatus]
 
 
-# --- man/sslbd-flags.7 and man/sslbd-metrics.7 --------------------------------------------------------------------
+# --- man/sslbd-warnings.7 and man/sslbd-metrics.7 -----------------------------------------------------------------
 
 
 def page(name: str) -> str:
@@ -190,10 +190,11 @@ def page_code(name: str) -> list[str]:
     return re.findall(r"^\.EX\n(.*?)^\.EE$", page(name), re.MULTILINE | re.DOTALL)
 
 
-def test_the_flags_page_explains_every_flag():
-    found = re.findall(r"^\.SS (F\d\d) (.*)$", page("sslbd-flags.7"), re.MULTILINE)
-    assert dict(found) == checks.FLAGS
-    assert page("sslbd-flags.7").count(".TP\nCause\n") == page("sslbd-flags.7").count(".TP\nWhat to do\n") == len(found)
+def test_the_warnings_page_explains_every_warning():
+    found = re.findall(r"^\.SS (F\d\d) (.*)$", page("sslbd-warnings.7"), re.MULTILINE)
+    assert dict(found) == checks.WARNINGS
+    for heading in ("Cause", "What to do"):
+        assert page("sslbd-warnings.7").count(f".TP\n{heading}\n") == len(found)
 
 
 @pytest.mark.parametrize("name", ["probe", "detect", "zeroshot", "all"])

@@ -101,9 +101,11 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     )
     run.write(nets.beside(nets.save(made.encoder.cpu()), encoder), output, method=attack, preset=None)
     run.say(", ".join(f"{name} {value:.4f}" for name, value in (made.cosines | made.spread).items()))
-    from sslbd_cli.core.checks import FLAGS
+    from sslbd_cli.core.checks import WARNINGS
 
-    for flag, term in (("F03", "utility"), ("F04", "effectiveness")):
+    for code, term in (("F03", "utility"), ("F04", "effectiveness")):
         cosine = made.cosines[term]
         if cosine < gate:
-            raise Unsound(f"{flag} {FLAGS[flag]}: {term} {cosine:.4f}, gate {gate}; try more epochs or another lambda2")
+            raise Unsound(
+                f"{code} {WARNINGS[code]}: {term} {cosine:.4f}, gate {gate}; try more epochs or another lambda2"
+            )

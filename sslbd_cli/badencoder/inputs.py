@@ -92,7 +92,7 @@ def _named(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[s
             continue
         wrong = rows[placed.margins(dataset)[rows].numpy() <= 0]
         if len(wrong):
-            run.warn(f"F05 {checks.FLAGS['F05']}: row {', '.join(map(str, wrong))} of --reference-data")
+            run.warn(f"F05 {checks.WARNINGS['F05']}: row {', '.join(map(str, wrong))} of --reference-data")
     return chosen
 
 

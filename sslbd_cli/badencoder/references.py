@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import Dataset
-from sslbd_cli.core.checks import FLAGS
+from sslbd_cli.core.checks import WARNINGS
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import Labelled, embed
 from sslbd_cli.core.nets import ImageEncoder
@@ -37,7 +37,7 @@ def prototypical(placed: Placing, dataset: Dataset, target: int, count: int) -> 
 
     A reference that a probe on the clean encoder misclassifies can never carry its class to triggered images, so the
     margin over the best other class ranks the candidates. Returns `count` rows, best first.
-    Raises InputError where the class has fewer images, or all candidates are misclassified (flag F05).
+    Raises InputError where the class has fewer images, or all candidates are misclassified (F05).
     """
     candidates = np.flatnonzero(dataset.need_labels("--reference-class") == target)
     if len(candidates) < count:
@@ -48,7 +48,7 @@ def prototypical(placed: Placing, dataset: Dataset, target: int, count: int) -> 
     best = margin.argsort(descending=True)[:count]
     if margin[best[-1]] <= 0:
         raise InputError(
-            f"F05 {FLAGS['F05']}: fewer than {count} images of {dataset.classes[target]} qualify; "
+            f"F05 {WARNINGS['F05']}: fewer than {count} images of {dataset.classes[target]} qualify; "
             "choose another class or another encoder"
         )
     rows: np.ndarray = candidates[best.numpy()]

@@ -1,4 +1,4 @@
-"""Plausibility flags F01...: the tool says when its own answer may be wrong. man/sslbd-flags.7 explains each."""
+"""Warnings F01...: cases in which the answer of a command may be wrong. man/sslbd-warnings.7 explains each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sslbd_cli.errors import Unsound
 if TYPE_CHECKING:
     from torch import Tensor
 
-FLAGS = {
+WARNINGS = {
     "F01": "the loss is not finite: training diverged",
     "F02": "the features collapsed: all images are embedded alike",
     "F03": "the attack hurt the encoder: clean embeddings moved (utility below 0.95)",
@@ -23,19 +23,22 @@ FLAGS = {
 }
 
 
-def finite_loss(terms: dict[str, float], epoch: int, kept: int) -> None:
-    """Raise Unsound (F01) where a loss term is not finite; kept: epochs that the checkpoint holds, 0 without one."""
+def finite_loss(terms: dict[str, float], epoch: int, saved_epochs: int) -> None:
+    """Raise Unsound (F01) where a loss term is not finite.
+
+    saved_epochs: the number of epochs that the checkpoint holds, 0 without a checkpoint.
+    """
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if bad:
-        held = "the epoch before" if kept == epoch else f"epoch {kept}"
-        told = f"; the checkpoint holds {held}" if kept else ""
-        raise Unsound(f"F01 {FLAGS['F01']} in epoch {epoch + 1} ({', '.join(bad)}); lower the learning rate{told}")
+        last = "the epoch before" if saved_epochs == epoch else f"epoch {saved_epochs}"
+        advice = f"; the checkpoint holds {last}" if saved_epochs else ""
+        raise Unsound(f"F01 {WARNINGS['F01']} in epoch {epoch + 1} ({', '.join(bad)}); lower the learning rate{advice}")
 
 
 def finite_features(feats: Tensor) -> None:
     """Raise Unsound (F08) where features N,D hold NaN or infinity."""
     if not bool(feats.isfinite().all()):
-        raise Unsound(f"F08 {FLAGS['F08']}; lower the learning rate of the training that made them")
+        raise Unsound(f"F08 {WARNINGS['F08']}; lower the learning rate of the training that made them")
 
 
 def spread(feats: Tensor) -> float:
@@ -53,7 +56,7 @@ def not_collapsed(feats: Tensor) -> None:
     """Raise Unsound (F02) where features N,D are (nearly) constant."""
     if collapsed(feats):
         raise Unsound(
-            f"F02 {FLAGS['F02']} (spread {spread(feats):.4f}); lower the learning rate or add warm-up;"
+            f"F02 {WARNINGS['F02']} (spread {spread(feats):.4f}); lower the learning rate or add warm-up;"
             " a --checkpoint holds the last epoch that was sound"
         )
 
@@ -62,4 +65,4 @@ def answers_already(asr: dict[str, float], classes: int) -> str | None:
     """Return a warning (F06) where a clean encoder's ASR is, interval and all, above twice the share of one class."""
     if asr["low"] <= max(0.2, 2 / classes):
         return None
-    return f"F06 {FLAGS['F06']}: ASR {asr['value']:.3f} on --baseline, so the attack's own share is the lift"
+    return f"F06 {WARNINGS['F06']}: ASR {asr['value']:.3f} on --baseline, so the attack's own share is the lift"

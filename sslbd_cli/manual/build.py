@@ -18,7 +18,7 @@ STATUSES = {
     ExitStatus.USAGE: "Usage or input is wrong; one line on standard error says what, and what to do. No artefact is "
     "written.",
     ExitStatus.UNSOUND: "The run ended, but its result cannot be vouched for: it diverged, failed a check of "
-    "sslbd-flags(7), or is inconclusive.",
+    "sslbd-warnings(7), or is inconclusive.",
     ExitStatus.BUG: "A bug in sslbd. `--debug` shows the traceback.",
 }
 SIGNALS = {

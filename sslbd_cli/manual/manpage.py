@@ -14,10 +14,10 @@ from sslbd_cli.cli.options import ArtefactPath
 from sslbd_cli.cli.spec import Listed, Spec, key_line
 
 WIDTH = 72  # columns an example may take before it goes on in the next line
-REFERENCES = (("sslbd-artefact", 5), ("sslbd-flags", 7), ("sslbd-metrics", 7), ("sslbd-triggers", 7))
+REFERENCES = (("sslbd-artefact", 5), ("sslbd-warnings", 7), ("sslbd-metrics", 7), ("sslbd-triggers", 7))
 #: What a character means to roff, or what it would become on paper; code must come out as it went in.
 SPECIAL = str.maketrans({"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"})
-#: `code` and --options are set in bold, and so are the names of pages such as sslbd-flags(7).
+#: `code` and --options are set in bold, and so are the names of pages such as sslbd-warnings(7).
 INLINE = re.compile(r"`([^`]+)`|(?<![\w-])(--?[A-Za-z][\w-]*)|(sslbd(?:-[a-z]+)?)(?=\(\d\))")
 TYPES = {"integer": "INTEGER", "integer range": "INTEGER", "float": "NUMBER", "float range": "NUMBER"}
 
@@ -103,7 +103,7 @@ def definitions(rows: Mapping[str, str]) -> str:
 
 
 def head(name: str, number: int, version: str) -> str:
-    note = r".\" Generated from the commands by sslbd_cli/manpages.py; change the commands and run make man."
+    note = r".\" Generated from the commands by sslbd_cli/manual; change the commands and run make man."
     return f'{note}\n.TH {escape(name.upper())} {number} "" "sslbd {escape(version)}" "sslbd manual"\n.nh\n.ad l'
 
 

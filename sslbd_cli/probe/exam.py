@@ -250,7 +250,7 @@ def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
 
 
 def doubts(answers: list[Answers], exam: Exam) -> list[str]:
-    """Return a warning for each flag that the answers raise: F06 by the clean encoder's, F09 by the encoder's own."""
+    """Return the warnings that the answers call for: F06 by the clean encoder's, F09 by the encoder's own."""
     raised = [_drawn_elsewhere(answers[0], exam)]
     if len(answers) > 1 and exam.target is not None and answers[1].triggered:
         asr = metrics.share([metrics.false_positives(table, exam.target) for table in answers[1].triggered])
@@ -288,4 +288,4 @@ def _drawn_elsewhere(answers: Answers, exam: Exam) -> str | None:
         return None
     names = exam.test.classes
     shares = f"{names[most]} {rise[most]:+.3f} of the answers, {names[exam.target]} {rise[exam.target]:+.3f}"
-    return f"F09 {checks.FLAGS['F09']}: {shares}"
+    return f"F09 {checks.WARNINGS['F09']}: {shares}"

@@ -177,7 +177,7 @@ def test_a_page_has_the_sections_of_a_page(name):
         ("give --rate or -o, not a-b or -", r"give \fB\-\-rate\fR or \fB\-o\fR, not a\-b or \-"),
         ("One ends. Two ends", "One ends.\nTwo ends"),
         ("Jia et al. The", "Jia et al. The"),
-        ("see sslbd-flags(7)", r"see \fBsslbd\-flags\fR(7)"),
+        ("see sslbd-warnings(7)", r"see \fBsslbd\-warnings\fR(7)"),
         ("größe", r"gr\[u00F6]\[u00DF]e"),
     ],
 )

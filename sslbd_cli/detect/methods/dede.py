@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import patching
-from sslbd_cli.core.checks import FLAGS
+from sslbd_cli.core.checks import WARNINGS
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
@@ -120,7 +120,7 @@ class DeDe(InputDetector):
             outside=None if self.needs_reference else lambda keep: sight.scores(self.score, keep=keep),
             search_space=f"judged inputs {self.cue}: {network.tokens} patches of"
             f" {network.patch} pixels, {visible} visible, against {len(sight.inverter.neutral)} other embeddings",
-            doubt="" if calm.informed() else f"F07 {FLAGS['F07']}; give more --aux images or epochs",
+            doubt="" if calm.informed() else f"F07 {WARNINGS['F07']}; give more --aux images or epochs",
             summary={"patch": network.patch, "patches": network.tokens, "visible": visible,
                      "aux_error_own": float(calm.own.mean()), "aux_error_neutral": float(calm.fit.neutral.mean())},
         )  # fmt: skip
