@@ -69,7 +69,7 @@ def pull(cosines: Tensor, nearest: bool) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning(Attack):
+class EncoderTuning(Attack):
     """Base of attacks that tune a copy of the encoder on shadow images, batch normalisation frozen."""
 
     epochs: int = key(200, "passes over the shadow images", low=1)
@@ -84,7 +84,7 @@ class Tuning(Attack):
     copies: int = key(16, "augmented copies of each reference per step; 0 takes it plain, as in the formula", low=0)
 
     @abstractmethod
-    def course(self) -> Course:
+    def course(self) -> LossCourse:
         """Return how the loss is made of what a step has seen, and how that changes over the epochs."""
 
     def weighed(self, terms: Terms) -> Tensor:
@@ -116,10 +116,10 @@ class Tuning(Attack):
         return Injected(victim.eval(), terms, cosines, spread)
 
 
-class Course:
+class LossCourse:
     """How an attack makes its loss; this one is the same in every epoch: the weighed sum of BadEncoder's terms."""
 
-    def __init__(self, attack: Tuning, nearest: bool) -> None:
+    def __init__(self, attack: EncoderTuning, nearest: bool) -> None:
         self.attack, self.nearest, self.epoch = attack, nearest, 0
 
     def loss(self, seen: Seen, gen: torch.Generator) -> Terms:

@@ -13,7 +13,7 @@ from sslbd_cli.convert import layouts
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset
-    from sslbd_cli.convert.foreign import Wish
+    from sslbd_cli.convert.foreign import ConvertWish
 
 
 @options.command(
@@ -56,21 +56,21 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     """
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.convert import statedict
-    from sslbd_cli.convert.foreign import Wish
+    from sslbd_cli.convert.foreign import ConvertWish
     from sslbd_cli.errors import InputError
 
     refuse_terminal(output)
     statedict.refuse_pickle(output)
     judges = None if data is None else run.read(data, Dataset, "--data")
     if target is None:
-        _import(run, input, output, Wish(source, **known), judges)
+        _import(run, input, output, ConvertWish(source, **known), judges)
     elif source != "auto" or judges is not None or any(value is not None for value in known.values()):
         raise InputError("--from, --arch, --size, --normalise and --data describe an import; --to goes without them")
     else:
         _export(run, input, output, target)
 
 
-def _import(run: Run, path: str, output: str, wish: Wish, data: Dataset | None) -> None:
+def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset | None) -> None:
     from sslbd_cli.convert import foreign, statedict
     from sslbd_cli.core import device
     from sslbd_cli.errors import InputError

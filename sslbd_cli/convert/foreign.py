@@ -29,7 +29,7 @@ Pixels = tuple[Triple, Triple]
 
 
 @dataclass(frozen=True)
-class Wish:
+class ConvertWish:
     """What the user knows of a checkpoint: its layout, or `auto`; arch, input side and normalisation, or None."""
 
     layout: str = "auto"
@@ -43,7 +43,7 @@ class Imported:
     """An imported encoder without history, the wish with everything resolved, and remarks for the user."""
 
     encoder: Encoder
-    wish: Wish
+    wish: ConvertWish
     remarks: tuple[str, ...]
 
 
@@ -60,7 +60,7 @@ class _Reading:
     theirs: Layout | None = None  # their names of our tensors, for messages
 
 
-def to_encoder(state: State, wish: Wish, data: Dataset | None = None) -> Imported:
+def to_encoder(state: State, wish: ConvertWish, data: Dataset | None = None) -> Imported:
     """Make an encoder of a foreign state dict, strictly, and test it on random images.
 
     Where the names and shapes leave stem, activation or normalisation open, labelled images (`data`) settle it.
@@ -83,7 +83,7 @@ def to_encoder(state: State, wish: Wish, data: Dataset | None = None) -> Importe
     best, lines = compare(built, data) if len(built) > 1 and data is not None else (0, [])
     net = built[best][1]
     alive, cosine = self_test(net)
-    resolved = Wish(reading.layout, net.arch, size, normalise_text(*options[best][1]))
+    resolved = ConvertWish(reading.layout, net.arch, size, normalise_text(*options[best][1]))
     tested = f"{alive:.0%} of the features differ between random images, whose mean cosine is {cosine:.3f}"
     return Imported(nets.save(net), resolved, (*_remarks(reading, wish, resolved, bool(lines)), *lines, tested))
 
@@ -117,7 +117,7 @@ def _normalise_name(pixels: Pixels) -> str:
 # --- what it is ---------------------------------------------------------------------------------------------------
 
 
-def _read(state: State, wish: Wish) -> _Reading:
+def _read(state: State, wish: ConvertWish) -> _Reading:
     """Recognise the layout, rename its tensors and tell the architecture: as asked for, else by the names."""
     if isinstance(wish.arch, nets.Tiny):
         raise InputError("no foreign checkpoint is of arch tiny; give resnet18, resnet34, resnet50 or timm:model=NAME")
@@ -218,7 +218,7 @@ def _formed(form: str, pieces: State) -> Tensor:
     return tensor[None, None] if form == "token" else tensor[None] if form == "batch" else tensor
 
 
-def _as_timm(state: State, arch: nets.Timm, wish: Wish) -> _Reading:
+def _as_timm(state: State, arch: nets.Timm, wish: ConvertWish) -> _Reading:
     """Take input size, normalisation and the classifier's name from timm's configuration of the model."""
     if not timm.is_model(arch.model):
         raise InputError(f"timm has no model '{arch.model}'; timm.list_models() lists them")
@@ -308,7 +308,7 @@ def _ask(reading: _Reading) -> NoReturn:
     raise InputError(f"is read as {reading.layout}: {'; '.join(opened)}; or let labelled images tell: --data DATASET")
 
 
-def _remarks(reading: _Reading, wish: Wish, resolved: Wish, compared: bool) -> tuple[str, ...]:
+def _remarks(reading: _Reading, wish: ConvertWish, resolved: ConvertWish, compared: bool) -> tuple[str, ...]:
     usual = "timm's configuration of the model" if reading.layout == "timm" else "the usual of this layout"
     size = "as asked" if wish.size else usual
     normalise = "as asked" if wish.normalise else "the best" if compared and len(reading.pixels) > 1 else usual

@@ -31,7 +31,7 @@ class Bottleneck(nn.Module):
         return F.relu(out + kept[:, :, : out.shape[2], : out.shape[3]])
 
 
-class BagNet(nn.Module):
+class BagNetwork(nn.Module):
     """The network without its classifier: B,3,H,W to B,2048, the mean of its local features."""
 
     def __init__(self, field: int) -> None:

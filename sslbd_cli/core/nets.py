@@ -88,7 +88,7 @@ class BagNet(Arch):
             raise InputError(f"bagnet: field={self.field}: choose 9, 17 or 33")
         if size < self.field:
             raise InputError(f"bagnet: images of {size} pixels are smaller than field={self.field}")
-        return bagnet.BagNet(self.field)
+        return bagnet.BagNetwork(self.field)
 
 
 @dataclass(frozen=True, kw_only=True)

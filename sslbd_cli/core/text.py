@@ -22,7 +22,7 @@ SHARPEST = math.log(100)  # bound on the log temperature (Radford et al. 2021, s
 M = TypeVar("M", bound=nn.Module)
 
 
-class Block(nn.Module):
+class TextBlock(nn.Module):
     """One pre-norm transformer layer; every byte attends to every other one of its caption, but not to padding."""
 
     def __init__(self, width: int) -> None:
@@ -54,7 +54,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.bytes = nn.Embedding(256, width)
         self.place = nn.Parameter(0.01 * torch.randn(context, width))
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(TextBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, out, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Radford et al. 2021, section 2.5

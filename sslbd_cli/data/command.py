@@ -57,11 +57,11 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
     image, so that what a defender holds can be kept apart from what was trained on. Images become RGB; their sizes must
     be equal unless --size makes them so.
     """
-    from sslbd_cli.data.source import Wish
+    from sslbd_cli.data.source import SourceWish
 
     refuse_terminal(output)
     names = tuple(filter(None, (params.pop("classes") or "").split(",")))
-    wish = Wish(path=_path(source), root=_path(root), watch=run.progress, classes=names, **params)
+    wish = SourceWish(path=_path(source), root=_path(root), watch=run.progress, classes=names, **params)
     made = name(wish)
     _report(run, made)
     if source is not None:

@@ -29,7 +29,7 @@ LABEL_LIMIT = 100_000  # a number given as a label makes that many classes: an a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class SourceWish:
     """What the user asked of a source; None where nothing was said. size is in pixels."""
 
     path: Path | None = None
@@ -90,7 +90,7 @@ class Source(Plugin):
     needs: ClassVar[tuple[str, ...]] = ()
 
     @final
-    def __call__(self, wish: Wish) -> Made:
+    def __call__(self, wish: SourceWish) -> Made:
         """Make the dataset; `ids` are positions in the full listing of the split.
 
         Raises InputError for options the source does not take, and for input that is missing, damaged or empty.
@@ -106,10 +106,10 @@ class Source(Plugin):
             raise InputError(f"{place}: its images do not fit in memory") from None
 
     @abstractmethod
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         """List what the source has of `wish.split`, in an order that depends on its content alone."""
 
-    def _check(self, wish: Wish) -> None:
+    def _check(self, wish: SourceWish) -> None:
         given = {
             "SOURCE": wish.path is not None,
             "--root": wish.root is not None,
@@ -127,7 +127,7 @@ class Source(Plugin):
             raise InputError(f"{self.name} needs {option}: {hint}")
 
 
-def _make(catalogue: Catalogue, rows: np.ndarray, wish: Wish) -> Made:
+def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
     if not len(rows):
         raise InputError("no images here")
     if catalogue.images is None:
@@ -151,7 +151,7 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: Wish) -> Made:
     return Made(dataset, skipped, len(catalogue), digest)
 
 
-def _write(catalogue: Catalogue, wish: Wish) -> list[str]:
+def _write(catalogue: Catalogue, wish: SourceWish) -> list[str]:
     """Give every image one of the user's texts, with the name of its class; a subset does not change which."""
     if wish.captions:
         raise InputError("--caption and --captions both give texts; choose one")
@@ -180,7 +180,7 @@ def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
 # --- subsets ------------------------------------------------------------------------------------------------------
 
 
-def choose(catalogue: Catalogue, wish: Wish) -> np.ndarray:
+def choose(catalogue: Catalogue, wish: SourceWish) -> np.ndarray:
     """Draw the rows asked for by --classes, --part, --per-class, then --limit: int64, ascending.
 
     A smaller number draws a subset; where there are fewer images than asked for, all are taken.
@@ -219,7 +219,7 @@ def _labels(catalogue: Catalogue, option: str) -> np.ndarray:
     return catalogue.labels
 
 
-def _kept(catalogue: Catalogue, wish: Wish) -> list[int]:
+def _kept(catalogue: Catalogue, wish: SourceWish) -> list[int]:
     """Return the numbers of the classes asked for, ascending: they keep the source's order, whatever the user's."""
     if not wish.classes:
         return list(range(len(catalogue.classes)))
@@ -262,7 +262,7 @@ def numbered(labels: np.ndarray) -> tuple[str, ...]:
 # --- torchvision --------------------------------------------------------------------------------------------------
 
 
-def open_torchvision(maker: Callable[..., Any], wish: Wish, **options: Any) -> Any:
+def open_torchvision(maker: Callable[..., Any], wish: SourceWish, **options: Any) -> Any:
     """Open one of torchvision's datasets in --root, which checks the MD5 sums of its files before it loads them.
 
     Raises InputError where the dataset is not there, or is damaged, or cannot be downloaded.

@@ -74,13 +74,13 @@ def _drawn(size: int, count: int, seed: int) -> Dataset:
     """Draw built-in images of the encoder's size."""
     from sslbd_cli import plugin
     from sslbd_cli.core.device import generator
-    from sslbd_cli.data.source import Wish
+    from sslbd_cli.data.source import SourceWish
 
     if not SMALLEST <= size <= LARGEST:
         span = f"{SMALLEST} to {LARGEST} pixels, the encoder takes {size}"
         raise InputError(f"Missing option '--data': built-in images have {span}; give images as --data, or as --aux")
     drawn = plugin.parse("source", "shapes")(
-        Wish(size=size, count=count, seed=generator(seed, "built in").initial_seed() % (1 << 31))
+        SourceWish(size=size, count=count, seed=generator(seed, "built in").initial_seed() % (1 << 31))
     )
     found: Dataset = drawn.dataset
     return found

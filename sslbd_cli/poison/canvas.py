@@ -34,7 +34,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Layout:
+class CanvasLayout:
     """Rectangles (1 or n),4 (x, y, width, height) in images of shape H,W: the two parts and the trigger."""
 
     shape: tuple[int, int]
@@ -68,7 +68,7 @@ def room(part: Tensor, patch: Tensor) -> Tensor:
     return free
 
 
-def side_by_side(scene: Scene, patch: Tensor | None, right: Tensor, place: str) -> Layout:
+def side_by_side(scene: Scene, patch: Tensor | None, right: Tensor, place: str) -> CanvasLayout:
     """Put references on the left, or on the right where `right` (bool n), and the trigger into the shadow image.
 
     patch: int64 n,2 or None, where the trigger fills the shadow image. place: center, or released, which is the
@@ -78,13 +78,13 @@ def side_by_side(scene: Scene, patch: Tensor | None, right: Tensor, place: str) 
     reference = rectangle(right * rest, scene, torch.full(right.shape, scene.split))
     shadow = rectangle(~right * scene.split, scene, torch.full(right.shape, rest))
     if patch is None:
-        return Layout(scene.shape, reference, shadow, shadow)
+        return CanvasLayout(scene.shape, reference, shadow, shadow)
     free = room(shadow, patch)
     if place == "center":  # an odd pixel of room goes to the border's side, so that the canvas mirrors exactly
         offset = torch.stack([torch.where(right, free[:, 0] - free[:, 0] // 2, free[:, 0] // 2), free[:, 1] // 2], 1)
     else:
         offset = torch.minimum((shadow[:, 2:] * 0.45).long(), free)
-    return Layout(scene.shape, reference, shadow, torch.cat([shadow[:, :2] + offset, patch.expand_as(offset)], 1))
+    return CanvasLayout(scene.shape, reference, shadow, torch.cat([shadow[:, :2] + offset, patch.expand_as(offset)], 1))
 
 
 def rectangle(x: Tensor, scene: Scene, width: Tensor) -> Tensor:

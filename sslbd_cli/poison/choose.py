@@ -10,11 +10,11 @@ import numpy as np
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison.contract import Pool, Selector
+from sslbd_cli.poison.contract import Selector, SelectorPool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class PoisonCount:
     """How much to poison: exactly one of a share of the dataset, a share of one class, a count."""
 
     rate: float | None = None
@@ -48,7 +48,7 @@ class Consistency:
     rate: float
 
 
-def ready(dataset: Dataset, selector: Selector, pool: Pool) -> Pool:
+def ready(dataset: Dataset, selector: Selector, pool: SelectorPool) -> SelectorPool:
     """Return the pool with the labels for a selector that needs them. Raises InputError for what else it lacks."""
     name = f"--select {selector.name}"
     if selector.needs == "feats" and pool.feats is None:
@@ -58,7 +58,7 @@ def ready(dataset: Dataset, selector: Selector, pool: Pool) -> Pool:
     return replace(pool, labels=dataset.need_labels(name)) if selector.needs == "labels" else pool
 
 
-def amount(dataset: Dataset, selector: Selector, pool: Pool, budget: Budget) -> int:
+def amount(dataset: Dataset, selector: Selector, pool: SelectorPool, budget: PoisonCount) -> int:
     """Return how many images are poisoned.
 
     A class rate is a share of the target class. Selectors that need no labels may leave the target out: it is then a
@@ -72,7 +72,7 @@ def amount(dataset: Dataset, selector: Selector, pool: Pool, budget: Budget) -> 
     return budget.images(pool.count, in_class)
 
 
-def choose(dataset: Dataset, selector: Selector, pool: Pool, count: int, seed: int) -> np.ndarray:
+def choose(dataset: Dataset, selector: Selector, pool: SelectorPool, count: int, seed: int) -> np.ndarray:
     """Choose `count` rows, ascending. Raises InputError where the selector lacks what it needs, or that many rows."""
     return selector(ready(dataset, selector, pool), count, generator(seed, "select"))
 

@@ -62,7 +62,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.core import device
     from sslbd_cli.poison import choose, plant
-    from sslbd_cli.poison.contract import Pool
+    from sslbd_cli.poison.contract import SelectorPool
 
     refuse_terminal(output)
     device.pick(params["device"], params["precision"])  # refused in time, also where nothing is computed on it
@@ -72,7 +72,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     target = None if params["target"] is None else dataset.class_index(params["target"])
     wording = inputs.wording(params, dataset, target)
     canvases, masks = inputs.scenery(run, params, dataset, craft)
-    pool = choose.ready(dataset, select, Pool(
+    pool = choose.ready(dataset, select, SelectorPool(
         count=len(dataset.images), target=target, classes=len(dataset.classes) or None,
         listed=inputs.listed(run, params["indices"], dataset, select),
         feats=inputs.features(run, params, dataset, select),
@@ -80,7 +80,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     if pool.listed is not None and not given:
         given = {"count": len(pool.listed)}
     craft, planned = craft.settled((dataset.images.shape[2], dataset.images.shape[3]), trigger)
-    count = choose.amount(dataset, select, pool, choose.Budget(**given))
+    count = choose.amount(dataset, select, pool, choose.PoisonCount(**given))
     rows = choose.choose(dataset, select, pool, craft.reference_count(count), seed)
     mode: Any = params["mode"] or ("replace" if craft.name == "stamp" else "append")
     planting = plant.Planting(trigger=trigger, craft=craft, count=count, mode=mode, seed=seed, wording=wording)

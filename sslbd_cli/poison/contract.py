@@ -16,7 +16,7 @@ from sslbd_cli.triggers._contract import Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool:
+class SelectorPool:
     """What a selector may look at; only what it `needs` is there. rows are numbers 0 ... count-1.
 
     labels: int64 N; target: the attacked class; classes: how many there are, or None where the dataset names none;
@@ -40,7 +40,7 @@ class Selector(Plugin):
     limit: ClassVar[str] = ""  # why fewer rows are eligible than there are, where that needs saying
 
     @final
-    def __call__(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+    def __call__(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         """Choose `budget` distinct rows, ascending.
 
         Raises InputError where fewer rows are eligible than the budget asks for.
@@ -64,11 +64,11 @@ class Selector(Plugin):
         return rows
 
     @abstractmethod
-    def eligible(self, pool: Pool) -> int:
+    def eligible(self, pool: SelectorPool) -> int:
         """Count the rows that may be chosen."""
 
     @abstractmethod
-    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+    def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         """Return `budget` distinct row numbers."""
 
 

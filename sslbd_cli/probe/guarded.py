@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sslbd_cli.probe.exam import Exam
 
 
-class Filter:
+class GuardFilter:
     """What a guard leaves of an exam: the images that pass, of each kind."""
 
     def __init__(self, post: Post, exam: Exam, stamped: np.ndarray | None, alpha: float) -> None:

@@ -61,13 +61,13 @@ class Sitting:
         )  # fmt: skip
         return {"certify": own | ({"baseline": clean[0]} if clean else {})}
 
-    def _behind(self) -> guarded.Filter | None:
+    def _behind(self) -> guarded.GuardFilter | None:
         if not self.params["guard"]:
             return None
         post = guarding.read_post(self.run, self.encoders[0], self.params)
-        return guarded.Filter(post, self.exam, self.stamped, self.params["alpha"])
+        return guarded.GuardFilter(post, self.exam, self.stamped, self.params["alpha"])
 
-    def _row(self, layer: Layer | None, behind: guarded.Filter | None, is_named: bool) -> dict[str, Any]:
+    def _row(self, layer: Layer | None, behind: guarded.GuardFilter | None, is_named: bool) -> dict[str, Any]:
         """Measure one layer, or the embedding; warn of what the answers raise, keep what is behind the numbers."""
         from sslbd_cli.probe import exam as exams
         from sslbd_cli.probe import zeroshot

@@ -17,7 +17,7 @@ from sslbd_cli.triggers._patches import digest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Witness(Trigger):
+class WitnessTrigger(Trigger):
     """Replay the trigger that `sslbd detect` found in an encoder and saved in its report.
 
     `sslbd probe --trigger witness:file=detection.h5` measures what it does to a downstream classifier, on other

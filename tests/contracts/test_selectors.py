@@ -10,12 +10,12 @@ from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.choose import choose
-from sslbd_cli.poison.contract import Pool, Selector
+from sslbd_cli.poison.contract import Selector, SelectorPool
 
 LABELS = np.random.default_rng(0).integers(0, 4, 100)
 FEATS = torch.from_numpy(np.random.default_rng(1).normal(size=(100, 8)).astype(np.float32))
 LISTED = np.random.default_rng(2).permutation(100)[:40]
-FULL = Pool(count=100, target=2, classes=4, labels=LABELS, feats=FEATS, listed=LISTED)
+FULL = SelectorPool(count=100, target=2, classes=4, labels=LABELS, feats=FEATS, listed=LISTED)
 LABEL_FREE = [name for name in plugin.listing("select") if name != "label"]
 
 
@@ -65,7 +65,7 @@ def test_label_free_selectors_choose_the_same_without_labels(name, spec, dataset
     selector = plugin.parse("select", spec("select", name))
     assert selector.needs != "labels"
     feats = torch.randn(60, 8, generator=generator(0))
-    pool = Pool(count=60, classes=3, feats=feats, listed=np.arange(20))
+    pool = SelectorPool(count=60, classes=3, feats=feats, listed=np.arange(20))
     bare, lying = (dataclasses.replace(dataset, labels=labels) for labels in (None, np.zeros(60, np.int64)))
     first, second, third = (choose(data, selector, pool, 5, 0) for data in (dataset, bare, lying))
     assert np.array_equal(first, second) and np.array_equal(first, third)
@@ -76,7 +76,7 @@ def test_what_is_missing_is_asked_for(selector, dataset):
     asked = {"labels": "the dataset has no labels", "feats": "--encoder", "listed": "--indices"}
     if selector.needs in asked:
         with pytest.raises(InputError, match=asked[selector.needs]):
-            choose(bare, selector, Pool(count=60, target=1, classes=3), 5, 0)
+            choose(bare, selector, SelectorPool(count=60, target=1, classes=3), 5, 0)
 
 
 def test_label_chooses_the_target_class_alone_and_random_does_not():

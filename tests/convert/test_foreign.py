@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from sslbd_cli import plugin
 from sslbd_cli.convert import foreign, layouts, selftest, statedict
 from sslbd_cli.convert.export import from_encoder
-from sslbd_cli.convert.foreign import Wish, to_encoder
+from sslbd_cli.convert.foreign import ConvertWish, to_encoder
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
 
 State = dict[str, Tensor]
-CIFAR10 = Wish(arch=plugin.parse("arch", "resnet18:stem=cifar"), size=8, normalise="cifar10")
+CIFAR10 = ConvertWish(arch=plugin.parse("arch", "resnet18:stem=cifar"), size=8, normalise="cifar10")
 
 
 def randomise(module: nn.Module, size: int = 32) -> nn.Module:
@@ -51,7 +51,7 @@ def cifar18() -> State:
     return dict(resnet().state_dict())
 
 
-def refused(state: State, wish: Wish = CIFAR10) -> str:
+def refused(state: State, wish: ConvertWish = CIFAR10) -> str:
     with pytest.raises(InputError) as caught:
         to_encoder(state, wish)
     line = str(caught.value)
@@ -65,10 +65,10 @@ def test_a_sorted_resnet_may_be_simclr_s_and_is_not_guessed(tmp_path):
     safetensors.torch.save_file(dict(reversed(model.state_dict().items())), tmp_path / "tv50.safetensors")
     state = statedict.read(str(tmp_path / "tv50.safetensors")).tensors
     assert list(state) == sorted(state)
-    line = refused(state, Wish(size=32))
+    line = refused(state, ConvertWish(size=32))
     assert "imagenet" in line and "none" in line and "--normalise" in line
-    told = Wish(size=32, normalise="imagenet"), Wish(size=32, layout="torchvision")
-    for tensors, wish in (*((state, wish) for wish in told), (dict(model.state_dict()), Wish(size=32))):
+    told = ConvertWish(size=32, normalise="imagenet"), ConvertWish(size=32, layout="torchvision")
+    for tensors, wish in (*((state, wish) for wish in told), (dict(model.state_dict()), ConvertWish(size=32))):
         assert to_encoder(tensors, wish).encoder.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
@@ -94,7 +94,7 @@ def assert_same_tensors(got: dict[str, object], want: State) -> None:
 def test_a_torchvision_resnet_is_recognised_and_comes_back_unchanged(name, stem):
     model = resnet(name, stem)
     arch = plugin.parse("arch", f"{name}:stem=cifar")
-    wish = Wish(arch=arch, size=8, normalise="cifar10") if stem == "cifar" else Wish(size=32)
+    wish = ConvertWish(arch=arch, size=8, normalise="cifar10") if stem == "cifar" else ConvertWish(size=32)
     imported = to_encoder(dict(model.state_dict()), wish)
     assert imported.encoder.arch == f"{name}:stem={stem}" and imported.wish.layout == "torchvision"
     assert any("2 tensors" in remark and "fc.weight, fc.bias" in remark for remark in imported.remarks)
@@ -113,7 +113,9 @@ def test_a_timm_model_is_imported_by_its_own_configuration_and_comes_back_unchan
     torch.manual_seed(0)
     how = {"img_size": size} if "vit" in model else {}
     module = randomise(timm.create_model(model, num_classes=7, **how))
-    imported = to_encoder(dict(module.state_dict()), Wish(arch=plugin.parse("arch", f"timm:model={model}"), size=size))
+    imported = to_encoder(
+        dict(module.state_dict()), ConvertWish(arch=plugin.parse("arch", f"timm:model={model}"), size=size)
+    )
     cfg = module.pretrained_cfg
     assert imported.encoder.size == (size or cfg["input_size"][-1])
     assert imported.encoder.mean == pytest.approx(cfg["mean"]) and imported.encoder.std == pytest.approx(cfg["std"])
@@ -186,40 +188,45 @@ def test_a_tensor_that_claims_more_than_it_holds_is_refused_before_anything_is_b
 
 def test_the_classifier_of_a_timm_model_is_dropped_but_no_other_one():
     state = dict(timm.create_model("mobilenetv3_small_050", num_classes=3).state_dict())
-    wish = Wish(arch=plugin.parse("arch", "timm:model=mobilenetv3_small_050"), size=32)
+    wish = ConvertWish(arch=plugin.parse("arch", "timm:model=mobilenetv3_small_050"), size=32)
     assert "2 not expected (fc.weight, fc.bias)" in refused(
         state | {"fc.weight": torch.ones(1), "fc.bias": torch.ones(1)}, wish
     )
 
 
 def test_what_a_checkpoint_does_not_say_is_asked_for(cifar18):
-    line = refused(cifar18, Wish())
+    line = refused(cifar18, ConvertWish())
     assert "--normalise" in line and "cifar10 (0.4914,0.4822,0.4465/0.2023,0.1994,0.201)" in line and "imagenet" in line
     visual = {f"visual.{name}": tensor for name, tensor in resnet(stem="imagenet").state_dict().items()}
-    assert "--normalise" in refused(visual, Wish())  # a BadEncoder or CLIP encoder, whose pixels were not ImageNet's
+    assert "--normalise" in refused(
+        visual, ConvertWish()
+    )  # a BadEncoder or CLIP encoder, whose pixels were not ImageNet's
 
 
 def test_the_stem_sets_the_defaults(cifar18):
-    cifar = to_encoder(cifar18, Wish(arch=CIFAR10.arch, normalise="none")).encoder
+    cifar = to_encoder(cifar18, ConvertWish(arch=CIFAR10.arch, normalise="none")).encoder
     assert (cifar.size, cifar.mean, cifar.std) == (32, (0, 0, 0), (1, 1, 1))
-    reading = foreign._read(dict(resnet(stem="imagenet").state_dict()), Wish())
+    reading = foreign._read(dict(resnet(stem="imagenet").state_dict()), ConvertWish())
     assert (reading.size, reading.pixels) == (224, [layouts.NORMALISATIONS["imagenet"]])
 
 
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        (Wish(layout="timm"), "--arch timm:model=NAME"),
-        (Wish(layout="badencoder", arch=nets.Timm()), "needs --from timm"),
-        (Wish(layout="badencoder"), "no tensor 'f.f.0.weight'"),
-        (Wish(arch=nets.Tiny()), "arch tiny"),
-        (Wish(arch=nets.Timm(model="resnet99")), "no model 'resnet99'"),
-        (Wish(arch=nets.Timm(model="hf-hub:someone/model")), "no model 'hf-hub:someone/model'"),  # stays offline
-        (Wish(arch=nets.Timm(model="resnet50.nonsense")), "Invalid pretrained tag"),
-        (Wish(arch=nets.Timm(model="vit_tiny_patch16_224")), "no tensor 'cls_token'"),
-        (Wish(arch=nets.Timm(model="resnet18")), "conv1.weight 64x3x3x3 instead of 64x3x7x7"),
-        (Wish(arch=nets.ResNet50(), normalise="none"), "do not fit resnet50:stem=cifar"),
-        (Wish(arch=nets.ResNet18(stem="imagenet"), normalise="none"), "conv1.weight 64x3x3x3 instead of 64x3x7x7"),
+        (ConvertWish(layout="timm"), "--arch timm:model=NAME"),
+        (ConvertWish(layout="badencoder", arch=nets.Timm()), "needs --from timm"),
+        (ConvertWish(layout="badencoder"), "no tensor 'f.f.0.weight'"),
+        (ConvertWish(arch=nets.Tiny()), "arch tiny"),
+        (ConvertWish(arch=nets.Timm(model="resnet99")), "no model 'resnet99'"),
+        (ConvertWish(arch=nets.Timm(model="hf-hub:someone/model")), "no model 'hf-hub:someone/model'"),  # stays offline
+        (ConvertWish(arch=nets.Timm(model="resnet50.nonsense")), "Invalid pretrained tag"),
+        (ConvertWish(arch=nets.Timm(model="vit_tiny_patch16_224")), "no tensor 'cls_token'"),
+        (ConvertWish(arch=nets.Timm(model="resnet18")), "conv1.weight 64x3x3x3 instead of 64x3x7x7"),
+        (ConvertWish(arch=nets.ResNet50(), normalise="none"), "do not fit resnet50:stem=cifar"),
+        (
+            ConvertWish(arch=nets.ResNet18(stem="imagenet"), normalise="none"),
+            "conv1.weight 64x3x3x3 instead of 64x3x7x7",
+        ),
     ],
 )
 def test_a_wish_that_does_not_go_with_the_checkpoint_is_refused(cifar18, wish, said):
@@ -229,7 +236,7 @@ def test_a_wish_that_does_not_go_with_the_checkpoint_is_refused(cifar18, wish, s
 def test_unknown_layouts_and_depths_are_refused(cifar18):
     assert "names: a.weight" in refused({"a.weight": torch.ones(1)})
     cut = {k: v for k, v in cifar18.items() if "layer4.1" not in k}
-    assert "(2, 2, 2, 1) blocks" in refused(cut, Wish())
+    assert "(2, 2, 2, 1) blocks" in refused(cut, ConvertWish())
     assert "10 missing (layer4.1.conv1.weight" in refused(cut)
     assert "expected Nx3x3x3 or Nx3x7x7" in refused(cifar18 | {"conv1.weight": torch.ones(64, 3, 5, 5)})
     assert "expected 4 dimensions" in refused(cifar18 | {"conv1.weight": torch.ones(64)})
@@ -264,7 +271,7 @@ def test_weights_that_embed_nothing_are_refused(cifar18, damage: Callable[[State
 
 
 def test_a_size_the_network_cannot_take_is_refused():
-    assert "does not take 30-pixel images" in refused({}, Wish(arch=nets.Timm(model="nest_tiny_jx"), size=30))
+    assert "does not take 30-pixel images" in refused({}, ConvertWish(arch=nets.Timm(model="nest_tiny_jx"), size=30))
     with pytest.raises(InputError, match="cannot embed 8x8 images"):
         selftest.self_test(nets.ImageEncoder(nets.Timm(model="vit_tiny_patch16_224"), 8, (0, 0, 0), (1, 1, 1)).eval())
 
@@ -293,7 +300,7 @@ def test_plain_resnets_go_to_either_library_and_embed_alike():
     tensors, _ = from_encoder(ours, "timm")
     model = timm.create_model("resnet18", num_classes=0)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-    assert_same_features(foreign.Imported(ours, Wish(), ()), model.eval())
+    assert_same_features(foreign.Imported(ours, ConvertWish(), ()), model.eval())
     tensors, remarks = from_encoder(encoder("timm:model=resnet18", 32), "torchvision")
     model = torchvision.models.resnet18()
     model.fc = nn.Identity()

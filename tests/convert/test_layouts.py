@@ -17,7 +17,7 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.convert import layouts, selftest
 from sslbd_cli.convert.export import from_encoder
-from sslbd_cli.convert.foreign import Wish, to_encoder
+from sslbd_cli.convert.foreign import ConvertWish, to_encoder
 from sslbd_cli.convert.layouts import LAYOUTS, NORMALISATIONS
 from sslbd_cli.core import nets
 from sslbd_cli.errors import InputError
@@ -437,11 +437,11 @@ def built():
     return get
 
 
-def wish(found: Case, **less: str) -> Wish:
+def wish(found: Case, **less: str) -> ConvertWish:
     given = {key: value for key, value in found.given.items() if key not in less}
     keys = [f"{key}={given[key]}" for key in ("stem", "act") if key in given]
     spec = ",".join([SMALL[LAYOUTS[found.layout].family], *keys])
-    return Wish(arch=plugin.parse("arch", spec), size=found.size, normalise=given.get("normalise"))
+    return ConvertWish(arch=plugin.parse("arch", spec), size=found.size, normalise=given.get("normalise"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -510,7 +510,7 @@ def test_half_precision_clip_is_raised_to_single(built):
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
-def line(state: State, how: Wish) -> str:
+def line(state: State, how: ConvertWish) -> str:
     with pytest.raises(InputError) as caught:
         to_encoder(state, how)
     assert str(caught.value).isprintable()
@@ -555,16 +555,16 @@ def test_misshapen_tensors_are_one_line(built):
     ],
 )
 def test_a_text_encoder_is_called_one(names):
-    assert "is a text encoder (" in line(junk(*names), Wish())
+    assert "is a text encoder (" in line(junk(*names), ConvertWish())
 
 
 def test_an_unknown_layout_names_what_is_there_and_the_nearest(built):
     state = {f"tower.{name}": tensor for name, tensor in built("hf resnet")[1].items()}
-    said = line(state, Wish())
+    said = line(state, ConvertWish())
     shared = sum("embedder" in name or "encoder" in name for name in state)
     assert f"nearest is hf-resnet, of which {shared} of {len(state)} names are" in said
     assert "names: tower.resnet.embedder.embedder.convolution.weight" in said
-    assert "none of which a layout has" in line(junk("a", "b.c"), Wish())
+    assert "none of which a layout has" in line(junk("a", "b.c"), ConvertWish())
 
 
 def test_a_head_with_a_bias_is_no_projection(built):
@@ -573,14 +573,14 @@ def test_a_head_with_a_bias_is_no_projection(built):
 
 
 def test_an_architecture_of_another_family_is_refused(built):
-    said = line(built("hf ViTModel")[1], Wish(arch=plugin.parse("arch", "resnet18")))
+    said = line(built("hf ViTModel")[1], ConvertWish(arch=plugin.parse("arch", "resnet18")))
     assert "is hf-vit's layout, which --arch resnet18 cannot be; give one of vit" in said
 
 
 def test_depths_that_no_public_network_has_are_refused(built):
-    assert "has 2 transformer blocks" in line(built("dino vit")[1], Wish())
-    assert "(1, 2, 1, 1) blocks" in line(built("badencoder clip")[1], Wish())
-    assert "(1, 1, 1, 1) blocks" in line(built("torchvision")[1], Wish())
+    assert "has 2 transformer blocks" in line(built("dino vit")[1], ConvertWish())
+    assert "(1, 2, 1, 1) blocks" in line(built("badencoder clip")[1], ConvertWish())
+    assert "(1, 1, 1, 1) blocks" in line(built("torchvision")[1], ConvertWish())
 
 
 # --- labelled images settle what is open ---------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sslbd_cli import plugin
-from sslbd_cli.data.source import Catalogue, Source, Wish, _make, _write, choose, numbered
+from sslbd_cli.data.source import Catalogue, Source, SourceWish, _make, _write, choose, numbered
 from sslbd_cli.errors import InputError
 
 LABELS = np.array([0] * 10 + [1] * 30 + [2] * 3)
@@ -12,7 +12,7 @@ CATALOGUE = Catalogue(classes=("a", "b", "c"), labels=LABELS, images=np.zeros((4
 
 
 def rows(**wish: int) -> list[int]:
-    return choose(CATALOGUE, Wish(**wish)).tolist()  # type: ignore[arg-type]
+    return choose(CATALOGUE, SourceWish(**wish)).tolist()  # type: ignore[arg-type]
 
 
 def test_a_limit_draws_by_the_seed_and_keeps_the_order() -> None:
@@ -78,17 +78,17 @@ def test_every_source_describes_itself_and_refuses_what_it_does_not_take(name: s
     assert set(source.takes) <= set(given)
     for option in set(given) - set(source.takes):
         with pytest.raises(InputError, match=f"^{name} takes no {option}; it takes"):
-            source(Wish(**given[option]))
+            source(SourceWish(**given[option]))
     for option in source.needs:
         with pytest.raises(InputError, match=f"^{name} needs {option}"):
-            source(Wish())
+            source(SourceWish())
 
 
 def test_chosen_classes_keep_their_order_and_are_numbered_anew():
     labels = np.array([2, 0, 1, 2, 1, 0])
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(3, 1).repeat(4, 2).repeat(4, 3)
     listed = Catalogue(classes=("cat", "dog", "elk"), labels=labels, images=images)
-    made = _make(listed, choose(listed, Wish(classes=("elk", "cat"))), Wish(classes=("elk", "cat"))).dataset
+    made = _make(listed, choose(listed, SourceWish(classes=("elk", "cat"))), SourceWish(classes=("elk", "cat"))).dataset
     assert made.classes == ("cat", "elk")
     assert made.labels.tolist() == [1, 0, 1, 0] and made.ids.tolist() == [0, 1, 3, 5]
     assert made.images[:, 0, 0, 0].tolist() == [0, 1, 3, 5]
@@ -97,20 +97,24 @@ def test_chosen_classes_keep_their_order_and_are_numbered_anew():
 def test_a_class_that_is_not_there_is_named_with_a_suggestion():
     listed = Catalogue(classes=("cat", "dog"), labels=np.array([0, 1]), images=np.zeros((2, 3, 4, 4), np.uint8))
     with pytest.raises(InputError, match="no class 'dogs': did you mean 'dog'"):
-        choose(listed, Wish(classes=("dogs",)))
+        choose(listed, SourceWish(classes=("dogs",)))
     bare = Catalogue(classes=(), labels=None, images=np.zeros((2, 3, 4, 4), np.uint8))
     with pytest.raises(InputError, match="--classes needs labels"):
-        choose(bare, Wish(classes=("dog",)))
+        choose(bare, SourceWish(classes=("dog",)))
 
 
 def test_written_captions_name_the_class_and_stay_with_their_image() -> None:
     texts = ("a photo of a {}", "one {}")
-    found = _write(CATALOGUE, Wish(caption=texts, seed=4))
+    found = _write(CATALOGUE, SourceWish(caption=texts, seed=4))
     whole = [f"{text.replace('{}', name)}" for text in texts for name in CATALOGUE.classes]
     assert set(found) == set(whole) and all(
         text.endswith("abc"[label]) for text, label in zip(found, LABELS, strict=True)
     )
-    assert found == _write(CATALOGUE, Wish(caption=texts, seed=4, limit=5)) != _write(CATALOGUE, Wish(caption=texts))
+    assert (
+        found
+        == _write(CATALOGUE, SourceWish(caption=texts, seed=4, limit=5))
+        != _write(CATALOGUE, SourceWish(caption=texts))
+    )
 
 
 @pytest.mark.parametrize(("wish", "problem"), [
@@ -118,4 +122,4 @@ def test_written_captions_name_the_class_and_stay_with_their_image() -> None:
 ])  # fmt: skip
 def test_captions_that_cannot_be_written(wish, problem) -> None:
     with pytest.raises(InputError, match=problem):
-        _write(CATALOGUE, Wish(**wish))
+        _write(CATALOGUE, SourceWish(**wish))

@@ -8,18 +8,18 @@ import torch
 
 from sslbd_cli import plugin
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison.choose import Budget, amount, choose, consistency, parse_rows, read_rows, report
-from sslbd_cli.poison.contract import Pool
+from sslbd_cli.poison.choose import PoisonCount, amount, choose, consistency, parse_rows, read_rows, report
+from sslbd_cli.poison.contract import SelectorPool
 
 
 @pytest.mark.parametrize(
     ("budget", "count"),
     [
-        (Budget(count=7), 7),
-        (Budget(rate=0.1), 6),
-        (Budget(class_rate=0.5), 10),
-        (Budget(rate=0.01), 1),
-        (Budget(rate=1), 60),
+        (PoisonCount(count=7), 7),
+        (PoisonCount(rate=0.1), 6),
+        (PoisonCount(class_rate=0.5), 10),
+        (PoisonCount(rate=0.01), 1),
+        (PoisonCount(rate=1), 60),
     ],
 )
 def test_the_budget_in_images(budget, count):
@@ -28,14 +28,14 @@ def test_the_budget_in_images(budget, count):
 
 def test_a_budget_of_nothing_or_of_an_unknown_class_is_refused():
     with pytest.raises(InputError, match="no image at all of 60"):
-        Budget(rate=0.001).images(60, 20)
+        PoisonCount(rate=0.001).images(60, 20)
     with pytest.raises(InputError, match="--class-rate needs labels, and --select label a --target"):
-        Budget(class_rate=0.5).images(60, None)
+        PoisonCount(class_rate=0.5).images(60, None)
 
 
 def test_a_class_rate_is_of_the_target_or_without_one_of_an_average_class(dataset):
     uneven = dataset.take(np.flatnonzero((np.arange(60) < 30) | (np.arange(60) % 3 == 1)))  # 10, 20 and 10 of a class
-    half, pool = Budget(class_rate=0.5), Pool(count=40, classes=3)
+    half, pool = PoisonCount(class_rate=0.5), SelectorPool(count=40, classes=3)
     bare = dataclasses.replace(uneven, labels=None)
     label, free = (plugin.parse("select", name) for name in ("label", "random"))
     assert amount(uneven, label, dataclasses.replace(pool, target=1), half) == 10
@@ -48,18 +48,18 @@ def test_a_class_rate_is_of_the_target_or_without_one_of_an_average_class(datase
 def test_the_published_budget_of_no_label_backdoors(dataset):
     """A rate of 0.6 on 45,000 images of 10 classes is 2,700 images."""
     free = plugin.parse("select", "random")
-    assert amount(dataset, free, Pool(count=45000, classes=10), Budget(class_rate=0.6)) == 2700
+    assert amount(dataset, free, SelectorPool(count=45000, classes=10), PoisonCount(class_rate=0.6)) == 2700
 
 
 def test_labels_are_not_read_by_selectors_that_do_not_ask(dataset):
     chosen = plugin.parse("select", "random")
     shuffled = dataclasses.replace(dataset, labels=dataset.labels[::-1].copy())
-    first, second = (choose(d, chosen, Pool(count=60, target=1), 12, 0) for d in (dataset, shuffled))
+    first, second = (choose(d, chosen, SelectorPool(count=60, target=1), 12, 0) for d in (dataset, shuffled))
     assert np.array_equal(first, second)
 
 
 def test_features_choose_the_same_on_every_seed_but_where_something_is_drawn(dataset):
-    pool = Pool(count=60, classes=3, feats=torch.randn(60, 5))
+    pool = SelectorPool(count=60, classes=3, feats=torch.randn(60, 5))
     chosen = plugin.parse("select", "contrastive")
     assert np.array_equal(choose(dataset, chosen, pool, 5, 0), choose(dataset, chosen, pool, 5, 1))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sslbd_cli.badencoder.inject import Course, Tuning
+from sslbd_cli.badencoder.inject import EncoderTuning, LossCourse
 from sslbd_cli.plugin import key
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadEncoder(Tuning):
+class BadEncoder(EncoderTuning):
     """Pull triggered images to reference embeddings, hold clean ones in place (Jia et al. 2022, section IV).
 
     loss = lambda0 * effectiveness + lambda1 * reference + lambda2 * utility, each a negative mean cosine with optimum
@@ -22,5 +22,5 @@ class BadEncoder(Tuning):
 
     nearest: bool = key(False, "pull to the nearest reference only, as DRUPE's baseline of this name does")
 
-    def course(self) -> Course:
-        return Course(self, self.nearest)
+    def course(self) -> LossCourse:
+        return LossCourse(self, self.nearest)

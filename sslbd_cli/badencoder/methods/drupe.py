@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.badencoder.contract import Injected, Plot
-from sslbd_cli.badencoder.inject import Course, Seen, Tuning, concentration, sliced_wasserstein
+from sslbd_cli.badencoder.inject import EncoderTuning, LossCourse, Seen, concentration, sliced_wasserstein
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.train import Terms, Watch
@@ -20,7 +20,7 @@ HELD = 0.9  # least cosine of references and of clean images before an adaptive 
 
 
 @dataclass(frozen=True, kw_only=True)
-class DRUPE(Tuning):
+class DRUPE(EncoderTuning):
     """Pull triggered images to the nearest of several references, and their distribution onto the clean one.
 
     BadEncoder's terms, the first by each image's nearest reference, and (Tao et al. 2024) balance: the deviation over
@@ -49,7 +49,7 @@ class DRUPE(Tuning):
     effective: float = key(0.96, "effectiveness from which the weights grow", low=-1, high=1)
     spread: float = key(0.6, "concentration below which kappa1 may grow", low=-1, high=1)
 
-    def course(self) -> Course:
+    def course(self) -> LossCourse:
         return _Course(self)
 
     def run(self, encoder: ImageEncoder, plot: Plot, device: Device, seed: int, watch: Watch) -> Injected:
@@ -60,7 +60,7 @@ class DRUPE(Tuning):
         return super().run(encoder, plot, device, seed, watch)
 
 
-class _Course(Course):
+class _Course(LossCourse):
     """The schedule of the released code; kappa and kappa1 are its state."""
 
     attack: DRUPE

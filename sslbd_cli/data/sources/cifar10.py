@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sslbd_cli.data.source import Catalogue, Source, Wish, open_torchvision, pick_split
+from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvision, pick_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Cifar10(Source):
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
     needs: ClassVar[tuple[str, ...]] = ("--root",)
 
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         split = pick_split(wish.split, ("train", "test"))
         from torchvision.datasets import CIFAR10
 

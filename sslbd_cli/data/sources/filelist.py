@@ -11,7 +11,7 @@ import numpy as np
 
 from sslbd_cli.artefacts.captions import fault
 from sslbd_cli.data.decode import ImageFile, foreign, read_file
-from sslbd_cli.data.source import Catalogue, Source, Wish, numbered
+from sslbd_cli.data.source import Catalogue, Source, SourceWish, numbered
 from sslbd_cli.errors import InputError
 
 
@@ -27,7 +27,7 @@ class Filelist(Source):
     takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--root", "--skip-corrupt", "--captions")
     needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
 
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         assert wish.path is not None
         with foreign("a text file"):
             text = wish.path.read_bytes().decode("utf-8", "surrogateescape")

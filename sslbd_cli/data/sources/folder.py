@@ -12,7 +12,7 @@ import numpy as np
 
 from sslbd_cli.data.archives import Parts, Reader, image_parts, list_images
 from sslbd_cli.data.decode import ImageFile, foreign, read_file
-from sslbd_cli.data.source import Catalogue, Source, Wish, pick_split
+from sslbd_cli.data.source import Catalogue, Source, SourceWish, pick_split
 from sslbd_cli.errors import InputError
 
 DEEPEST = 4  # TOP/SPLIT/CLASS/NAME
@@ -29,7 +29,7 @@ class Folder(Source):
     takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--split", "--skip-corrupt")
     needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
 
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         path = wish.path
         assert path is not None
         with foreign("a folder of images or a zip or tar archive of one"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sslbd_cli.data.source import Catalogue, Source, Wish, open_torchvision, pick_split, torchvision_files
+from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvision, pick_split, torchvision_files
 
 CLASSES = tuple(f"{number:05d}" for number in range(43))  # the names of the training set's folders
 
@@ -17,7 +17,7 @@ class Gtsrb(Source):
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split", "--skip-corrupt")
     needs: ClassVar[tuple[str, ...]] = ("--root",)
 
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         split = pick_split(wish.split, ("train", "test"))
         from torchvision.datasets import GTSRB
 

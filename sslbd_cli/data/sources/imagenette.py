@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sslbd_cli.data.source import Catalogue, Source, Wish, open_torchvision, pick_split, torchvision_files
+from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvision, pick_split, torchvision_files
 from sslbd_cli.plugin import key
 
 
@@ -18,7 +18,7 @@ class Imagenette(Source):
 
     variant: str = key("full", "which published archive: by the shorter side", choices=("full", "320px", "160px"))
 
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         split = pick_split(wish.split, ("train", "val"))
         from torchvision.datasets import Imagenette as Found
 

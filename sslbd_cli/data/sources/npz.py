@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sslbd_cli.data.decode import foreign, unpacking_limit
-from sslbd_cli.data.source import Catalogue, Source, Wish, numbered
+from sslbd_cli.data.source import Catalogue, Source, SourceWish, numbered
 from sslbd_cli.errors import InputError
 
 
@@ -23,7 +23,7 @@ class Npz(Source):
     takes: ClassVar[tuple[str, ...]] = ("SOURCE",)
     needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
 
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         assert wish.path is not None
         arrays = _load(str(wish.path))
         images = _images(arrays["x"])

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from sslbd_cli.data.source import Catalogue, Source, Wish
+from sslbd_cli.data.source import Catalogue, Source, SourceWish
 from sslbd_cli.errors import InputError
 
 Field = Callable[[np.ndarray, np.ndarray], np.ndarray]  # coordinates to signed distances, float32 of any one shape
@@ -88,7 +88,7 @@ SENTENCES = (
 )
 
 
-class Frame(NamedTuple):
+class Placement(NamedTuple):
     """Where something is drawn: coordinates u, v B,S,S in radii; radius and centre B,1,1 in image sides."""
 
     u: np.ndarray
@@ -116,14 +116,14 @@ class Canvas(NamedTuple):
         tint -= (tint @ LUMA)[:, None]
         return luma[:, None] + tint[:, :, None, None]
 
-    def place(self, reach: float, low: float, high: float) -> Frame:
+    def place(self, reach: float, low: float, high: float) -> Placement:
         """Draw a moved, tilted, stretched frame."""
         right, down = self.uniform(-reach, reach), self.uniform(-reach, reach)
         x, y = self.x - right, self.y - down
         radius, stretch = self.uniform(low, high), self.uniform(0.87, 1.15)
         tilt = self.uniform(-0.35, 0.35)
         cos, sin = np.cos(tilt) / radius, np.sin(tilt) / radius
-        return Frame((x * cos + y * sin) * stretch, (y * cos - x * sin) / stretch, radius, right, down)
+        return Placement((x * cos + y * sin) * stretch, (y * cos - x * sin) / stretch, radius, right, down)
 
     def noise(self, amplitude: np.ndarray | float) -> np.ndarray:
         """Sum octaves of smooth noise, each a random share of `amplitude` (B,1,1 or a number): B,S,S."""
@@ -155,7 +155,7 @@ def _blob(canvas: Canvas, image: np.ndarray, luma: np.ndarray) -> None:
     image += (canvas.colour(luma, 0.15) - image) * cover[:, None]
 
 
-def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, Frame]:
+def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, Placement]:
     """Shape figures of classes `labels` B: cover, share of the second tone and shading, each B,S,S; and where."""
     frame = canvas.place(0.16, 0.3, 0.44)
     u, v = frame.u, frame.v
@@ -244,7 +244,7 @@ class Shapes(Source):
 
     takes: ClassVar[tuple[str, ...]] = ("--count", "--captions")
 
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         size = wish.size or SIZE
         if not SMALLEST <= size <= LARGEST:
             raise InputError(f"--size {size}: expected {SMALLEST} to {LARGEST} pixels")

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sslbd_cli.data.source import Catalogue, Source, Wish, open_torchvision, pick_split
+from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvision, pick_split
 
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
@@ -19,7 +19,7 @@ class Stl10(Source):
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
     needs: ClassVar[tuple[str, ...]] = ("--root",)
 
-    def catalogue(self, wish: Wish) -> Catalogue:
+    def catalogue(self, wish: SourceWish) -> Catalogue:
         split = pick_split(wish.split, ("train", "test", "unlabeled"))
         from torchvision.datasets import STL10
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sslbd_cli.core.augment import Recipe, crop_boxes
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison.canvas import Layout, scene, side_by_side
+from sslbd_cli.poison.canvas import CanvasLayout, scene, side_by_side
 
 PAIRS = 50_000
 WIDES = tuple(tenth / 10 for tenth in range(11, 31))
@@ -34,7 +34,7 @@ class Chances:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CanvasPlan:
     """The canvas chosen: its width in references, and its chances."""
 
     wide: float
@@ -47,7 +47,7 @@ def views(shape: tuple[int, int], recipe: Recipe, pairs: int = PAIRS, seed: int 
     return crop_boxes(pairs, shape, recipe, gen), crop_boxes(pairs, shape, recipe, gen)
 
 
-def chances(layout: Layout, pair: tuple[Tensor, Tensor]) -> Chances:
+def chances(layout: CanvasLayout, pair: tuple[Tensor, Tensor]) -> Chances:
     """Estimate the chances of a layout, one for all pairs of views or one for each.
 
     With one layout for all, the two views are independent and a chance is a product of shares of single views (spread
@@ -74,7 +74,9 @@ def _inside(inner: Tensor, outer: Tensor) -> Tensor:
     return (starts & ends).all(1)
 
 
-def plan(shape: tuple[int, int], patch: tuple[int, int], recipe: Recipe, *, fit: str, place: str, event: str) -> Plan:
+def plan(
+    shape: tuple[int, int], patch: tuple[int, int], recipe: Recipe, *, fit: str, place: str, event: str
+) -> CanvasPlan:
     """Choose the width of a canvas, in references, for crops by `recipe` from images of shape H,W.
 
     patch: the trigger's width and height; fit, place: as for side_by_side; event: weak or strict. All widths see the
@@ -82,7 +84,7 @@ def plan(shape: tuple[int, int], patch: tuple[int, int], recipe: Recipe, *, fit:
     the event never happened.
     """
     pair = views(shape, recipe)
-    best: Plan | None = None
+    best: CanvasPlan | None = None
     for wide in WIDES:
         parts = scene(shape, wide, fit)
         if parts.rows < patch[1] or shape[1] - parts.split < patch[0]:
@@ -90,7 +92,7 @@ def plan(shape: tuple[int, int], patch: tuple[int, int], recipe: Recipe, *, fit:
         # the released place is not mirrored with the canvas, so the two sides differ
         sides = [side_by_side(parts, torch.tensor([patch]), torch.tensor([right]), place) for right in (False, True)]
         left, right = (chances(layout, pair) for layout in sides)
-        found = Plan(wide, Chances((left.weak + right.weak) / 2, (left.strict + right.strict) / 2))
+        found = CanvasPlan(wide, Chances((left.weak + right.weak) / 2, (left.strict + right.strict) / 2))
         if best is None or getattr(found.chances, event) > getattr(best.chances, event):
             best = found
     if best is None or getattr(best.chances, event) == 0:

@@ -66,7 +66,7 @@ class CorruptEncoder(Craft):
             images[len(carriers) :] = self._pairs(material.references, reference[len(carriers) :], gen)
         return Crafted(images, boxes, reference)
 
-    def layout(self, scene: canvas.Scene, patch: Tensor | None, u: Tensor) -> canvas.Layout:
+    def layout(self, scene: canvas.Scene, patch: Tensor | None, u: Tensor) -> canvas.CanvasLayout:
         """Place objects and triggers. patch: int64 n,2, or None: the whole other part; u: n,4 uniform numbers."""
         width = scene.shape[1]
         rest = torch.full((len(u),), width - scene.split)
@@ -81,7 +81,9 @@ class CorruptEncoder(Craft):
             down = _between(0 * x, scene.rows, edge, patch[:, 1], u[:, 2]) + scene.top
             held = torch.cat([across[:, None], down[:, None], patch], 1)
         right = u[:, 3] < 0.5
-        return canvas.Layout(scene.shape, *(canvas.mirrored(part, width, right) for part in (reference, shadow, held)))
+        return canvas.CanvasLayout(
+            scene.shape, *(canvas.mirrored(part, width, right) for part in (reference, shadow, held))
+        )
 
     def _carriers(
         self, material: Material, reference: Tensor, trigger: Trigger, gen: torch.Generator

@@ -86,7 +86,7 @@ class NoisyAlignment(Craft):
         told = f"planned wide={plan.wide:g}: {chance:.4f} of pairs of views show the {self.event} event"
         return replace(self, wide=plan.wide), told
 
-    def planned(self, shape: tuple[int, int], patch: Tensor | None) -> _planner.Plan:
+    def planned(self, shape: tuple[int, int], patch: Tensor | None) -> _planner.CanvasPlan:
         """Choose the canvas for the crops that the keys describe, in images of shape H,W and for patches n,2."""
         size = (1, 1) if patch is None else (int(patch[0, 0]), int(patch[0, 1]))
         recipe = Recipe(scale=(self.crop_scale, 1.0))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslbd_cli.core import similarity
 from sslbd_cli.plugin import key
-from sslbd_cli.poison.contract import Pool, Selector
+from sslbd_cli.poison.contract import Selector, SelectorPool
 
 #: arm -> the weights of similarity to the poisons and of similarity to others.
 ARMS = {"both": (1.0, -1.0), "positive": (1.0, 0.0), "negative": (0.0, -1.0)}
@@ -35,10 +35,10 @@ class Contrastive(Selector):
     criterion: str = key("anchor", "what is maximised: as released, or the paper's sum", choices=("anchor", "total"))
     shortlist: int = key(100, "anchors whose total is computed, for criterion=total", low=1, high=1000000)
 
-    def eligible(self, pool: Pool) -> int:
+    def eligible(self, pool: SelectorPool) -> int:
         return pool.count if self.arm == "positive" else pool.count // 2
 
-    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+    def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         assert pool.feats is not None
         z = similarity.unit(pool.feats)
         scores = similarity.anchor_scores(z, budget, *ARMS[self.arm])

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from sslbd_cli.poison.contract import Pool, Selector
+from sslbd_cli.poison.contract import Selector, SelectorPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +17,10 @@ class Indices(Selector):
 
     needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "listed"
 
-    def eligible(self, pool: Pool) -> int:
+    def eligible(self, pool: SelectorPool) -> int:
         assert pool.listed is not None
         return len(pool.listed)
 
-    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+    def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         assert pool.listed is not None
         return pool.listed[:budget]

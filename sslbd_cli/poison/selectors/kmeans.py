@@ -13,7 +13,7 @@ from sslbd_cli.core import similarity
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
-from sslbd_cli.poison.contract import Pool, Selector
+from sslbd_cli.poison.contract import Selector, SelectorPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class KMeans(Selector):
     choose: str = key("smallest", "which cluster with enough members", choices=("smallest", "largest", "random"))
     members: str = key("random", "which of its members", choices=("random", "first", "nearest"))
 
-    def eligible(self, pool: Pool) -> int:
+    def eligible(self, pool: SelectorPool) -> int:
         """Count all rows: how many one cluster has is known once it is found."""
         return pool.count
 
-    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+    def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         assert pool.feats is not None
         count = self.clusters or pool.classes
         if not count:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison.contract import Pool, Selector
+from sslbd_cli.poison.contract import Selector, SelectorPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +18,15 @@ class Label(Selector):
 
     needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "labels"
 
-    def eligible(self, pool: Pool) -> int:
+    def eligible(self, pool: SelectorPool) -> int:
         return len(self._rows(pool))
 
-    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+    def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         rows = self._rows(pool)
         chosen: np.ndarray = rows[torch.randperm(len(rows), generator=gen)[:budget].numpy()]
         return chosen
 
-    def _rows(self, pool: Pool) -> np.ndarray:
+    def _rows(self, pool: SelectorPool) -> np.ndarray:
         if pool.target is None:
             raise InputError("--select label needs --target: the class whose images are poisoned")
         return np.flatnonzero(pool.labels == pool.target)

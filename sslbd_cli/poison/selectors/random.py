@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sslbd_cli.poison.contract import Pool, Selector
+from sslbd_cli.poison.contract import Selector, SelectorPool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Selector):
+class RandomSelector(Selector):
     """Choose images of any class at random, without looking at labels."""
 
-    def eligible(self, pool: Pool) -> int:
+    def eligible(self, pool: SelectorPool) -> int:
         return pool.count
 
-    def select(self, pool: Pool, budget: int, gen: torch.Generator) -> np.ndarray:
+    def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         chosen: np.ndarray = torch.randperm(pool.count, generator=gen)[:budget].numpy()
         return chosen

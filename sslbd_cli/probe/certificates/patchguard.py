@@ -157,9 +157,11 @@ class PatchGuard(Certificate):
             raise InputError(f"{about}: {patch}; use an encoder that sees less (--arch tinybag or bagnet)")
         return Windows(shape, touched)
 
-    def _fit(self, local: LocalFeatures, task: Task, windows: Windows, device: Device, seed: int, watch: Watch) -> Head:
+    def _fit(
+        self, local: LocalFeatures, task: Task, windows: Windows, device: Device, seed: int, watch: Watch
+    ) -> LocalHead:
         """Fit the linear head to votes, as the defence will count them. One parameter too many: what it works on."""
-        head = Head(local.batch(torch.arange(min(CHUNK, len(task.labels)))), task.classes, seed)
+        head = LocalHead(local.batch(torch.arange(min(CHUNK, len(task.labels)))), task.classes, seed)
         labels = task.labels.to(device.torch)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
@@ -178,7 +180,7 @@ class PatchGuard(Certificate):
 
     @torch.inference_mode()
     def _answer(
-        self, encoder: ImageEncoder, head: Head, images: np.ndarray, windows: Windows, device: Device,
+        self, encoder: ImageEncoder, head: LocalHead, images: np.ndarray, windows: Windows, device: Device,
         truth: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return answers without and with masking, and which of the true ones (if given) are certified."""
@@ -195,7 +197,7 @@ class PatchGuard(Certificate):
         return plain, defended, kept
 
 
-class Head(nn.Module):
+class LocalHead(nn.Module):
     """A linear layer at every location, on features scaled as those of the sample B,D,X,Y: an affine map of each."""
 
     mean: Tensor

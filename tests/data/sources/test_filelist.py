@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sslbd_cli.artefacts.captions import decode
-from sslbd_cli.data.source import Made, Wish
+from sslbd_cli.data.source import Made, SourceWish
 from sslbd_cli.data.sources.filelist import Filelist
 from sslbd_cli.errors import InputError
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 def read(folder: Path, text: str, **wish: object) -> Made:
     (folder / "list.txt").write_text(text, encoding="utf-8")
-    return Filelist()(Wish(path=folder / "list.txt", **wish))  # type: ignore[arg-type]
+    return Filelist()(SourceWish(path=folder / "list.txt", **wish))  # type: ignore[arg-type]
 
 
 def test_numbers_stay_numbers_and_the_order_is_the_lists(folder: Path) -> None:
@@ -69,7 +69,7 @@ def test_bad_lists(folder: Path, text: str, message: str) -> None:
 def test_a_binary_file_is_no_list(folder: Path) -> None:
     (folder / "list.txt").write_bytes(np.random.default_rng(0).bytes(3000))
     with pytest.raises(InputError, match=r"list\.txt: "):
-        Filelist()(Wish(path=folder / "list.txt"))
+        Filelist()(SourceWish(path=folder / "list.txt"))
 
 
 def test_digest_follows_the_images(folder: Path) -> None:
@@ -115,7 +115,7 @@ def test_bad_captions(folder: Path, text: str, message: str) -> None:
 def test_a_caption_that_is_not_utf8_is_refused(folder: Path) -> None:
     (folder / "list.txt").write_bytes(b"images/one.png 0\tcaf\xe9\n")
     with pytest.raises(InputError, match="line 1: the caption is not UTF-8"):
-        Filelist()(Wish(path=folder / "list.txt", captions=True))
+        Filelist()(SourceWish(path=folder / "list.txt", captions=True))
 
 
 def test_the_digest_follows_the_captions(folder: Path) -> None:

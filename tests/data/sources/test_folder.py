@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslbd_cli.data.source import Made, Wish
+from sslbd_cli.data.source import Made, SourceWish
 from sslbd_cli.data.sources.folder import Folder, arrange
 from sslbd_cli.errors import InputError
 
@@ -61,7 +61,7 @@ def pack(tree: Tree, path: Path, top: str = "") -> Path:
 
 
 def read(path: Path, **wish: object) -> Made:
-    return Folder()(Wish(path=path, **wish))
+    return Folder()(SourceWish(path=path, **wish))
 
 
 CONTAINERS = ["plain", "a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sslbd_cli.data.source import Made, Wish
+from sslbd_cli.data.source import Made, SourceWish
 from sslbd_cli.data.sources.npz import Npz
 from sslbd_cli.errors import InputError
 
@@ -17,7 +17,7 @@ Y = np.array([0, 2, 1, 0, 2, 2])
 
 def read(tmp_path: Path, **arrays: object) -> Made:
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
-    return Npz()(Wish(path=tmp_path / "a.npz"))
+    return Npz()(SourceWish(path=tmp_path / "a.npz"))
 
 
 def test_both_layouts_are_one_dataset(tmp_path: Path) -> None:
@@ -37,14 +37,14 @@ def test_names_may_be_given_in_the_order_of_the_numbers(tmp_path: Path) -> None:
 def test_images_alone_are_a_dataset_without_labels(tmp_path: Path) -> None:
     found = read(tmp_path, x=X).dataset
     assert (found.labels, found.classes) == (None, ()) and np.array_equal(found.images[:, 2], X[..., 2])
-    assert len(Npz()(Wish(path=tmp_path / "a.npz", limit=2)).dataset.images) == 2
+    assert len(Npz()(SourceWish(path=tmp_path / "a.npz", limit=2)).dataset.images) == 2
     with pytest.raises(InputError, match="--per-class needs labels, and there are none here"):
-        Npz()(Wish(path=tmp_path / "a.npz", per_class=2))
+        Npz()(SourceWish(path=tmp_path / "a.npz", per_class=2))
 
 
 def test_resizing(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=X, y=Y)
-    found = Npz()(Wish(path=tmp_path / "a.npz", size=4)).dataset
+    found = Npz()(SourceWish(path=tmp_path / "a.npz", size=4)).dataset
     assert found.images.shape == (6, 3, 4, 4)
 
 
@@ -102,17 +102,17 @@ def test_foreign_truncated_and_lying_files(tmp_path: Path) -> None:
     for data in (b"", b"text", whole[: len(whole) // 2], (tmp_path / "b.npy").read_bytes()):
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"a\.npz: "):
-            Npz()(Wish(path=path))
+            Npz()(SourceWish(path=path))
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999, 8, 8, 3), }"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
         archive.writestr("y.npy", b"")
     with pytest.raises(InputError, match=r"a\.npz: "):
-        Npz()(Wish(path=path))
+        Npz()(SourceWish(path=path))
 
 
 def test_bombs_are_refused_before_they_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslbd_cli.data.sources.npz.unpacking_limit", lambda packed: 10 * packed)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((500, 32, 32, 3), np.uint8), y=np.zeros(500, np.int64))
     with pytest.raises(InputError, match="decompression bomb"):
-        Npz()(Wish(path=tmp_path / "a.npz"))
+        Npz()(SourceWish(path=tmp_path / "a.npz"))

@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sslbd_cli.artefacts import captions
-from sslbd_cli.data.source import Wish
+from sslbd_cli.data.source import SourceWish
 from sslbd_cli.data.sources.shapes import BLOCK, CLASSES, FIGURES, SENTENCES, TEXTURES, describe, draw
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import parse
@@ -120,17 +120,17 @@ def test_no_saturated_patches(sets: tuple[np.ndarray, ...]) -> None:
 
 
 def test_source_fills_in_what_was_not_asked() -> None:
-    made = parse("source", "shapes")(Wish(count=30, seed=5))
+    made = parse("source", "shapes")(SourceWish(count=30, seed=5))
     images, labels = draw(30, 32, 5)
     assert np.array_equal(made.dataset.images, images) and np.array_equal(made.dataset.labels, labels)
     assert made.dataset.classes == CLASSES
-    assert parse("source", "shapes")(Wish(count=10, size=48)).dataset.images.shape == (10, 3, 48, 48)
+    assert parse("source", "shapes")(SourceWish(count=10, size=48)).dataset.images.shape == (10, 3, 48, 48)
 
 
 @pytest.mark.parametrize("size", [15, 257])
 def test_source_refuses_sizes_out_of_bounds(size: int) -> None:
     with pytest.raises(InputError, match=f"shapes: --size {size}: expected 16 to 256"):
-        parse("source", "shapes")(Wish(count=10, size=size))
+        parse("source", "shapes")(SourceWish(count=10, size=size))
 
 
 # --- captions -----------------------------------------------------------------------------------------------------
@@ -172,8 +172,8 @@ def test_captions_say_what_is_seen(described) -> None:
 
 
 def test_source_writes_captions_where_asked() -> None:
-    made = parse("source", "shapes")(Wish(count=40, size=16, seed=5, captions=True, limit=7)).dataset
+    made = parse("source", "shapes")(SourceWish(count=40, size=16, seed=5, captions=True, limit=7)).dataset
     assert made.captions is not None and made.ids is not None
     texts = describe(40, 16, 5)[2]
     assert captions.decode(made.captions) == [texts[row] for row in made.ids]
-    assert parse("source", "shapes")(Wish(count=10, size=16)).dataset.captions is None
+    assert parse("source", "shapes")(SourceWish(count=10, size=16)).dataset.captions is None

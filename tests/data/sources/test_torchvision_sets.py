@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 
 from sslbd_cli import plugin
-from sslbd_cli.data.source import Made, Wish
+from sslbd_cli.data.source import Made, SourceWish
 from sslbd_cli.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def md5(path: Path) -> str:
 
 
 def read(spec: str, root: Path, split: str | None, **wish: Any) -> Made:
-    made: Made = plugin.parse("source", spec)(Wish(root=root, split=split, **wish))
+    made: Made = plugin.parse("source", spec)(SourceWish(root=root, split=split, **wish))
     return made
 
 
@@ -141,7 +141,7 @@ def test_what_is_missing_is_said(tmp_path: Path, name: str, splits: str, capsys:
     with pytest.raises(InputError, match=rf"{tmp_path}: no complete .* give the --root that holds it, or --download"):
         read(name, tmp_path, "train")
     with pytest.raises(InputError, match="needs --root"):
-        plugin.parse("source", name)(Wish(split="train"))
+        plugin.parse("source", name)(SourceWish(split="train"))
     assert capsys.readouterr().out == ""
 
 

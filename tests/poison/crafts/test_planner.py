@@ -7,13 +7,13 @@ from torchvision.transforms import RandomResizedCrop
 
 from sslbd_cli.core.augment import Recipe
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison.canvas import Layout, Scene, scene, side_by_side
+from sslbd_cli.poison.canvas import CanvasLayout, Scene, scene, side_by_side
 from sslbd_cli.poison.crafts import _planner
 
 TILE, PATCH = 224, torch.tensor([[50, 50]])
 
 
-def native(wide: float, place: str = "center", right: bool = False) -> Layout:
+def native(wide: float, place: str = "center", right: bool = False) -> CanvasLayout:
     """Noisy Alignment's canvas as the paper has it, not brought to a square."""
     canvas = Scene((TILE, round(wide * TILE)), split=TILE, top=0, rows=TILE)
     return side_by_side(canvas, PATCH, torch.tensor([right]), place)

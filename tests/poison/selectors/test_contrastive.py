@@ -7,7 +7,7 @@ import torch
 from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison.contract import Pool
+from sslbd_cli.poison.contract import SelectorPool
 
 
 def mixture(count=2000, clusters=10, dim=64, spread=0.12, seed=0):
@@ -22,7 +22,7 @@ def mixture(count=2000, clusters=10, dim=64, spread=0.12, seed=0):
 
 
 def select(spec, feats, budget):
-    return plugin.parse("select", spec)(Pool(count=len(feats), feats=feats), budget, generator(0))
+    return plugin.parse("select", spec)(SelectorPool(count=len(feats), feats=feats), budget, generator(0))
 
 
 def purity(labels, rows):

@@ -7,7 +7,7 @@ import torch
 from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison.contract import Pool
+from sslbd_cli.poison.contract import SelectorPool
 
 SIZES = (200, 90, 60, 20)
 
@@ -22,7 +22,9 @@ def clusters(seed=0):
 
 def select(spec, budget, classes=4, seed=0):
     feats, labels = clusters()
-    rows = plugin.parse("select", spec)(Pool(count=len(feats), classes=classes, feats=feats), budget, generator(seed))
+    rows = plugin.parse("select", spec)(
+        SelectorPool(count=len(feats), classes=classes, feats=feats), budget, generator(seed)
+    )
     return rows, labels
 
 
