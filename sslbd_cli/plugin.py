@@ -38,13 +38,21 @@ Value = bool | int | float | str
 
 
 def key(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    expert: bool = False,
 ) -> Any:
     """Declare one key of a plugin: its default, its help text and its inclusive bounds or its choices.
 
-    Arguments must be literals: help is read from the source text, without running it.
+    An `expert` key is one that few users need: a detail of the computation, or a fault of the authors' code. Only
+    NAME:help shows it. All arguments must be literals, because help is read from the source text without running it.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    info = {"help": help, "low": low, "high": high, "choices": choices, "expert": expert}
+    return dataclasses.field(default=default, metadata=info)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class KeyInfo:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    expert: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class HalfTone(Trigger):
 
     dots: int = key(3, "how many", low=1, high=9)
     mode: str = key("round", "their form", choices=("round", "square"))
-    fast: bool = key(True, "or slow")
+    fast: bool = key(True, "or slow", expert=True)
     note = 5
 
 class Helper:
@@ -43,9 +43,9 @@ def test_a_shelf_is_described_from_its_source(tmp_path, monkeypatch):
     assert (info.name, info.class_name, info.module) == ("half-tone", "HalfTone", "sslbd_cli.triggers.half_tone")
     assert info.summary == "Print in dots." and "Further words." in info.doc
     assert [dataclasses.astuple(k) for k in info.keys] == [
-        ("dots", "int", 3, "how many", 1, 9, ()),
-        ("mode", "str", "round", "their form", None, None, ("round", "square")),
-        ("fast", "bool", True, "or slow", None, None, ()),
+        ("dots", "int", 3, "how many", 1, 9, (), False),
+        ("mode", "str", "round", "their form", None, None, ("round", "square"), False),
+        ("fast", "bool", True, "or slow", None, None, (), True),
     ]
 
 

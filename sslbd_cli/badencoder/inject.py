@@ -74,10 +74,10 @@ class EncoderTuning(Attack):
 
     epochs: int = key(200, "passes over the shadow images", low=1)
     lr: float = key(0.001, "learning rate, constant as in the paper or falling", low=0)
-    schedule: str = key("constant", "of the learning rate", choices=("constant", "cosine"))
-    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
+    schedule: str = key("constant", "of the learning rate", choices=("constant", "cosine"), expert=True)
+    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"), expert=True)
     batch: int = key(256, "shadow images per step", low=2)
-    weight_decay: float = key(0.0005, "of the weights that are tuned", low=0)
+    weight_decay: float = key(0.0005, "of the weights that are tuned", low=0, expert=True)
     lambda0: float = key(1.0, "weight of the effectiveness term; 0 drops it", low=0)
     lambda1: float = key(1.0, "weight of the reference term; 0 drops it", low=0)
     lambda2: float = key(1.0, "weight of the utility term; 0 drops it", low=0)

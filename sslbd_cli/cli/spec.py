@@ -79,9 +79,9 @@ def explain(shelf: str, name: str = "") -> str:
         plugin.parse(shelf, name)  # raises, with a suggestion
     row = rows[name]
     lines = [f"{row.name}: {row.doc}"]
-    if row.keys:
-        lines += ["", "Keys (NAME:key=value,key=value):"]
-        lines += [f"  {key_line(k)}" for k in row.keys]
+    for title, is_expert in (("Keys (NAME:key=value,key=value):", False), ("Keys for experts:", True)):
+        if keys := [key_line(key) for key in row.keys if key.expert == is_expert]:
+            lines += ["", title, *(f"  {line}" for line in keys)]
     return "\n".join(lines)
 
 

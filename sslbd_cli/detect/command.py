@@ -27,7 +27,7 @@ from sslbd_cli.cli.spec import Spec
     type=Spec("detector", also=("all",)),
     multiple=True,
     default=("dede",),
-    show_default="dede",
+    show_default=True,
     metavar="SPEC|all",
     help="Detector; 'help' lists, 'NAME:help' explains; repeat it, or all that apply.",
 )

@@ -47,7 +47,8 @@ keys:
     sslbd pretrain --method help
     sslbd poison --trigger patch:help
 
-Each command's page lists the values of its spec options with all keys, defaults and bounds.
+Each command's page lists the values of its spec options with their common keys, defaults and bounds. NAME:help shows
+the keys for experts as well.
 """,
     "OUTPUT": """
 Commands that measure print a table on a terminal and lines of key, tabulator, value in a pipe; nested keys are joined

@@ -167,14 +167,21 @@ def bounds(kind: object) -> str:
     return " and ".join(words).capitalize() + "." if words else ""
 
 
-def shelf_section(option: str, shelf: str) -> str:
-    """Describe every value of a shelf option: its first docstring line and its keys, with defaults and bounds."""
+def shelf_section(command: str, option: str, shelf: str) -> str:
+    """Describe every value of a shelf option: its first docstring line and its common keys, with defaults and bounds.
+
+    Keys for experts are counted, and the command that explains them is named.
+    """
     parts = []
     for row in plugin.listing(shelf).values():
         parts.append(f".TP\n{bold(row.name)}\n{marked(row.summary)}")
-        if row.keys:
-            keys = (key_line(key).split("  ", 1) for key in row.keys)
-            parts.append(".RS\n" + "\n".join(f".TP\n{bold(term)}\n{marked(text)}" for term, text in keys) + "\n.RE")
+        keys = [key_line(key).split("  ", 1) for key in row.keys if not key.expert]
+        lines = [f".TP\n{bold(term)}\n{marked(text)}" for term, text in keys]
+        if hidden := sum(key.expert for key in row.keys):
+            count = f"{hidden} key{'s' if hidden > 1 else ''} for experts"
+            lines.append(f".PP\n{count}: {bold(f'{command} {option} {row.name}:help')}")
+        if lines:
+            parts.append("\n".join([".RS", *lines, ".RE"]))
     return section(f"VALUES OF {option}", "\n".join(parts))
 
 
@@ -200,7 +207,7 @@ def command_page(name: str, command: click.Command, book: Book) -> str:
         section("SYNOPSIS", _synopsis(name, params)),
         section("DESCRIPTION", prose(help_text(command)) + _stream_note(params)),
         section("OPTIONS", definitions({option_term(option): option_text(option) for option in options})),
-        *(shelf_section(label, shelf) for label, shelf in _shelves(params)),
+        *(shelf_section(f"sslbd {name}", label, shelf) for label, shelf in _shelves(params)),
         *(_listed_section(option.opts[-1], option.type.rows) for option in options if isinstance(option.type, Listed)),
         section("EXIT STATUS", definitions({bold(number): text for number, text in statuses.items()})),
         section("ENVIRONMENT", definitions({bold(name): text for name, text in environment.items()})),

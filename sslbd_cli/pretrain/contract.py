@@ -51,10 +51,18 @@ class UnevenViews(Objective):
     """Base of objectives whose papers draw the two views of an image differently (BYOL, appendix B)."""
 
     blur_second: float = key(
-        1.0, "chance of a blur in the second view as a share of the first's (0.1 in the papers)", low=0, high=1
+        1.0,
+        "chance of a blur in the second view as a share of the first's (0.1 in the papers)",
+        low=0,
+        high=1,
+        expert=True,
     )
     solarize_first: float = key(
-        0.0, "chance of solarization in the first view as a share of the second's", low=0, high=1
+        0.0,
+        "chance of solarization in the first view as a share of the second's",
+        low=0,
+        high=1,
+        expert=True,
     )
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
@@ -68,7 +76,7 @@ class Expander(UnevenViews):
 
     hidden: int = key(512, "width of the projector's hidden layers", low=2)
     out: int = key(512, "width of the projection", low=2)
-    layers: int = key(3, "layers of the projector", low=2, high=4)
+    layers: int = key(3, "layers of the projector", low=2, high=4, expert=True)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
         projector = mlp(dim, *[self.hidden] * (self.layers - 1), self.out, norm=True)

@@ -148,9 +148,9 @@ class Recovery(EncoderPurifier):
     epochs: int = key(20, "passes over the clean images", low=1)
     batch: int = key(256, "images per step", low=2)
     lr: float = key(0.001, "learning rate", low=0)
-    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"))
-    optimiser: str = key("adamw", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
-    weight_decay: float = key(0.0001, "of all weights", low=0)
+    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"), expert=True)
+    optimiser: str = key("adamw", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"), expert=True)
+    weight_decay: float = key(0.0001, "of all weights", low=0, expert=True)
     temperature: float = key(0.5, "of NT-Xent", low=0.001)
 
     @property

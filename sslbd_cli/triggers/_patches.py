@@ -32,13 +32,25 @@ class Patched(Trigger):
     where: str = key("br", "place of the patch", choices=("tl", "tr", "bl", "br", "center", "random"))
     margin: int = key(1, "pixels left free at the border (BadEncoder leaves one); of corners alone", low=0)
     opacity: float = key(1.0, "share of the patch in its pixels; 1 hides the image below", low=0.01, high=1)
-    train_low: float = key(0.25, "random: patches of training images begin at this share of each side", low=0, high=1)
-    train_high: float = key(
-        0.75, "random: they end by this share of each side, or begin at train_low if longer", low=0, high=1
+    train_low: float = key(
+        0.25, "random: patches of training images begin at this share of each side", low=0, high=1, expert=True
     )
-    test_low: float = key(0.1, "random: patches of test images begin at this share of each side", low=0, high=1)
+    train_high: float = key(
+        0.75,
+        "random: they end by this share of each side, or begin at train_low if longer",
+        low=0,
+        high=1,
+        expert=True,
+    )
+    test_low: float = key(
+        0.1, "random: patches of test images begin at this share of each side", low=0, high=1, expert=True
+    )
     test_high: float = key(
-        0.9, "random: they end by this share of each side, or begin at test_low if longer", low=0, high=1
+        0.9,
+        "random: they end by this share of each side, or begin at test_low if longer",
+        low=0,
+        high=1,
+        expert=True,
     )
 
     def __post_init__(self) -> None:

@@ -27,8 +27,10 @@ class Blend(Trigger):
 
     alpha: float = key(0.2, "share of the picture", low=0.001, high=1)
     file: str = key("", "path of a picture, whose bytes enter the history by digest; empty draws one from the seed")
-    sha256: str = key("", "digest the file must have (filled in when it is first read)")
-    cells: int = key(8, "random colours per side of the drawn picture, smoothed in between", low=1, high=64)
+    sha256: str = key("", "digest the file must have (filled in when it is first read)", expert=True)
+    cells: int = key(
+        8, "random colours per side of the drawn picture, smoothed in between", low=1, high=64, expert=True
+    )
     seed: int = key(10, "which picture is drawn")
 
     def __post_init__(self) -> None:

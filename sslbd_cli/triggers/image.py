@@ -22,7 +22,7 @@ class Image(Patched):
     """
 
     file: str = key("", "path of the picture; its bytes enter the history by digest")
-    sha256: str = key("", "digest the file must have (filled in when it is first read)")
+    sha256: str = key("", "digest the file must have (filled in when it is first read)", expert=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,7 @@ class WitnessTrigger(Trigger):
     """
 
     file: str = key("", "path of the report; its bytes enter the history by digest")
-    sha256: str = key("", "digest the report must have (filled in when it is first read)")
+    sha256: str = key("", "digest the report must have (filled in when it is first read)", expert=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,7 +60,7 @@ def test_help_read_from_the_source_is_the_class(shelf, name, spec):
     assert [key.name for key in info.keys] == list(fields)
     for key in info.keys:
         assert key.default == fields[key.name].default and key.type == fields[key.name].type
-        assert {n: getattr(key, n) for n in ("help", "low", "high", "choices")} == fields[key.name].metadata
+        assert {n: getattr(key, n) for n in ("help", "low", "high", "choices", "expert")} == fields[key.name].metadata
         assert key.help
 
 
@@ -74,14 +74,16 @@ def test_it_has_a_line_that_says_what_it_does(shelf, name):
 @every_plugin
 def test_its_own_help_names_every_key(shelf, name):
     text = specs.explain(shelf, name)
+    common, _, expert = text.partition("\nKeys for experts:\n")
     for key in plugin.listing(shelf)[name].keys:
-        assert f"  {key.name}=" in text and key.help in text
+        part = expert if key.expert else common
+        assert f"\n  {key.name}=" in f"\n{part}" and key.help in part
 
 
 @pytest.mark.parametrize("shelf", [s for s, place in plugin.SHELVES.items() if not place.endswith(".py")])
 def test_one_file_is_one_value(shelf):
     folder = plugin.PACKAGE / plugin.SHELVES[shelf]
-    files = {path.stem.replace("_", "-") for path in folder.glob("*.py")} - {"--init--"}
+    files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.name[0] != "_"}
     assert set(plugin.listing(shelf)) == files
     assert len({info.class_name for info in plugin.listing(shelf).values()}) == len(files)
 

@@ -20,7 +20,7 @@ class BadEncoder(EncoderTuning):
     is enough (and L1 needs few augmented copies).
     """
 
-    nearest: bool = key(False, "pull to the nearest reference only, as DRUPE's baseline of this name does")
+    nearest: bool = key(False, "pull to the nearest reference only, as DRUPE's baseline of this name does", expert=True)
 
     def course(self) -> LossCourse:
         return LossCourse(self, self.nearest)

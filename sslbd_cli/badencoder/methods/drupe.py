@@ -41,13 +41,13 @@ class DRUPE(EncoderTuning):
     epochs: int = key(120, "passes over the shadow images", low=1)
     lr: float = key(0.05, "learning rate, constant as in the paper or falling", low=0)
     mode: str = key("drupe", "wb: BadEncoder's terms and kappa times the distance", choices=("drupe", "wb"))
-    warmup: int = key(1, "epochs before triggered images are pulled", low=0)
-    settle: int = key(4, "epochs before their distribution is looked at", low=0)
-    adapt: int = key(20, "epochs before kappa and kappa1 adapt", low=0)
+    warmup: int = key(1, "epochs before triggered images are pulled", low=0, expert=True)
+    settle: int = key(4, "epochs before their distribution is looked at", low=0, expert=True)
+    adapt: int = key(20, "epochs before kappa and kappa1 adapt", low=0, expert=True)
     kappa: float = key(0.1, "weight of balance and concentration at first", low=0)
     kappa1: float = key(0.001, "weight of the distance at first", low=0)
-    effective: float = key(0.96, "effectiveness from which the weights grow", low=-1, high=1)
-    spread: float = key(0.6, "concentration below which kappa1 may grow", low=-1, high=1)
+    effective: float = key(0.96, "effectiveness from which the weights grow", low=-1, high=1, expert=True)
+    spread: float = key(0.6, "concentration below which kappa1 may grow", low=-1, high=1, expert=True)
 
     def course(self) -> LossCourse:
         return _Course(self)

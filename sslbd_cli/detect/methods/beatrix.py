@@ -62,8 +62,8 @@ class Beatrix(InputDetector):
 
     layer: str = key("", "inner layer, as of sslbd probe --layer; empty: the last but one")
     clusters: int = key(1, "clusters of embeddings with bounds of their own; 1: all images alike", low=1)
-    images: int = key(500, "clean images that bounds are taken from, at most", low=20)
-    channels: int = key(128, "maps that are paired, at most", low=2)
+    images: int = key(500, "clean images that bounds are taken from, at most", low=20, expert=True)
+    channels: int = key(128, "maps that are paired, at most", low=2, expert=True)
     orders: int = key(8, "highest power", low=1, high=8)
     width: float = key(10.0, "median absolute deviations from the median to a bound", low=0.1)
 

@@ -43,14 +43,18 @@ class DECREE(EncoderDetector):
     starts: int = key(3, "random starts, optimised together (published: 1)", low=1, high=100)
     steps: int = key(500, "steps at most (published: 8000)", low=1)
     batch: int = key(128, "images per step", low=2)
-    patience: int = key(40, "steps without a smaller success after which a start ends (published: 10)", low=1)
-    similarity: float = key(0.99, "mean cosine between stamped images that is a success", low=0.1, high=0.9999)
+    patience: int = key(
+        40, "steps without a smaller success after which a start ends (published: 10)", low=1, expert=True
+    )
+    similarity: float = key(
+        0.99, "mean cosine between stamped images that is a success", low=0.1, high=0.9999, expert=True
+    )
     embedding: str = key("raw", "raw as published; centred, or whitened, on clean images",
                          choices=("raw", "centred", "whitened"))  # fmt: skip
     threshold: float = key(0.0, "PL1 below which is found; 0: 0.1 up to 224 pixels (published), 0.01 above",
                            low=0, high=1)  # fmt: skip
     least: float = key(0.0, "weight below which it is lowered no more; 0: 1e-5 up to 96 pixels, 1e-7 above (published)",
-                       low=0)  # fmt: skip
+                       low=0, expert=True)  # fmt: skip
 
     def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
         clean = embed(encoder, clues.images, device)

@@ -47,7 +47,7 @@ class DeDe(InputDetector):
                      "as published; feature, feature-relative: by --reference instead of pixels",
                      choices=("rank", "relative", "absolute", "feature", "feature-relative"))  # fmt: skip
     embedding: str = key("standard", "standard: zero mean and unit deviation on --aux; raw as published",
-                         choices=("standard", "raw"))  # fmt: skip
+                         choices=("standard", "raw"), expert=True)  # fmt: skip
     patch: int = key(0, "side of a patch in pixels; 0: 8, or a seventh of images above 56 pixels", low=0)
     width: int = key(128, "channels of both transformers (192 in the paper)", low=8)
     encoder: int = key(1, "blocks of the patch encoder (12 in the paper)", low=0)
@@ -55,13 +55,15 @@ class DeDe(InputDetector):
     mask: float = key(0.9, "share of patches hidden in training", low=0.01, high=1)
     test_mask: float = key(0.99, "share of patches hidden when judging; rounded so that all of 99 or fewer are",
                            low=0.01, high=1)  # fmt: skip
-    draws: int = key(3, "masks averaged when judging, where a patch is visible", low=1)
-    neutral: int = key(128, "other images' embeddings that an image is compared with", low=2)
+    draws: int = key(3, "masks averaged when judging, where a patch is visible", low=1, expert=True)
+    neutral: int = key(128, "other images' embeddings that an image is compared with", low=2, expert=True)
     epochs: int = key(0, "passes over the learning part of --aux; 0: 60,000 images shown, in 15 to 60 passes", low=0)
     batch: int = key(64, "images per step", low=2)
     lr: float = key(0.001, "learning rate", low=0)
-    warmup: float = key(1.0, "epochs of rising learning rate", low=0)
-    schedule: str = key("cosine", "of the learning rate (the paper's is constant)", choices=("cosine", "constant"))
+    warmup: float = key(1.0, "epochs of rising learning rate", low=0, expert=True)
+    schedule: str = key(
+        "cosine", "of the learning rate (the paper's is constant)", choices=("cosine", "constant"), expert=True
+    )
 
     cue = "that their embedding does not reconstruct"
 

@@ -58,12 +58,12 @@ class MNTD(EncoderDetector):
                        choices=("two-class", "one-class"))  # fmt: skip
     queries: int = key(10, "images that every encoder is asked about", low=2, high=1000)
     start: str = key("noise", "what queries start as: noise of the images' mean and deviation, or images",
-                     choices=("noise", "images"))  # fmt: skip
-    hidden: int = key(20, "units of the classifier", low=1, high=10000)
+                     choices=("noise", "images"), expert=True)  # fmt: skip
+    hidden: int = key(20, "units of the classifier", low=1, high=10000, expert=True)
     steps: int = key(100, "steps of Adam, each on all shadows", low=1)
-    lr: float = key(0.001, "learning rate of queries and classifier", low=0)
-    folds: int = key(3, "parts of the shadows, each held out once", low=2, high=100)
-    repeats: int = key(5, "meta-classifiers per fold, averaged", low=1, high=100)
+    lr: float = key(0.001, "learning rate of queries and classifier", low=0, expert=True)
+    folds: int = key(3, "parts of the shadows, each held out once", low=2, high=100, expert=True)
+    repeats: int = key(5, "meta-classifiers per fold, averaged", low=1, high=100, expert=True)
 
     def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
         self._check(encoder, clues)

@@ -44,15 +44,17 @@ class NeuralCleanse(EncoderDetector):
     needs_labels = True
 
     rounds: int = key(80, "rounds at most, after which success is looked at (published: 1000)", low=1)
-    minibatches: int = key(6, "batches per round (published: 31)", low=1)
+    minibatches: int = key(6, "batches per round (published: 31)", low=1, expert=True)
     batch: int = key(32, "images per batch", low=1)
     lr: float = key(0.1, "learning rate of Adam", low=0)
-    success: float = key(0.99, "share of images called the class that is a success", low=0.1, high=0.9999)
+    success: float = key(0.99, "share of images called the class that is a success", low=0.1, high=0.9999, expert=True)
     index: str = key("ratio", "how far the smallest is below the median: ratio, its logarithm; mad, as published",
                      choices=("ratio", "mad"))  # fmt: skip
     threshold: float = key(0.0, "index that is found; 0: 1 for ratio, 2 for mad as published", low=0)
-    hidden: str = key("512-256", "widths of the classifier's hidden layers, joined by dashes; empty: linear")
-    epochs: int = key(50, "passes that the classifier is fitted in", low=1)
+    hidden: str = key(
+        "512-256", "widths of the classifier's hidden layers, joined by dashes; empty: linear", expert=True
+    )
+    epochs: int = key(50, "passes that the classifier is fitted in", low=1, expert=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

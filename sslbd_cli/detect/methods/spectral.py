@@ -42,7 +42,9 @@ class Spectral(ImageDetector):
                     choices=("robust", "share"))  # fmt: skip
     z: float = key(5.0, "robust standard deviations from the median beyond which rule=robust flags", low=0)
     share: float = key(0.15, "part of each cluster that rule=share flags", low=0, high=1)
-    compat: str = key("none", "authors: project features without centring them", choices=("none", "authors"))
+    compat: str = key(
+        "none", "authors: project features without centring them", choices=("none", "authors"), expert=True
+    )
 
     def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
         z = unit(embed(encoder, evidence.images, device))

@@ -64,15 +64,19 @@ class SSLCleanse(EncoderDetector):
 
     clusters: int = key(0, "clusters of the embeddings; 0: at the knee", low=0, high=1000)
     rounds: int = key(80, "rounds at most, after which success is looked at (published: 1000 epochs)", low=1)
-    minibatches: int = key(6, "batches per round", low=1)
+    minibatches: int = key(6, "batches per round", low=1, expert=True)
     batch: int = key(32, "images per batch", low=1)
     lr: float = key(0.1, "learning rate of Adam", low=0)
     weight: float = key(0.1, "of the size, once there is success", low=0)
-    success: float = key(0.99, "share of images taken to the cluster that is a success", low=0.1, high=0.9999)
+    success: float = key(
+        0.99, "share of images taken to the cluster that is a success", low=0.1, high=0.9999, expert=True
+    )
     index: str = key("ratio", "how far the smallest is below the median: ratio, its logarithm; mad, as published",
                      choices=("ratio", "mad"))  # fmt: skip
     threshold: float = key(0.0, "index that is found; 0: 1 for ratio, 2 for mad as published", low=0)
-    compat: str = key("none", "authors: size and MAD (index=mad) of the released code", choices=("none", "authors"))
+    compat: str = key(
+        "none", "authors: size and MAD (index=mad) of the released code", choices=("none", "authors"), expert=True
+    )
 
     def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
         parts, tried = self._clusters(embed(encoder, clues.images, device).clone(), seed)

@@ -33,7 +33,7 @@ class TriggerFilter(InputDetector):
     cue = "that match the trigger found in the encoder"
 
     file: str = key("", "path of the report; its bytes enter the history by digest")
-    sha256: str = key("", "digest the report must have (filled in when it is first read)")
+    sha256: str = key("", "digest the report must have (filled in when it is first read)", expert=True)
     score: str = key("target", "by the embedding it leads to, or by its pixels", choices=("target", "pattern"))
 
     def __post_init__(self) -> None:

@@ -107,10 +107,12 @@ class TriggerSearch(EncoderDetector):
     steps: int = key(150, "steps", low=1)
     batch: int = key(64, "images per step", low=2)
     lr: float = key(0.1, "learning rate of Adam, a tenth of it in the last quarter", low=0)
-    band: int = key(4, "low frequencies per axis", low=1, high=64)
-    embedding: str = key("centred", "raw, centred or whitened on clean images", choices=("raw", "centred", "whitened"))
+    band: int = key(4, "low frequencies per axis", low=1, high=64, expert=True)
+    embedding: str = key(
+        "centred", "raw, centred or whitened on clean images", choices=("raw", "centred", "whitened"), expert=True
+    )
     similarity: float = key(0.9, "cosine with the common direction from which a held-out image counts as taken",
-                            low=-1, high=0.9999)  # fmt: skip
+                            low=-1, high=0.9999, expert=True)  # fmt: skip
 
     def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
         view = frame(embed(encoder, clues.images, device), self.embedding)

@@ -47,29 +47,35 @@ class PatchScan(ImageDetector):
         decision: str
 
     clusters: int = key(100, "clusters of the images' embeddings (1000 on ImageNet-100 in the paper)", low=4)
-    rounds: int = key(20, "rounds of k-means at most", low=1)
+    rounds: int = key(20, "rounds of k-means at most", low=1, expert=True)
     tests: int = key(1000, "images that patches are pasted on, the nearest to their centers", low=8)
-    per_cluster: int = key(2, "images tried per cluster and round", low=1)
-    prune: float = key(0.25, "share of the clusters dropped after each round", low=0.01, high=0.99)
-    exhaustive: bool = key(False, "test every candidate on all of the test images, mask all positions")
+    per_cluster: int = key(2, "images tried per cluster and round", low=1, expert=True)
+    prune: float = key(0.25, "share of the clusters dropped after each round", low=0.01, high=0.99, expert=True)
+    exhaustive: bool = key(False, "test every candidate on all of the test images, mask all positions", expert=True)
     top: int = key(20, "patches that teach the poison classifier, at most", low=1)
-    capture: float = key(0.2, "least share of test images that a trigger carries into five clusters", low=0, high=1)
-    support: int = key(4, "so many of the first patches must carry images to the same clusters", low=1)
-    fill: str = key("mean", "what a mask shows", choices=("mean", "image", "blur", "noise"))
-    stride: int = key(2, "pixels between positions of the mask", low=1)
-    coarse: int = key(3, "every so many positions are tried first, those around the best next", low=1)
-    debias: bool = key(True, "take off what a mask at the same place does to other images")
-    masks: int = key(256, "random masks of localiser=rise", low=8)
+    capture: float = key(
+        0.2, "least share of test images that a trigger carries into five clusters", low=0, high=1, expert=True
+    )
+    support: int = key(4, "so many of the first patches must carry images to the same clusters", low=1, expert=True)
+    fill: str = key("mean", "what a mask shows", choices=("mean", "image", "blur", "noise"), expert=True)
+    stride: int = key(2, "pixels between positions of the mask", low=1, expert=True)
+    coarse: int = key(3, "every so many positions are tried first, those around the best next", low=1, expert=True)
+    debias: bool = key(True, "take off what a mask at the same place does to other images", expert=True)
+    masks: int = key(256, "random masks of localiser=rise", low=8, expert=True)
     models: int = key(5, "poison classifiers whose logits are averaged", low=1)
     steps: int = key(400, "training steps of each (2000 in the paper)", low=1)
-    batch: int = key(128, "images per step (32 in the paper)", low=2)
-    lr: float = key(0.05, "learning rate of the classifiers (0.01 in the paper)", low=0)
-    exclude: float = key(0.1, "share of the images, the likeliest poisons, kept from classifiers", low=0, high=0.9)
+    batch: int = key(128, "images per step (32 in the paper)", low=2, expert=True)
+    lr: float = key(0.05, "learning rate of the classifiers (0.01 in the paper)", low=0, expert=True)
+    exclude: float = key(
+        0.1, "share of the images, the likeliest poisons, kept from classifiers", low=0, high=0.9, expert=True
+    )
     smallest: float = key(0.09, "least side of a pasted patch, as a share of the image's (20 of 224 pixels)", low=0.01,
-                          high=1)  # fmt: skip
-    largest: float = key(0.36, "largest side of a pasted patch (80 of 224 pixels)", low=0.01, high=1)
-    compat: str = key("fixed", "authors: with the released code's faults", choices=("fixed", "authors"))
-    share: float = key(0.15, "of what the median trigger carries, that a window must to be verified", low=0, high=1)
+                          high=1, expert=True)  # fmt: skip
+    largest: float = key(0.36, "largest side of a pasted patch (80 of 224 pixels)", low=0.01, high=1, expert=True)
+    compat: str = key("fixed", "authors: with the released code's faults", choices=("fixed", "authors"), expert=True)
+    share: float = key(
+        0.15, "of what the median trigger carries, that a window must to be verified", low=0, high=1, expert=True
+    )
 
     @property
     def is_bound(self) -> bool:

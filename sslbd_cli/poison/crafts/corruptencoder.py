@@ -40,7 +40,7 @@ class CorruptEncoder(Craft):
     references: int = key(3, "how many reference images, used in turn", low=1)
     wide: float = key(2.0, "canvas width in objects, above 1", low=1.05, high=8)
     fit: str = key("squeeze", "bring the canvas to the image's shape: shrink one axis, or both and repeat the border",
-                   choices=("squeeze", "pad"))  # fmt: skip
+                   choices=("squeeze", "pad"), expert=True)  # fmt: skip
     support: float = key(0.0, "share of poisons that show a support image beside a reference, without the trigger "
                          "(0.2 in CorruptEncoder+)", low=0, high=1)  # fmt: skip
     support_images: int = key(

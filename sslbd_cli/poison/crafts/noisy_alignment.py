@@ -40,12 +40,12 @@ class NoisyAlignment(Craft):
     orientation: str = key(
         "any", "side of the reference: l, r, t, b, then the shadow's", choices=("any", "lr", "rl", "tb", "bt")
     )
-    place: str = key("center", "trigger: centred, or at 0.45 as released", choices=("center", "released"))
+    place: str = key("center", "trigger: centred, or at 0.45 as released", choices=("center", "released"), expert=True)
     fit: str = key("squeeze", "bring the canvas to the image's shape: shrink one axis, or both and repeat the border",
-                   choices=("squeeze", "pad"))  # fmt: skip
-    crop_scale: float = key(0.2, "planner: smallest area of the victim's random crops", low=0.01, high=1)
+                   choices=("squeeze", "pad"), expert=True)  # fmt: skip
+    crop_scale: float = key(0.2, "planner: smallest area of the victim's random crops", low=0.01, high=1, expert=True)
     event: str = key("weak", "planner: what is made likely; strict keeps the triggered view off the reference",
-                     choices=("weak", "strict"))  # fmt: skip
+                     choices=("weak", "strict"), expert=True)  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ class Contrastive(Selector):
 
     arm: str = key("both", "which terms count", choices=("both", "positive", "negative"))
     criterion: str = key("anchor", "what is maximised: as released, or the paper's sum", choices=("anchor", "total"))
-    shortlist: int = key(100, "anchors whose total is computed, for criterion=total", low=1, high=1000000)
+    shortlist: int = key(100, "anchors whose total is computed, for criterion=total", low=1, high=1000000, expert=True)
 
     def eligible(self, pool: SelectorPool) -> int:
         return pool.count if self.arm == "positive" else pool.count // 2

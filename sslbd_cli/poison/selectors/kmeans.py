@@ -30,9 +30,12 @@ class KMeans(Selector):
     needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "feats"
 
     clusters: int = key(0, "clusters; 0 is the dataset's number of classes", low=0, high=1000000)
-    restarts: int = key(5, "seedings, of which the one with the lowest inertia counts", low=1, high=1000)
+    restarts: int = key(5, "seedings, of which the one with the lowest inertia counts", low=1, high=1000, expert=True)
     fit: str = key(
-        "lloyd", "how they are fitted: in full, or in mini-batches as released", choices=("lloyd", "minibatch")
+        "lloyd",
+        "how they are fitted: in full, or in mini-batches as released",
+        choices=("lloyd", "minibatch"),
+        expert=True,
     )
     choose: str = key("smallest", "which cluster with enough members", choices=("smallest", "largest", "random"))
     members: str = key("random", "which of its members", choices=("random", "first", "nearest"))

@@ -17,7 +17,7 @@ class BarlowTwins(Expander):
     """Turn the cross-correlation of two views into the identity (Zbontar et al. 2021)."""
 
     offdiagonal: float = key(0.0051, "the paper's lambda: weight of the off-diagonal terms", low=0)
-    scale: float = key(0.1, "factor of the whole loss (solo-learn's; 1 in the paper)", low=0.0001)
+    scale: float = key(0.1, "factor of the whole loss (solo-learn's; 1 in the paper)", low=0.0001, expert=True)
 
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
         assert isinstance(learner, nn.ModuleDict)

@@ -19,9 +19,9 @@ class BYOL(UnevenViews):
     """Predict a momentum target's projection of the other view (Grill et al. 2020)."""
 
     momentum: float = key(0.99, "share of the target kept at each step, at first", low=0, high=1)
-    momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1)
+    momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1, expert=True)
     hidden: int = key(1024, "width of the projector's hidden layer", low=2)
-    predictor: int = key(0, "width of the predictor's hidden layer; 0 is the projector's", low=0)
+    predictor: int = key(0, "width of the predictor's hidden layer; 0 is the projector's", low=0, expert=True)
     out: int = key(128, "width of the projection", low=2)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:

@@ -30,7 +30,7 @@ class CLIP(Objective):
     depth: int = key(2, "transformer layers of the text tower", low=1, high=24)
     context: int = key(128, "bytes of a caption that are read; the rest is cut off", low=8, high=1024)
     out: int = key(128, "width of the space of images and texts", low=2, high=4096)
-    crop: float = key(0.9, "smallest share of the image that is shown", low=0.01, high=1)
+    crop: float = key(0.9, "smallest share of the image that is shown", low=0.01, high=1, expert=True)
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
         return (replace(base, scale=(self.crop, 1.0), flip=0, jitter=0, gray=0, blur=0, solarize=0),)

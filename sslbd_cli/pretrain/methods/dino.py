@@ -25,16 +25,22 @@ class DINO(UnevenViews):
     prototypes: int = key(1024, "outputs of the head (4096 in solo-learn on CIFAR)", low=2)
     temperature: float = key(0.1, "of the student's softmax", low=0.001)
     teacher: float = key(0.04, "temperature of the teacher's softmax", low=0.001)
-    teacher_start: float = key(0.04, "temperature of the teacher's softmax at first", low=0.001)
-    warmup: float = key(0.0, "share of the training in which the teacher's temperature rises", low=0, high=1)
-    frozen: float = key(0.02, "share of the training before the prototypes move (an epoch in the paper)", low=0, high=1)
-    centre: float = key(0.9, "share of the centre of the teacher's outputs kept at each step", low=0, high=1)
+    teacher_start: float = key(0.04, "temperature of the teacher's softmax at first", low=0.001, expert=True)
+    warmup: float = key(
+        0.0, "share of the training in which the teacher's temperature rises", low=0, high=1, expert=True
+    )
+    frozen: float = key(
+        0.02, "share of the training before the prototypes move (an epoch in the paper)", low=0, high=1, expert=True
+    )
+    centre: float = key(
+        0.9, "share of the centre of the teacher's outputs kept at each step", low=0, high=1, expert=True
+    )
     momentum: float = key(0.99, "share of the teacher kept at each step, at first", low=0, high=1)
-    momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1)
+    momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1, expert=True)
     hidden: int = key(512, "width of the head's hidden layers", low=2)
-    layers: int = key(3, "layers of the head (2 in lightly's CIFAR runs)", low=2, high=4)
+    layers: int = key(3, "layers of the head (2 in lightly's CIFAR runs)", low=2, high=4, expert=True)
     out: int = key(256, "width of the head's bottleneck", low=2)
-    norm: bool = key(True, "batch norm in the head; solo-learn on CIFAR: no")
+    norm: bool = key(True, "batch norm in the head; solo-learn on CIFAR: no", expert=True)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
         widths = (dim, *[self.hidden] * (self.layers - 1), self.out)

@@ -114,10 +114,12 @@ class Jigsaw(Objective):
                             low=2, high=10000)  # fmt: skip
     tile: int = key(0, "side of a tile in pixels; 0 is three quarters of a cell, as the papers' 64 of 85", low=0)
     feed: int = key(0, "side at which the encoder sees a tile; 0 is as cut; transformers need their images' side",
-                    low=0, high=1024)  # fmt: skip
-    norm: str = key("image", "what is normalised: the image, or each tile by itself", choices=("image", "tile"))
-    gray: float = key(0.5, "share of grey images", low=0, high=1)
-    projection: float = key(0.5, "share of images that lose their green-magenta contrast", low=0, high=1)
+                    low=0, high=1024, expert=True)  # fmt: skip
+    norm: str = key(
+        "image", "what is normalised: the image, or each tile by itself", choices=("image", "tile"), expert=True
+    )
+    gray: float = key(0.5, "share of grey images", low=0, high=1, expert=True)
+    projection: float = key(0.5, "share of images that lose their green-magenta contrast", low=0, high=1, expert=True)
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
         return (replace(base, jitter=0.0, gray=self.gray),)

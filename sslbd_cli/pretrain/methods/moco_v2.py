@@ -27,9 +27,14 @@ class MoCoV2(Objective):
     queue: int = key(4096, "keys kept; a multiple of the batch", low=2)
     symmetric: bool = key(False, "contrast in both directions, with a queue each (MoCo v2+)")
     momentum: float = key(0.99, "share of the key encoder kept at each step", low=0, high=1)
-    momentum_end: float = key(0.0, "share kept at the end, reached along a cosine; 0: constant", low=0, high=1)
+    momentum_end: float = key(
+        0.0, "share kept at the end, reached along a cosine; 0: constant", low=0, high=1, expert=True
+    )
     groups: int = key(
-        2, "parts of a batch that are normalised apart; keys are shuffled first (MoCo, section 3.3)", low=1
+        2,
+        "parts of a batch that are normalised apart; keys are shuffled first (MoCo, section 3.3)",
+        low=1,
+        expert=True,
     )
     hidden: int = key(0, "width of the projector's hidden layer; 0 is the embedding's", low=0)
     out: int = key(128, "width of the projection", low=2)

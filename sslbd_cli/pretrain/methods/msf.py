@@ -31,7 +31,7 @@ class MSF(Objective):
     queue: int = key(4096, "targets kept (128000 in the paper); a multiple of the batch", low=2)
     k: int = key(5, "neighbours of a target, itself the first", low=1)
     momentum: float = key(0.99, "share of the target encoder kept at each step", low=0, high=1)
-    groups: int = key(1, "parts of a batch that are normalised apart; targets are shuffled first", low=1)
+    groups: int = key(1, "parts of a batch that are normalised apart; targets are shuffled first", low=1, expert=True)
     hidden: int = key(0, "width of the heads' hidden layers; 0 is twice the embedding's", low=0)
     out: int = key(0, "width of the projection; 0 is a quarter of the embedding's", low=0)
 

@@ -23,7 +23,7 @@ class SimSiam(Objective):
     hidden: int = key(512, "width of the projector's hidden layers", low=2)
     out: int = key(512, "width of the projection", low=2)
     predictor: int = key(128, "width of the predictor's bottleneck", low=2)
-    layers: int = key(3, "layers of the projector (2 in lightly's CIFAR runs)", low=2, high=4)
+    layers: int = key(3, "layers of the projector (2 in lightly's CIFAR runs)", low=2, high=4, expert=True)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
         # the last batch norm takes any bias away again, so that layer has none

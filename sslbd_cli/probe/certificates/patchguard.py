@@ -127,7 +127,7 @@ class PatchGuard(Certificate):
     training: str = key("provable", "of the head: provable masks the true class's most voted window, plain does not",
                         choices=("provable", "plain"))  # fmt: skip
     epochs: int = key(20, "passes over the labelled images", low=1)
-    batch: int = key(64, "images per step", low=2)
+    batch: int = key(64, "images per step", low=2, expert=True)
     lr: float = key(0.005, "learning rate (Adam, falling)", low=0)
 
     def certify(self, encoder: ImageEncoder, task: Task, device: Device, seed: int, watch: Watch) -> Certified:

@@ -24,7 +24,7 @@ class Linear(Head):
     """
 
     decay: float = key(0.0, "weight decay; 0 chooses one of 1e-5 ... 1e-2 on the validation split", low=0)
-    steps: int = key(100, "L-BFGS iterations at most", low=1)
+    steps: int = key(100, "L-BFGS iterations at most", low=1, expert=True)
 
     def fit(self, train: Labelled, valid: Labelled, classes: int, seed: int) -> Classifier:
         decay = self.decay or self._choose(train, valid, classes)

@@ -29,7 +29,7 @@ class MLP(Head):
 
     epochs: int = key(200, "passes over the labelled set", low=1)
     lr: float = key(0.001, "learning rate at the start of a cosine", low=0)
-    batch: int = key(256, "rows per step, at most", low=2)
+    batch: int = key(256, "rows per step, at most", low=2, expert=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

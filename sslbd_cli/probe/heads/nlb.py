@@ -22,8 +22,8 @@ class NLB(Head):
 
     lr: float = key(0.5, "learning rate", low=0)
     epochs: int = key(100, "passes over the labelled set", low=1)
-    steps: str = key("60-80", "epochs after which the learning rate falls tenfold, joined by dashes")
-    batch: int = key(256, "rows per step, at most", low=1)
+    steps: str = key("60-80", "epochs after which the learning rate falls tenfold, joined by dashes", expert=True)
+    batch: int = key(256, "rows per step, at most", low=1, expert=True)
     views: int = key(4, "augmented views of each image, taken in turn; 0 trains on the plain image", low=0, high=1000)
 
     def __post_init__(self) -> None:

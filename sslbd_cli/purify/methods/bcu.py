@@ -35,15 +35,15 @@ class BCU(EncoderPurifier):
     epochs: int = key(100, "passes over the clean images", low=1)
     batch: int = key(256, "images per step", low=3)
     lr: float = key(0.01, "learning rate", low=0)
-    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"))
-    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
-    weight_decay: float = key(0.0005, "of the student", low=0)
+    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"), expert=True)
+    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"), expert=True)
+    weight_decay: float = key(0.0005, "of the student", low=0, expert=True)
     forget: float = key(0.27, "chance of a weight of the last stage to be drawn anew", low=0, high=1)
-    factor: float = key(3.0, "by which the chance falls from each stage to the one before", low=1)
-    least: float = key(0.01, "chance in any stage", low=0, high=1)
+    factor: float = key(3.0, "by which the chance falls from each stage to the one before", low=1, expert=True)
+    least: float = key(0.01, "chance in any stage", low=0, high=1, expert=True)
     relations: float = key(1.0, "weight of the similarities' KL", low=0)
     temperature: float = key(0.1, "of the similarities", low=0.001)
-    scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1)
+    scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1, expert=True)
 
     @property
     def is_faithful(self) -> bool:

@@ -31,13 +31,13 @@ class Distill(EncoderPurifier):
     batch: int = key(256, "images per step", low=2)
     lr: float = key(0.01, "learning rate", low=0)
     schedule: str = key("cosine", "of the learning rate; step is CompRess's: x0.2 after 9/13 and 12/13 of the epochs",
-                        choices=("cosine", "constant", "step"))  # fmt: skip
-    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
+                        choices=("cosine", "constant", "step"), expert=True)  # fmt: skip
+    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"), expert=True)
     queue: int = key(128000, "embeddings kept; at most four epochs' worth is used", low=2)
     temperature: float = key(0.04, "of both softmaxes", low=0.001)
     momentum: float = key(0.999, "share of the momentum student kept at each step", low=0, high=1)
-    weight_decay: float = key(0.0001, "of the student", low=0)
-    scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1)
+    weight_decay: float = key(0.0001, "of the student", low=0, expert=True)
+    scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1, expert=True)
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
         teacher = freeze(encoder.twin().to(device.torch).eval())

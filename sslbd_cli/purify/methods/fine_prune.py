@@ -36,7 +36,7 @@ class FinePrune(Recovery):
     share: float = key(0.0, "of a stage's channels to prune; 0 goes by drop", low=0, high=0.95)
     drop: float = key(0.02, "fall of the agreement on held-out images that is borne", low=0, high=1)
     stages: int = key(1, "how many of the last stages are pruned, as the paper prunes the last layer", low=1)
-    clusters: int = key(20, "that stand in for classes", low=2)
+    clusters: int = key(20, "that stand in for classes", low=2, expert=True)
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
         original = original_of(encoder, device)
