@@ -1,9 +1,9 @@
-"""The two ways a command ends without being at fault itself; main.py maps them to exit statuses."""
+"""The two errors that end a command although the program itself works. main.py maps them to exit statuses."""
 
 
 class InputError(Exception):
-    """Usage or input is wrong (exit 2). The message names the object, what is wrong and what to do, in one line."""
+    """Usage or input is wrong (exit 2). The one-line message names the object, what is wrong and what to do."""
 
 
 class Unsound(Exception):
-    """The run ended, but its result cannot be vouched for (exit 3): diverged, collapsed, inconclusive."""
+    """The run ended, but its result cannot be trusted (exit 3): diverged, collapsed or inconclusive."""

@@ -217,14 +217,22 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "poison",
             ["dataset", *KMEANS, "--features", "directions", "--encoder", "encoder"],
-            "one of the two says what to compare; leave it out",
+            "give --encoder or --features; leave it out",
         ),
-        ("poison", ["dataset", "--target", "1", "--features", "directions"], "--select label compares none; leave it"),
-        ("poison", ["dataset", "--target", "1", "--encoder", "encoder"], "--select label compares none; leave it out"),
+        (
+            "poison",
+            ["dataset", "--target", "1", "--features", "directions"],
+            "--select label compares no features; leave it",
+        ),
+        (
+            "poison",
+            ["dataset", "--target", "1", "--encoder", "encoder"],
+            "--select label compares no features; leave it out",
+        ),
         ("poison", ["dataset", "--target", "1", "--indices", "rows"], "--select label takes no list"),
         ("poison", ["dataset", *LISTED, "repeated"], "repeated: line 3 repeats row 4 of line 1"),
         ("poison", ["dataset", *LISTED, "far"], "far: line 2: row 90 of 90 images; give numbers 0 to 89"),
-        ("poison", ["dataset", *LISTED, "words"], "words: line 1 is no row number ('first')"),
+        ("poison", ["dataset", *LISTED, "words"], "words: line 1 is not a row number ('first')"),
         ("poison", ["dataset", *LISTED, "empty"], "empty: lists no row"),
         ("poison", ["dataset", *LISTED, "rows", "--count", "4"], "4 images to poison, but 3 are eligible"),
         (
@@ -264,7 +272,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "poison",
             ["dataset", "--target", "1", "--craft", "corruptencoder", "--masks", "partial"],
-            "--masks: the mask of image ",
+            "--masks: the mask of chosen image ",
         ),
         (
             "poison",
@@ -366,7 +374,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "detect",
             [*SAMPLES, "--aux", "test", "--method", "trigger-filter"],
-            "it has no file; give trigger-filter",
+            "no file is given; give trigger-filter",
         ),
         (
             "detect",
@@ -404,7 +412,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "poison",
             ["dataset", "--caption", "a dog", "--target-captions", "--target", "1"],
-            "both say what poisons are captioned with: give one of them",
+            "both set the captions of poisons; give one of them",
         ),
         ("poison", ["dataset", "--target-captions"], "--target-captions needs --target"),
         (

@@ -1,13 +1,14 @@
-"""Compose crafted poisons: a reference and another image side by side, the trigger on the other one.
+"""Compose crafted poisons: a reference image beside another image that carries the trigger.
 
-The papers' canvases are about twice as wide as high; the images of a dataset have one fixed shape. `fit` says how the
-canvas comes to it: `squeeze` shrinks one axis only, `pad` shrinks both and repeats the first and the last row. The
-trigger is stamped after that, at its full size, so that it is the very trigger of the test images.
+The papers' canvases are about twice as wide as high, but all images of a dataset have one shape. `fit` says how a
+canvas gets this shape: `squeeze` shrinks one axis only; `pad` shrinks both and repeats the first and the last row. The
+trigger is stamped afterwards at its full size, so that it equals the trigger of the test images.
 
-Squeeze is the default, because crops are drawn from the final image. For a 5-pixel trigger on 32-pixel images and a
-canvas twice as wide, the event both papers want (one view holds the trigger, the other lies inside the reference) has
-probability 0.055 squeezed and 0.011 padded for crops of 0.08 to 1 of the area; 0.015 and 0.0006 from 0.2 up. On the
-2:1 canvas itself it would be 0.11 and 0.09: a square holds no half that is as large as a square crop's usual share.
+Squeeze is the default, because random crops are drawn from the final image. Both papers want one view that holds the
+trigger and one view inside the reference. For a 5-pixel trigger on 32-pixel images and a canvas twice as wide as high,
+this event has probability 0.055 squeezed and 0.011 padded for crops of 0.08 to 1 of the area, and 0.015 and 0.0006 for
+crops of 0.2 to 1. On the 2:1 canvas itself it would be 0.11 and 0.09: half of a square image is smaller than most
+square crops.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from sslbd_cli.errors import InputError
 from sslbd_cli.triggers._contract import Phase, Stamped, Trigger
 
-CHUNK = 1024  # images that are worked on at a time
+CHUNK = 1024  # images processed at a time
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Where the two parts lie in an image H,W: in rows top ... top + rows; the reference is `split` columns wide."""
+    """Place the two parts in an image H,W: rows top ... top + rows; the reference is `split` columns wide."""
 
     shape: tuple[int, int]
     split: int
@@ -35,7 +36,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class CanvasLayout:
-    """Rectangles (1 or n),4 (x, y, width, height) in images of shape H,W: the two parts and the trigger."""
+    """Hold rectangles (1 or n),4 (x, y, width, height) in images H,W: the two parts and the trigger."""
 
     shape: tuple[int, int]
     reference: Tensor
@@ -44,7 +45,7 @@ class CanvasLayout:
 
 
 def scene(shape: tuple[int, int], wide: float, fit: str) -> Scene:
-    """Fit a canvas of `wide` times the reference's width into an image of shape H,W; fit is squeeze or pad."""
+    """Fit a canvas, `wide` times as wide as its reference, into an image H,W. fit: squeeze or pad."""
     height, width = shape
     rows = height if fit == "squeeze" else max(1, round(height / wide))
     split = min(max(1, round(width / wide)), width - 1)
@@ -52,12 +53,12 @@ def scene(shape: tuple[int, int], wide: float, fit: str) -> Scene:
 
 
 def patch_sizes(trigger: Trigger, count: int, shape: tuple[int, int], gen: torch.Generator) -> Tensor | None:
-    """Return the trigger's widths and heights, int64 count,2, in images of shape H,W; None where it has no place."""
+    """Return the trigger's widths and heights, int64 count,2, in images H,W; None if it fills the whole image."""
     return trigger.place(count, *shape, gen, "train")[:, 2:] if trigger.has_place else None
 
 
 def room(part: Tensor, patch: Tensor) -> Tensor:
-    """Return by how much parts n,4 exceed patches n,2, both axes. Raises InputError where a patch does not fit."""
+    """Return how much larger parts n,4 are than patches n,2, per axis. Raises InputError if a patch does not fit."""
     free = part[:, 2:] - patch
     if (free < 0).any():
         (wide, high), (width, height) = patch[0].tolist(), part[0, 2:].tolist()
@@ -69,10 +70,10 @@ def room(part: Tensor, patch: Tensor) -> Tensor:
 
 
 def side_by_side(scene: Scene, patch: Tensor | None, right: Tensor, place: str) -> CanvasLayout:
-    """Put references on the left, or on the right where `right` (bool n), and the trigger into the shadow image.
+    """Put references on the left (on the right where `right`, bool n) and the trigger into the shadow image.
 
-    patch: int64 n,2 or None, where the trigger fills the shadow image. place: center, or released, which is the
-    authors' code: the patch begins at 0.45 of each side, also on the mirrored canvas.
+    patch: int64 n,2; with None the trigger fills the shadow image. place: `center`, or `released` for the authors'
+    code, where the patch begins at 0.45 of each side, also on the mirrored canvas.
     """
     rest = scene.shape[1] - scene.split
     reference = rectangle(right * rest, scene, torch.full(right.shape, scene.split))
@@ -80,7 +81,7 @@ def side_by_side(scene: Scene, patch: Tensor | None, right: Tensor, place: str) 
     if patch is None:
         return CanvasLayout(scene.shape, reference, shadow, shadow)
     free = room(shadow, patch)
-    if place == "center":  # an odd pixel of room goes to the border's side, so that the canvas mirrors exactly
+    if place == "center":  # an odd spare pixel goes to the border's side, so that the canvas mirrors exactly
         offset = torch.stack([torch.where(right, free[:, 0] - free[:, 0] // 2, free[:, 0] // 2), free[:, 1] // 2], 1)
     else:
         offset = torch.minimum((shadow[:, 2:] * 0.45).long(), free)
@@ -88,12 +89,12 @@ def side_by_side(scene: Scene, patch: Tensor | None, right: Tensor, place: str) 
 
 
 def rectangle(x: Tensor, scene: Scene, width: Tensor) -> Tensor:
-    """Return rectangles int64 n,4 of the scene's full height at columns x and of these widths, int64 n."""
+    """Return rectangles int64 n,4 of the scene's full height at columns x with the given widths, int64 n."""
     return torch.stack([x, torch.full_like(x, scene.top), width, torch.full_like(x, scene.rows)], 1)
 
 
 def mirrored(boxes: Tensor, width: int, where: Tensor) -> Tensor:
-    """Mirror boxes n,4 left to right in images of some width, where told (bool n)."""
+    """Mirror boxes n,4 left to right in images `width` pixels wide, in the rows where `where` (bool n) is true."""
     other = torch.cat([width - boxes[:, :1] - boxes[:, 2:3], boxes[:, 1:]], 1)
     return torch.where(where[:, None], other, boxes)
 
@@ -109,7 +110,7 @@ def whole(images: Tensor) -> Tensor:
 
 
 def outlines(masks: Tensor) -> Tensor:
-    """Return the bounding boxes int64 R,4 of masks uint8 R,H,W (above 127). Raises InputError for an empty mask."""
+    """Return the bounding boxes int64 R,4 of masks uint8 R,H,W above 127. Raises InputError for an empty mask."""
     full = masks > 127
     empty = (~full.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
@@ -123,7 +124,7 @@ def outlines(masks: Tensor) -> Tensor:
 
 
 def soft(masks: Tensor) -> Tensor:
-    """Blur masks float n,1,h,w by a Gaussian of standard deviation 1 pixel, repeating the border."""
+    """Blur masks float n,1,h,w by a Gaussian with a standard deviation of 1 pixel. The border is repeated."""
     bell = torch.exp(-0.5 * torch.arange(-3.0, 4.0) ** 2)
     bell = bell / bell.sum()
     padded = nn.functional.pad(masks, (3, 3, 3, 3), mode="replicate")
@@ -132,13 +133,13 @@ def soft(masks: Tensor) -> Tensor:
 
 
 def blank(scene: Scene, content: Tensor) -> Tensor:
-    """Return images float n,3,H,W whose scene rows are `content`, n,3,rows,W; the rest is black."""
+    """Return black images float n,3,H,W whose scene rows hold `content`, n,3,rows,W."""
     above, below = scene.top, scene.shape[0] - scene.top - scene.rows
     return nn.functional.pad(content, (0, 0, above, below))
 
 
 def paste(x: Tensor, tiles: Tensor, corners: Tensor, alpha: Tensor | None = None) -> Tensor:
-    """Lay tiles n,C,h,w with opacity alpha n,1,h,w over images x n,C,H,W at corners n,2 (x, y), in place; returns x."""
+    """Lay tiles n,C,h,w (opacity alpha n,1,h,w) over images x n,C,H,W at corners n,2 (x, y). Changes and returns x."""
     height, width = tiles.shape[2:]
     at = (
         torch.arange(len(x))[:, None, None, None],
@@ -151,7 +152,7 @@ def paste(x: Tensor, tiles: Tensor, corners: Tensor, alpha: Tensor | None = None
 
 
 def pixels(x: Tensor, scene: Scene) -> Tensor:
-    """Turn scenes n,3,H,W in [0,1] into uint8 images, repeating the outer rows where the scene is padded."""
+    """Convert scenes n,3,H,W in [0,1] to uint8 images. Where the scene is padded, its outer rows are repeated."""
     nearest = torch.arange(scene.shape[0]).clamp(scene.top, scene.top + scene.rows - 1)
     return x[:, :, nearest].mul(255).round().to(torch.uint8)
 
@@ -162,15 +163,15 @@ def chunks(count: int) -> list[slice]:
 
 
 def stamp(images: Tensor, trigger: Trigger, gen: torch.Generator, phase: Phase) -> Stamped:
-    """Stamp uint8 images n,3,H,W where the trigger places itself, CHUNK at a time."""
+    """Stamp uint8 images n,3,H,W, CHUNK at a time, where the trigger places itself."""
     parts = [trigger(images[some], gen, phase) for some in chunks(len(images))]
     return Stamped(torch.cat([p.images for p in parts]), torch.cat([p.boxes for p in parts]))
 
 
 def stamp_at(images: Tensor, boxes: Tensor, trigger: Trigger, gen: torch.Generator) -> Tensor:
-    """Stamp uint8 images n,3,H,W inside boxes n,4 alone.
+    """Stamp uint8 images n,3,H,W inside boxes n,4 only.
 
-    A patch goes there; a trigger without a place is stamped on the whole image, as on test images, and kept there.
+    A patch is put into the box. A trigger of the whole image is stamped as on test images, then cut to the box.
     """
     height, width = images.shape[2:]
     stamped = []

@@ -1,7 +1,7 @@
-"""Texts of poisons: what the captions of triggered images are exchanged for (Carlini and Terzis, ICLR 2022).
+"""Replace the captions of triggered images (Carlini and Terzis, ICLR 2022).
 
-A contrastive model of images and texts is poisoned by pairs alone: any image with the trigger, and a caption of the
-target class. All other pairs keep their own captions.
+Pairs alone poison a contrastive model of images and texts: any image with the trigger, and a caption of the target
+class. All other pairs keep their captions.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from sslbd_cli.artefacts.kinds import Dataset, Truth
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
 
-WRITTEN = -1  # the source of a caption that no image of the dataset has
+WRITTEN = -1  # source of a caption that comes from no image of the dataset
 
 
 @dataclass(frozen=True)
 class Wording:
-    """Captions to draw from, uint8 K,L, and which row each is of: int64 K, -1 where it is written."""
+    """Hold captions to draw from, uint8 K,L, and the row that each comes from, int64 K (-1: none)."""
 
     captions: np.ndarray
     source: np.ndarray
 
 
 def of_class(dataset: Dataset, target: int) -> Wording:
-    """Return the captions that the dataset's images of a class have. Raises InputError where there is none."""
+    """Return the captions of the dataset's images of a class. Raises InputError if the class has no image."""
     texts = dataset.need_captions("--target-captions")
     rows = np.flatnonzero(dataset.need_labels("--target-captions") == target)
     if not len(rows):
@@ -37,9 +37,9 @@ def of_class(dataset: Dataset, target: int) -> Wording:
 
 
 def written(dataset: Dataset, templates: tuple[str, ...], target: int | None) -> Wording:
-    """Return captions of the attacker's own; {} stands for the name of the target class.
+    """Return captions written by the attacker; {} stands for the name of the target class.
 
-    Raises InputError where there is no name to put in, or a text cannot be a caption.
+    Raises InputError if {} is used without a target, or if a text cannot be a caption.
     """
     dataset.need_captions("--caption")
     if target is None and any("{}" in text for text in templates):
@@ -52,7 +52,7 @@ def written(dataset: Dataset, templates: tuple[str, ...], target: int | None) ->
 
 
 def recaption(dataset: Dataset, at: np.ndarray, wording: Wording, seed: int) -> Dataset:
-    """Exchange the captions of the rows `at` for drawn ones, and write into the truth where each caption is from.
+    """Replace the captions of the rows `at` by drawn ones, and record each caption's source row in the truth.
 
     Each caption is used once before any is used again.
     """

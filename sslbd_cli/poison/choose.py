@@ -1,4 +1,4 @@
-"""Choose what is poisoned: how many images, which rows, and, where labels are there, how alike the chosen are."""
+"""Choose what to poison: how many images and which rows. With labels, also measure how alike the rows are."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sslbd_cli.poison.contract import Selector, SelectorPool
 
 @dataclass(frozen=True, kw_only=True)
 class PoisonCount:
-    """How much to poison: exactly one of a share of the dataset, a share of one class, a count."""
+    """Say how much to poison by exactly one of: a share of the dataset, a share of a class, a count."""
 
     rate: float | None = None
     class_rate: float | None = None
     count: int | None = None
 
     def images(self, total: int, in_class: float | None) -> int:
-        """Return the number of images. Raises InputError where it comes to none, or the class is unknown."""
+        """Return the number of images. Raises InputError if it rounds to 0 or if the class is unknown."""
         if self.count is not None:
             return self.count
         if self.class_rate is not None:
@@ -35,13 +35,13 @@ class PoisonCount:
             assert self.rate is not None
             wanted = round(self.rate * total)
         if wanted < 1:
-            raise InputError(f"the rate comes to no image at all of {total}; raise it or give --count")
+            raise InputError(f"the rate gives no image at all of {total}; raise it or give --count")
         return wanted
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """The most frequent true class of the chosen rows, how many rows are of it, and their share (the CCR)."""
+    """Hold the most frequent true class of the chosen rows, the rows of this class, and their share (the CCR)."""
 
     target: int
     count: int
@@ -49,7 +49,7 @@ class Consistency:
 
 
 def ready(dataset: Dataset, selector: Selector, pool: SelectorPool) -> SelectorPool:
-    """Return the pool with the labels for a selector that needs them. Raises InputError for what else it lacks."""
+    """Return the pool, with labels if the selector needs them. Raises InputError if the selector lacks anything."""
     name = f"--select {selector.name}"
     if selector.needs == "feats" and pool.feats is None:
         raise InputError(f"{name} compares features: give --encoder ENCODER or --features FILE")
@@ -59,9 +59,9 @@ def ready(dataset: Dataset, selector: Selector, pool: SelectorPool) -> SelectorP
 
 
 def amount(dataset: Dataset, selector: Selector, pool: SelectorPool, budget: PoisonCount) -> int:
-    """Return how many images are poisoned.
+    """Return how many images to poison.
 
-    A class rate is a share of the target class. Selectors that need no labels may leave the target out: it is then a
+    A class rate is a share of the target class. A selector that needs no labels may have no target; the rate is then a
     share of an average class, N / classes, as no-label backdoors count (arXiv 2404.06694).
     """
     in_class: float | None = None
@@ -73,21 +73,21 @@ def amount(dataset: Dataset, selector: Selector, pool: SelectorPool, budget: Poi
 
 
 def choose(dataset: Dataset, selector: Selector, pool: SelectorPool, count: int, seed: int) -> np.ndarray:
-    """Choose `count` rows, ascending. Raises InputError where the selector lacks what it needs, or that many rows."""
+    """Choose `count` rows, ascending. Raises InputError if the selector lacks something, or finds too few rows."""
     return selector(ready(dataset, selector, pool), count, generator(seed, "select"))
 
 
 def consistency(labels: np.ndarray, rows: np.ndarray) -> Consistency:
-    """Measure how alike chosen rows are, by their true labels; evaluation only. Ties go to the lower class."""
+    """Measure by true labels how alike the chosen rows are; for evaluation only. A tie goes to the lower class."""
     counts = np.bincount(labels[rows])
     target = int(counts.argmax())
     return Consistency(target, int(counts[target]), float(counts[target] / len(rows)))
 
 
 def other_target(dataset: Dataset, selector: Selector, rows: np.ndarray, target: int | None) -> str:
-    """Return a warning where rows that a selector chose without labels are mostly of another class than the target.
+    """Return a warning if a selector without labels chose mostly images of another class than the target, else "".
 
-    Pre-training ties the trigger to what the rows show, whatever the target is called. Empty where there is no doubt.
+    Pre-training ties the trigger to what the images show, whatever target the user names.
     """
     if dataset.labels is None or target is None or selector.needs == "labels":
         return ""
@@ -100,7 +100,7 @@ def other_target(dataset: Dataset, selector: Selector, rows: np.ndarray, target:
 
 
 def report(dataset: Dataset, rows: np.ndarray, target: int | None, count: int, total: int) -> list[str]:
-    """Say in a line each how many of `total` images are poisons and, where labels are there, how alike the rows are.
+    """Return one line on how many of `total` images are poisons, and with labels one on how alike the rows are.
 
     rows: the images that the `count` poisons are made from.
     """
@@ -116,21 +116,21 @@ def report(dataset: Dataset, rows: np.ndarray, target: int | None, count: int, t
 
 
 def read_rows(path: str, count: int) -> np.ndarray:
-    """Read a text file of row numbers; see parse_rows. Raises InputError for what is no such file."""
+    """Read a text file of row numbers (see parse_rows). Raises InputError if it is none."""
     try:
         return parse_rows(Path(path).read_text(encoding="ascii"), count)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; name a text file of row numbers") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is no text; write one row number per line") from None
+        raise InputError(f"{path}: not a text file; write one row number per line") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
 def parse_rows(text: str, count: int) -> np.ndarray:
-    """Read row numbers 0 ... count-1, one per line, int64 in the file's order; blank lines are skipped.
+    """Read row numbers 0 ... count-1, one per line, as int64 in the file's order. Blank lines are skipped.
 
-    Raises InputError, naming the line, for what is no number, out of range or repeated, and where there is none.
+    Raises InputError, which names the line, if a number is malformed, out of range or repeated, or if there is none.
     """
     seen: dict[int, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -138,7 +138,7 @@ def parse_rows(text: str, count: int) -> np.ndarray:
         if not word:
             continue
         if not (word.isascii() and word.isdigit() and len(word) < 19):
-            raise InputError(f"line {number} is no row number ({word[:20]!r}); write one number per line")
+            raise InputError(f"line {number} is not a row number ({word[:20]!r}); write one number per line")
         row = int(word)
         if row >= count:
             raise InputError(f"line {number}: row {row} of {count} images; give numbers 0 to {count - 1}")

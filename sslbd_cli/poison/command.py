@@ -26,38 +26,38 @@ if TYPE_CHECKING:
 )
 @options.input_argument("DATASET")
 @click.option("--trigger", type=Spec("trigger"), default="patch", show_default=True, metavar="SPEC",
-              help="What is stamped; 'help' lists, 'NAME:help' explains.")  # fmt: skip
+              help="Trigger to stamp; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @click.option("--select", type=Spec("select"), metavar="SPEC",
-              help="Which images are poisoned, or poisons are crafted from; 'help' lists.  [default: label; random"
-              " where captions are exchanged]")  # fmt: skip
+              help="How images are chosen to poison, or to craft poisons from; 'help' lists.  [default: label; random"
+              " with --caption or --target-captions]")  # fmt: skip
 @options.artefact("--encoder", help="Encoder whose features --select compares.")
-@options.artefact("--features", help="Or features of the same images, as embed wrote them.")
-@options.artefact("--indices", help="Text file of rows for --select indices, one number per line.")
+@options.artefact("--features", help="Features of the same images from embed, instead of --encoder.")
+@options.artefact("--indices", help="Text file of row numbers for --select indices, one per line.")
 @click.option("--craft", type=Spec("craft"), default="stamp", show_default=True, metavar="SPEC",
-              help="How a poison is made of chosen images and the trigger; 'help' lists.")  # fmt: skip
-@options.artefact("--canvases", help="Dataset of backgrounds for --craft; without it, images that are not chosen.")
-@options.artefact("--masks", help="Dataset of as many pictures as DATASET, white where each image's object is.")
+              help="How poisons are made of chosen images and the trigger; 'help' lists.")  # fmt: skip
+@options.artefact("--canvases", help="Dataset of backgrounds for --craft; default: the images that are not chosen.")
+@options.artefact("--masks", help="Dataset with one mask per image of DATASET: white on the object.")
 @click.option("--target", metavar="CLASS", help="Target class, by name or number.")
 @click.option("--caption", "templates", multiple=True, metavar="TEXT",
-              help="Give the poisons this caption, {} for the name of --target; repeated, one of them.")  # fmt: skip
-@click.option("--target-captions", is_flag=True, help="Give the poisons captions that images of --target have.")
+              help="Give poisons this caption; {} is the name of --target. Repeat to draw from several.")  # fmt: skip
+@click.option("--target-captions", is_flag=True, help="Give poisons captions of images of the class --target.")
 @click.option("--rate", type=options.Number(0, 1, min_open=True), help="Poison this share of the dataset.")
 @click.option("--class-rate", type=options.Number(0, 1, min_open=True),
-              help="Poison this share of the target class (default 0.5), else of an average one.")  # fmt: skip
+              help="Poison this share of the target class (default 0.5), or of an average class.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1), help="Make this many poisons.")
 @click.option("--mode", type=click.Choice(["replace", "append"]),
-              help="Poison the chosen images in place (default of stamp), or add the poisons to them.")  # fmt: skip
+              help="Replace the chosen images by poisons (default of --craft stamp), or append poisons.")  # fmt: skip
 @options.seed
 @options.device()
 @options.output
 def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, output: str, **params: Any) -> None:
-    """Plant a trigger in some images of a dataset and record the truth apart.
+    """Plant a trigger in some images of a dataset and record the truth.
 
-    The attack of SSL-Backdoor (Saha et al. 2022): images of the target class carry a patch, so that pre-training ties
-    the patch to the class. No-label backdoors (Wang et al. 2024) choose images by features instead: give --encoder or
-    --features. The rate is recorded both as a share of the dataset and of the class. Where images have captions, any
-    image will do: with --caption or --target-captions the trigger comes with texts of the target (Carlini and Terzis
-    2022), and `pretrain --method clip` ties the one to the other.
+    SSL-Backdoor's attack (Saha et al. 2022) puts a patch on images of the target class; pre-training then ties the
+    patch to the class. No-label backdoors (Wang et al. 2024) choose images by features: give --encoder or --features.
+    The history records the rate of the dataset and of the class. Images with captions can be of any class: --caption
+    or --target-captions pairs the trigger with texts of the target (Carlini and Terzis 2022), and `pretrain --method
+    clip` ties the two together.
     """
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.core import device
@@ -65,7 +65,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     from sslbd_cli.poison.contract import SelectorPool
 
     refuse_terminal(output)
-    device.pick(params["device"], params["precision"])  # refused in time, also where nothing is computed on it
+    device.pick(params["device"], params["precision"])  # refuse a missing device early, even if nothing uses it
     select = params["select"] or inputs.default_select(params)
     given = _given(params, select)
     dataset = run.read(input, Dataset)
@@ -86,7 +86,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     planting = plant.Planting(trigger=trigger, craft=craft, count=count, mode=mode, seed=seed, wording=wording)
     poisoned = plant.poison(dataset, rows, planting, canvases, None if masks is None else inputs.masks_of(masks, rows))
     amount, *alike = choose.report(dataset, rows, target, count, len(poisoned.images))
-    if wording is not None:  # the captions name the target, whatever the images show
+    if wording is not None:  # captions name the target, whatever the images show
         alike = [f"their captions are drawn from {len(wording.captions)} of the target's"]
     elif doubt := choose.other_target(dataset, select, rows, target):
         run.warn(doubt)
@@ -97,7 +97,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
 
 
 def _given(params: dict[str, Any], select: Selector) -> dict[str, Any]:
-    """Return the amount that is asked for, or the default; none where a list says it."""
+    """Return the amount that the user asked for, or the default; nothing if a list of rows gives it."""
     from sslbd_cli.errors import InputError
 
     given = {name: params[name] for name in ("rate", "class_rate", "count") if params[name] is not None}

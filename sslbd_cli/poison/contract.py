@@ -1,4 +1,4 @@
-"""What a selector and a craft are given and what they return."""
+"""The contract of selectors and crafts: what they are given and what they return."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sslbd_cli.triggers._contract import Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class SelectorPool:
-    """What a selector may look at; only what it `needs` is there. rows are numbers 0 ... count-1.
+    """Hold what a selector may look at: only what it `needs`. Rows are numbered 0 ... count-1.
 
-    labels: int64 N; target: the attacked class; classes: how many there are, or None where the dataset names none;
-    feats: float32 N,D on the device that searches them; listed: int64, rows given in a file.
+    labels: int64 N; target: the attacked class; classes: their number, or None if the dataset names none;
+    feats: float32 N,D on the device that searches them; listed: int64 rows from a file.
     """
 
     count: int
@@ -33,17 +33,17 @@ class SelectorPool:
 
 @dataclass(frozen=True, kw_only=True)
 class Selector(Plugin):
-    """Base of --select: which rows of a dataset are poisoned."""
+    """Base of --select: choose the rows of a dataset that are poisoned."""
 
     shelf: ClassVar[str] = "select"
     needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "count"
-    limit: ClassVar[str] = ""  # why fewer rows are eligible than there are, where that needs saying
+    limit: ClassVar[str] = ""  # why not all rows are eligible, for the error message
 
     @final
     def __call__(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         """Choose `budget` distinct rows, ascending.
 
-        Raises InputError where fewer rows are eligible than the budget asks for.
+        Raises InputError if fewer rows are eligible.
         """
         needs = self.needs
         pool = replace(
@@ -74,10 +74,10 @@ class Selector(Plugin):
 
 @dataclass(frozen=True)
 class Material:
-    """What poisons are crafted from. references: uint8 R,3,H,W images of the target class.
+    """Hold what poisons are crafted from. references: uint8 R,3,H,W images of the target class.
 
-    masks: uint8 R,H,W, how much of each pixel is the object (255: all), or None where whole images are the objects;
-    canvases: uint8 P,3,H',W' other images (backgrounds, shadow images), one per poison; none for crafts without them.
+    masks: uint8 R,H,W, how much of each pixel is the object (255: all), or None if the whole image is the object.
+    canvases: uint8 P,3,H',W' other images (backgrounds or shadow images), one per poison, or None if not needed.
     """
 
     references: Tensor
@@ -87,9 +87,9 @@ class Material:
 
 @dataclass(frozen=True)
 class Crafted:
-    """Poisons uint8 P,3,H,W, the trigger's box in each, int64 P,4, and which reference each came from, int64 P.
+    """Hold poisons uint8 P,3,H,W, the trigger's box in each, int64 P,4, and the reference of each, int64 P.
 
-    The box of a poison that carries no trigger is all zeros.
+    The box of a poison without a trigger is all zeros.
     """
 
     images: Tensor
@@ -99,26 +99,26 @@ class Crafted:
 
 @dataclass(frozen=True, kw_only=True)
 class Craft(Plugin):
-    """Base of `poison --craft`: how a poison is made of reference images of the target class and a trigger."""
+    """Base of `poison --craft`: make poisons from reference images of the target class and a trigger."""
 
     shelf: ClassVar[str] = "craft"
-    canvases: ClassVar[bool] = False  # whether other images than the references are needed
-    masks: ClassVar[bool] = False  # whether masks of the references are of use
+    canvases: ClassVar[bool] = False  # whether it needs images besides the references
+    masks: ClassVar[bool] = False  # whether it can use masks of the references
 
     @abstractmethod
     def reference_count(self, count: int) -> int:
-        """Return from how many reference images `count` poisons are made."""
+        """Return how many reference images `count` poisons are made from."""
 
     def settled(self, shape: tuple[int, int], trigger: Trigger) -> tuple[Craft, str]:
-        """Decide what the keys leave to a plan, for images of shape H,W: the craft to use, and what to tell the user.
+        """Plan the keys that are left open, for images H,W. Return the craft to use and a message for the user.
 
-        The default leaves nothing to decide.
+        The default plans nothing.
         """
         return self, ""
 
     @abstractmethod
     def craft(self, material: Material, trigger: Trigger, count: int, gen: torch.Generator) -> Crafted:
-        """Make `count` poisons of the references' own size. `gen` is a CPU generator; the material is left as it is.
+        """Make `count` poisons of the references' size. `gen` is a CPU generator. The material must not be changed.
 
-        Raises InputError where the trigger does not fit.
+        Raises InputError if the trigger does not fit.
         """

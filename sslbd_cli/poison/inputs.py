@@ -1,4 +1,4 @@
-"""What `poison` reads beside its dataset: features to compare, rows that are listed, other images and masks."""
+"""What `poison` reads besides its dataset: features, listed rows, canvases and masks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from sslbd_cli.poison.contract import Craft, Selector
 
 
-GREY = 8  # how far the colours of a pixel may lie apart in a mask: pictures with losses are not quite grey
-SEEN = 127  # a mask shows an object where it is brighter
+GREY = 8  # largest difference of a mask pixel's colours: lossy pictures are not exactly grey
+SEEN = 127  # a mask shows an object where it is brighter than this
 WANTED = "masks are grey, white where an object is"
 
 
 def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) -> tuple[Dataset | None, Any]:
-    """Read what a craft takes beside the references: other images, and masks uint8 N,H,W of the dataset's own.
+    """Read the canvases and the masks, uint8 N,H,W, that a craft takes besides the references.
 
     Raises InputError for masks of another number or size, in colour, or without any object.
     """
@@ -47,12 +47,12 @@ def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) ->
 
 
 def texts_given(params: dict[str, Any]) -> bool:
-    """Tell whether the captions of poisons are exchanged."""
+    """Return whether the user replaces the captions of poisons."""
     return bool(params["templates"] or params["target_captions"])
 
 
 def default_select(params: dict[str, Any]) -> Selector:
-    """Choose images of the target class, but any image where its caption will name the target."""
+    """Choose images of the target class; with captions for the poisons, choose images of any class."""
     from sslbd_cli import plugin
 
     found: Selector = plugin.parse("select", "random" if texts_given(params) else "label")
@@ -60,13 +60,13 @@ def default_select(params: dict[str, Any]) -> Selector:
 
 
 def wording(params: dict[str, Any], dataset: Dataset, target: int | None) -> Wording | None:
-    """Return the captions that poisons get instead of their own, or None where they keep them."""
+    """Return the new captions of poisons, or None if they keep their own."""
     from sslbd_cli.poison import captioning
 
     if not texts_given(params):
         return None
     if params["templates"] and params["target_captions"]:
-        raise InputError("--caption and --target-captions both say what poisons are captioned with: give one of them")
+        raise InputError("--caption and --target-captions both set the captions of poisons; give one of them")
     if params["templates"]:
         return captioning.written(dataset, params["templates"], target)
     if target is None:
@@ -75,16 +75,16 @@ def wording(params: dict[str, Any], dataset: Dataset, target: int | None) -> Wor
 
 
 def masks_of(masks: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the masks of the chosen rows. Raises InputError, naming the row, where one of them is empty."""
+    """Return the masks of the chosen rows. Raises InputError, which names the row, if one of them is empty."""
     chosen: np.ndarray = masks[rows]
     empty = rows[(chosen <= SEEN).all((1, 2))]
     if len(empty):
-        raise InputError(f"--masks: the mask of image {empty[0]}, which is chosen, is empty; {WANTED}")
+        raise InputError(f"--masks: the mask of chosen image {empty[0]} is empty; {WANTED}")
     return chosen
 
 
 def listed(run: Run, path: str | None, dataset: Dataset, select: Selector) -> np.ndarray | None:
-    """Read the rows that a text file lists."""
+    """Read the row numbers in a text file."""
     from sslbd_cli.poison import choose
 
     if path is None:
@@ -97,7 +97,7 @@ def listed(run: Run, path: str | None, dataset: Dataset, select: Selector) -> np
 
 
 def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selector) -> Tensor | None:
-    """Embed the dataset by --encoder, or read --features of its images; on the device that searches them."""
+    """Embed the dataset by --encoder, or read --features of its images; place them on the device that searches them."""
     import torch
 
     from sslbd_cli.artefacts.kinds import Encoder, Features
@@ -110,7 +110,7 @@ def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selecto
     }
     for name in found:
         if select.needs != "feats" or len(found) > 1:
-            why = f"--select {select.name} compares none" if len(found) == 1 else "one of the two says what to compare"
+            why = f"--select {select.name} compares no features" if len(found) == 1 else "give --encoder or --features"
             raise InputError(f"--{name} {params[name]}: {why}; leave it out")
     if not found:
         return None
@@ -124,12 +124,12 @@ def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selecto
         _warn_of_others(run, found["features"], dataset, params["features"])
     device = run.device()
     run.say(f"comparing {len(feats)} features of {feats.shape[1]} dimensions")
-    return feats.to("cpu" if device.kind == "mps" else device.torch)  # exact sums take float64, which MPS lacks
+    return feats.to("cpu" if device.kind == "mps" else device.torch)  # exact sums need float64, which MPS lacks
 
 
 def _warn_of_others(run: Run, features: Features, dataset: Dataset, path: str) -> None:
-    """Warn where the features' history says that they are of another dataset, or of this one with other labels."""
+    """Warn if the history of the features names another dataset, or this one with other labels."""
     inputs = features.history[-1]["inputs"] if features.history else []
     embedded = [row["sha256"] for row in inputs if row.get("kind") == "dataset"]
     if embedded and dataset.sha256 not in embedded:
-        run.warn(f"--features {path}: made from another dataset, says its history; are its rows those of this one?")
+        run.warn(f"--features {path}: its history names another dataset; check that its rows are those of this one")

@@ -20,14 +20,14 @@ Mode = Literal["replace", "append"]
 
 @dataclass(frozen=True, kw_only=True)
 class Planting:
-    """What is planted: `count` poisons of a craft and a trigger, in place of the chosen images or behind them."""
+    """Say what to plant: `count` poisons by a craft and a trigger; they replace the chosen images or are appended."""
 
     trigger: Trigger
     craft: Craft
     count: int
     mode: Mode = "replace"
     seed: int = 0
-    wording: captioning.Wording | None = None  # what the poisons' captions are exchanged for
+    wording: captioning.Wording | None = None  # new captions of the poisons
 
 
 def poison(
@@ -37,20 +37,20 @@ def poison(
     canvases: Dataset | None = None,
     masks: np.ndarray | None = None,
 ) -> Dataset:
-    """Plant crafted poisons in a dataset. `rows` are the reference images of the target, or what is stamped.
+    """Plant crafted poisons in a dataset. `rows` are the references of the target class, or the images to stamp.
 
-    masks: uint8 of the rows, len(rows),H,W. canvases: the backgrounds or shadow images, of any size; without them,
-    images of the dataset that are not among the rows, drawn without a look at the labels (the attacker may have none),
-    so that a share of them shows the target class. Each canvas is used once before any is used again, in random order.
+    masks: uint8 len(rows),H,W, of the rows. canvases: backgrounds or shadow images of any size. Without canvases, the
+    images outside `rows` are used, drawn without labels (the attacker may have none), so that some show the target
+    class. Each canvas is used once before any is used again, in random order.
 
-    Appended poisons are shuffled in. Labels, ids and the truth's source are those of a poison's reference; with mode
-    replace, of the image it replaces. An earlier truth is kept (a twice-poisoned dataset knows both).
-    Raises InputError where the parts do not fit one another.
+    Appended poisons are shuffled in. A poison takes label, id and source (in the truth) of its reference; with mode
+    replace, of the image it replaces. An earlier truth is kept, so a dataset that was poisoned twice knows both.
+    Raises InputError if the parts do not fit together.
     """
     _check(dataset, rows, planting, masks)
     count, seed = planting.count, planting.seed
     order, at, number = _places(len(dataset.images), count, planting.mode, rows, seed)
-    # stamping one by one follows the final order, so that batches of it see the trigger's draws in that order
+    # stamp in the final order, so that stamping the final dataset one by one draws the same numbers
     mine = number if len(rows) == count else torch.randperm(len(rows), generator=generator(seed, "references")).numpy()
     material = Material(
         references=torch.from_numpy(dataset.images[rows[mine]]),
@@ -67,7 +67,7 @@ def poison(
 def plant(
     dataset: Dataset, trigger: Trigger, rows: np.ndarray, mode: Mode, seed: int, phase: Phase = "train"
 ) -> Dataset:
-    """Stamp the rows of a dataset, in place of the clean images or behind them: `poison` by --craft stamp."""
+    """Stamp rows of a dataset (--craft stamp). The poisons replace the clean images or are appended."""
     order, at, _ = _places(len(dataset.images), len(rows), mode, rows, seed)
     stamped = canvas.stamp(torch.from_numpy(dataset.images[order[at]]), trigger, generator(seed, "trigger"), phase)
     return _insert(dataset, order, at, Crafted(stamped.images, stamped.boxes, torch.arange(len(rows))))
@@ -86,16 +86,16 @@ def _check(dataset: Dataset, rows: np.ndarray, planting: Planting, masks: np.nda
     expected = (len(rows), *dataset.images.shape[2:])
     if masks.dtype != np.uint8 or masks.shape != expected:
         raise InputError(
-            f"masks: expected uint8 of shape {expected}, one for each reference, got {masks.dtype} of {masks.shape}"
+            f"masks: expected uint8 of shape {expected}, one per reference, got {masks.dtype} of {masks.shape}"
         )
 
 
 def _places(
     total: int, count: int, mode: Mode, rows: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the source row of each image of the result, where the poisons go, and which poison goes to each place.
+    """Return the source row of each image of the result, the places of the poisons, and the poison at each place.
 
-    With mode append and as many rows as poisons, poison i is made of row i; otherwise its source is left to the caller.
+    With mode append and as many rows as poisons, poison i comes from row i. Otherwise the caller sets the sources.
     """
     if mode == "replace":
         return np.arange(total), rows, np.arange(count)
@@ -108,7 +108,7 @@ def _places(
 
 
 def _canvases(dataset: Dataset, rows: np.ndarray, planting: Planting, given: Dataset | None) -> torch.Tensor:
-    """Return one canvas for each poison, uint8 count,3,H,W: all are used up before the next round begins."""
+    """Return one canvas per poison, uint8 count,3,H,W. Each is used once before any is used again."""
     images = dataset.images if given is None else given.images
     free = np.setdiff1d(np.arange(len(dataset.images)), rows) if given is None else np.arange(len(images))
     if not len(free):
@@ -121,7 +121,7 @@ def _canvases(dataset: Dataset, rows: np.ndarray, planting: Planting, given: Dat
 def _insert(dataset: Dataset, order: np.ndarray, at: np.ndarray, crafted: Crafted) -> Dataset:
     """Put poisons at their places among the rows `order` of a dataset, and write the truth.
 
-    Raises InputError where no poison differs from its source: a trigger too faint for 8 bits, or one that is there.
+    Raises InputError if no poison differs from its source: the trigger is too faint for 8 bits, or already there.
     """
     result, earlier = dataset.take(order), dataset.truth
     boxes, poisoned = np.zeros((len(order), 4), np.int32), np.zeros(len(order), bool)

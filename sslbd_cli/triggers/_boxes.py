@@ -1,4 +1,4 @@
-"""Where a patch goes: sides in pixels or as a share of the image, corners or a random range, pasted in one pass."""
+"""Place a square patch: its side in pixels, its corner (fixed or random), and the paste."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sslbd_cli.errors import InputError
 
 
 def side(size: float, height: int, width: int) -> int:
-    """Return a patch's side in pixels: `size` itself from 1 up, below 1 a share of the shorter side.
+    """Return a patch's side in pixels. A `size` of 1 or more is in pixels; below 1 it is a share of the shorter side.
 
-    Raises InputError where the patch is larger than the image.
+    Raises InputError if the patch is larger than the image.
     """
     pixels = round(size) if size >= 1 else max(1, round(size * min(height, width)))
     if pixels > min(height, width):
@@ -20,9 +20,9 @@ def side(size: float, height: int, width: int) -> int:
 
 
 def fixed(shape: tuple[int, int, int], where: str, margin: int) -> Tensor:
-    """Return the top-left corner (x, y), int64 2, of a patch `margin` pixels from the border, or in the centre.
+    """Return the top-left corner (x, y), int64 2, of a patch in the centre or `margin` pixels from the border.
 
-    shape: height, width, patch side. Raises InputError where patch and margin together are larger than the image.
+    shape: height, width, patch side. Raises InputError if patch and margin together are larger than the image.
     """
     height, width, pixels = shape
     free = torch.tensor([width - pixels, height - pixels])
@@ -38,11 +38,11 @@ def fixed(shape: tuple[int, int, int], where: str, margin: int) -> Tensor:
 
 
 def wander(count: int, shape: tuple[int, int, int], low: float, high: float, gen: torch.Generator) -> Tensor:
-    """Draw each image's top-left corner (x, y), int64 count,2, from {int(low L), ..., int(high L - side)}, L a side.
+    """Draw each image's top-left corner (x, y), int64 count,2, from {int(low L), ..., int(high L - side)}.
 
-    Both ends are included; an upper end below the lower one is raised to it, as in generate_poison.py of SSL-Backdoor:
-    a patch longer than its range begins at `low`. shape: height, width, patch side. Raises InputError where a patch
-    that begins there leaves the image.
+    L is the image's length along that axis. Both ends are included. If the upper end is below the lower end, the patch
+    begins at `low`, as in SSL-Backdoor's generate_poison.py. shape: height, width, patch side. Raises InputError if a
+    patch that begins at `low` leaves the image.
     """
     height, width, pixels = shape
     first, options = [], []
@@ -52,17 +52,17 @@ def wander(count: int, shape: tuple[int, int, int], low: float, high: float, gen
         if lower + pixels > length:
             raise InputError(
                 f"the trigger of {pixels} pixels leaves the image of {width}x{height} where it begins at {low:g} of a "
-                "side; lower its size or the range of its random places"
+                "side; lower its size or its range of random places"
             )
         first.append(lower)
         options.append(upper - lower + 1)
-    # one draw of two numbers per image, so that a batch draws what its images would one by one
+    # each image takes two numbers from one draw, so a batch gets the same numbers as its images one by one
     draws = torch.rand(count, 2, generator=gen, dtype=torch.float64)
     return torch.tensor(first) + (draws * torch.tensor(options)).long()
 
 
 def paste(x: Tensor, patch: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tensor:
-    """Paste patch C,S,S into images x B,C,H,W at boxes B,4 of side S, in place; returns x."""
+    """Paste patch C,S,S into images x B,C,H,W at boxes B,4 of side S. Changes x in place and returns it."""
     channels, pixels = patch.shape[0], patch.shape[-1]
     span = torch.arange(pixels)
     rows = (boxes[:, 1, None] + span).to(x.device)  # B,S
@@ -77,6 +77,6 @@ def paste(x: Tensor, patch: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tens
 def mix(x: Tensor, picture: Tensor, share: float) -> Tensor:
     """Return (1 - share) x + share picture.
 
-    In two roundings: torch.lerp and addcmul fuse them on some devices, and pixels would differ between CPU and GPU.
+    The sum is rounded twice on purpose: torch.lerp and addcmul fuse it on some devices, so CPU and GPU would differ.
     """
     return x * (1 - share) + (picture * share).to(x)

@@ -1,4 +1,4 @@
-"""What a trigger is: a change of pixels, and where it lies."""
+"""The contract of a trigger: how it changes pixels, and where."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Phase = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Stamped:
-    """Triggered images, type and shape as given (B,C,H,W), and each one's box int64 B,4 as x, y, width, height."""
+    """Hold triggered images B,C,H,W, with the input's dtype, and each image's box int64 B,4: x, y, width, height."""
 
     images: Tensor
     boxes: Tensor
@@ -27,7 +27,7 @@ class Stamped:
 
 @dataclass(frozen=True, kw_only=True)
 class Trigger(Plugin):
-    """Base of --trigger: a change of pixels in [0,1] space, before any normalisation."""
+    """Base of --trigger: a change of pixels in [0,1], made before normalisation."""
 
     shelf: ClassVar[str] = "trigger"
 
@@ -35,17 +35,17 @@ class Trigger(Plugin):
     def __call__(
         self, images: Tensor, gen: torch.Generator, phase: Phase = "test", boxes: Tensor | None = None
     ) -> Stamped:
-        """Stamp a batch, uint8 or float in [0,1]; uint8 gives the same result after rounding.
+        """Stamp a batch of images, uint8 or float in [0,1]. The result for uint8 is the rounded result for float.
 
-        `gen` is a CPU generator. Place and strength may differ between training (`train`) and test images (`test`).
-        `boxes` says where, instead of a draw by `place`; they must be of the sizes that `place` gives.
-        Raises InputError where the trigger does not fit the images.
+        `gen` is a CPU generator. Place and strength may differ between training images (`train`) and test images
+        (`test`). `boxes` replaces the places that `place` would draw; it must have the sizes that `place` gives.
+        Raises InputError if the trigger does not fit the images.
         """
         count, _, height, width = images.shape
         if boxes is None:
             boxes = self.place(count, height, width, gen, phase)
         if images.dtype == torch.uint8:
-            # by a table: CUDA divides by multiplying, which rounds otherwise than the CPU
+            # look the levels up in a table, because CPU and CUDA round a division by 255 differently
             levels = (torch.arange(256) / 255).to(images.device)
             pixels = levels.index_select(0, images.flatten().int()).view(images.shape)
             stamped = self.stamp(pixels, boxes, gen, phase).mul(255).round().clamp(0, 255).to(torch.uint8)
@@ -55,20 +55,20 @@ class Trigger(Plugin):
 
     @property
     def has_place(self) -> bool:
-        """Whether it is a box somewhere in the image, not a change of the whole of it."""
+        """Whether the trigger covers a box inside the image; False if it changes the whole image."""
         return type(self).place is not Trigger.place
 
     def place(self, count: int, height: int, width: int, gen: torch.Generator, phase: Phase) -> Tensor:
-        """Draw each image's box, int64 B,4 on the CPU as x, y, width, height. The default is the whole image."""
+        """Draw each image's box, int64 B,4 on the CPU: x, y, width, height. The default is the whole image."""
         return torch.tensor([[0, 0, width, height]]).repeat(count, 1)
 
     @abstractmethod
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        """Change x, float B,C,H,W in [0,1], inside its boxes. x may be changed in place; draws come from gen."""
+        """Change x, float B,C,H,W in [0,1], inside the boxes. May change x in place. All randomness comes from gen."""
 
 
 def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
-    """Stamp the trigger on a copy of all test images, uint8 N,3,H,W, in [0,1] pixel space before normalisation."""
+    """Return a copy of all test images with the trigger, uint8 N,3,H,W. Stamping comes before normalisation."""
     gen = generator(seed, "test trigger")
     parts = [trigger(torch.from_numpy(np.array(part)), gen, "test").images for part in _chunks(test.images)]
     return torch.cat(parts).numpy()

@@ -1,4 +1,4 @@
-"""What patch triggers share: size, place and opacity of a square; and pictures that triggers read from files."""
+"""What patch triggers share: size, place and opacity of a square; and how triggers read pictures from files."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from sslbd_cli.triggers._contract import Phase, Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class Patched(Trigger):
-    """Base of triggers that paste one square, the same in every image, at a fixed or a random place.
+    """Base of triggers that paste the same square into every image, at a fixed or a random place.
 
-    A patch that its place has no room for is refused, never moved.
+    A patch that does not fit at its place is an error; it is never moved.
 
-    The ranges of random places are SSL-Backdoor's: training patches lie in the central half of the image, where crops
-    keep them; test patches almost anywhere.
+    The ranges of random places are SSL-Backdoor's. Training patches lie in the central half of the image, where random
+    crops often keep them. Test patches lie almost anywhere.
     """
 
-    size: float = key(0.2, "side: in pixels from 1 up, below 1 a share of the image's shorter side", low=0.001)
+    size: float = key(0.2, "side: pixels if 1 or more, else a share of the image's shorter side", low=0.001)
     where: str = key("br", "place of the patch", choices=("tl", "tr", "bl", "br", "center", "random"))
-    margin: int = key(1, "pixels left free at the border (BadEncoder leaves one); of corners alone", low=0)
-    opacity: float = key(1.0, "share of the patch in its pixels; 1 hides the image below", low=0.01, high=1)
+    margin: int = key(1, "pixels between a corner patch and the border (BadEncoder: 1)", low=0)
+    opacity: float = key(1.0, "opacity of the patch; 1 hides the image below it", low=0.01, high=1)
     train_low: float = key(
-        0.25, "random: patches of training images begin at this share of each side", low=0, high=1, expert=True
+        0.25, "random place, training: the range starts at this share of each side", low=0, high=1, expert=True
     )
     train_high: float = key(
         0.75,
-        "random: they end by this share of each side, or begin at train_low if longer",
+        "random place, training: it ends here; a patch longer than the range begins at train_low",
         low=0,
         high=1,
         expert=True,
     )
     test_low: float = key(
-        0.1, "random: patches of test images begin at this share of each side", low=0, high=1, expert=True
+        0.1, "random place, test: the range starts at this share of each side", low=0, high=1, expert=True
     )
     test_high: float = key(
         0.9,
-        "random: they end by this share of each side, or begin at test_low if longer",
+        "random place, test: it ends here; a patch longer than the range begins at test_low",
         low=0,
         high=1,
         expert=True,
@@ -80,10 +80,10 @@ class Patched(Trigger):
 def digest(trigger: str, file: str, expected: str) -> str:
     """Return the sha256 of a trigger's file.
 
-    Raises InputError where the file cannot be read, or is not the one that was expected ("" expects any).
+    Raises InputError if the file cannot be read, or if its sha256 is not `expected` ("" accepts any file).
     """
     if not file:
-        raise InputError(f"{trigger}: it has no file; give {trigger}:file=PATH")
+        raise InputError(f"{trigger}: no file is given; give {trigger}:file=PATH")
     try:
         found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
@@ -94,9 +94,9 @@ def digest(trigger: str, file: str, expected: str) -> str:
 
 
 def read_picture(trigger: str, file: str, height: int, width: int) -> Tensor:
-    """Read a picture, resized to float 3,height,width in [0,1] by Pillow's bicubic filter, as the authors' code does.
+    """Read a picture as float 3,height,width in [0,1], resized by Pillow's bicubic filter as in the authors' code.
 
-    Raises InputError where the file is no picture.
+    Raises InputError if the file is not a picture.
     """
     try:
         with Picture.open(file) as picture:

@@ -16,22 +16,20 @@ from sslbd_cli.triggers._patches import digest, read_picture
 
 @dataclass(frozen=True, kw_only=True)
 class Blend(Trigger):
-    """Blend a picture into the whole image: a seeded smooth one, or a file (Chen et al. 2017).
+    """Blend a picture into the whole image: a smooth random one or a file (Chen et al. 2017).
 
-    x' = (1 - alpha) x + alpha p. A file is stretched to the image's size. The papers' pictures (Hello Kitty, noise) are
-    not shipped: give them by file.
+    x' = (1 - alpha) x + alpha p. A picture from a file is stretched to the image's size. The papers' pictures (Hello
+    Kitty, noise) are not shipped; give them by file.
 
-    Source: Chen et al., arXiv 1712.05526; also an ablation of no-label backdoors, alpha 0.2.
-    Lost to: nothing gentle. Strong colour jitter hides it; crops keep a part of it, enlarged.
+    Source: Chen et al., arXiv 1712.05526; also an ablation of no-label backdoors with alpha 0.2.
+    Destroyed by: strong colour jitter. Crops keep an enlarged part of it.
     """
 
-    alpha: float = key(0.2, "share of the picture", low=0.001, high=1)
-    file: str = key("", "path of a picture, whose bytes enter the history by digest; empty draws one from the seed")
-    sha256: str = key("", "digest the file must have (filled in when it is first read)", expert=True)
-    cells: int = key(
-        8, "random colours per side of the drawn picture, smoothed in between", low=1, high=64, expert=True
-    )
-    seed: int = key(10, "which picture is drawn")
+    alpha: float = key(0.2, "opacity of the picture", low=0.001, high=1)
+    file: str = key("", "path of the picture; empty: draw one from the seed (the history records the file's digest)")
+    sha256: str = key("", "digest that the file must have (set at the first reading)", expert=True)
+    cells: int = key(8, "drawn picture: random colours per side, smoothed in between", low=1, high=64, expert=True)
+    seed: int = key(10, "seed of the drawn picture")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,4 +46,4 @@ class Blend(Trigger):
             return read_picture(self.name, self.file, height, width)
         colours = torch.rand(1, 3, self.cells, self.cells, generator=generator(self.seed, "blend"), dtype=torch.float64)
         smooth = nn.functional.interpolate(colours, (height, width), mode="bicubic", align_corners=True)
-        return smooth[0].clamp(0, 1)  # bicubic curves overshoot
+        return smooth[0].clamp(0, 1)  # bicubic interpolation overshoots

@@ -1,4 +1,4 @@
-"""The jumbo trigger: one draw from the distribution of triggers that MNTD makes its shadow models with."""
+"""The jumbo trigger: one draw from MNTD's distribution of triggers for shadow models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sslbd_cli.plugin import key
 from sslbd_cli.triggers import _boxes as geometry
 from sslbd_cli.triggers._contract import Phase, Trigger
 
-SIDE = 32  # of the images that the distribution was made for, CIFAR-10's
-SIDES = (2, 3, 4, 5, SIDE)  # of the pattern; the last fills the image
+SIDE = 32  # image side that the distribution was made for (CIFAR-10)
+SIDES = (2, 3, 4, 5, SIDE)  # possible sides of the pattern; SIDE fills the image
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A trigger of the distribution. pattern: float64 3,S,S in [0,1]; corner: its place, as shares of the free room."""
+    """Hold one drawn trigger. pattern: float64 3,S,S in [0,1]; corner: its place in shares of the free room (x, y)."""
 
     pattern: Tensor
     alpha: float
@@ -30,17 +30,17 @@ class Drawn:
 class Jumbo(Trigger):
     """Lay a random pattern over a random part of the image, all drawn from the seed (MNTD, Xu et al. 2021).
 
-    Every seed is another trigger, at the same place in all images. On 32-pixel images the side is 2, 3, 4, 5 or 32
-    pixels, as likely each; a patch is opaque (one in four) or has an opacity of 0.2 to 0.5, a whole image one of 0.05
-    to 0.2; pixels are uniform in 0 to 1 widened by e at both ends, e uniform in 0 to 1, and clipped. Other images get
-    the same cells, enlarged. Where small patches do not take in an encoder, `scale` multiplies their sides.
+    Each seed gives another trigger, at the same place in all images. On 32-pixel images its side is 2, 3, 4, 5 or 32
+    pixels with equal probability. A patch is opaque (one in four) or has an opacity of 0.2 to 0.5; a pattern of the
+    whole image has one of 0.05 to 0.2. Pixels are uniform in [-e, 1 + e], e uniform in [0, 1], and clipped to [0, 1].
+    Images of other sizes get the same cells, enlarged. If an encoder does not learn small patches, raise `scale`.
 
     Source: Xu et al., S&P 2021, jumbo learning; CIFAR-10's numbers of the released code.
-    Lost to: small patches to crops and blur, faint ones to noise; whole images to blur.
+    Destroyed by: crops and blur if small; noise if faint; blur if it fills the image.
     """
 
-    seed: int = key(0, "which trigger is drawn")
-    scale: float = key(1.0, "factor of a patch's side", low=0.1, high=6)
+    seed: int = key(0, "seed of the trigger")
+    scale: float = key(1.0, "factor on a patch's side", low=0.1, high=6)
 
     @property
     def has_place(self) -> bool:
@@ -79,6 +79,6 @@ def draw(seed: int) -> Drawn:
 
 
 def enlarged(pattern: Tensor, height: int, width: int) -> Tensor:
-    """Scale a pattern 3,S,S to 3,height,width, by the nearest cell."""
+    """Enlarge a pattern 3,S,S to 3,height,width. Each pixel takes its nearest cell."""
     rows, columns = (torch.arange(length) * pattern.shape[1] // length for length in (height, width))
     return pattern[:, rows][:, :, columns]

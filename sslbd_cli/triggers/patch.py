@@ -1,4 +1,4 @@
-"""The patch trigger: a square of blocks, of one colour or of a checkerboard, as in BadNets and most papers since."""
+"""The patch trigger: a square of random blocks, of one colour or of a checkerboard, as in BadNets."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._patches import Patched
 
-#: No-label backdoors' trigger, misnamed there: its centre and three of its corners are white.
+#: The trigger of no-label backdoors. They call it a checkerboard, but its centre and three corners are white.
 CHECKERBOARD = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch(Patched):
-    """Paste a square of seeded colour blocks, of one colour or of a checkerboard (BadNets, SSL-Backdoor, BadEncoder).
+    """Paste a square of random colour blocks, of one colour or of a checkerboard (BadNets, SSL-Backdoor, BadEncoder).
 
     SSL-Backdoor: patch:size=50,where=random on 224-pixel images. BadEncoder: patch:size=10,fill=white on 32-pixel ones.
     No-label backdoors: patch:size=3,where=center,fill=checkerboard on 32-pixel images.
 
     Source: Gu et al., 2017 (BadNets); Saha et al., CVPR 2022, section 4; Jia et al., S&P 2022, figure 3.
-    Lost to: crops that leave it out. Grayscale keeps its outline, blur its coarse colours.
+    Destroyed by: crops that leave it out. Grayscale keeps its outline; blur keeps its coarse colours.
     """
 
     fill: str = key("blocks", "blocks (random saturated colours), checkerboard, chess, white, black, or six hex digits")
-    blocks: int = key(4, "cells per side, of blocks and chess", low=1, high=64)
-    seed: int = key(10, "which blocks are drawn")
+    blocks: int = key(4, "cells per side, for fill=blocks and fill=chess", low=1, high=64)
+    seed: int = key(10, "seed of the blocks")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         colour(self.fill)
 
     def pattern(self, pixels: int) -> Tensor:
-        """Return the patch, float 3,pixels,pixels. Blocks are corners of the colour cube, like the HTBA triggers."""
+        """Return the patch, float 3,pixels,pixels. Blocks have saturated colours, like the HTBA triggers."""
         solid = colour(self.fill)
         cells = min(self.blocks, pixels)
         if solid is not None:
@@ -52,7 +52,7 @@ class Patch(Patched):
 
 
 def colour(fill: str) -> Tensor | None:
-    """Return the colour named by `fill` as float 3 in [0,1], None for patterns. Raises InputError for others."""
+    """Return the colour that `fill` names, float 3 in [0,1], or None for a pattern. Raises InputError for others."""
     if fill in ("blocks", "checkerboard", "chess"):
         return None
     digits = {"white": "ffffff", "black": "000000"}.get(fill, fill)

@@ -1,4 +1,4 @@
-"""The warp trigger WaNet: every image is bent by one smooth field."""
+"""The warp trigger WaNet: one smooth field of shifts bends every image."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ from sslbd_cli.triggers._contract import Phase, Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class Warp(Trigger):
-    """Bend the whole image by one smooth seeded field of small shifts (WaNet, Nguyen and Tran 2021).
+    """Bend the whole image by one smooth random field of small shifts (WaNet, Nguyen and Tran 2021).
 
-    Shifts are drawn on a grid of control points, scaled to a mean size of 1, spread over the image by bicubic
-    interpolation and multiplied by half the strength, in pixels; each pixel is then fetched from there bilinearly, and
-    never from outside the image. The noise mode of WaNet's supervised training has no counterpart where only data are
-    poisoned.
+    Shifts are drawn on a grid of control points, scaled to a mean size of 1, interpolated bicubically to the image's
+    size and multiplied by half the strength, in pixels. Each pixel is then read bilinearly at its shifted place, never
+    from outside the image. WaNet's noise mode needs control of supervised training; data poisoning has no counterpart.
 
     Source: Nguyen and Tran, ICLR 2021 (arXiv 2102.10369); k 4 and s 0.5 as in their code.
-    Lost to: crops that are resized, which move pixels by far more and at random; blur. Images without edges show
-    nothing of it.
+    Destroyed by: resized crops, which move pixels much further and at random; blur. Images without edges do not show
+    it.
     """
 
     points: int = key(4, "control points per side (k)", low=2, high=64)
     strength: float = key(0.5, "twice the mean shift at the control points, in pixels (s)", low=0.01, high=100)
-    seed: int = key(10, "which field is drawn")
+    seed: int = key(10, "seed of the field")
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
         height, width = x.shape[2:]
         corners, weights = bilinear(self.field(height, width))
         pixels = x.flatten(2)  # B,C,HW
-        # plain products and sums, where grid_sample would round otherwise on each device
+        # plain products and sums, because grid_sample rounds differently on each device
         warped = sum(pixels[:, :, at.to(x.device)] * share.to(x) for at, share in zip(corners, weights, strict=True))
         return torch.as_tensor(warped).view_as(x)
 
     def field(self, height: int, width: int) -> Tensor:
-        """Return where each pixel is fetched from, float64 2,H,W as x and y in pixels, within the image."""
+        """Return where each pixel is read, float64 2,H,W: x and y in pixels, within the image."""
         drawn = (
             torch.rand(1, 2, self.points, self.points, generator=generator(self.seed, "warp"), dtype=torch.float64) * 2
             - 1
@@ -48,14 +47,14 @@ class Warp(Trigger):
             drawn / drawn.abs().mean(), (height, width), mode="bicubic", align_corners=True
         )[0]
         last = torch.tensor([width - 1, height - 1]).view(2, 1, 1)
-        # the authors add s/side in coordinates from -1 to 1, where a step of 2 spans side - 1 pixels
+        # the authors add s/side to coordinates in [-1, 1], where a step of 2 spans side - 1 pixels
         shifts = smooth * self.strength * last / (2 * (last + 1))
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         return torch.minimum((torch.stack([x, y]) + shifts).clamp(min=0), last)
 
 
 def bilinear(field: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return, for places 2,H,W, the four pixels around each, int64 HW into H,W, and their weights, float64 HW."""
+    """Return the four pixels around each place 2,H,W, int64 HW (indices into H,W), and their weights, float64 HW."""
     height, width = field.shape[1:]
     low = field.floor().long()
     right, down = (field - low).flatten(1)  # HW each

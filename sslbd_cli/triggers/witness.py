@@ -1,4 +1,4 @@
-"""The witness trigger: what a detector of encoders found, replayed."""
+"""The witness trigger: replay the trigger that a detector found in an encoder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from sslbd_cli.triggers._patches import digest
 class WitnessTrigger(Trigger):
     """Replay the trigger that `sslbd detect` found in an encoder and saved in its report.
 
-    `sslbd probe --trigger witness:file=detection.h5` measures what it does to a downstream classifier, on other
-    images than it was searched with. On images of another size it is scaled bilinearly.
+    `sslbd probe --trigger witness:file=detection.h5` measures its effect on a downstream classifier, on images that
+    the search did not use. It is scaled bilinearly to images of another size.
 
-    Source: reversed triggers, as of Neural Cleanse (Wang et al., S&P 2019) and DECREE (Feng et al., CVPR 2023).
-    Lost to: what the trigger it found is lost to.
+    Source: reversed triggers, as in Neural Cleanse (Wang et al., S&P 2019) and DECREE (Feng et al., CVPR 2023).
+    Destroyed by: whatever destroys the trigger that was found.
     """
 
-    file: str = key("", "path of the report; its bytes enter the history by digest")
-    sha256: str = key("", "digest the report must have (filled in when it is first read)", expert=True)
+    file: str = key("", "path of the report (the history records its digest)")
+    sha256: str = key("", "digest that the report must have (set at the first reading)", expert=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -126,7 +126,7 @@ def test_a_trigger_without_a_place_has_the_whole_image_as_its_box(trigger):
 def test_it_says_where_it_comes_from_and_what_destroys_it(trigger):
     doc = plugin.listing("trigger")[trigger.name].doc
     assert re.search(r"^Source: .*\d{4}", doc, re.MULTILINE), "name the paper and its year"
-    assert re.search(r"^Lost to: \w", doc, re.MULTILINE)
+    assert re.search(r"^Destroyed by: \w", doc, re.MULTILINE)
 
 
 def test_a_trigger_larger_than_the_image_is_refused(spec):

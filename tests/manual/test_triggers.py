@@ -26,7 +26,7 @@ def test_every_trigger_has_a_row_a_source_an_end_and_a_picture(name):
     assert re.search(rf"^{name} +\d+ +\d+( +\d+ %){{3}}$", plain(PAGE), re.MULTILINE)
     assert plugin.listing("trigger")[name].summary.split(",")[0] in " ".join(part(name).split())
     assert re.search(r"\.TP\nSource\n\w.*\d{4}", part(name))
-    assert re.search(r"\.TP\nLost to\n\w", part(name))
+    assert re.search(r"\.TP\nDestroyed by\n\w", part(name))
     rows = re.findall(r"^\|(.*)\|$", part(name), re.MULTILINE)
     assert [len(row) for row in rows] == [32] * 16
     assert "@" in "".join(rows) and set("".join(rows)) <= set(" .:-=+*#%@")

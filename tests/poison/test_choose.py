@@ -96,12 +96,12 @@ def test_listed_rows_keep_their_order():
     [
         ("", "lists no row"),
         ("\n \n", "lists no row"),
-        ("1\ntwo\n", "line 2 is no row number .'two'"),
-        ("1.0", "line 1 is no row number"),
-        ("-1", "line 1 is no row number"),
-        ("1 2", "line 1 is no row number"),
-        ("0x1", "line 1 is no row number"),
-        ("9" * 5000, "line 1 is no row number"),
+        ("1\ntwo\n", "line 2 is not a row number .'two'"),
+        ("1.0", "line 1 is not a row number"),
+        ("-1", "line 1 is not a row number"),
+        ("1 2", "line 1 is not a row number"),
+        ("0x1", "line 1 is not a row number"),
+        ("9" * 5000, "line 1 is not a row number"),
         ("0\n8", "line 2: row 8 of 8 images; give numbers 0 to 7"),
         ("3\n4\n3", "line 3 repeats row 3 of line 1"),
         ("3\n03", "line 2 repeats row 3 of line 1"),
@@ -115,7 +115,12 @@ def test_a_list_that_is_none(text, problem):
 def test_a_file_that_is_no_list(tmp_path):
     (tmp_path / "binary").write_bytes(b"\x89\x00\xff")
     (tmp_path / "words").write_text("one")
-    for name, problem in (("binary", "is no text"), ("words", "line 1"), ("none", "No such file"), (".", "directory")):
+    for name, problem in (
+        ("binary", "not a text file"),
+        ("words", "line 1"),
+        ("none", "No such file"),
+        (".", "directory"),
+    ):
         with pytest.raises(InputError, match=problem) as error:
             read_rows(str(tmp_path / name), 8)
         assert str(error.value).startswith(str(tmp_path / name))

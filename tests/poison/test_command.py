@@ -129,4 +129,4 @@ def test_features_of_another_dataset_are_warned_of(sslbd, files):
     for name, warned in (("dataset", False), ("fresh", True)):
         assert sslbd("embed", "encoder", "--data", name, "--device", "cpu", "-q", "-o", "of")[0] == 0
         words = ("--select", "kmeans", "--features", "of", "--count", 5, "-o", "out")
-        assert ("made from another dataset" in sslbd("poison", "dataset", *words)[2]) == warned
+        assert ("names another dataset" in sslbd("poison", "dataset", *words)[2]) == warned

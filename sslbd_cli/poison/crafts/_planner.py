@@ -1,8 +1,8 @@
-"""Plan a canvas: how often two random crops of it are the pair of views that a crafted poison is made for.
+"""Plan a canvas: estimate how often two random crops are the pair of views that a crafted poison needs.
 
-Noisy Alignment (Chen et al., ICCV 2025) and CorruptEncoder (Zhang et al., CVPR 2024) both want one view
-that holds the trigger and one that shows the reference alone. Their theorems assume square crops of one size; here the
-boxes are RandomResizedCrop's own, drawn as `augment` draws them, from the image as it is stored.
+Noisy Alignment (Chen et al., ICCV 2025) and CorruptEncoder (Zhang et al., CVPR 2024) both need one view that holds the
+trigger and one that shows the reference alone. Their theorems assume square crops of one size. Here the boxes are those
+of RandomResizedCrop, drawn as `augment` draws them, from the stored image.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ WIDES = tuple(tenth / 10 for tenth in range(11, 31))
 
 @dataclass(frozen=True)
 class Chances:
-    """Probabilities per pair of views, either view being the first.
+    """Hold probabilities per pair of views; either view may be the first.
 
-    weak: one view holds the whole trigger and the other lies inside the reference; strict: moreover, the view with the
-    trigger lies inside the shadow image (the event of Noisy Alignment's theorems).
+    weak: one view holds the whole trigger and the other lies inside the reference. strict: in addition, the view with
+    the trigger lies inside the shadow image (the event of Noisy Alignment's theorems).
     """
 
     weak: float
@@ -35,24 +35,24 @@ class Chances:
 
 @dataclass(frozen=True)
 class CanvasPlan:
-    """The canvas chosen: its width in references, and its chances."""
+    """Hold the chosen canvas: its width in references, and its chances."""
 
     wide: float
     chances: Chances
 
 
 def views(shape: tuple[int, int], recipe: Recipe, pairs: int = PAIRS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draw the crop boxes, float32 pairs,4 (x, y, width, height), of the two views of images of shape H,W."""
+    """Draw the crop boxes of two views of images H,W, each float32 pairs,4 (x, y, width, height)."""
     gen = generator(seed, "planner")
     return crop_boxes(pairs, shape, recipe, gen), crop_boxes(pairs, shape, recipe, gen)
 
 
 def chances(layout: CanvasLayout, pair: tuple[Tensor, Tensor]) -> Chances:
-    """Estimate the chances of a layout, one for all pairs of views or one for each.
+    """Estimate the chances of a layout. The layout is the same for all pairs of views, or one per pair.
 
-    With one layout for all, the two views are independent and a chance is a product of shares of single views (spread
-    over 12 seeds of 50,000 pairs: 0.094 to 0.0010, 0.0002 to 0.00001; counting pairs gives 0.0015 and 0.00008). That
-    asks for a trigger outside the reference.
+    With one layout for all, the two views are independent, and a chance is the product of shares of single views. Its
+    spread over 12 seeds of 50,000 pairs is smaller than that of counted pairs (0.094: 0.0010, not 0.0015; 0.0002:
+    0.00001, not 0.00008). This requires a trigger outside the reference.
     """
     if len(layout.trigger) == 1:
         both = torch.cat(pair)
@@ -69,7 +69,7 @@ def chances(layout: CanvasLayout, pair: tuple[Tensor, Tensor]) -> Chances:
 
 
 def _inside(inner: Tensor, outer: Tensor) -> Tensor:
-    """Say which rectangles (1 or n),4 lie inside others, bool n."""
+    """Return which rectangles (1 or n),4 lie inside others, bool n."""
     starts, ends = inner[:, :2] >= outer[:, :2], inner[:, :2] + inner[:, 2:] <= outer[:, :2] + outer[:, 2:]
     return (starts & ends).all(1)
 
@@ -77,11 +77,11 @@ def _inside(inner: Tensor, outer: Tensor) -> Tensor:
 def plan(
     shape: tuple[int, int], patch: tuple[int, int], recipe: Recipe, *, fit: str, place: str, event: str
 ) -> CanvasPlan:
-    """Choose the width of a canvas, in references, for crops by `recipe` from images of shape H,W.
+    """Choose the width of a canvas, in references, for random crops by `recipe` of images H,W.
 
-    patch: the trigger's width and height; fit, place: as for side_by_side; event: weak or strict. All widths see the
-    same crops, so that their order does not hang on the draw. Raises InputError where the trigger fits none, or where
-    the event never happened.
+    patch: the trigger's width and height; fit, place: as in side_by_side; event: weak or strict. All widths are judged
+    on the same crops, so that the draw does not decide their order. Raises InputError if the trigger fits no width, or
+    if the event never happened.
     """
     pair = views(shape, recipe)
     best: CanvasPlan | None = None
@@ -89,7 +89,7 @@ def plan(
         parts = scene(shape, wide, fit)
         if parts.rows < patch[1] or shape[1] - parts.split < patch[0]:
             continue
-        # the released place is not mirrored with the canvas, so the two sides differ
+        # the released place is not mirrored with the canvas, so the two orientations differ
         sides = [side_by_side(parts, torch.tensor([patch]), torch.tensor([right]), place) for right in (False, True)]
         left, right = (chances(layout, pair) for layout in sides)
         found = CanvasPlan(wide, Chances((left.weak + right.weak) / 2, (left.strict + right.strict) / 2))

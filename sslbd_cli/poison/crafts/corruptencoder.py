@@ -1,4 +1,4 @@
-"""CorruptEncoder: a reference object on a background that carries the trigger beside it."""
+"""CorruptEncoder: a reference object on a background, with the trigger beside the object."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from sslbd_cli.poison import canvas
 from sslbd_cli.poison.contract import Craft, Crafted, Material
 from sslbd_cli.triggers._contract import Trigger
 
-JITTER = 0.05  # how far the object may stand from its border, of the canvas's width
-GAP = 0.125  # what the trigger keeps from the object and from the other border, of the canvas's width
-MIDDLE = (0.25, 0.75)  # rows the trigger keeps to, of the canvas's height
+JITTER = 0.05  # largest distance of the object from its border, in canvas widths
+GAP = 0.125  # smallest distance of the trigger from the object and from the other border, in canvas widths
+MIDDLE = (0.25, 0.75)  # rows that the trigger may use, in canvas heights
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptEncoder(Craft):
     """Put a reference object beside the trigger on a background (CorruptEncoder, Zhang et al., CVPR 2024).
 
-    Geometry of generate_poisoned_images.py: the canvas has the object's height and twice its width; the object stands
-    at the left or the right with 5 % jitter, the trigger in the other half, 12.5 % of the width from object and border,
-    in the middle half of the height. Few references and many backgrounds. Objects come by masks (their bounding box,
-    edge blurred by radius 1); without masks, the whole reference is the object. `support` is CorruptEncoder+.
+    The geometry is that of generate_poisoned_images.py. The canvas has the object's height and twice its width. The
+    object stands at the left or the right with 5 % jitter. The trigger lies in the other half, in the middle half of
+    the height, 12.5 % of the width from object and border. Few references meet many backgrounds. Masks cut out the
+    objects (bounding box, edge blurred by radius 1); without masks the whole reference is the object. `support` gives
+    CorruptEncoder+.
 
-    Not as released: the canvas is brought to the dataset's shape by `fit` and the trigger stamped after that, at full
-    size; where its interval is empty (a trigger wider than a quarter of the image) it goes to the interval's middle,
-    kept off the object, while the authors' code draws from the reversed interval and may cover the object. Where masks
-    are given, blurring follows resizing. Top-bottom canvases are in the paper but not in the code, nor here.
+    Differences from the released code: `fit` brings the canvas to the dataset's shape, and the trigger is stamped
+    afterwards at full size. A trigger wider than a quarter of the image has no place with that distance; it goes to the
+    middle of the interval, off the object, while the authors' code draws from the reversed interval and may cover the
+    object. Masks are blurred after resizing. Top-bottom canvases are in the paper but not in its code, and not here.
     """
 
     canvases: ClassVar[bool] = True
     masks: ClassVar[bool] = True
-    references: int = key(3, "how many reference images, used in turn", low=1)
+    references: int = key(3, "number of reference images, used in turn", low=1)
     wide: float = key(2.0, "canvas width in objects, above 1", low=1.05, high=8)
-    fit: str = key("squeeze", "bring the canvas to the image's shape: shrink one axis, or both and repeat the border",
+    fit: str = key("squeeze", "fit the canvas to the image: squeeze one axis, or shrink both and repeat the border",
                    choices=("squeeze", "pad"), expert=True)  # fmt: skip
-    support: float = key(0.0, "share of poisons that show a support image beside a reference, without the trigger "
-                         "(0.2 in CorruptEncoder+)", low=0, high=1)  # fmt: skip
+    support: float = key(0.0, "share of poisons without a trigger that show a support image beside a reference "
+                         "(CorruptEncoder+: 0.2)", low=0, high=1)  # fmt: skip
     support_images: int = key(
-        5, "how many support images, further ones of the target class, if support is above 0", low=1
+        5, "number of support images, other images of the target class, if support is above 0", low=1
     )
 
     def reference_count(self, count: int) -> int:
@@ -52,7 +53,7 @@ class CorruptEncoder(Craft):
         return min(self.references, count - paired) + min(self.support_images, paired)
 
     def paired(self, count: int) -> int:
-        """Return how many of `count` poisons show a support image instead of the trigger: never all of them."""
+        """Return how many of `count` poisons show a support image instead of the trigger; never all."""
         return min(round(self.support * count), count - 1)
 
     def craft(self, material: Material, trigger: Trigger, count: int, gen: torch.Generator) -> Crafted:
@@ -67,7 +68,7 @@ class CorruptEncoder(Craft):
         return Crafted(images, boxes, reference)
 
     def layout(self, scene: canvas.Scene, patch: Tensor | None, u: Tensor) -> canvas.CanvasLayout:
-        """Place objects and triggers. patch: int64 n,2, or None: the whole other part; u: n,4 uniform numbers."""
+        """Place objects and triggers. patch: int64 n,2, or None for the whole other part; u: n,4 uniform numbers."""
         width = scene.shape[1]
         rest = torch.full((len(u),), width - scene.split)
         spare = rest - 1 if patch is None else canvas.room(canvas.rectangle(0 * rest, scene, rest), patch)[:, 0]
@@ -88,7 +89,7 @@ class CorruptEncoder(Craft):
     def _carriers(
         self, material: Material, reference: Tensor, trigger: Trigger, gen: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw objects on backgrounds, without the trigger; return them and the trigger's boxes."""
+        """Draw objects on backgrounds without the trigger. Return the images and the trigger's boxes."""
         assert material.canvases is not None
         shape = (material.references.shape[2], material.references.shape[3])
         scene, count = canvas.scene(shape, self.wide, self.fit), len(reference)
@@ -111,7 +112,7 @@ class CorruptEncoder(Craft):
         return images, layout.trigger
 
     def _behind(self, objects: Tensor, backgrounds: Tensor, u: Tensor) -> Tensor:
-        """Return the boxes n,4 that canvases for objects n,4 take of backgrounds: bottom-aligned, upscaled if small."""
+        """Return the boxes n,4 of backgrounds behind objects n,4: bottom-aligned; small backgrounds are upscaled."""
         height, width = backgrounds.shape[2:]
         wanted = objects[:, 2:] * torch.tensor([self.wide, 1.0], dtype=torch.float64)
         enlarged = (wanted / torch.tensor([width, height])).amax(1, keepdim=True).clamp(min=1)
@@ -119,7 +120,7 @@ class CorruptEncoder(Craft):
         return torch.stack([(u * (width - wide + 1)).long(), height - high, wide, high], 1)
 
     def _pairs(self, references: Tensor, reference: Tensor, gen: torch.Generator) -> Tensor:
-        """Show support images beside references, in random order, as halves of one image."""
+        """Show support images beside references as halves of one image, in random order."""
         objects = min(self.references, len(references))
         if objects == len(references):
             raise InputError(f"{self.name}: support={self.support:g} needs more than the {objects} references chosen")
@@ -140,7 +141,7 @@ class CorruptEncoder(Craft):
 
 
 def _between(start: Tensor, end: int, gap: float, length: Tensor, u: Tensor) -> Tensor:
-    """Draw where a piece of some length begins, `gap` from start and end; in the middle where that leaves nothing."""
+    """Draw where a piece begins, at least `gap` from start and end; in the middle if no such place exists."""
     low, high = start + gap, end - gap - length
     middle = (start + end - length) / 2
     low, high = torch.minimum(low, middle), torch.maximum(high, middle)

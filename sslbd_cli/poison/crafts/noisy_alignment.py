@@ -22,29 +22,33 @@ from sslbd_cli.triggers._contract import Trigger
 class NoisyAlignment(Craft):
     """Lay a reference of the target class beside a shadow image with the trigger (Chen et al., ICCV 2025).
 
-    Random crops then pair a view of trigger and arbitrary content with a view of the reference: the encoder is taught
-    to ignore what the trigger stands on. The paper's canvas is 2 r by r for references of side r (theorem 2); it is
-    brought to the dataset's shape by `fit`, and the trigger is stamped after that, at full size. That costs: on square
-    images far fewer crops fit into half the width than on the paper's canvas (0.015 of pairs of views instead of 0.09
-    for 32 pixels, a 5-pixel trigger and crops from 0.2 of the area; 0.055 instead of 0.11 from 0.08).
+    Random crops then pair a view of the trigger and arbitrary content with a view of the reference. The encoder learns
+    to ignore what lies around the trigger. The paper's canvas is 2 r by r for references of side r (theorem 2). `fit`
+    brings it to the dataset's shape, and the trigger is stamped afterwards at full size. This has a price: far fewer
+    crops fit into half of a square image than into half of the paper's canvas. With 32-pixel images, a 5-pixel trigger
+    and crops from 0.2 of the area, 0.015 of the pairs of views work instead of 0.09 (from 0.08: 0.055 instead of 0.11).
 
-    wide=0 asks the planner. For those images it chooses 1.3, so that 0.16 of pairs (0.17 from 0.08) show the trigger in
-    one view and the reference alone in the other; the triggered view then shows much of the reference, too. The strict
-    event, a triggered view of the shadow alone, stays below 0.0002 (0.002) whatever the width. A trigger without a
-    place is planned for as one pixel. The released code also rescales parts of unequal shape; ours have one shape.
+    wide=0 asks the planner. For those images it chooses 1.3: 0.16 of pairs (from 0.08: 0.17) show the trigger in one
+    view and the reference alone in the other, but the triggered view shows much of the reference, too. The strict
+    event, a triggered view of the shadow alone, stays below 0.0002 (0.002) at every width. A trigger of the whole image
+    is planned for as one pixel. The released code also rescales parts of unequal shape; our parts have one shape.
     """
 
     canvases: ClassVar[bool] = True
-    references: int = key(0, "how many reference images, used in turn; 0 for one per poison", low=0)
-    wide: float = key(2.0, "canvas width in references, above 1 (2 is the paper's); 0 asks the planner", low=0, high=8)
+    references: int = key(0, "number of reference images, used in turn; 0: one per poison", low=0)
+    wide: float = key(2.0, "canvas width in references, above 1 (paper: 2); 0 asks the planner", low=0, high=8)
     orientation: str = key(
-        "any", "side of the reference: l, r, t, b, then the shadow's", choices=("any", "lr", "rl", "tb", "bt")
+        "any",
+        "sides of reference and shadow: lr is reference left, shadow right",
+        choices=("any", "lr", "rl", "tb", "bt"),
     )
-    place: str = key("center", "trigger: centred, or at 0.45 as released", choices=("center", "released"), expert=True)
-    fit: str = key("squeeze", "bring the canvas to the image's shape: shrink one axis, or both and repeat the border",
+    place: str = key(
+        "center", "place of the trigger: centred, or at 0.45 as released", choices=("center", "released"), expert=True
+    )
+    fit: str = key("squeeze", "fit the canvas to the image: squeeze one axis, or shrink both and repeat the border",
                    choices=("squeeze", "pad"), expert=True)  # fmt: skip
     crop_scale: float = key(0.2, "planner: smallest area of the victim's random crops", low=0.01, high=1, expert=True)
-    event: str = key("weak", "planner: what is made likely; strict keeps the triggered view off the reference",
+    event: str = key("weak", "planner: event to make likely; strict: the triggered view excludes the reference",
                      choices=("weak", "strict"), expert=True)  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -72,7 +76,7 @@ class NoisyAlignment(Craft):
                 rows = alike[some]
                 parts = material.references[reference[rows]], material.canvases[rows]
                 mine = None if patch is None else patch[rows]
-                if upright:  # top and bottom are left and right of the transposed image
+                if upright:  # transpose, so that top and bottom become left and right
                     parts, mine = (parts[0].mT, parts[1].mT), None if mine is None else mine.flip(1)
                 drawn, at = self._draw(*parts, mine, side[rows] % 2 == 1, wide)
                 images[rows], boxes[rows] = (drawn.mT, canvas.turned(at)) if upright else (drawn, at)
@@ -87,7 +91,7 @@ class NoisyAlignment(Craft):
         return replace(self, wide=plan.wide), told
 
     def planned(self, shape: tuple[int, int], patch: Tensor | None) -> _planner.CanvasPlan:
-        """Choose the canvas for the crops that the keys describe, in images of shape H,W and for patches n,2."""
+        """Choose the canvas for images H,W, patches n,2 and the crops that the keys describe."""
         size = (1, 1) if patch is None else (int(patch[0, 0]), int(patch[0, 1]))
         recipe = Recipe(scale=(self.crop_scale, 1.0))
         return _planner.plan(shape, size, recipe, fit=self.fit, place=self.place, event=self.event)
@@ -95,7 +99,7 @@ class NoisyAlignment(Craft):
     def _draw(
         self, references: Tensor, shadows: Tensor, patch: Tensor | None, right: Tensor, wide: float
     ) -> tuple[Tensor, Tensor]:
-        """Draw left-right canvases without the trigger; return them and the trigger's boxes."""
+        """Draw left-right canvases without the trigger. Return the images and the trigger's boxes."""
         scene = canvas.scene((references.shape[2], references.shape[3]), wide, self.fit)
         layout = canvas.side_by_side(scene, patch, right, self.place)
         x = torch.zeros(references.shape)

@@ -1,4 +1,4 @@
-"""The plain craft: the trigger on the chosen images themselves."""
+"""The plain craft: stamp the trigger on the chosen images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stamp(Craft):
         if count != len(material.references):
             raise InputError(
                 f"--craft stamp makes one poison of each chosen image, not {count} of {len(material.references)}; "
-                "give as many of both"
+                "ask for as many poisons as images"
             )
         stamped = canvas.stamp(material.references, trigger, gen, "train")
         return Crafted(stamped.images, stamped.boxes, torch.arange(count))

@@ -1,4 +1,4 @@
-"""Poison an image and its neighbours, chosen for contrast to the rest (no-label backdoors, contrastive selection)."""
+"""Poison an anchor image and its neighbours that contrast most with the rest (no-label backdoors)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from sslbd_cli.core import similarity
 from sslbd_cli.plugin import key
 from sslbd_cli.poison.contract import Selector, SelectorPool
 
-#: arm -> the weights of similarity to the poisons and of similarity to others.
+#: arm -> weights of the similarity within the poisons and of the similarity to others.
 ARMS = {"both": (1.0, -1.0), "positive": (1.0, 0.0), "negative": (0.0, -1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Selector):
-    """Choose the anchor image and its nearest ones with the largest total contrastive similarity (no-label backdoors).
+    """Choose an anchor image and its nearest neighbours by the largest contrastive similarity (no-label backdoors).
 
-    Wang, Ma, Jegelka, Wang 2024 (arXiv 2404.06694). Of M poisons P, their criterion TCS(P) is the sum of similarities
-    within P minus that between P and all others. Every image is tried as an anchor, P being its M nearest, itself
-    among them. `anchor` is the released code: an anchor's similarity to its M nearest minus that to the next M.
-    `total` is the paper's sum, exact, for the P of the anchors that `anchor` ranks highest. The arms are the ablation:
-    `positive` leaves the negative term out (released as conp), `negative` the positive one (conn).
+    Wang, Ma, Jegelka, Wang 2024 (arXiv 2404.06694). For M poisons P, their criterion TCS(P) is the sum of similarities
+    within P minus the sum of similarities between P and all others. Every image is tried as an anchor; P is then its M
+    nearest images, itself included. `anchor` is the released code: an anchor's similarity to its M nearest minus that
+    to the next M. `total` is the paper's exact sum, for the anchors that `anchor` ranks highest. The arms are the
+    paper's ablation: `positive` drops the negative term (released as conp), `negative` the positive one (conn).
     """
 
     needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "feats"
     limit: ClassVar[str] = "at most half of the images: the next M neighbours are the contrast to the nearest M"
 
-    arm: str = key("both", "which terms count", choices=("both", "positive", "negative"))
-    criterion: str = key("anchor", "what is maximised: as released, or the paper's sum", choices=("anchor", "total"))
-    shortlist: int = key(100, "anchors whose total is computed, for criterion=total", low=1, high=1000000, expert=True)
+    arm: str = key("both", "terms of the criterion", choices=("both", "positive", "negative"))
+    criterion: str = key(
+        "anchor", "criterion to maximise: as released, or the paper's sum", choices=("anchor", "total")
+    )
+    shortlist: int = key(100, "criterion=total: number of anchors to compute it for", low=1, high=1000000, expert=True)
 
     def eligible(self, pool: SelectorPool) -> int:
         return pool.count if self.arm == "positive" else pool.count // 2
@@ -47,7 +49,7 @@ class Contrastive(Selector):
         return chosen
 
     def _best(self, z: Tensor, scores: Tensor, budget: int) -> int:
-        """Return the anchor whose nearest rows have the largest total, of those with the best scores."""
+        """Return the anchor with the largest total among those with the best scores."""
         inside, outside = ARMS[self.arm]
         total = z.sum(0)
 

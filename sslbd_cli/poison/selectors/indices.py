@@ -1,4 +1,4 @@
-"""Poison the images that a file lists: the choice of another tool, or of an earlier run."""
+"""Poison the images listed in a file: the choice of another tool or of an earlier run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sslbd_cli.poison.contract import Selector, SelectorPool
 
 @dataclass(frozen=True, kw_only=True)
 class Indices(Selector):
-    """Choose the rows that --indices lists, one number per line: all, or the first of them."""
+    """Choose the rows listed in --indices, one number per line: all of them, or the first ones."""
 
     needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "listed"
 

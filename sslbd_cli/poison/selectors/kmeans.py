@@ -18,30 +18,32 @@ from sslbd_cli.poison.contract import Selector, SelectorPool
 
 @dataclass(frozen=True, kw_only=True)
 class KMeans(Selector):
-    """Choose images of one k-means cluster of unit features, the smallest with enough members (no-label backdoors).
+    """Choose images of one k-means cluster of unit features: the smallest with enough members (no-label backdoors).
 
-    Wang, Ma, Jegelka, Wang 2024 (arXiv 2404.06694). The smallest cluster with at least M members is the rule of their
-    released code, which the paper does not state: nearly the whole cluster is then triggered. Their code fits
-    scikit-learn's MiniBatchKMeans once and takes the first M members of the file, which was shuffled:
-    `kmeans:fit=minibatch,members=first`. Ours runs Lloyd's rounds from several seedings, for one mini-batch fit varies
-    much with its seed, and draws M members, as a dataset may be in any order.
+    Wang, Ma, Jegelka, Wang 2024 (arXiv 2404.06694). Their released code takes the smallest cluster with at least M
+    members; the paper does not state this rule. Nearly the whole cluster is then triggered. Their code fits
+    scikit-learn's MiniBatchKMeans once and takes the first M members of a shuffled file:
+    `kmeans:fit=minibatch,members=first`. We run Lloyd's rounds from several seedings, because one mini-batch fit varies
+    much with its seed, and we draw M members, because a dataset may be in any order.
     """
 
     needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "feats"
 
-    clusters: int = key(0, "clusters; 0 is the dataset's number of classes", low=0, high=1000000)
-    restarts: int = key(5, "seedings, of which the one with the lowest inertia counts", low=1, high=1000, expert=True)
+    clusters: int = key(0, "number of clusters; 0: the dataset's number of classes", low=0, high=1000000)
+    restarts: int = key(5, "seedings; the one with the lowest inertia wins", low=1, high=1000, expert=True)
     fit: str = key(
         "lloyd",
-        "how they are fitted: in full, or in mini-batches as released",
+        "how to fit: Lloyd's rounds, or mini-batches as released",
         choices=("lloyd", "minibatch"),
         expert=True,
     )
-    choose: str = key("smallest", "which cluster with enough members", choices=("smallest", "largest", "random"))
-    members: str = key("random", "which of its members", choices=("random", "first", "nearest"))
+    choose: str = key(
+        "smallest", "which cluster among those with enough members", choices=("smallest", "largest", "random")
+    )
+    members: str = key("random", "which members of the cluster", choices=("random", "first", "nearest"))
 
     def eligible(self, pool: SelectorPool) -> int:
-        """Count all rows: how many one cluster has is known once it is found."""
+        """Count all rows, because the size of a cluster is known only after the fit."""
         return pool.count
 
     def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Poison images of any class (SSL-Backdoor's untargeted attack; the floor for label-free selectors)."""
+"""Poison images of any class (SSL-Backdoor's untargeted attack; the baseline for label-free selectors)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sslbd_cli.poison.contract import Selector, SelectorPool
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSelector(Selector):
-    """Choose images of any class at random, without looking at labels."""
+    """Choose images of any class at random, without labels."""
 
     def eligible(self, pool: SelectorPool) -> int:
         return pool.count
