@@ -35,6 +35,7 @@ from sslbd_cli import plugin
 from sslbd_cli.core import device as devices
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ResNet18, Tiny, new
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Setting
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -59,7 +60,7 @@ def main(where: str = "cpu") -> None:
         images = rng.integers(0, 256, (count, 3, 32, 32), np.uint8)
         encoder = new(arch, 32, MEAN, STD, devices.generator(0, "bench")).eval().to(device.torch)
         reference = new(Tiny(), 32, MEAN, STD, devices.generator(1, "bench")).eval().to(device.torch)
-        setting = Setting(encoder, device, reference=reference)
+        setting = Setting(encoder, Session(device), reference)
         ways = {"forward pass": lambda net=encoder, x=images: embed(net, x, device).sum().item()}
         for spec in SPECS[arch.name]:
             detector = plugin.parse("detector", spec + (":epochs=1" if spec == "dede" else ""))

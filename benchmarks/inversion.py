@@ -33,7 +33,7 @@ from sslbd_cli.artefacts.kinds import Encoder, read
 from sslbd_cli.core import device as devices
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, Tiny, load, new
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.inversion.capture import likeness
 from sslbd_cli.detect.inversion.inversion import Course, Patches, Weight, invert
 
@@ -97,7 +97,7 @@ def ours(net: ImageEncoder, pool: Pool, space: Patches, batch: int, rounds: int)
         return -cosine, cosine.detach()
 
     course = Course(rounds=rounds, batch=batch, bar=0.99, rates=((0, 0.5),), weight=WEIGHT)
-    return invert(net, pool, space, alike, course, 0, unwatched).trace["measure"]
+    return invert(net, pool, space, alike, course, Session(pool.device)).trace["measure"]
 
 
 class Part(Patches):

@@ -47,7 +47,7 @@ from sslbd_cli.core import device as devices
 from sslbd_cli.core.kmeans import lloyd, seed_centers
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, Tiny, load, new
-from sslbd_cli.core.train import Silent, unwatched
+from sslbd_cli.core.session import Session, Silent
 from sslbd_cli.detect.contract import Evidence
 from sslbd_cli.detect.methods.poisoncam import PoisonCAM
 from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, Lens, crop, find_clusters
@@ -222,7 +222,7 @@ def clustering(feats: torch.Tensor, half: bool) -> None:
 def whole(images: np.ndarray, net: ImageEncoder, device: devices.Device) -> None:
     """Time all of PoisonCAM once."""
     cpu, wall = time.process_time(), time.perf_counter()
-    found = PoisonCAM().run(net, Evidence(images), device, 0, unwatched)
+    found = PoisonCAM().run(net, Evidence(images), Session(device))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     assert found.flagged is not None
     print(f"PoisonCAM of {len(images):,} images: {cpu:.0f} s of processor time, {wall:.0f} s by the clock "

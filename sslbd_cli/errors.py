@@ -1,4 +1,4 @@
-"""The two errors that end a command although the program itself works. main.py maps them to exit statuses."""
+"""The errors that end a command although the program itself works. main.py maps them to exit statuses."""
 
 
 class InputError(Exception):
@@ -6,4 +6,4 @@ class InputError(Exception):
 
 
 class Unsound(Exception):
-    """The run ended, but its result cannot be trusted (exit 3): diverged, collapsed or inconclusive."""
+"""The errors that end a command although the program itself works. main.py maps them to exit statuses."""

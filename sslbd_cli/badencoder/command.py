@@ -96,9 +96,7 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     triggers: tuple[Trigger, ...] = params["triggers"]
     inputs.check_distinct(triggers, shadow.images)
     references = inputs.references(run, net, len(triggers), params)
-    made = attack.run(
-        net, Plot(shadow.limited(params["limit"]).images, triggers, references), run.device(), seed, run.progress
-    )
+    made = attack.run(net, Plot(shadow.limited(params["limit"]).images, triggers, references), run.session())
     run.write(nets.beside(nets.save(made.encoder.cpu()), encoder), output, method=attack, preset=None)
     run.say(", ".join(f"{name} {value:.4f}" for name, value in (made.cosines | made.spread).items()))
     from sslbd_cli.core.checks import WARNINGS

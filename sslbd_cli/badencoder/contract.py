@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from torch import Tensor
 
-from sslbd_cli.core.device import Device
+from sslbd_cli.core.session import Session
 from sslbd_cli.plugin import Plugin
 from sslbd_cli.triggers._contract import Trigger
 
 if TYPE_CHECKING:
     from sslbd_cli.core.nets import ImageEncoder
-    from sslbd_cli.core.train import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Attack(Plugin):
     shelf: ClassVar[str] = "attack"
 
     @abstractmethod
-    def run(self, encoder: ImageEncoder, plot: Plot, device: Device, seed: int, watch: Watch) -> Injected:
+    def run(self, encoder: ImageEncoder, plot: Plot, session: Session) -> Injected:
         """Train a copy of `encoder`; the input is left untouched."""
 
 

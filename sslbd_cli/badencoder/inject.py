@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from sslbd_cli.badencoder.contract import Attack, Injected, Plot
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Fit, Plan, Terms, Watch, freeze
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Fit, Plan, Terms, freeze
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._contract import Trigger
 
@@ -93,26 +94,28 @@ class EncoderTuning(Attack):
             self.lambda0 * terms["effectiveness"] + self.lambda1 * terms["reference"] + self.lambda2 * terms["utility"]
         )
 
-    def run(self, encoder: ImageEncoder, plot: Plot, device: Device, seed: int, watch: Watch) -> Injected:
-        clean, victim = (encoder.twin().to(device.torch) for _ in range(2))
+    def run(self, encoder: ImageEncoder, plot: Plot, session: Session) -> Injected:
+        clean, victim = (encoder.twin().to(session.device.torch) for _ in range(2))
         freeze(clean.eval())
-        pool = Pool(plot.shadow, device)
-        scene = _Scene(clean, victim, plot, self.copies, device, generator(seed, "stamp"))
+        pool = Pool(plot.shadow, session.device)
+        scene = _Scene(clean, victim, plot, self.copies, session.device, session.generator("stamp"))
         course = self.course()
         plan = Plan(epochs=self.epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser=self.optimiser,
                     weight_decay=self.weight_decay, schedule=self.schedule)  # fmt: skip
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             seen = scene.look(pool.batch(rows), gen)
-            with torch.autocast(device.kind, enabled=False):  # products of unit vectors are compared, not only trained
+            with torch.autocast(
+                session.device.kind, enabled=False
+            ):  # products of unit vectors are compared, not only trained
                 return course.loss(seen, gen)
 
         freeze_batch_norm(victim)  # before the optimiser looks which parameters are trained
-        fit = Fit(victim, loss, len(pool), plan, device, seed)
+        fit = Fit(victim, loss, len(pool), plan, session)
         fit.begin_epoch = lambda: freeze_batch_norm(victim.train())
         fit.end_epoch = course.finish
-        terms = fit.run(watch, self.name)
-        cosines, spread = outcome(clean, victim, plot, device, seed, course.nearest)
+        terms = fit.run(self.name)
+        cosines, spread = outcome(clean, victim, plot, session, course.nearest)
         return Injected(victim.eval(), terms, cosines, spread)
 
 
@@ -196,7 +199,7 @@ def sliced_wasserstein(one: Tensor, other: Tensor, gen: torch.Generator, project
 
 
 def outcome(
-    clean: ImageEncoder, victim: ImageEncoder, plot: Plot, device: Device, seed: int, nearest: bool = False
+    clean: ImageEncoder, victim: ImageEncoder, plot: Plot, session: Session, nearest: bool = False
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Measure the finished encoder on at most 2,048 shadow images.
 
@@ -205,11 +208,11 @@ def outcome(
     ones, and swd_ratio, how far triggered ones are from clean ones, where 1 is as far as two clusters of clean ones are
     from each other (DRUPE's measure). None of these with a single shadow image.
     """
-    images, gen = plot.shadow[:MEASURED], generator(seed, "outcome")
+    images, gen = plot.shadow[:MEASURED], session.generator("outcome")
 
     def feats(net: ImageEncoder, pixels: np.ndarray | Tensor, trigger: Trigger | None = None) -> Tensor:
         change = None if trigger is None else (lambda batch: trigger(batch, gen).images)
-        return embed(net, pixels, device, change)
+        return embed(net, pixels, session.device, change)
 
     plain = feats(victim, images)
     stamped = [feats(victim, images, trigger) for trigger in plot.triggers]
@@ -218,7 +221,9 @@ def outcome(
     kept = F.cosine_similarity(plain, feats(clean, images), dim=1).mean()
     cosines, spread = {"utility": float(kept), "effectiveness": float(min(pulls))}, {}
     if len(images) > 1:
-        ratios = swd_ratios(plain, stamped, generator(seed, "clusters"), generator(seed, "swd", device=plain.device))
+        ratios = swd_ratios(
+            plain, stamped, session.generator("clusters"), session.generator("swd", device=plain.device)
+        )
         spread = {
             "concentration": max(float(concentration(s)) for s in stamped),
             "clean_concentration": float(concentration(plain)),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Artefact
     from sslbd_cli.cli.progress import Progress
     from sslbd_cli.core.device import Device
+    from sslbd_cli.core.session import Session
 
     A = TypeVar("A", bound=Artefact)
 
@@ -57,6 +58,7 @@ class Run:
         self.inputs: list[dict[str, Any]] = []
         self.history: tuple[dict[str, Any], ...] = ()
         self._device: Device | None = None
+        self._session: Session | None = None
         self._has_read_stdin = False
         self._lent: dict[tuple[str, str], Artefact] = {}
         self._outputs: dict[str, str] = {}
@@ -115,6 +117,16 @@ class Run:
             if params["device"] == "auto" or params["precision"] == "auto":
                 self.say(f"device {self._device.torch}, precision {self._device.precision}")
         return self._device
+
+    def session(self) -> Session:
+        """Return what this run computes with: one session, so that images are embedded once."""
+        from sslbd_cli.core.session import Session, TimeBudget
+
+        if self._session is None:
+            params = self.ctx.params
+            budget = TimeBudget(params.get("budget"))
+            self._session = Session(self.device(), params.get("seed", 0), self.progress, budget=budget)
+        return self._session
 
     def progress(self, total: int, unit: str, label: str) -> Progress:
         """Show work in progress: a bar on a terminal, a plain line per report elsewhere, nothing with -q."""

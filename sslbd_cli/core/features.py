@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Fit, Plan, Terms, unwatched
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.errors import InputError, Unsound
 
 if TYPE_CHECKING:
@@ -107,6 +109,21 @@ def embed(
     feats = torch.cat(parts)
     checks.finite_features(feats)
     return feats
+
+
+def embed_once(net: ImageEncoder, images: np.ndarray, session: Session) -> Tensor:
+    """Embed images uint8 N,3,H,W as `embed` does, but only those that this run has not embedded by this encoder yet.
+
+    Returns float32 N,D. Raises Unsound where the embeddings are not finite, OutOfTime where the budget is spent.
+    """
+    session.budget.check()
+    net = net.to(session.device.torch).eval()
+
+    def embed_rows(rows: list[int]) -> Tensor:
+        some = images if len(rows) == len(images) else images[rows]
+        return embed(net, some, session.device)
+
+    return session.embeddings.embed(net, [hashlib.sha256(image.tobytes()).digest() for image in images], embed_rows)
 
 
 def need_distinct(net: ImageEncoder, images: np.ndarray, device: Device) -> None:
@@ -215,9 +232,9 @@ def linear_classifier(
         rows = rows.to(seen.device)
         return {"loss": F.cross_entropy(net(seen[rows]), data.labels[rows])}
 
-    fit = Fit(net, loss, len(data.feats), plan, Device(data.feats.device, "fp32"), seed)
+    fit = Fit(net, loss, len(data.feats), plan, Session(Device(data.feats.device, "fp32"), seed))
     fit.begin_epoch = begin
-    fit.run(unwatched, "linear")
+    fit.run("linear")
     net.eval()
     return torch.no_grad()(lambda feats: net(feats).argmax(1))
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import Labelled
-from sslbd_cli.core.train import Fit, Plan, Terms, unwatched
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Fit, Plan, Terms
 
 
 def new_perceptron(dim: int, hidden: tuple[int, ...], classes: int, dropout: float, seed: int) -> nn.Sequential:
@@ -44,9 +45,9 @@ def fit_perceptron(net: nn.Sequential, train: Labelled, valid: Labelled, plan: P
             best = right, epoch + 1, copy.deepcopy(net.state_dict())
         return ""
 
-    fit = Fit(net, loss, len(unit), plan, Device(unit.device, "fp32"), seed)
+    fit = Fit(net, loss, len(unit), plan, Session(Device(unit.device, "fp32"), seed))
     fit.remark = judge
-    fit.run(unwatched, "mlp")
+    fit.run("mlp")
     net.load_state_dict(best[2])
     net.eval()
     return best[1]

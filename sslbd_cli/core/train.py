@@ -6,14 +6,12 @@ state: an epoch that starts again draws the same numbers. Nothing inside the loo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +20,11 @@ from torch import Tensor, nn
 
 from sslbd_cli.artefacts import container
 from sslbd_cli.core import checks
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.errors import InputError, Unsound
+from sslbd_cli.core.session import Session, Ticker
+from sslbd_cli.errors import InputError
 
 Terms = dict[str, Tensor]
 Loss = Callable[[Tensor, torch.Generator], Terms]
-
-
-class Ticker(Protocol):
-    """Receives progress: counts of finished images and a remark per epoch."""
-
-    def advance(self, count: int = 1) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-#: (total, unit, label) -> a context that yields a Ticker.
-Watch = Callable[[int, str, str], AbstractContextManager[Ticker]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +127,10 @@ class Fit:
     checkpoint, or raises.
     """
 
-    def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, device: Device, seed: int) -> None:
+    def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, session: Session) -> None:
         if count < plan.batch:
             raise InputError(f"{count} images are fewer than one batch of {plan.batch}; give --batch {count} or less")
-        self.module, self.loss, self.count, self.plan, self.device, self.seed = module, loss, count, plan, device, seed
+        self.module, self.loss, self.count, self.plan, self.session = module, loss, count, plan, session
         self.optimiser = optimiser(module, plan)
         self.after_step: Callable[[float], None] = lambda progress: None
         self.begin_epoch: Callable[[], object] = module.train
@@ -152,14 +139,14 @@ class Fit:
         self.remark: Callable[[int], str] = lambda epoch: ""
         self.vet: Callable[[int], bool] = lambda epoch: True
 
-    def run(self, watch: Watch, label: str) -> dict[str, float]:
+    def run(self, label: str) -> dict[str, float]:
         """Train. Raises Unsound where a loss is not finite."""
         plan, first, terms = self.plan, 0, dict[str, float]()
         if self.checkpoint and self.checkpoint.resume and Path(self.checkpoint.path).exists():
             first, terms = self._load(self.checkpoint)
         kept = first
         steps = -(-self.count // plan.batch) if plan.keep_last else self.count // plan.batch
-        with watch((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
+        with self.session.work((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
             for epoch in range(first, plan.epochs):
                 terms = self._epoch(epoch, steps, ticker)
                 checks.finite_loss(terms, epoch, kept)  # first: a remark may look at the features, which say less
@@ -172,10 +159,10 @@ class Fit:
         return terms
 
     def _epoch(self, epoch: int, steps: int, ticker: Ticker) -> dict[str, float]:
-        plan, device = self.plan, self.device
-        order = torch.randperm(self.count, generator=generator(self.seed, "order", epoch))
-        gen = generator(self.seed, "views", epoch, device=device.torch)
-        torch.manual_seed(generator(self.seed, "layers", epoch).initial_seed())  # dropout and the like
+        plan, session, device = self.plan, self.session, self.session.device
+        order = torch.randperm(self.count, generator=session.generator("order", epoch))
+        gen = session.generator("views", epoch, device=device.torch)
+        torch.manual_seed(session.generator("layers", epoch).initial_seed())  # dropout and the like
         self.begin_epoch()
         sums: Terms = {}
         for step in range(steps):
@@ -231,25 +218,3 @@ def ema(target: nn.Module, online: nn.Module, keep: float) -> None:
 def freeze(module: nn.Module) -> nn.Module:
     """Stop gradients to a module's parameters and return it."""
     return module.requires_grad_(False)
-
-
-__all__ = ["Checkpoint", "Fit", "Plan", "Terms", "Ticker", "Unsound", "Watch", "ema", "freeze", "optimiser"]
-
-
-# --- Watching training from nowhere: for work too small to be shown
-
-
-class Silent:
-    """A ticker that tells nobody."""
-
-    def advance(self, count: int = 1) -> None:
-        """Count images, for nobody."""
-
-    def note(self, text: str) -> None:
-        """Remark, to nobody."""
-
-
-@contextlib.contextmanager
-def unwatched(total: int, unit: str, label: str) -> Iterator[Silent]:
-    """Yield a silent ticker."""
-    yield Silent()

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 import numpy as np
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import need_distinct, split_rows
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.features import embed_once, need_distinct, split_rows
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch, unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin, key
 from sslbd_cli.triggers._found import Witness
 
 if TYPE_CHECKING:
     from sslbd_cli.core.nets import ImageEncoder
-    from sslbd_cli.core.train import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class ImageDetector(Detector):
     least_learning: ClassVar[int] = 0  #: how many images of aux it needs beside those that set the threshold
 
     @abstractmethod
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+    def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         """Score `evidence.images`, learning and calibrating on `evidence.aux` only. The encoder is not changed."""
 
     @property
@@ -169,23 +168,23 @@ class EncoderDetector(Detector):
     learns: ClassVar[bool] = False  # whether it learns from encoders known to be clean and known to be backdoored
 
     @final
-    def __call__(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
+    def __call__(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         """Judge an encoder. It is left as it was, on the device, in eval mode and without gradients.
 
         Raises InputError for an encoder whose embeddings say nothing, and where the images do not do for the search.
         """
-        net = encoder.to(device.torch).eval()
+        net = encoder.to(session.device.torch).eval()
         trained = [parameter.requires_grad for parameter in net.parameters()]
         net.requires_grad_(False)  # gradients go through the encoder to the pixels, and leave none in it
         try:
-            need_distinct(net, clues.images, device)
-            return self.examine(net, clues, device, seed, watch)
+            need_distinct(net, clues.images, session.device)
+            return self.examine(net, clues, session)
         finally:
             for parameter, flag in zip(net.parameters(), trained, strict=True):
                 parameter.requires_grad_(flag)
 
     @abstractmethod
-    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
+    def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         """Judge an encoder that is on the device, in eval mode, and whose parameters take no gradients."""
 
 
@@ -197,10 +196,16 @@ class Setting:
     """Where a detector of inputs works. reference: an independent encoder, for those that compare with one."""
 
     encoder: ImageEncoder
-    device: Device
-    seed: int = 0
-    watch: Watch = unwatched
+    session: Session
     reference: ImageEncoder | None = None
+
+    @property
+    def device(self) -> Device:
+        return self.session.device
+
+    def embed(self, images: np.ndarray) -> Tensor:
+        """Embed images uint8 N,3,H,W by the encoder, each once in a run: float32 N,D."""
+        return embed_once(self.encoder, images, self.session)
 
     def need_reference(self, owner: str) -> ImageEncoder:
         """Return the reference encoder. Raises InputError in the name of `owner` where there is none."""
@@ -250,12 +255,12 @@ class InputDetector(ImageDetector):
     def calibration_count(self, aux: int) -> int:
         return max(1, round(aux * self.held))
 
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+    def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         """Learn, set a scale on the aux images held out, and judge; the state learned is kept for a guard."""
-        setting = Setting(encoder, device, seed, watch, evidence.reference)
+        setting = Setting(encoder, session, evidence.reference)
         if self.needs_reference:
             setting.need_reference(self.name)
-        rows, kept = split_rows(len(evidence.aux), self.held, generator(seed, self.name, "held out"))
+        rows, kept = split_rows(len(evidence.aux), self.held, session.generator(self.name, "held out"))
         state = self.learn(evidence.aux[rows.numpy()], setting)
         held = self.look(evidence.aux[kept.numpy()], state, setting)
         judged = self.look(evidence.images, state, setting)

@@ -11,7 +11,7 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard
 from sslbd_cli.artefacts.overlap import image_digests
 from sslbd_cli.core import metrics, nets
-from sslbd_cli.core.device import Device
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Findings, ImageDetector, InputDetector, Setting, State
 from sslbd_cli.errors import InputError
 
@@ -58,12 +58,13 @@ class Post:
         return flagged
 
 
-def station(guard: Guard, encoder: Encoder, reference: Encoder | None, device: Device, alpha: float) -> Post:
+def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: Session, alpha: float) -> Post:
     """Put a guard before its encoder.
 
     Raises InputError for another encoder or reference, for tensors that do not fit the method, and where the
     calibration images are too few for alpha.
     """
+    device = session.device
     detector = plugin.parse("detector", guard.method)
     if not isinstance(detector, InputDetector):
         raise InputError(f"--guard: {guard.method} is no detector of inputs: the file is damaged")
@@ -75,7 +76,7 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, device: D
     _check_reference(guard, reference)
     check_alpha(guard, alpha)
     second = None if reference is None else nets.load(reference).to(device.torch)
-    setting = Setting(nets.load(encoder).to(device.torch), device, reference=second)
+    setting = Setting(nets.load(encoder).to(device.torch), session, second)
     state = {name: torch.from_numpy(np.array(array)).to(device.torch) for name, array in guard.state.items()}
     post = Post(detector, guard, setting, state)
     try:  # the file may be anybody's: what does not fit shows on two images

@@ -42,7 +42,7 @@ def read_post(run: Run, encoder: Encoder, params: dict[str, Any]) -> Post:
     found = run.read(params["guard"], Guard, "--guard")
     given = params.get("reference")
     reference = inputs.read_clean(run, given, encoder, "--reference") if given else None
-    return guard.station(found, encoder, reference, run.device(), params["alpha"])
+    return guard.station(found, encoder, reference, run.session(), params["alpha"])
 
 
 def judge_stream(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, dict[str, float]]:
@@ -75,7 +75,7 @@ def _timed(post: Post, images: np.ndarray) -> tuple[Findings, dict[str, float]]:
     """
     from sslbd_cli.core.features import embed
 
-    device, sample = post.setting.device, images[:FORWARDS]
+    device, sample = post.setting.session.device, images[:FORWARDS]
     embed(post.setting.encoder, sample, device)  # the first pass of a shape is slow
     started = time.perf_counter()
     embed(post.setting.encoder, sample, device).sum().item()

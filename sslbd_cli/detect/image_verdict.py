@@ -13,9 +13,8 @@ import numpy as np
 
 from sslbd_cli.artefacts.kinds import Dataset, Report
 from sslbd_cli.core import metrics
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.plant import plant
@@ -155,9 +154,9 @@ def more_than(ours: np.ndarray, theirs: np.ndarray) -> float:
     return metrics.binomial_tail(alone, alone + others, 0.5)
 
 
-def judge(detector: ImageDetector, net: ImageEncoder, case: Case, device: Device, seed: int, watch: Watch) -> Ruling:
+def judge(detector: ImageDetector, net: ImageEncoder, case: Case, session: Session) -> Ruling:
     """Run a detector on the evidence; inputs are flagged where their conformal p-value is at most alpha."""
-    return rule(detector.run(net, case.evidence, device, seed, watch), case)
+    return rule(detector.run(net, case.evidence, session), case)
 
 
 def rule(findings: Findings, case: Case) -> Ruling:

@@ -28,7 +28,7 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
     from sslbd_cli.detect import image_verdict
     from sslbd_cli.detect.guard import make_guard
 
-    method, seed = params["method"], params["seed"]
+    method = params["method"]
     data = run.read(params["data"], Dataset, "--data")
     aux = run.read(params["aux"], Dataset, "--aux") if params["aux"] else None
     baseline = read_clean(run, params["baseline"][0], encoder) if params["baseline"] else None
@@ -48,7 +48,7 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
     def ask(each: Encoder) -> Ruling:
         net = nets.load(each).to(run.device().torch).eval()
         need_distinct(net, case.evidence.images if aux is None else case.evidence.aux, run.device())
-        return image_verdict.judge(method, net, case, run.device(), seed, run.progress)
+        return image_verdict.judge(method, net, case, run.session())
 
     ruling = ask(encoder)
     control = None if baseline is None else ask(baseline)
@@ -109,7 +109,7 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
         clean = []  # it has learned from them: those that it held out are the scale, and it brings them
 
     def examine(net: ImageEncoder) -> Opinion:
-        opinion: Opinion = method(net, clues, run.device(), seed, run.progress)
+        opinion: Opinion = method(net, clues, run.session())
         return opinion
 
     for each in clean:

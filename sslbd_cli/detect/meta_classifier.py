@@ -8,7 +8,7 @@ a tenth faster than one batched network of stacked weights (2,800 against 3,100 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Fit, Plan, Terms, freeze, unwatched
+from sslbd_cli.core.session import Session, unwatched
+from sslbd_cli.core.train import Fit, Plan, Terms, freeze
 
 FLOOR = 0.1  # answers that hardly vary are scaled as if they did by this share of the mean deviation
 TINY = 1e-6
@@ -157,9 +158,7 @@ def one_class_loss(panel: Panel, scores: Tensor, examples: Examples) -> Tensor:
     return total + (panel.inner.square().sum() + panel.outer.square().sum()) / 2
 
 
-def tune(
-    examples: Examples, panel: Panel, tuning: Tuning, device: Device, seed: int, tick: Callable[[], None]
-) -> Panel:
+def tune(examples: Examples, panel: Panel, tuning: Tuning, session: Session, tick: Callable[[], None]) -> Panel:
     """Tune queries and networks jointly by Adam, all members in each step; `tick` follows each step.
 
     Queries stay images: they are clipped to [0,1]. The arithmetic is fp32 whatever the device's precision: cosines
@@ -181,9 +180,9 @@ def tune(
 
     count = len(examples.encoders)
     plan = Plan(epochs=tuning.steps, batch=count, lr=tuning.lr, optimiser="adam", schedule="constant")
-    fit = Fit(panel, loss, count, plan, Device(device.torch, "fp32"), seed)
+    fit = Fit(panel, loss, count, plan, replace(session.exact(), watch=unwatched))
     fit.after_step = after
-    fit.run(unwatched, "queries")
+    fit.run("queries")
     return panel
 
 

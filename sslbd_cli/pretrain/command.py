@@ -66,9 +66,9 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     setup = _setup(run.ctx.params, size)
     if training.unreached(run.ctx.params):
         run.warn("the training ends before the preset's milestones: its rate does not fall at them all")
-    device = run.device()
+    session = run.session()
     checkpoint = _checkpoint(run, params["checkpoint"], params["resume"])
-    net = pretrain(dataset.images, setup, device, seed, run.progress, checkpoint, monitor, captions)
+    net = pretrain(dataset.images, setup, session, checkpoint, monitor, captions)
     run.write(save(net.cpu()), output)
 
 

@@ -11,11 +11,12 @@ from torch import nn
 
 from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment, compiled
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import Arch, ImageEncoder, new
-from sslbd_cli.core.train import Checkpoint, Fit, Plan, Terms, Watch
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Checkpoint, Fit, Plan, Terms
 from sslbd_cli.errors import InputError
 from sslbd_cli.pretrain.contract import Objective
 
@@ -44,9 +45,7 @@ class Monitor:
 def pretrain(
     images: np.ndarray,
     setup: Pretraining,
-    device: Device,
-    seed: int,
-    watch: Watch,
+    session: Session,
     checkpoint: Checkpoint | None = None,
     monitor: Monitor | None = None,
     captions: np.ndarray | None = None,
@@ -58,33 +57,33 @@ def pretrain(
     """
     if setup.objective.captions and captions is None:
         raise InputError(f"{setup.objective.name} needs a caption of each image, and there are none")
-    net = build(images, setup, device, seed)
-    learner = _learner(net, setup, device, seed)
-    pool = Pool(images, device)
+    net = build(images, setup, session)
+    learner = _learner(net, setup, session)
+    pool = Pool(images, session.device)
     views = _views(setup)
-    texts = [Pool(captions, device)] if setup.objective.captions and captions is not None else []
+    texts = [Pool(captions, session.device)] if setup.objective.captions and captions is not None else []
 
     def loss(rows: torch.Tensor, gen: torch.Generator) -> Terms:
         batch = pool.batch(rows)
         seen = [view(batch, gen) for view in views] + [text.batch(rows) for text in texts]
         return {"loss": setup.objective.loss(learner, seen)}
 
-    fit = Fit(learner, loss, len(images), setup.plan, device, seed)
+    fit = Fit(learner, loss, len(images), setup.plan, session)
     fit.after_step = lambda progress: setup.objective.after_step(learner, progress)
     fit.checkpoint = checkpoint
-    fit.vet = _collapse_watch(net, images, setup.plan.epochs, device)
+    fit.vet = _collapse_watch(net, images, setup.plan.epochs, session.device)
     if monitor is not None:
-        fit.remark = _knn_remark(net, monitor, device, seed)
-    fit.run(watch, str(setup.objective.name))
+        fit.remark = _knn_remark(net, monitor, session)
+    fit.run(str(setup.objective.name))
     net.parts = setup.objective.kept(learner)
     return net.eval()
 
 
-def build(images: np.ndarray, setup: Pretraining, device: Device, seed: int) -> ImageEncoder:
+def build(images: np.ndarray, setup: Pretraining, session: Session) -> ImageEncoder:
     """Build the encoder with random weights, normalised by the images' own channel statistics, on the device."""
     mean, std = channel_statistics(images)
-    net = new(setup.arch, images.shape[-1], mean, std, generator(seed, "weights")).to(device.torch)
-    if setup.layout == "yes" or (setup.layout == "auto" and channels_last_pays(device)):
+    net = new(setup.arch, images.shape[-1], mean, std, session.generator("weights")).to(session.device.torch)
+    if setup.layout == "yes" or (setup.layout == "auto" and channels_last_pays(session.device)):
         net = net.to(memory_format=torch.channels_last)
     if setup.compiled:
         net.compile()
@@ -98,10 +97,10 @@ def _views(setup: Pretraining) -> list[Callable[[torch.Tensor, torch.Generator],
     return [lambda images, gen, recipe=recipe: augment(images, recipe, gen) for recipe in recipes]  # type: ignore[misc]
 
 
-def _learner(net: ImageEncoder, setup: Pretraining, device: Device, seed: int) -> nn.Module:
+def _learner(net: ImageEncoder, setup: Pretraining, session: Session) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "heads").initial_seed())
-        return setup.objective.learner(net, net.dim(), setup.plan.batch).to(device.torch)
+        torch.manual_seed(session.generator("heads").initial_seed())
+        return setup.objective.learner(net, net.dim(), setup.plan.batch).to(session.device.torch)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -142,15 +141,15 @@ def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, device: 
     return vet
 
 
-def _knn_remark(net: ImageEncoder, monitor: Monitor, device: Device, seed: int) -> Callable[[int], str]:
+def _knn_remark(net: ImageEncoder, monitor: Monitor, session: Session) -> Callable[[int], str]:
     """Report, after each epoch, the kNN accuracy of the monitor's second half given its first (k 200 or less)."""
-    order = torch.randperm(len(monitor.labels), generator=generator(seed, "monitor"))
-    labels = torch.from_numpy(np.array(monitor.labels))[order].to(device.torch)
+    order = torch.randperm(len(monitor.labels), generator=session.generator("monitor"))
+    labels = torch.from_numpy(np.array(monitor.labels))[order].to(session.device.torch)
     images = np.ascontiguousarray(monitor.images[order.numpy()])
     half = len(labels) // 2
 
     def remark(epoch: int) -> str:
-        feats = embed(net, images, device)
+        feats = embed(net, images, session.device)
         guess = knn_predict(feats[:half], labels[:half], feats[half:], monitor.classes, k=min(200, half // 10 + 1))
         return f", kNN accuracy {float((guess == labels[half:]).float().mean()):.3f}"
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import metrics
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.plugin import Plugin
 from sslbd_cli.probe.exam import Exam, split
 
@@ -55,7 +54,7 @@ class Certificate(Plugin):
     shelf: ClassVar[str] = "certificate"
 
     @abstractmethod
-    def certify(self, encoder: ImageEncoder, task: Task, device: Device, seed: int, watch: Watch) -> Certified:
+    def certify(self, encoder: ImageEncoder, task: Task, session: Session) -> Certified:
         """Fit a classifier on the frozen encoder, on the device, and certify its answers on the test images.
 
         Raises InputError where the proof does not apply to the encoder.
@@ -63,17 +62,16 @@ class Certificate(Plugin):
 
 
 def certified(
-    net: ImageEncoder, exam: Exam, certificate: Certificate, stamped: np.ndarray | None, device: Device, watch: Watch,
-    seed: int = 0,
+    net: ImageEncoder, exam: Exam, certificate: Certificate, stamped: np.ndarray | None, session: Session
 ) -> dict[str, Any]:  # fmt: skip
     """Certify an encoder on the exam's test images, once per seed, by the labels that its heads see: `summarise`."""
     labels, truth = (torch.from_numpy(np.array(part.labels)) for part in (exam.taught, exam.test))
     found = []
-    for number in range(seed, seed + exam.seeds):
+    for number in range(session.seed, session.seed + exam.seeds):
         rows = torch.unique(torch.cat(split(labels, exam.share, number)))
         train = exam.taught.images if len(rows) == len(labels) else exam.taught.images[rows.numpy()]
         task = Task(train, labels[rows], exam.test.images, truth, len(exam.test.classes), stamped)
-        found.append(certificate.certify(net, task, device, number, watch))
+        found.append(certificate.certify(net, task, session.with_seed(number)))
     return {"certificate": str(certificate), **summarise(found, truth, exam.target)}
 
 

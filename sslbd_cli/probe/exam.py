@@ -14,9 +14,10 @@ from torch import Tensor
 from sslbd_cli.artefacts.kinds import Dataset, Features, spread
 from sslbd_cli.core import checks, metrics, similarity
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import generator
 from sslbd_cli.core.features import Labelled, Layer, embed, plane, stratified_rows
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError, Unsound
 from sslbd_cli.probe.contract import Head
 from sslbd_cli.triggers._contract import Trigger
@@ -105,13 +106,13 @@ def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
 
 
 def measure(
-    net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None = None
+    net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: Session, layer: Layer | None = None
 ) -> Answers:
     """Embed once, then fit the head per seed on (a share of) the labels; the test split is answered once per seed.
 
     With `layer`, the head works on that inner layer. All seeds share the augmented views, where the head wants any.
     """
-    read = partial(embed, net, device=device, layer=layer)
+    read = partial(embed, net, device=session.device, layer=layer)
     feats = read(exam.taught.images)
     stamps = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])  # clean, then triggered
     labels = torch.from_numpy(np.array(exam.taught.labels))
@@ -119,7 +120,7 @@ def measure(
     kept = exam.kept or (np.ones(len(truth), bool),) * 2
     tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(stamps, kept, strict=False)]
     truths = [truth[rows] for rows in kept]
-    splits = [split(labels, exam.share, number) for number in range(seed, seed + exam.seeds)]
+    splits = [split(labels, exam.share, number) for number in range(session.seed, session.seed + exam.seeds)]
     used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
     views = _views(
         read,
@@ -127,15 +128,15 @@ def measure(
         exam.head.augmented(),
         used,
         net.size,
-        generator(seed, "probe views", device=device.torch),
+        session.generator("probe views", device=session.device.torch),
     )
 
     def part(rows: Tensor) -> Labelled:
-        shown = views if views is None else views[:, torch.searchsorted(used, rows).to(device.torch)]
-        return Labelled(feats[rows.to(device.torch)], labels[rows].to(device.torch), shown)
+        shown = views if views is None else views[:, torch.searchsorted(used, rows).to(session.device.torch)]
+        return Labelled(feats[rows.to(session.device.torch)], labels[rows].to(session.device.torch), shown)
 
     answers = Answers([], [], [], stamps[0].cpu(), _places(stamps, truth, exam))
-    for number, (fit, held) in enumerate(splits, seed):
+    for number, (fit, held) in enumerate(splits, session.seed):
         train = part(fit)
         valid = part(held) if len(held) else train  # one image per class: nothing can be held out
         fitted = exam.head.fit(train, valid, len(exam.taught.classes), number)

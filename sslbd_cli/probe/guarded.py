@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sslbd_cli.core.session import Session
+
 if TYPE_CHECKING:
     import numpy as np
 
-    from sslbd_cli.core.device import Device
     from sslbd_cli.core.features import Layer
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.detect.guard import Post
@@ -29,12 +30,12 @@ class GuardFilter:
         self.exam = exams.filtered(exam, train, clean, triggered)
 
     def measure(
-        self, net: ImageEncoder, stamped: np.ndarray | None, device: Device, seed: int, layer: Layer | None
+        self, net: ImageEncoder, stamped: np.ndarray | None, session: Session, layer: Layer | None
     ) -> dict[str, Any]:
         """Fit the head on what passes, and count what is rejected both ways."""
         from sslbd_cli.probe import exam as exams
 
-        answers = exams.measure(net, self.exam, stamped, device, seed, layer)
+        answers = exams.measure(net, self.exam, stamped, session, layer)
         return {
             "guard": {"method": self.post.guard.method, "sha256": self.post.guard.sha256},
             "alpha": self.alpha,

@@ -27,7 +27,7 @@ class Sitting:
     ) -> None:
         from sslbd_cli.triggers import _contract
 
-        self.run, self.exam, self.params, self.seed = run, exam, params, seed
+        self.run, self.exam, self.params, self.session = run, exam, params, run.session()
         self.encoders, self.nets = zip(*pairs, strict=True)
         self.data: dict[str, np.ndarray] = {"sheet/clean": exam.test.images[:SHEET]}
         self.stamped = None if exam.trigger is None else _contract.triggered_images(exam.test, exam.trigger, seed)
@@ -55,8 +55,7 @@ class Sitting:
         if self.params["certify"] is None:
             return {}
         own, *clean = (
-            certify.certified(net, self.exam, self.params["certify"], self.stamped, self.run.device(),
-                              self.run.progress, self.seed)
+            certify.certified(net, self.exam, self.params["certify"], self.stamped, self.session)
             for net in self.nets
         )  # fmt: skip
         return {"certify": own | ({"baseline": clean[0]} if clean else {})}
@@ -72,7 +71,7 @@ class Sitting:
         from sslbd_cli.probe import exam as exams
         from sslbd_cli.probe import zeroshot
 
-        given = self.exam, self.stamped, self.run.device(), self.seed
+        given = self.exam, self.stamped, self.session
         if self.exam.head.takes_texts:
             answers = [zeroshot.measure(net, *given) for net in self.nets]
         else:

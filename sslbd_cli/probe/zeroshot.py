@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from sslbd_cli.artefacts.kinds import Dataset, Features
 from sslbd_cli.core import metrics
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import Labelled, embed
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.text import project
 from sslbd_cli.errors import InputError
 from sslbd_cli.probe.exam import Answers, Exam
 
 
-def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: Device, seed: int) -> Answers:
+def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: Session) -> Answers:
     """Let texts answer the test split, in the space that images and texts share. All seeds give one answer.
 
     `net.parts` holds the projection to that space, unless the embedding is the space itself.
@@ -28,7 +28,7 @@ def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: D
     projection = net.parts.get("projector")
 
     def read(images: np.ndarray) -> Tensor:
-        feats = embed(net, images, device)
+        feats = embed(net, images, session.device)
         return project(projection, feats) if isinstance(projection, nn.Linear) else feats
 
     tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
@@ -36,9 +36,11 @@ def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, device: D
     if width != dim:
         raise InputError(f"--text holds features {width} wide, the encoder's images are {dim} wide; embed the texts by"
                          " the text tower of this encoder")  # fmt: skip
-    texts = (torch.from_numpy(np.array(array)).to(device.torch) for array in (exam.train.feats, exam.train.labels))
+    texts = (
+        torch.from_numpy(np.array(array)).to(session.device.torch) for array in (exam.train.feats, exam.train.labels)
+    )
     data, classes = Labelled(*texts), len(exam.test.classes)
-    fitted, truth = exam.head.fit(data, data, classes, seed), np.array(exam.test.labels)
+    fitted, truth = exam.head.fit(data, data, classes, session.seed), np.array(exam.test.labels)
     tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), classes) for x in tests]
     return Answers(tables[:1] * exam.seeds, tables[1:] * exam.seeds, [fitted.chosen] * exam.seeds, tests[0].cpu())
 

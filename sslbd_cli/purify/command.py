@@ -84,7 +84,7 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
     supplies = Supplies(images, None if report is None else _found.witness_of(report, "--report"))
     if report is not None:
         _tell_doubt(run, report)
-    done = repair.purify(method, net, supplies, run.device(), params["seed"], run.progress)
+    done = repair.purify(method, net, supplies, run.session())
     run.say(str(done))
     if done.restored is not None:
         before, now = done.restored

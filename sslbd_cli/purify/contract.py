@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sslbd_cli.core.device import Device
+from sslbd_cli.core.session import Session
 from sslbd_cli.plugin import Plugin
 
 if TYPE_CHECKING:
     from sslbd_cli.core.nets import ImageEncoder
-    from sslbd_cli.core.train import Watch
     from sslbd_cli.triggers._found import Witness
 
 
@@ -54,7 +53,7 @@ class EncoderPurifier(Purifier):
         return False
 
     @abstractmethod
-    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         """Return a purified encoder. The input is left untouched.
 
         Raises InputError where the method does not know the architecture.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session, Ticker
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
-from sslbd_cli.core.train import Fit, Loss, Plan, Terms, Ticker, Watch, freeze
+from sslbd_cli.core.train import Fit, Loss, Plan, Terms, freeze
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss, mlp, nt_xent
@@ -67,9 +68,7 @@ class Outcome:
         return f"{self.seen} images seen in {self.seconds:.1f} s; to the original on {self.n} clean images: {alike}"
 
 
-def purify(
-    method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch
-) -> Outcome:
+def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, session: Session) -> Outcome:
     """Purify an encoder and compare it with the original.
 
     Raises InputError for a single image, and Unsound where the features collapsed (F02).
@@ -81,25 +80,27 @@ def purify(
     def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
         nonlocal seen
         seen += total if unit == "images" else 0
-        return watch(total, unit, label)
+        return session.watch(total, unit, label)
 
-    purified = method.clean(net, supplies, device, seed, counting)
+    purified = method.clean(net, supplies, replace(session, watch=counting))
     seconds = time.monotonic() - start
-    before, after = embed(net, sample, device), embed(purified, sample, device)
+    before, after = embed(net, sample, session.device), embed(purified, sample, session.device)
     checks.not_collapsed(after)
     restored = None
     if (witness := supplies.witness) is not None:
-        first, last = (mean_cosine(before, embed(each, sample, device, witness.stamp)) for each in (net, purified))
+        first, last = (
+            mean_cosine(before, embed(each, sample, session.device, witness.stamp)) for each in (net, purified)
+        )
         restored = first, last
     alike = mean_cosine(before, after), linear_cka(before, after)
     return Outcome(purified, seen, seconds, len(sample), *alike, restored)
 
 
-def training(how: Schedule, module: nn.Module, loss: Loss, count: int, device: Device, seed: int) -> Fit:
+def training(how: Schedule, module: nn.Module, loss: Loss, count: int, session: Session) -> Fit:
     """Prepare the training of a module on `count` images; a set smaller than a batch makes one batch."""
     plan = Plan(epochs=how.epochs, batch=min(how.batch, count), lr=how.lr, optimiser=how.optimiser,
                 schedule=how.schedule, weight_decay=how.weight_decay)  # fmt: skip
-    return Fit(module, loss, count, plan, device, seed)
+    return Fit(module, loss, count, plan, session)
 
 
 def original_of(encoder: ImageEncoder, device: Device) -> ImageEncoder:
@@ -109,11 +110,11 @@ def original_of(encoder: ImageEncoder, device: Device) -> ImageEncoder:
     return copy
 
 
-def projector(dim: int, out: int, seed: int, device: Device) -> nn.Module:
+def projector(dim: int, out: int, session: Session) -> nn.Module:
     """Build a fresh projector of two layers, by the seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "projector").initial_seed())
-        return mlp(dim, dim, out).to(device.torch)
+        torch.manual_seed(session.generator("projector").initial_seed())
+        return mlp(dim, dim, out).to(session.device.torch)
 
 
 def relational(taught: Tensor, learned: Tensor, temperature: float) -> Tensor:
@@ -157,11 +158,11 @@ class Recovery(EncoderPurifier):
     def is_faithful(self) -> bool:
         return self.objective == "consistency"
 
-    def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], images: np.ndarray, device: Device, seed: int) -> Fit:
+    def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], images: np.ndarray, session: Session) -> Fit:
         """Prepare the training of the second of (original, student), both on the device, on images uint8 N,3,H,W."""
         original, student = pair
-        pool, recipe = Pool(images, device), Recipe(size=student.size)
-        module = nn.ModuleList([student, projector(student.dim(), 128, seed, device)])
+        pool, recipe = Pool(images, session.device), Recipe(size=student.size)
+        module = nn.ModuleList([student, projector(student.dim(), 128, session)])
 
         def contrast(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
@@ -174,4 +175,4 @@ class Recovery(EncoderPurifier):
                 taught = original(batch)
             return {"loss": cosine_loss(student(augment(batch, recipe, gen)), taught)}
 
-        return training(self, module, contrast if self.objective == "simclr" else follow, len(pool), device, seed)
+        return training(self, module, contrast if self.objective == "simclr" else follow, len(pool), session)

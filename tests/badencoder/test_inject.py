@@ -12,6 +12,7 @@ from sslbd_cli.badencoder.contract import Plot
 from sslbd_cli.badencoder.inject import concentration, freeze_batch_norm, outcome, pull, sliced_wasserstein, swd_ratios
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
+from sslbd_cli.core.session import Session
 from sslbd_cli.triggers.patch import Patch
 
 
@@ -22,7 +23,7 @@ def test_one_dead_trigger_is_not_hidden_by_another(dataset, encoder, cpu):
     other = torch.from_numpy(np.array(dataset.images[:1]))
     both = Plot(dataset.images, (covering, Patch(size=1)), (solid, other))
     one = Plot(dataset.images, (covering,), (solid,))
-    alone, together = (outcome(net, net, plot, cpu, 0)[0] for plot in (one, both))
+    alone, together = (outcome(net, net, plot, Session(cpu))[0] for plot in (one, both))
     assert alone["effectiveness"] > 0.999 and together["utility"] > 0.999
     assert together["effectiveness"] < alone["effectiveness"] - 0.001
 

@@ -8,7 +8,7 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.badencoder.contract import Attack, Plot
 from sslbd_cli.core import nets
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 
 
 @pytest.fixture(params=plugin.listing("attack"))
@@ -39,14 +39,14 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_the_clean_encoder_is_left_as_it_was(attack, plot, net, cpu):
     before, asked = bits(net), [p.requires_grad for p in net.parameters()]
     shadow = plot.shadow.copy()
-    attack.run(net, plot, cpu, 0, unwatched)
+    attack.run(net, plot, Session(cpu))
     assert same(bits(net), before) and not net.training
     assert [p.requires_grad for p in net.parameters()] == asked and all(p.grad is None for p in net.parameters())
     assert (plot.shadow == shadow).all()
 
 
 def test_the_result_is_an_encoder_of_the_same_form(attack, plot, net, cpu, tmp_path):
-    made = attack.run(net, plot, cpu, 0, unwatched)
+    made = attack.run(net, plot, Session(cpu))
     assert not made.encoder.training and not same(bits(made.encoder), bits(net))
     kinds.write(nets.save(made.encoder), str(tmp_path / "a"))
     again = kinds.read(str(tmp_path / "a"), kinds.Encoder)
@@ -61,7 +61,7 @@ def test_the_result_is_an_encoder_of_the_same_form(attack, plot, net, cpu, tmp_p
 
 
 def test_batch_normalisation_is_frozen_bit_for_bit(attack, plot, net, cpu):
-    made = attack.run(net, plot, cpu, 0, unwatched)
+    made = attack.run(net, plot, Session(cpu))
     layers = [n for n, module in net.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert layers
     before, after = bits(net), bits(made.encoder)
@@ -70,23 +70,23 @@ def test_batch_normalisation_is_frozen_bit_for_bit(attack, plot, net, cpu):
 
 
 def test_one_seed_is_one_encoder(attack, plot, net, cpu):
-    first, again, other = (attack.run(net, plot, cpu, seed, unwatched) for seed in (0, 0, 1))
+    first, again, other = (attack.run(net, plot, Session(cpu, seed)) for seed in (0, 0, 1))
     assert same(bits(first.encoder), bits(again.encoder)) and first.terms == again.terms
     assert not same(bits(first.encoder), bits(other.encoder))
 
 
 def test_its_terms_are_cosines_that_the_gate_can_read(attack, plot, net, cpu):
-    terms = attack.run(net, plot, cpu, 0, unwatched).terms
+    terms = attack.run(net, plot, Session(cpu)).terms
     for name in ("effectiveness", "utility"):
         assert -1.0001 <= terms[name] <= 1
 
 
 def test_several_triggers_work_like_one(attack, plot, net, cpu):
     single = Plot(plot.shadow, plot.triggers[:1], plot.references[:1])
-    terms = [attack.run(net, given, cpu, 0, unwatched).terms for given in (single, plot)]
+    terms = [attack.run(net, given, Session(cpu)).terms for given in (single, plot)]
     assert terms[0].keys() == terms[1].keys() and terms[0] != terms[1]
 
 
 def test_fewer_shadow_images_than_a_batch_are_one_batch(attack, plot, net, cpu):
     few = make_dataset(count=4)
-    attack.run(net, Plot(few.images, plot.triggers, plot.references), cpu, 0, unwatched)
+    attack.run(net, Plot(few.images, plot.triggers, plot.references), Session(cpu))

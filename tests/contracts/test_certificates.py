@@ -7,7 +7,7 @@ import torch
 from micro import make_encoder
 from sslbd_cli import plugin
 from sslbd_cli.core import nets
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 from sslbd_cli.probe.certify import Task
 
@@ -42,18 +42,18 @@ def task() -> Task:
 
 def test_the_encoder_is_left_as_it_was(certificate, net, task, cpu):
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    certificate.certify(net, task, cpu, 0, unwatched)
+    certificate.certify(net, task, Session(cpu))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not net.training and all(p.grad is None for p in net.parameters())
 
 
 def test_one_seed_is_one_answer(certificate, net, task, cpu):
-    first, again = (certificate.certify(net, task, cpu, 0, unwatched) for _ in range(2))
+    first, again = (certificate.certify(net, task, Session(cpu)) for _ in range(2))
     assert torch.equal(first.defended, again.defended) and torch.equal(first.certified, again.certified)
 
 
 def test_what_is_certified_is_right_and_stays_right_under_patches(certificate, net, task, cpu):
-    found = certificate.certify(net, task, cpu, 0, unwatched)
+    found = certificate.certify(net, task, Session(cpu))
     assert found.certified.any() and (found.defended == task.truth).float().mean() > 0.5
     assert (found.defended == task.truth)[found.certified].all()
     assert (found.triggered_defended == task.truth)[found.certified].all()
@@ -62,18 +62,18 @@ def test_what_is_certified_is_right_and_stays_right_under_patches(certificate, n
         attacked = task.test.copy()
         attacked[:, :, top : top + 2, left : left + 2] = rng.choice([0, 255], (len(attacked), 3, 2, 2))
         moved = Task(task.train, task.labels, task.test, task.truth, 3, attacked)
-        answers = certificate.certify(net, moved, cpu, 0, unwatched).triggered_defended
+        answers = certificate.certify(net, moved, Session(cpu)).triggered_defended
         assert (answers == task.truth)[found.certified].all()
 
 
 def test_labels_that_mean_nothing_certify_nothing_much(certificate, net, task, cpu):
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(task.labels.numpy()))
-    honest = certificate.certify(net, task, cpu, 0, unwatched).certified.sum()
+    honest = certificate.certify(net, task, Session(cpu)).certified.sum()
     control = Task(task.train, shuffled, task.test, task.truth, 3)
-    assert certificate.certify(net, control, cpu, 0, unwatched).certified.sum() < honest
+    assert certificate.certify(net, control, Session(cpu)).certified.sum() < honest
 
 
 def test_an_encoder_that_sees_everything_is_refused(certificate, task, cpu):
     with pytest.raises(InputError, match="nothing can be certified") as caught:
-        certificate.certify(nets.load(make_encoder()), task, cpu, 0, unwatched)
+        certificate.certify(nets.load(make_encoder()), task, Session(cpu))
     assert "sees 16x16 of 16x16 pixels" in str(caught.value)

@@ -13,7 +13,7 @@ from sslbd_cli.artefacts import kinds
 from sslbd_cli.artefacts.kinds import Dataset, Report
 from sslbd_cli.core import nets
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.errors import InputError
 from wired import KINDS, make_poisoned, make_scattered, make_scenes, make_sharp, make_wired
@@ -44,7 +44,7 @@ def look(detector: ImageDetector, data: Dataset, cpu, seed: int = 0, net: nets.I
     """Judge a training set; a bound is told where the triggers are."""
     boxes = np.zeros((len(data.images), 4), int) if data.truth is None else data.truth.box
     evidence = Evidence(data.images, boxes=boxes if detector.is_bound else None)
-    return detector.run(net or make_wired(), evidence, cpu, seed, unwatched)
+    return detector.run(net or make_wired(), evidence, Session(cpu, seed))
 
 
 @every_sampler

@@ -13,7 +13,8 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core import nets
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect import encoder_verdict
 from sslbd_cli.detect.contract import EncoderDetector, Opinion
 from sslbd_cli.detect.encoder_verdict import stand
@@ -42,13 +43,13 @@ def make(spec):
 def look(make):
     """Return what a detector says of an encoder, asked once."""
     known: dict[tuple[str, bool, int], Opinion] = {}
-    cpu = encoder_verdict.Device(torch.device("cpu"), "fp32")
+    cpu = Device(torch.device("cpu"), "fp32")
 
     def judge(name: str, backdoor: bool, seed: int = 0) -> Opinion:
         if (name, backdoor, seed) not in known:
             detector = make(name)
             clues = encoder_verdict.gather(make_scenes(), detector, None, 0)
-            known[name, backdoor, seed] = detector(make_gated(backdoor, seed), clues, cpu, 0, unwatched)
+            known[name, backdoor, seed] = detector(make_gated(backdoor, seed), clues, Session(cpu))
         return known[name, backdoor, seed]
 
     return judge
@@ -61,7 +62,7 @@ def test_the_encoder_is_left_as_it_was(name, make, cpu):
     data = make_scenes(80)
     clues = encoder_verdict.gather(data, detector, None, 0)
     images = clues.images.copy()
-    detector(net, clues, cpu, 0, unwatched)
+    detector(net, clues, Session(cpu))
     after = net.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
@@ -73,7 +74,7 @@ def test_the_encoder_is_left_as_it_was(name, make, cpu):
 def test_one_seed_is_one_opinion(name, make, cpu):
     detector = make(name, rounds=4, steps=4)
     clues = encoder_verdict.gather(make_scenes(80), detector, None, 0)
-    first, again = (detector(make_gated(), clues, cpu, 3, unwatched) for _ in range(2))
+    first, again = (detector(make_gated(), clues, Session(cpu, 3)) for _ in range(2))
     assert first.statistic == again.statistic and first.summary == again.summary
     assert torch.equal(first.witness.keep, again.witness.keep) and torch.equal(first.witness.add, again.witness.add)
     assert all(np.array_equal(first.extras[key], again.extras[key], equal_nan=True) for key in first.extras)
@@ -127,13 +128,13 @@ def test_an_encoder_that_says_nothing_is_refused(name, kind, make, cpu):
     net.encoder.bend.data *= 0 if kind == "constant" else float("nan")
     net.encoder.goal = torch.ones(48)
     with pytest.raises(InputError, match="cannot be examined") as caught:
-        detector(net, encoder_verdict.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
+        detector(net, encoder_verdict.gather(make_scenes(80), detector, None, 0), Session(cpu))
     assert "\n" not in str(caught.value)
 
 
 def test_images_that_are_alike_without_a_trigger_prove_none(make, cpu):
     detector = make("decree", similarity=0.1, steps=9)
-    opinion = detector(make_gated(False), encoder_verdict.gather(make_scenes(80), detector, None, 0), cpu, 0, unwatched)
+    opinion = detector(make_gated(False), encoder_verdict.gather(make_scenes(80), detector, None, 0), Session(cpu))
     assert "images without any trigger have a mean cosine of" in opinion.doubt
     assert stand(opinion, [], 0.05).verdict()[0] == "inconclusive"
 
@@ -149,7 +150,7 @@ def test_a_task_of_one_class_is_refused(make, cpu):
     alone = dataclasses.replace(data, labels=np.zeros_like(data.labels))
     detector = make("neural-cleanse")
     with pytest.raises(InputError, match="of one class"):
-        detector(make_gated(), encoder_verdict.gather(alone, detector, None, 0), cpu, 0, unwatched)
+        detector(make_gated(), encoder_verdict.gather(alone, detector, None, 0), Session(cpu))
 
 
 @pytest.fixture(scope="module")

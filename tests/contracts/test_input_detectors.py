@@ -15,7 +15,7 @@ from sslbd_cli.artefacts import kinds
 from sslbd_cli.artefacts.kinds import Guard, Report
 from sslbd_cli.core import nets
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect import guard, image_verdict
 from sslbd_cli.detect.contract import ImageDetector, InputDetector, Setting
 from sslbd_cli.errors import InputError
@@ -78,7 +78,7 @@ def look(detector, net, cpu, trigger=FIRM_TRIGGER, seed=0, data=None, aux=None):
         case = image_verdict.tell(case, detector)
     if detector.needs_reference:
         case = dataclasses.replace(case, evidence=dataclasses.replace(case.evidence, reference=make(Other)))
-    return image_verdict.judge(detector, net, case, cpu, seed, unwatched), case
+    return image_verdict.judge(detector, net, case, Session(cpu, seed)), case
 
 
 def see(name, detector, cpu, backdoor=True, **more):
@@ -199,15 +199,15 @@ def test_a_guard_judges_as_the_detector_did(name, precision, build, cpu, tmp_pat
     case = image_verdict.make_case(make_scenes(40, 1), aux, None, 0.05, 0)
     if reference is not None:
         case = dataclasses.replace(case, evidence=dataclasses.replace(case.evidence, reference=nets.load(reference)))
-    findings = image_verdict.judge(detector, nets.load(net), case, cpu, 0, unwatched).findings
+    findings = image_verdict.judge(detector, nets.load(net), case, Session(cpu)).findings
     kinds.write(guard.make_guard(detector, findings, net, reference, aux), str(tmp_path / "guard"))
     kept = kinds.read(str(tmp_path / "guard"), Guard)
-    post = guard.station(kept, net, reference, cpu, 0.05)
+    post = guard.station(kept, net, reference, Session(cpu), 0.05)
     assert np.allclose(post.look(case.evidence.images).scores, findings.scores, rtol=1e-5, atol=1e-6)
     assert np.array_equal(post.look(case.evidence.images[7:9]).scores.shape, (2,))
     assert np.array_equal(kept.calibration, findings.calibration)
     with pytest.raises(InputError, match="made for another encoder"):
-        guard.station(kept, nets.save(make_wired(False)), reference, cpu, 0.05)
+        guard.station(kept, nets.save(make_wired(False)), reference, Session(cpu), 0.05)
 
 
 @every_learner
@@ -220,7 +220,7 @@ def test_a_guard_with_tensors_of_something_else_is_refused(name, build, cpu):
         state={"mean": np.zeros((2, 3, 5), np.float32)},
     )  # fmt: skip
     with pytest.raises(InputError, match="tensors do not fit"):
-        guard.station(wrong, encoder, reference, cpu, 0.05)
+        guard.station(wrong, encoder, reference, Session(cpu), 0.05)
 
 
 @every_learner
@@ -229,4 +229,4 @@ def test_what_compares_with_a_reference_asks_for_one(name, build, cpu):
     assert isinstance(detector, InputDetector)
     if detector.needs_reference:
         with pytest.raises(InputError, match="give one as --reference"):
-            Setting(make(Honest), cpu).need_reference(detector.name)
+            Setting(make(Honest), Session(cpu)).need_reference(detector.name)

@@ -14,6 +14,7 @@ from sslbd_cli.artefacts import captions, kinds
 from sslbd_cli.core.augment import Recipe
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import Arch, new
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Plan
 from sslbd_cli.errors import InputError
 from sslbd_cli.pretrain import run as core
@@ -244,18 +245,22 @@ def test_steps_along_the_gradient_lower_the_loss(objective, learner):
 
 
 def test_one_seed_is_one_encoder(objective, dataset, cpu):
-    first, again, other = (pretrain(dataset.images, setup(objective, 2), cpu, seed, Listener()) for seed in (0, 0, 1))
+    first, again, other = (
+        pretrain(dataset.images, setup(objective, 2), Session(cpu, seed, Listener())) for seed in (0, 0, 1)
+    )
     assert same(first, again) and not same(first, other)
 
 
 def test_a_resumed_training_ends_like_an_uninterrupted_one(objective, dataset, cpu, tmp_path):
-    whole = pretrain(dataset.images, setup(objective, 4), cpu, 0, Listener())
+    whole = pretrain(dataset.images, setup(objective, 4), Session(cpu, 0, Listener()))
     path = str(tmp_path / "checkpoint")
     with pytest.raises(KeyboardInterrupt):
-        pretrain(dataset.images, setup(objective, 4), cpu, 0, Listener(until=2), Checkpoint(path, "run"))
+        pretrain(dataset.images, setup(objective, 4), Session(cpu, 0, Listener(until=2)), Checkpoint(path, "run"))
     torch.rand(5)  # what happens to the global generator in between does not matter
     listener = Listener()
-    resumed = pretrain(dataset.images, setup(objective, 4), cpu, 0, listener, Checkpoint(path, "run", resume=True))
+    resumed = pretrain(
+        dataset.images, setup(objective, 4), Session(cpu, 0, listener), Checkpoint(path, "run", resume=True)
+    )
     assert len(listener.losses) == 2
     assert same(whole, resumed)
 
@@ -274,4 +279,4 @@ def test_labels_are_never_seen(objective, dataset, sslbd, tmp_path):
 
 def test_a_set_smaller_than_a_batch_is_refused(objective, dataset, cpu):
     with pytest.raises(InputError, match="15 images are fewer than one batch of 16"):
-        pretrain(dataset.images[:15], setup(objective, 1), cpu, 0, Listener())
+        pretrain(dataset.images[:15], setup(objective, 1), Session(cpu, 0, Listener()))

@@ -9,8 +9,8 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed, knn_predict
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import mean_cosine
-from sslbd_cli.core.train import unwatched
 from sslbd_cli.purify.contract import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.triggers._contract import triggered_images
 from sslbd_cli.triggers._found import Witness
@@ -64,14 +64,14 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_the_input_is_left_as_it_was(purifier, net, dataset, cpu):
     before, images = bits(net), dataset.images.copy()
     asked = [p.requires_grad for p in net.parameters()]
-    purifier.clean(net, supplies(dataset), cpu, 0, unwatched)
+    purifier.clean(net, supplies(dataset), Session(cpu))
     assert same(bits(net), before) and not net.training
     assert [p.requires_grad for p in net.parameters()] == asked and all(p.grad is None for p in net.parameters())
     assert np.array_equal(dataset.images, images)
 
 
 def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
-    purified = purifier.clean(net, supplies(dataset), cpu, 0, unwatched)
+    purified = purifier.clean(net, supplies(dataset), Session(cpu))
     assert not purified.training and not same(bits(purified), bits(net))
     kinds.write(nets.save(purified), str(tmp_path / "a"))
     loaded = nets.load(kinds.read(str(tmp_path / "a"), kinds.Encoder))
@@ -79,12 +79,12 @@ def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
 
 
 def test_one_seed_is_one_encoder(purifier, net, dataset, cpu):
-    first, again, other = (purifier.clean(net, supplies(dataset), cpu, seed, unwatched) for seed in (0, 0, 1))
+    first, again, other = (purifier.clean(net, supplies(dataset), Session(cpu, seed)) for seed in (0, 0, 1))
     assert same(bits(first), bits(again)) and not same(bits(first), bits(other))
 
 
 def test_clean_images_are_still_told_apart(purifier, net, dataset, cpu):
-    purified, fresh = purifier.clean(net, supplies(dataset), cpu, 0, unwatched), make_dataset(count=30, seed=1)
+    purified, fresh = purifier.clean(net, supplies(dataset), Session(cpu)), make_dataset(count=30, seed=1)
     labels = torch.from_numpy(dataset.labels)
     guess = knn_predict(embed(purified, dataset.images, cpu), labels, embed(purified, fresh.images, cpu), 3, k=5)
     assert np.mean(guess.numpy() == fresh.labels) >= 0.9
@@ -99,7 +99,7 @@ def test_a_planted_backdoor_is_weakened_and_a_clean_twin_is_spared(purifier, cpu
 
     backdoored, clean = make_wired(), make_wired(backdoor=False)
     given = supplies(data)
-    purified, control = (purifier.clean(net, given, cpu, 0, unwatched) for net in (backdoored, clean))
+    purified, control = (purifier.clean(net, given, Session(cpu)) for net in (backdoored, clean))
     assert steadiness(backdoored) < 0.2 < 0.7 < steadiness(clean)
     assert steadiness(purified) > steadiness(backdoored) + 0.1 and steadiness(control) > 0.7
     labels = torch.from_numpy(data.labels)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 from micro import make_dataset, make_encoder
 from sslbd_cli.artefacts import container, kinds
-from sslbd_cli.core.train import Checkpoint, Fit, Plan, ema, freeze, optimiser, unwatched
+from sslbd_cli.core.session import Session, unwatched
+from sslbd_cli.core.train import Checkpoint, Fit, Plan, ema, freeze, optimiser
 from sslbd_cli.errors import InputError, Unsound
 
 ROWS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
@@ -118,7 +120,12 @@ def fit(cpu, seen: list | None = None, **changes) -> Fit:
         value = (module(batch + 0.1 * torch.randn(batch.shape, generator=gen)) - batch).square().mean()
         return {"loss": value, "half": value / 2}
 
-    return Fit(module, loss, len(ROWS), plan(**changes), cpu, seed=0)
+    return Fit(module, loss, len(ROWS), plan(**changes), Session(cpu))
+
+
+def train(made: Fit, watch=unwatched) -> dict[str, float]:
+    made.session = replace(made.session, watch=watch)
+    return made.run("test")
 
 
 def weights(made: Fit) -> dict[str, torch.Tensor]:
@@ -131,19 +138,19 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_each_epoch_shuffles_all_rows_anew(cpu):
     seen: list[list[int]] = []
-    fit(cpu, seen, epochs=2).run(unwatched, "test")
+    train(fit(cpu, seen, epochs=2))
     first, second = ([row for rows in seen[at : at + 5] for row in rows] for at in (0, 5))
     assert sorted(first) == sorted(second) == list(range(50)) and first != second
 
 
 def test_terms_are_the_means_of_the_last_epoch_and_fall(cpu):
-    first, last = (fit(cpu, epochs=n).run(unwatched, "test") for n in (1, 30))
+    first, last = (train(fit(cpu, epochs=n)) for n in (1, 30))
     assert last["loss"] == pytest.approx(2 * last["half"]) and last["loss"] < 0.8 * first["loss"]
 
 
 def test_progress_adds_up(cpu):
     watch = Interrupt()
-    fit(cpu, batch=15).run(watch, "test")
+    train(fit(cpu, batch=15), watch)
     assert watch.total == watch.done == 4 * 45 and len(watch.notes) == 4
     assert watch.notes[0].startswith("epoch 1/4 loss ")
 
@@ -157,15 +164,15 @@ def test_fewer_rows_than_a_batch_are_refused(cpu):
 @pytest.mark.parametrize("after", [1, 3])
 def test_interrupted_and_resumed_is_bit_for_bit_the_same(cpu, tmp_path, name, after):
     whole = fit(cpu, optimiser=name)
-    terms = whole.run(unwatched, "test")
+    terms = train(whole)
     broken = fit(cpu, optimiser=name)
     broken.checkpoint = Checkpoint(str(tmp_path / "c"), "run")
     with pytest.raises(KeyboardInterrupt):
-        broken.run(Interrupt(after), "test")
+        train(broken, Interrupt(after))
     resumed, watch = fit(cpu, optimiser=name), Interrupt()
     resumed.checkpoint = Checkpoint(str(tmp_path / "c"), "run", resume=True)
     torch.rand(3)  # the global generator's state is no part of the run
-    assert resumed.run(watch, "test") == terms
+    assert train(resumed, watch) == terms
     assert watch.total == watch.done == (4 - after) * 50
     assert same(weights(whole), weights(resumed))
 
@@ -174,20 +181,20 @@ def test_resuming_a_finished_run_trains_no_more(cpu, tmp_path):
     whole, again = fit(cpu), fit(cpu)
     whole.checkpoint = Checkpoint(str(tmp_path / "c"), "run")
     again.checkpoint = Checkpoint(str(tmp_path / "c"), "run", resume=True)
-    terms = whole.run(unwatched, "test")
+    terms = train(whole)
     watch = Interrupt()
-    assert again.run(watch, "test") == terms and watch.done == 0
+    assert train(again, watch) == terms and watch.done == 0
     assert same(weights(whole), weights(again))
 
 
 def test_a_checkpoint_is_neither_needed_nor_read_without_resume(cpu, tmp_path):
     fresh = fit(cpu)
     fresh.checkpoint = Checkpoint(str(tmp_path / "missing"), "run", resume=True)
-    fresh.run(unwatched, "test")
+    train(fresh)
     again = fit(cpu)
     again.checkpoint = Checkpoint(str(tmp_path / "missing"), "run")
     watch = Interrupt()
-    again.run(watch, "test")
+    train(again, watch)
     assert watch.done == 200 and same(weights(fresh), weights(again))
 
 
@@ -195,18 +202,18 @@ def test_two_runs_write_the_same_checkpoint(cpu, tmp_path):
     for name in "ab":
         made = fit(cpu)
         made.checkpoint = Checkpoint(str(tmp_path / name), "run")
-        made.run(unwatched, "test")
+        train(made)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_a_checkpoint_of_another_run_is_refused(cpu, tmp_path):
     made = fit(cpu)
     made.checkpoint = Checkpoint(str(tmp_path / "c"), "run")
-    made.run(unwatched, "test")
+    train(made)
     other = fit(cpu)
     other.checkpoint = Checkpoint(str(tmp_path / "c"), "another", resume=True)
     with pytest.raises(InputError, match="c: the checkpoint of another run"):
-        other.run(unwatched, "test")
+        train(other)
 
 
 def test_what_is_no_checkpoint_is_refused(cpu, tmp_path):
@@ -220,7 +227,7 @@ def test_what_is_no_checkpoint_is_refused(cpu, tmp_path):
         before = weights(made)
         made.checkpoint = Checkpoint(str(path), "run", resume=True)
         with pytest.raises(InputError, match=path.name):
-            made.run(unwatched, "test")
+            train(made)
         assert same(weights(made), before)
 
 
@@ -228,7 +235,7 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_epoch(cpu, tmp_path
     good = fit(cpu)
     good.checkpoint = Checkpoint(str(tmp_path / "good"), "run")
     with pytest.raises(KeyboardInterrupt):
-        good.run(Interrupt(2), "test")
+        train(good, Interrupt(2))
 
     made, turns = fit(cpu), []
     learn = made.loss
@@ -244,7 +251,7 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_epoch(cpu, tmp_path
         Unsound,
         match=r"F01 .* in epoch 3 \(loss, half\); lower the learning rate; the checkpoint holds the epoch before",
     ):
-        made.run(unwatched, "test")
+        train(made)
     assert (tmp_path / "c").read_bytes() == (tmp_path / "good").read_bytes()
 
 
@@ -255,5 +262,5 @@ def test_divergence_in_the_first_epoch_is_told_before_any_remark_and_promises_no
     made.remark = lambda epoch: pytest.fail("remarked on a diverged epoch")
     made.checkpoint = Checkpoint(str(tmp_path / "c"), "run")
     with pytest.raises(Unsound, match=r"^F01 .* in epoch 1 \(loss, half\); lower the learning rate$"):
-        made.run(unwatched, "test")
+        train(made)
     assert not (tmp_path / "c").exists()

@@ -8,6 +8,7 @@ import torch
 
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect import meta_classifier
 from sslbd_cli.detect.meta_classifier import Examples, Panel, Tuning
 
@@ -93,7 +94,9 @@ def test_what_a_held_out_shadow_is_changes_nothing_of_its_judge(examples, starts
     tuning = Tuning(one_class=one_class, steps=4, lr=0.01)
     nets_ = (*examples.encoders[:2], meta_classifier.frozen(make_encoder(77), cpu), *examples.encoders[3:])
     other = Examples(nets_, examples.backdoored, examples.members)  # shadow 2 is held out of judge 0 alone
-    first, second = (meta_classifier.tune(e, panel(starts), tuning, cpu, 0, lambda: None) for e in (examples, other))
+    first, second = (
+        meta_classifier.tune(e, panel(starts), tuning, Session(cpu), lambda: None) for e in (examples, other)
+    )
     assert torch.equal(first.queries[0], second.queries[0]) and torch.equal(first.inner[0], second.inner[0])
     assert not torch.equal(first.queries[1], second.queries[1])
 
@@ -106,7 +109,9 @@ def test_tuning_lowers_the_loss_moves_the_queries_and_keeps_them_images(examples
 
     before = loss_of(panel(starts))
     steps = []
-    made = meta_classifier.tune(examples, panel(starts), Tuning(steps=20, lr=0.02), cpu, 0, lambda: steps.append(1))
+    made = meta_classifier.tune(
+        examples, panel(starts), Tuning(steps=20, lr=0.02), Session(cpu), lambda: steps.append(1)
+    )
     assert loss_of(made) < 0.5 * before and len(steps) == 20
     assert (made.queries - starts).abs().max() > 0.05
     assert made.queries.min() >= 0 and made.queries.max() <= 1

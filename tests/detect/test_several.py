@@ -30,9 +30,9 @@ class Whiteness(ImageDetector):
     flags = "inputs"
     cost = 5
 
-    def run(self, encoder, evidence, device, seed, watch):
+    def run(self, encoder, evidence, session):
         """Score the corner."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(session.seed)
         aux, judged = (x[:, :, -4:, -4:].min((1, 2, 3)) + rng.random(len(x)) for x in (evidence.aux, evidence.images))
         return Findings(judged, aux, search_space="white corners")
 
@@ -43,9 +43,9 @@ class Blind(Whiteness):
 
     cost = 1
 
-    def run(self, encoder, evidence, device, seed, watch):
+    def run(self, encoder, evidence, session):
         """Draw."""
-        rng = np.random.default_rng(seed + 1)
+        rng = np.random.default_rng(session.seed + 1)
         return Findings(rng.random(len(evidence.images)), rng.random(len(evidence.aux)), search_space="nothing")
 
 
@@ -55,26 +55,23 @@ class Diverging(Blind):
 
     cost = 2
 
-    def run(self, encoder, evidence, device, seed, watch):
+    def run(self, encoder, evidence, session):
         """Diverge."""
         raise Unsound("F01 it diverged")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endless(Blind):
-    """Work until it is stopped, whatever it may catch."""
+    """Work until it is stopped."""
 
     cost = 50
 
-    def run(self, encoder, evidence, device, seed, watch):
+    def run(self, encoder, evidence, session):
         """Work on."""
-        with watch(10**9, "steps", "endless") as ticker:
+        with session.work(10**9, "steps", "endless") as ticker:
             for _ in range(10**4):
-                try:
-                    time.sleep(0.01)
-                    ticker.advance()
-                except Exception:  # as a careless method would
-                    continue
+                time.sleep(0.01)
+                ticker.advance()
         raise AssertionError("nothing stopped it")
 
 
@@ -84,7 +81,7 @@ class Norm(EncoderDetector):
 
     limit = 1.0
 
-    def examine(self, encoder, clues, device, seed, watch):
+    def examine(self, encoder, clues, session):
         """Look at nothing but how many images there are."""
         assert len(clues.images) >= 48
         return Opinion(0.5, self.limit, "its own rule")
@@ -96,7 +93,7 @@ class Suspects(ImageDetector):
 
     flags = "samples"
 
-    def run(self, encoder, evidence, device, seed, watch):
+    def run(self, encoder, evidence, session):
         """Flag none."""
         return Findings(np.zeros(len(evidence.images)), flagged=np.zeros(len(evidence.images), bool), search_space="s")
 
@@ -105,7 +102,7 @@ class Suspects(ImageDetector):
 class Needy(Blind):
     """Lack something."""
 
-    def run(self, encoder, evidence, device, seed, watch):
+    def run(self, encoder, evidence, session):
         """Refuse."""
         raise InputError("it needs a file")
 

@@ -11,7 +11,8 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts import container
 from sslbd_cli.core.augment import Recipe
 from sslbd_cli.core.nets import Tiny, save
-from sslbd_cli.core.train import Checkpoint, Plan, Silent, unwatched
+from sslbd_cli.core.session import Session, Silent
+from sslbd_cli.core.train import Checkpoint, Plan
 from sslbd_cli.errors import Unsound
 from sslbd_cli.pretrain import run
 from sslbd_cli.pretrain.contract import Objective
@@ -35,7 +36,7 @@ def test_the_encoder_normalises_by_the_images_own_statistics(dataset, cpu):
     pixels = dataset.images.astype(np.float64) / 255
     assert mean == pytest.approx(pixels.mean((0, 2, 3)), abs=1e-4)
     assert std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-4)
-    net = run.pretrain(dataset.images, setup(), cpu, 0, unwatched)
+    net = run.pretrain(dataset.images, setup(), Session(cpu))
     assert net.mean.flatten().tolist() == pytest.approx(mean) and not net.training
 
 
@@ -61,10 +62,10 @@ class Notes(Silent):
 
 
 def test_a_monitor_reports_and_changes_nothing(dataset, fresh, cpu):
-    alone = run.pretrain(dataset.images, setup(), cpu, 0, unwatched)
+    alone = run.pretrain(dataset.images, setup(), Session(cpu))
     notes = Notes()
     monitor = Monitor(fresh.images, fresh.labels, 3)
-    watched = run.pretrain(dataset.images, setup(), cpu, 0, notes, monitor=monitor)
+    watched = run.pretrain(dataset.images, setup(), Session(cpu, 0, notes), monitor=monitor)
     assert same(alone, watched)
     assert len(notes.texts) == 2 and all("kNN accuracy " in text for text in notes.texts)
     assert float(notes.texts[-1].rsplit(" ", 1)[1]) > 0.8
@@ -72,9 +73,7 @@ def test_a_monitor_reports_and_changes_nothing(dataset, fresh, cpu):
 
 def test_memory_layout_is_no_part_of_the_result_of_saving(dataset, cpu):
 
-    nets = [
-        run.pretrain(dataset.images, dataclasses.replace(setup(), layout=x), cpu, 0, unwatched) for x in ("no", "yes")
-    ]
+    nets = [run.pretrain(dataset.images, dataclasses.replace(setup(), layout=x), Session(cpu)) for x in ("no", "yes")]
     first, second = map(save, nets)
     assert {k: v.shape for k, v in first.tensors.items()} == {k: v.shape for k, v in second.tensors.items()}
     for name, tensor in first.tensors.items():
@@ -83,7 +82,7 @@ def test_memory_layout_is_no_part_of_the_result_of_saving(dataset, cpu):
 
 def test_a_rate_that_is_too_high_is_unsound(dataset, cpu):
     with pytest.raises(Unsound, match=r"^F0[128] "):
-        run.pretrain(dataset.images, setup(lr=1e12, epochs=3), cpu, 0, unwatched)
+        run.pretrain(dataset.images, setup(lr=1e12, epochs=3), Session(cpu))
 
 
 class Shrink(Objective):
@@ -110,7 +109,7 @@ def test_a_lasting_collapse_ends_the_run_and_leaves_the_last_good_checkpoint(dat
     notes = Notes()
     made = dataclasses.replace(setup(epochs=5), objective=Shrink())
     with pytest.raises(Unsound, match=r"^F02 .*--checkpoint"):
-        run.pretrain(dataset.images, made, cpu, 0, notes, Checkpoint(path, "run"))
+        run.pretrain(dataset.images, made, Session(cpu, 0, notes), Checkpoint(path, "run"))
     assert len(notes.texts) == 5  # epoch 2 alone did not end it; epochs 4 and 5 did
     header, arrays = container.read_container(path)
     weights = [v for k, v in arrays.items() if k.endswith(".weight") and v.ndim == 1]

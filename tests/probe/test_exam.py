@@ -11,6 +11,7 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Truth
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import Layer, embed
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 from sslbd_cli.probe import exam as exams
 from sslbd_cli.probe.contract import Classifier
@@ -51,7 +52,7 @@ def rows_of(feats: torch.Tensor, table: torch.Tensor) -> list[int]:
 
 def test_the_head_sees_each_training_row_once_and_no_other(net, dataset, fresh, cpu):
     spy = Spy()
-    exams.measure(net, exam(dataset, fresh, head=spy, seeds=2), None, cpu, 5)
+    exams.measure(net, exam(dataset, fresh, head=spy, seeds=2), None, Session(cpu, 5))
     table = embed(net, dataset.images, cpu)
     for (train, valid, classes, seed), expected in zip(spy.fits, (5, 6), strict=True):
         held, kept = rows_of(valid.feats, table), rows_of(train.feats, table)
@@ -65,7 +66,7 @@ def test_the_head_sees_each_training_row_once_and_no_other(net, dataset, fresh, 
 def test_the_test_split_is_answered_once_per_seed(net, dataset, fresh, cpu):
     spy = Spy()
     stamped = _contract.triggered_images(fresh, plugin.parse("trigger", "patch"), 0)
-    answers = exams.measure(net, exam(dataset, fresh, head=spy, seeds=3), stamped, cpu, 0)
+    answers = exams.measure(net, exam(dataset, fresh, head=spy, seeds=3), stamped, Session(cpu))
     assert len(spy.answered) == 6
     assert torch.equal(spy.answered[0], embed(net, fresh.images, cpu))
     assert torch.equal(spy.answered[1], embed(net, stamped, cpu))
@@ -76,7 +77,7 @@ def test_the_test_split_is_answered_once_per_seed(net, dataset, fresh, cpu):
 @pytest.mark.parametrize(("share", "rows"), [(0.5, 30), (0.1, 6), (0.01, 3)])
 def test_a_share_of_the_labels_is_drawn_from_every_class(net, dataset, fresh, cpu, share, rows):
     spy = Spy()
-    exams.measure(net, exam(dataset, fresh, head=spy, share=share), None, cpu, 0)
+    exams.measure(net, exam(dataset, fresh, head=spy, share=share), None, Session(cpu))
     train, valid = spy.fits[0][:2]
     labels = train.labels if torch.equal(train.feats, valid.feats) else torch.cat([train.labels, valid.labels])
     assert len(labels) == rows and set(labels.tolist()) == {0, 1, 2}
@@ -84,7 +85,7 @@ def test_a_share_of_the_labels_is_drawn_from_every_class(net, dataset, fresh, cp
 
 
 def test_easy_classes_are_told_apart(net, dataset, fresh, cpu):
-    answers = exams.measure(net, exam(dataset, fresh), None, cpu, 0)
+    answers = exams.measure(net, exam(dataset, fresh), None, Session(cpu))
     found = exams.summarise(answers, exam(dataset, fresh))
     assert found["clean_accuracy"]["value"] == 1 and found["clean_accuracy"]["n"] == 30
     assert found.keys() == {"clean_accuracy"}
@@ -99,7 +100,7 @@ def test_triggered_images_are_stamped_copies(fresh):
 
 def test_triggered_metrics_come_with_a_target(net, dataset, fresh, cpu):
     stamped = _contract.triggered_images(fresh, plugin.parse("trigger", "patch"), 0)
-    answers = exams.measure(net, exam(dataset, fresh, target=1), stamped, cpu, 0)
+    answers = exams.measure(net, exam(dataset, fresh, target=1), stamped, Session(cpu))
     assert exams.summarise(answers, exam(dataset, fresh, target=1)).keys() >= {
         "clean_accuracy",
         "patched_accuracy",
@@ -144,7 +145,7 @@ def test_views_are_drawn_once_and_differ(net, dataset, fresh, cpu):
     spies = Spy(), Spy()
     for spy in spies:
         spy.augmented = lambda: 2
-        exams.measure(net, exam(dataset, fresh, head=spy), None, cpu, 0)
+        exams.measure(net, exam(dataset, fresh, head=spy), None, Session(cpu))
     train, again = (spy.fits[0][0] for spy in spies)
     assert train.views.shape == (2, *train.feats.shape) and torch.equal(train.views, again.views)
     assert not torch.equal(train.views[0], train.views[1])
@@ -156,7 +157,7 @@ def test_views_belong_to_their_rows(net, dataset, fresh, cpu):
     plain = dataclasses.replace(dataset, images=np.broadcast_to(colours, dataset.images.shape).copy())
     spy = Spy()
     spy.augmented = lambda: 2
-    exams.measure(net, exam(plain, fresh, head=spy, share=0.5, seeds=2), None, cpu, 0)
+    exams.measure(net, exam(plain, fresh, head=spy, share=0.5, seeds=2), None, Session(cpu))
     for part in (part for fit in spy.fits for part in fit[:2]):
         assert len(part.feats.unique(dim=0)) == len(part.feats)
         assert torch.allclose(part.views, part.feats.expand_as(part.views), atol=1e-4)
@@ -200,6 +201,6 @@ def test_another_class_than_the_target_is_flagged(dataset, fresh):
 def test_probing_leaves_the_encoder_as_it_was(net, dataset, fresh, cpu):
     before = nets.save(net).sha256
     exams.measure(
-        net, exam(dataset, fresh, head=plugin.parse("head", "compress:epochs=2")), None, cpu, 0, Layer("stage1")
+        net, exam(dataset, fresh, head=plugin.parse("head", "compress:epochs=2")), None, Session(cpu), Layer("stage1")
     )
     assert nets.save(net).sha256 == before

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sslbd_cli.badencoder.contract import Injected, Plot
 from sslbd_cli.badencoder.inject import EncoderTuning, LossCourse, Seen, concentration, sliced_wasserstein
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Terms, Watch
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Terms
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
@@ -52,12 +52,12 @@ class DRUPE(EncoderTuning):
     def course(self) -> LossCourse:
         return _Course(self)
 
-    def run(self, encoder: ImageEncoder, plot: Plot, device: Device, seed: int, watch: Watch) -> Injected:
+    def run(self, encoder: ImageEncoder, plot: Plot, session: Session) -> Injected:
         fewest = min(len(torch.unique(group, dim=0)) for group in plot.references)
         if fewest < 2:
             raise InputError(f"drupe spreads triggered images over several references, and a trigger has {fewest}; "
                              "give it 3, or take badencoder")  # fmt: skip
-        return super().run(encoder, plot, device, seed, watch)
+        return super().run(encoder, plot, session)
 
 
 class _Course(LossCourse):

@@ -18,7 +18,7 @@ from torch import Tensor
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.outliers import anomaly_index, shrinkage
 from sslbd_cli.triggers._found import Witness
 
@@ -189,7 +189,7 @@ class Record:
 
 
 def invert(
-    net: ImageEncoder, pool: Pool, space: Space, objective: Objective, course: Course, seed: int, watch: Watch
+    net: ImageEncoder, pool: Pool, space: Space, objective: Objective, course: Course, session: Session
 ) -> Inverted:
     """Optimise all candidates of a space together. The encoder is in eval mode and its parameters take no gradient.
 
@@ -201,8 +201,8 @@ def invert(
     with torch.no_grad():
         keep, add, _ = (part.clone() for part in space.make(torch.arange(count, device=device.torch)))
     batch = min(course.batch, len(pool))
-    feed = _batches(len(pool), batch, seed)
-    with watch(course.rounds * course.steps * batch * count, "images", "inversion") as ticker:
+    feed = _batches(len(pool), batch, session.seed)
+    with session.work(course.rounds * course.steps * batch * count, "images", "inversion") as ticker:
         for number in range(course.rounds):
             if number % course.look == 0:
                 which = record.active.nonzero()[:, 0]

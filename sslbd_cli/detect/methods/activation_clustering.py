@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.core.train import Watch
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.detect.outliers import LEAST, pseudo_labels, silhouette, unjudged
 from sslbd_cli.plugin import key
@@ -55,15 +54,15 @@ class ActivationClustering(ImageDetector):
     silhouette: float = key(0.0, "mean silhouette from which the two parts are two; 0: 0.15, with reduce=pca 0.25",
                             low=0, high=1)  # fmt: skip
 
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
-        z = unit(embed(encoder, evidence.images, device))
+    def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
+        z = unit(embed_once(encoder, evidence.images, session))
         scores = torch.zeros(len(z), dtype=torch.float64)
         flagged = torch.zeros(len(z), dtype=torch.bool)
         gate = self.silhouette or {"ica": 0.15, "pca": 0.25}[self.reduce]
         clearest, touched = 0.0, 0
-        clusters = pseudo_labels(z, self.clusters, seed, self.name)
+        clusters = pseudo_labels(z, self.clusters, session.seed, self.name)
         for number, rows in enumerate(clusters):
-            split = self._split(z[rows], generator(seed, self.name, number))
+            split = self._split(z[rows], session.generator(self.name, number))
             if split is None:
                 continue
             at, side = rows.cpu(), split.side.double().cpu()

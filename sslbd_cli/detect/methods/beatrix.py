@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import generator
 from sslbd_cli.core.features import Layer, embed, layers
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.similarity import unit
@@ -68,9 +67,9 @@ class Beatrix(InputDetector):
     width: float = key(10.0, "median absolute deviations from the median to a bound", low=0.1)
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        gen = generator(setting.seed, self.name)
+        gen = setting.session.generator(self.name)
         images = images[torch.randperm(len(images), generator=gen)[: self.images].sort().values.numpy()]
-        feats = unit(embed(setting.encoder, images, setting.device))
+        feats = unit(setting.embed(images))
         if 20 * self.clusters > len(images):
             raise InputError(f"{self.name}: {self.clusters} clusters of {len(images)} images; 20 each are the least")
         groups = kmeans(feats, self.clusters, gen, restarts=3)
@@ -88,7 +87,7 @@ class Beatrix(InputDetector):
         parts = []
         for start in range(0, len(images), STEP):
             chunk = images[start : start + STEP]
-            near = (unit(embed(setting.encoder, chunk, setting.device)) @ state["centers"].T).argmax(1)
+            near = (unit(setting.embed(chunk)) @ state["centers"].T).argmax(1)
             grams = self._grams(chunk, state, setting)
             low, high = state["low"][near], state["high"][near]
             below = (low - grams).clamp(min=0) / low.abs().clamp(min=1e-6)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.core.train import Watch
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
 from sslbd_cli.detect.inversion.capture import capture, frame, likeness
 from sslbd_cli.detect.inversion.inversion import Course, Inverted, Patches, Weight, invert
@@ -56,8 +55,8 @@ class DECREE(EncoderDetector):
     least: float = key(0.0, "weight below which it is lowered no more; 0: 1e-5 up to 96 pixels, 1e-7 above (published)",
                        low=0, expert=True)  # fmt: skip
 
-    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
-        clean = embed(encoder, clues.images, device)
+    def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
+        clean = embed_once(encoder, clues.images, session)
         view = frame(clean, self.embedding)
         side = encoder.size
 
@@ -66,12 +65,12 @@ class DECREE(EncoderDetector):
             return -cosine, cosine.detach()
 
         # the published L1 counts the mask once per colour channel
-        space = Patches(self.starts, side, generator(seed, "decree starts"), device, scale=3.0 * side**2)
-        found = invert(encoder, Pool(clues.images, device), space, alike, self._course(side), seed, watch)
+        space = Patches(self.starts, side, session.generator("decree starts"), session.device, scale=3.0 * side**2)
+        found = invert(encoder, Pool(clues.images, session.device), space, alike, self._course(side), session)
         best = int(np.argmin(found.size))
         shares = found.size / (3 * side**2)
         witness = found.witness(best)
-        caught = capture(encoder, clues, witness, view, self.similarity, device)
+        caught = capture(encoder, clues, witness, view, self.similarity, session.device)
         return Opinion(
             statistic=-float(min(shares[best], 1.0)),
             threshold=-(self.threshold or (SMALL if side <= 224 else LARGE)),

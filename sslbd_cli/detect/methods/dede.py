@@ -11,8 +11,7 @@ from torch import Tensor
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import patching
 from sslbd_cli.core.checks import WARNINGS
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.device import generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.detect import dede_decoder
@@ -72,12 +71,12 @@ class DeDe(InputDetector):
         return self.score.startswith("feature")
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        known = embed(setting.encoder, images, setting.device)
+        known = setting.embed(images)
         centre, scale = self._standard(known)
         known = (known - centre) / scale
         network = self._train(images, known, setting)
-        order = torch.randperm(len(images), generator=generator(setting.seed, "dede neutral"))[: self.neutral]
-        masks = self._masks(network, setting.seed)
+        order = torch.randperm(len(images), generator=setting.session.generator("dede neutral"))[: self.neutral]
+        masks = self._masks(network, setting.session.seed)
         bank = known[order.to(known.device)]
         inverter = dede_decoder.Inverter(network, setting.encoder, bank, masks, setting.reference, setting.device)
         state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -90,7 +89,7 @@ class DeDe(InputDetector):
         return state | {f"spread.{kind}": value for kind, value in spreads.items()}
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
-        feats = (embed(setting.encoder, images, setting.device) - state["centre"]) / state["scale"]
+        feats = (setting.embed(images) - state["centre"]) / state["scale"]
         sight = self._sight(images, feats, state, setting)
         kinds = ("rank", "relative", "absolute") + (("feature", "feature-relative") if self.needs_reference else ())
         columns = {kind: sight.scores(kind) for kind in kinds}
@@ -101,7 +100,7 @@ class DeDe(InputDetector):
         rows = _examples(judged.columns["score"])
         pictures, painted = images[rows], sight.inverter.paint(images[rows], sight.feats[rows])
         network = sight.inverter.network
-        shuffled = torch.randperm(len(images), generator=generator(setting.seed, "dede shuffled"))
+        shuffled = torch.randperm(len(images), generator=setting.session.generator("dede shuffled"))
         visible = len(sight.inverter.masks[0])
         others = {name.replace("-", "_"): column for name, column in judged.columns.items()
                   if name not in ("score", self.score)}  # fmt: skip
@@ -165,7 +164,7 @@ class DeDe(InputDetector):
     def _train(self, images: np.ndarray, feats: Tensor, setting: Setting) -> dede_decoder.MaskedDecoder:
         device, encoder = setting.device, setting.encoder
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(setting.seed, "dede weights").initial_seed())
+            torch.manual_seed(setting.session.generator("dede weights").initial_seed())
             network = self._network(encoder.size, feats.shape[1])
         network.to(device.torch)
         pool = Pool(images, device)
@@ -178,8 +177,8 @@ class DeDe(InputDetector):
         plan = Plan(epochs=epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser="adamw",
                     weight_decay=1e-6, warmup=min(self.warmup, epochs / 2), schedule=self.schedule)  # fmt: skip
         # bf16 slows matrices of up to 96 channels down, conversions included, and buys a tenth at 128
-        exact = device if self.width > 128 else Device(device.torch, "fp32")
-        Fit(network, loss, len(pool), plan, exact, setting.seed).run(setting.watch, self.name)
+        session = setting.session if self.width > 128 else setting.session.exact()
+        Fit(network, loss, len(pool), plan, session).run(self.name)
         return network.eval()
 
 

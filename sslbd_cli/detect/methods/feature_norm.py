@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sslbd_cli.core.features import embed
 from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
 from sslbd_cli.plugin import key
 
@@ -25,12 +24,12 @@ class FeatureNorm(InputDetector):
     side: str = key("both", "which end is suspicious", choices=("both", "long", "short"))
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        norms = embed(setting.encoder, images, setting.device).double().norm(dim=1)
+        norms = setting.embed(images).double().norm(dim=1)
         away = (norms - norms.median()).abs().median()
         return {"median": norms.median(), "spread": away.clamp(min=1e-12)}
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
-        norms = embed(setting.encoder, images, setting.device).double().norm(dim=1)
+        norms = setting.embed(images).double().norm(dim=1)
         away = (norms - state["median"]) / state["spread"]
         score = away.abs() if self.side == "both" else -away if self.side == "short" else away
         return Looked({"score": score.cpu().numpy()})

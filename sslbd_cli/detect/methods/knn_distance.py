@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sslbd_cli.core.features import embed
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
 from sslbd_cli.errors import InputError
@@ -32,10 +31,10 @@ class KnnDistance(InputDetector):
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         if self.k > len(images):
             raise InputError(f"{self.name}: k={self.k} of {len(images)} images of --aux to learn on; lower k")
-        return {"bank": unit(embed(setting.encoder, images, setting.device))}
+        return {"bank": unit(setting.embed(images))}
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
-        feats, bank = unit(embed(setting.encoder, images, setting.device)), state["bank"]
+        feats, bank = unit(setting.embed(images)), state["bank"]
         parts = torch.split(feats, max(1, BLOCK // len(bank)))
         near = torch.cat([(part @ bank.T).topk(self.k, dim=1).values[:, -1] for part in parts])
         return Looked({"score": (2 - 2 * near.double()).clamp(min=0).sqrt().cpu().numpy()})

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.core.train import Watch
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.detect.outliers import neighbours, robust_z
 from sslbd_cli.errors import InputError
@@ -45,14 +44,14 @@ class LocalOutlier(ImageDetector):
     batch: int = key(0, "images among which neighbours are sought, drawn at random; 0: all", low=0)
     z: float = key(12.0, "robust standard deviations above the median from which images are flagged", low=0)
 
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+    def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         count = len(evidence.images)
         batch = min(self.batch or count, count)
         if self.k >= batch:
             raise InputError(f"{self.name}: k={self.k} neighbours among {batch} images; lower k, or search more images")
-        feats = unit(embed(encoder, evidence.images, device))
+        feats = unit(embed_once(encoder, evidence.images, session))
         measured = torch.zeros(count, dtype=torch.float64)
-        for rows in batches(count, batch, generator(seed, self.name, "batches")):
+        for rows in batches(count, batch, session.generator(self.name, "batches")):
             measured[rows] = self.measure(feats[rows.to(feats.device)]).double().cpu()
         scores = measured if self.side == "sparse" else -measured
         away = robust_z(scores)

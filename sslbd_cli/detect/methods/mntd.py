@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import metrics
-from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect import meta_classifier
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
 from sslbd_cli.detect.meta_classifier import Examples, Panel, Tuning
@@ -65,7 +64,7 @@ class MNTD(EncoderDetector):
     folds: int = key(3, "parts of the shadows, each held out once", low=2, high=100, expert=True)
     repeats: int = key(5, "meta-classifiers per fold, averaged", low=1, high=100, expert=True)
 
-    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
+    def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         self._check(encoder, clues)
         clean, count = len(clues.clean), len(clues.clean) + len(clues.backdoored)
         backdoored = torch.arange(count) >= clean
@@ -75,11 +74,9 @@ class MNTD(EncoderDetector):
         members = fold != torch.arange(folds).repeat_interleave(self.repeats)[:, None]  # K,S
         if self.variant == "one-class":
             members = members & ~backdoored
-        nets = tuple(meta_classifier.frozen(net, device) for net in (*clues.clean, *clues.backdoored))
-        examples = Examples(nets, backdoored.to(device.torch), members.to(device.torch))
-        others, own, queries = self._scores(
-            meta_classifier.frozen(encoder, device), examples, clues, device, seed, watch
-        )
+        nets = tuple(meta_classifier.frozen(net, session.device) for net in (*clues.clean, *clues.backdoored))
+        examples = Examples(nets, backdoored.to(session.device.torch), members.to(session.device.torch))
+        others, own, queries = self._scores(meta_classifier.frozen(encoder, session.device), examples, clues, session)
         rows = fold * self.repeats + torch.arange(self.repeats)[:, None]  # repeats,S: who has not learned from it
         what = "cosines between their answers" if self.features == "gram" else "their answers"
         opinion = form_opinion(
@@ -104,7 +101,7 @@ class MNTD(EncoderDetector):
             )
 
     def _scores(
-        self, encoder: ImageEncoder, examples: Examples, clues: Clues, device: Device, seed: int, watch: Watch
+        self, encoder: ImageEncoder, examples: Examples, clues: Clues, session: Session
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tune the meta-classifiers, as many at once as memory allows: scores K,S and K, and the first one's queries.
 
@@ -112,19 +109,19 @@ class MNTD(EncoderDetector):
         """
         tuning = Tuning(features=self.features, one_class=self.variant == "one-class", hidden=self.hidden,
                         steps=self.steps, lr=self.lr)  # fmt: skip
-        gens = [generator(seed, self.name, number) for number in range(len(examples.members))]
+        gens = [session.generator(self.name, number) for number in range(len(examples.members))]
         draw = meta_classifier.noise_like if self.start == "noise" else meta_classifier.some_of
-        starts = torch.stack([draw(clues.images, self.queries, gen) for gen in gens]).to(device.torch)
+        starts = torch.stack([draw(clues.images, self.queries, gen) for gen in gens]).to(session.device.torch)
         with torch.no_grad():
             width = meta_classifier.answers(encoder, starts[:1], self.features).shape[1]
         size = max(1, BUDGET // (starts[0].numel() * len(examples.encoders)))
         others, own, first = [], [], starts[0]
-        with watch(-(-len(gens) // size) * self.steps, "steps", self.name) as ticker:
+        with session.work(-(-len(gens) // size) * self.steps, "steps", self.name) as ticker:
             for begin in range(0, len(gens), size):
                 some = slice(begin, begin + size)
                 part = Examples(examples.encoders, examples.backdoored, examples.members[some])
                 panel = Panel(starts[some], width, self.hidden, gens[some])
-                meta_classifier.tune(part, panel, tuning, device, seed, ticker.advance)
+                meta_classifier.tune(part, panel, tuning, session, ticker.advance)
                 scored = meta_classifier.suspect(panel, part, encoder, tuning)
                 others.append(scored[0])
                 own.append(scored[1])

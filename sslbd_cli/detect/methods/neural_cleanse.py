@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import Labelled, embed, numbers, stratified_rows
+from sslbd_cli.core.features import Labelled, embed, embed_once, numbers, stratified_rows
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.perceptron import fit_perceptron, new_perceptron
-from sslbd_cli.core.train import Plan, Watch
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Plan
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
 from sslbd_cli.detect.inversion.inversion import BARS, Course, Patches, Weight, invert, smallest
 from sslbd_cli.errors import InputError
@@ -60,8 +60,8 @@ class NeuralCleanse(EncoderDetector):
         super().__post_init__()
         numbers(self.hidden, "neural-cleanse: hidden")
 
-    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
-        head, accuracy = self._head(encoder, clues, device, seed)
+    def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
+        head, accuracy = self._head(encoder, clues, session)
         classes, side = len(clues.classes), encoder.size
 
         def to_class(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,13 +70,13 @@ class NeuralCleanse(EncoderDetector):
             loss = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
             return loss, (logits.detach().argmax(2) == wanted).float().mean(1)
 
-        space = Patches(classes, side, generator(seed, "neural cleanse starts"), device, scale=float(side**2))
-        found = invert(encoder, Pool(clues.images, device), space, to_class, self._course(), seed, watch)
+        space = Patches(classes, side, session.generator("neural cleanse starts"), session.device, scale=float(side**2))
+        found = invert(encoder, Pool(clues.images, session.device), space, to_class, self._course(), session)
         judged = smallest(found, "classes", LEAST, self.index)
         target = judged.target
         witness = found.witness(target)
         with torch.no_grad():
-            feats = embed(encoder, clues.held, device, witness.stamp)
+            feats = embed(encoder, clues.held, session.device, witness.stamp)
             called = head(F.normalize(feats, dim=1)).argmax(1).cpu().numpy()
         assert clues.held_labels is not None
         others = clues.held_labels != target
@@ -95,22 +95,22 @@ class NeuralCleanse(EncoderDetector):
             | {"target": clues.classes[target] if judged.is_any else None, "head_accuracy": accuracy},
         )
 
-    def _head(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int) -> tuple[nn.Sequential, float]:
+    def _head(self, encoder: ImageEncoder, clues: Clues, session: Session) -> tuple[nn.Sequential, float]:
         """Fit the downstream classifier; returns it and its accuracy on the held-out images."""
         assert clues.labels is not None and clues.held_labels is not None
         labels, held = (torch.from_numpy(np.array(part)) for part in (clues.labels, clues.held_labels))
         if len(np.unique(clues.labels)) < 2:
             raise InputError("neural-cleanse: the images of --data are of one class; a task has 2 at least")
-        feats = embed(encoder, clues.images, device).clone()
-        rest, valid = stratified_rows(labels, 0.2, generator(seed, "neural cleanse validation"))
+        feats = embed_once(encoder, clues.images, session).clone()
+        rest, valid = stratified_rows(labels, 0.2, session.generator("neural cleanse validation"))
         train, check = (Labelled(feats[rows.to(feats.device)], labels[rows].to(feats.device)) for rows in (rest, valid))
         head = new_perceptron(
-            feats.shape[1], numbers(self.hidden, "neural-cleanse: hidden"), len(clues.classes), 0.5, seed
+            feats.shape[1], numbers(self.hidden, "neural-cleanse: hidden"), len(clues.classes), 0.5, session.seed
         )
         plan = Plan(epochs=self.epochs, batch=min(256, len(rest)), lr=0.001, optimiser="adamw")
-        fit_perceptron(head, train, check, plan, seed)
+        fit_perceptron(head, train, check, plan, session.seed)
         with torch.no_grad():
-            right = head(F.normalize(embed(encoder, clues.held, device), dim=1)).argmax(1).cpu() == held
+            right = head(F.normalize(embed_once(encoder, clues.held, session), dim=1)).argmax(1).cpu() == held
         return head.requires_grad_(False), float(right.double().mean())
 
     def _course(self) -> Course:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.plugin import key
 
@@ -35,13 +34,13 @@ class Oracle(ImageDetector):
     def is_bound(self) -> bool:
         return True
 
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+    def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         """Read the truth; neither encoder nor images are looked at."""
         assert evidence.boxes is not None
         told = evidence.boxes[:, 2] > 0
-        scores = torch.rand(len(told), generator=generator(seed, "oracle"), dtype=torch.float64).numpy() + told
+        scores = torch.rand(len(told), generator=session.generator("oracle"), dtype=torch.float64).numpy() + told
         search_space = "nothing: a bound, it is told which images carry a trigger"
         if self.of == "samples":
             return Findings(scores, flagged=np.array(told), search_space=search_space)
-        calm = torch.rand(len(evidence.aux), generator=generator(seed, "oracle aux"), dtype=torch.float64)
+        calm = torch.rand(len(evidence.aux), generator=session.generator("oracle aux"), dtype=torch.float64)
         return Findings(scores, calm.numpy(), search_space=search_space)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
 from sslbd_cli.plugin import key
@@ -56,5 +56,5 @@ class Platonic(InputDetector):
     def _both(self, images: np.ndarray, setting: Setting) -> tuple[Tensor, Tensor]:
         """Return the reference's and the encoder's unit embeddings, float64 on the device."""
         encoders = setting.need_reference(self.name), setting.encoder
-        theirs, ours = (unit(embed(net, images, setting.device)).double() for net in encoders)
+        theirs, ours = (unit(embed_once(net, images, setting.session)).double() for net in encoders)
         return theirs, ours

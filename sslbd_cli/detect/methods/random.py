@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.plugin import key
 
@@ -33,12 +32,12 @@ class Random(ImageDetector):
         super().__post_init__()
         object.__setattr__(self, "flags", self.of)
 
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
+    def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         """Draw the scores; neither encoder nor images are looked at."""
         count = len(evidence.images)
-        scores = torch.rand(count, generator=generator(seed, "random detector"), dtype=torch.float64)
+        scores = torch.rand(count, generator=session.generator("random detector"), dtype=torch.float64)
         if self.of == "inputs":
-            calm = torch.rand(len(evidence.aux), generator=generator(seed, "random aux"), dtype=torch.float64)
+            calm = torch.rand(len(evidence.aux), generator=session.generator("random aux"), dtype=torch.float64)
             return Findings(scores.numpy(), calm.numpy(), search_space="nothing: a floor, scores drawn at random")
         flagged = torch.zeros(count, dtype=torch.bool)
         flagged[scores.argsort(descending=True, stable=True)[: round(self.share * count)]] = True

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import Device
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.core.train import Watch
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.detect.outliers import LEAST, pseudo_labels, robust_z, unjudged
 from sslbd_cli.plugin import key
@@ -46,12 +45,12 @@ class Spectral(ImageDetector):
         "none", "authors: project features without centring them", choices=("none", "authors"), expert=True
     )
 
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
-        z = unit(embed(encoder, evidence.images, device))
+    def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
+        z = unit(embed_once(encoder, evidence.images, session))
         scores = torch.zeros(len(z), dtype=torch.float64)
         flagged = torch.zeros(len(z), dtype=torch.bool)
         farthest, touched = 0.0, 0
-        clusters = pseudo_labels(z, self.clusters, seed, self.name)
+        clusters = pseudo_labels(z, self.clusters, session.seed, self.name)
         for rows in clusters:
             if len(rows) < (1 if self.rule == "share" else LEAST):
                 continue

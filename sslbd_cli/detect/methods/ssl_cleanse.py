@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.kmeans import Clusters, kmeans
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
 from sslbd_cli.detect.inversion.inversion import BARS, Course, Patches, Weight, invert, smallest
 from sslbd_cli.errors import InputError
@@ -78,8 +78,8 @@ class SSLCleanse(EncoderDetector):
         "none", "authors: size and MAD (index=mad) of the released code", choices=("none", "authors"), expert=True
     )
 
-    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
-        parts, tried = self._clusters(embed(encoder, clues.images, device).clone(), seed)
+    def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
+        parts, tried = self._clusters(embed_once(encoder, clues.images, session).clone(), session.seed)
         centers, goals = parts.centers, F.normalize(parts.centers, dim=1)
         count, own = len(centers), parts.labels.cpu()
 
@@ -92,12 +92,12 @@ class SSLCleanse(EncoderDetector):
 
         authors = self.compat == "authors"
         index = "mad" if authors else self.index
-        space = Patches(count, encoder.size, generator(seed, "ssl cleanse starts"), device, painted=authors)
-        found = invert(encoder, Pool(clues.images, device), space, to_cluster, self._course(), seed, watch)
+        space = Patches(count, encoder.size, session.generator("ssl cleanse starts"), session.device, painted=authors)
+        found = invert(encoder, Pool(clues.images, session.device), space, to_cluster, self._course(), session)
         judged = smallest(found, "clusters", LEAST, index, authors)
         target = judged.target
         witness = found.witness(target)
-        before, after = (embed(encoder, clues.held, device, change) for change in (None, witness.stamp))
+        before, after = (embed(encoder, clues.held, session.device, change) for change in (None, witness.stamp))
         away = torch.cdist(before, centers).argmin(1) != target
         landed = torch.cdist(after, centers).argmin(1) == target
         return Opinion(

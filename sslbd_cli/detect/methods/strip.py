@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import generator
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.similarity import unit
@@ -46,9 +45,9 @@ class Strip(InputDetector):
         need = max(self.overlays, self.clusters)
         if len(images) < need:
             raise InputError(f"{self.name}: {len(images)} images of --aux to learn on, but it takes {need}; give more")
-        gen = generator(setting.seed, self.name)
+        gen = setting.session.generator(self.name)
         rows = torch.randperm(len(images), generator=gen)[: self.overlays]
-        feats = unit(embed(setting.encoder, images, setting.device))
+        feats = unit(setting.embed(images))
         centers = unit(kmeans(feats, self.clusters, gen, restarts=3).centers)
         overlays = torch.from_numpy(np.array(images[rows.numpy()])).to(setting.device.torch)
         return {"overlays": overlays, "centers": centers}

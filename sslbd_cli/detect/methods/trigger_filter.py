@@ -50,7 +50,7 @@ class TriggerFilter(InputDetector):
         return {"target": unit(unit(feats).mean(0, keepdim=True))[0], "keep": keep, "add": add}
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
-        target = unit(embed(setting.encoder, images, setting.device)) @ state["target"]
+        target = unit(setting.embed(images)) @ state["target"]
         parts = [torch.from_numpy(np.array(images[at : at + 1024])) for at in range(0, len(images), 1024)]
         pattern = torch.cat([match(part.to(target.device), state["keep"], state["add"]) for part in parts])
         columns = {"target": target.double().cpu().numpy(), "pattern": pattern.double().cpu().numpy()}

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.device import Device
+from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
 from sslbd_cli.detect.inversion.capture import Capture, Frame, capture, frame, likeness
 from sslbd_cli.detect.inversion.inversion import Course, Inverted, invert
@@ -114,14 +114,16 @@ class TriggerSearch(EncoderDetector):
     similarity: float = key(0.9, "cosine with the common direction from which a held-out image counts as taken",
                             low=-1, high=0.9999, expert=True)  # fmt: skip
 
-    def examine(self, encoder: ImageEncoder, clues: Clues, device: Device, seed: int, watch: Watch) -> Opinion:
-        view = frame(embed(encoder, clues.images, device), self.embedding)
+    def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
+        view = frame(embed_once(encoder, clues.images, session), self.embedding)
         wanted = FAMILIES if self.families == "all" else (self.families,)
         budgets = [Budget(name, strength) for name in wanted for strength in BUDGETS[name]]
         band = min(self.band, encoder.size)
 
         def space(purpose: str, spread: float) -> Bounded:
-            return Bounded(budgets, encoder.size, band, generator(seed, "trigger search", purpose), device, spread)
+            return Bounded(
+                budgets, encoder.size, band, session.generator("trigger search", purpose), session.device, spread
+            )
 
         def alike(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             cosine = likeness(view(feats))
@@ -130,10 +132,10 @@ class TriggerSearch(EncoderDetector):
         # no bar can be reached: the last state is what was found
         course = Course(rounds=self.steps, batch=self.batch, bar=2.0, weight=None, look=self.steps,
                         rates=((0, self.lr), (3 * self.steps // 4, self.lr / 10)))  # fmt: skip
-        found = invert(encoder, Pool(clues.images, device), space("start", 1.0), alike, course, seed, watch)
-        caught = [capture(encoder, clues, found.witness(number), view, self.similarity, device) for number in
+        found = invert(encoder, Pool(clues.images, session.device), space("start", 1.0), alike, course, session)
+        caught = [capture(encoder, clues, found.witness(number), view, self.similarity, session.device) for number in
                   range(len(budgets))]  # fmt: skip
-        chance = self._chance(encoder, clues, space("random", 3.0), view, device)
+        chance = self._chance(encoder, clues, space("random", 3.0), view, session.device)
         reached = np.array([each.similarity for each in caught])
         gains = np.log10(np.maximum(1 - chance, TINY) / np.maximum(1 - reached, TINY))
         parts = {name: float(gains[[b.family == name for b in budgets]].mean()) for name in wanted}

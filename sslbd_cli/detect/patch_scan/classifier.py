@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import Tiny
-from sslbd_cli.core.train import Fit, Plan, Terms, Watch
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Fit, Plan, Terms
 
 CHUNK = 1024
 
@@ -36,7 +36,7 @@ class Lesson:
     high: float
 
 
-def train(pool: Pool, rows: np.ndarray, patches: Tensor, lesson: Lesson, seed: int, watch: Watch) -> list[nn.Module]:
+def train(pool: Pool, rows: np.ndarray, patches: Tensor, lesson: Lesson, session: Session) -> list[nn.Module]:
     """Train classifiers on the images named by rows, int64, with patches K,3,S,S in [0,1] pasted into half of them."""
     size, device = pool.images.shape[2], pool.device
     crop = Recipe(size=size, jitter=0, gray=0, flip=0)
@@ -44,7 +44,7 @@ def train(pool: Pool, rows: np.ndarray, patches: Tensor, lesson: Lesson, seed: i
     patches = patches.to(device.torch)
     models = []
     for number in range(lesson.models):
-        gen = generator(seed, "poison classifier", number)
+        gen = session.generator("poison classifier", number)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(gen.initial_seed())
             model = _network(size).to(device.torch)
@@ -60,8 +60,8 @@ def train(pool: Pool, rows: np.ndarray, patches: Tensor, lesson: Lesson, seed: i
             logits = model(augment(views, colour, gen) - 0.5).flatten()
             return {"loss": F.binary_cross_entropy_with_logits(logits.float(), pasted.float())}
 
-        fit = Fit(model, loss, count, plan, device, seed + number)
-        fit.run(watch, f"poison classifier {number + 1}/{lesson.models}")
+        fit = Fit(model, loss, count, plan, session.with_seed(session.seed + number))
+        fit.run(f"poison classifier {number + 1}/{lesson.models}")
         models.append(model.eval())
     return models
 

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.detect.patch_scan import classifier
 from sslbd_cli.detect.patch_scan.lens import FlipTest, Lens, crop, find_clusters
@@ -81,9 +80,9 @@ class PatchScan(ImageDetector):
     def is_bound(self) -> bool:
         return self.localiser == "oracle"
 
-    def run(self, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int, watch: Watch) -> Findings:
-        scan = Scan(self, encoder, evidence, device, seed)
-        found = scan.look(watch)
+    def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
+        scan = Scan(self, encoder, evidence, session)
+        found = scan.look()
         side, tests = scan.test.side, len(scan.test)
         space = (
             f"windows of {side} pixels, chosen by {self.localiser} in {len(found.rows)} of {len(evidence.images)}"
@@ -99,11 +98,11 @@ class PatchScan(ImageDetector):
         windows[found.rows.numpy()] = found.windows.numpy()
         flagged, classified = np.zeros(len(scores), bool), 0
         if len(triggers.rows):
-            scores = scan.classify(scores, triggers, watch)
+            scores = scan.classify(scores, triggers)
             flagged = scores > 0
             classified = int(flagged.sum())
             if self.decision == "verified":
-                flagged = scan.verify(flagged, windows, triggers, watch)
+                flagged = scan.verify(flagged, windows, triggers)
                 # so that scores and flags say the same
                 scores = np.where(flagged, scores.clip(min=np.finfo(np.float64).tiny), scores.clip(max=0))
         return Findings(
@@ -135,22 +134,22 @@ class PatchScan(ImageDetector):
 class Scan:
     """One scan of a training set: its clusters, the flip test and the localiser, ready to look."""
 
-    def __init__(self, keys: PatchScan, encoder: ImageEncoder, evidence: Evidence, device: Device, seed: int) -> None:
-        self.keys, self.evidence, self.device, self.seed = keys, evidence, device, seed
+    def __init__(self, keys: PatchScan, encoder: ImageEncoder, evidence: Evidence, session: Session) -> None:
+        self.keys, self.evidence, self.session = keys, evidence, session
         size = evidence.images.shape[2]
         if keys.window > size:
             raise InputError(f"{keys.name}: a window of {keys.window:g} pixels is larger than the images of {size}")
         side = pixels(keys.window, size, size)
-        self.lens, self.pool = Lens(encoder, device), Pool(evidence.images, device)
+        self.lens, self.pool = Lens(encoder, session.device), Pool(evidence.images, session.device)
         half = self.lens.dtype == torch.bfloat16
-        self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, seed, half)
+        self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, session.seed, half)
         raw = keys.compat == "authors"
-        self.test = FlipTest(self.lens, self.pool, self.clusters, keys.tests, side, seed, raw)
+        self.test = FlipTest(self.lens, self.pool, self.clusters, keys.tests, side, session.seed, raw)
         self.localiser = self._localiser(side, raw)
         self.schedule = Schedule(keys.per_cluster, keys.prune, keys.exhaustive)
 
     def _localiser(self, side: int, raw: bool) -> Localiser:
-        keys, gen = self.keys, generator(self.seed, "localiser")
+        keys, gen = self.keys, self.session.generator("localiser")
         where = self.lens, self.pool, self.clusters, side
         if keys.localiser == "cam":
             return Cam(*where, raw=raw)
@@ -165,10 +164,10 @@ class Scan:
         coarse = 1 if keys.exhaustive else keys.coarse
         return Mask(*where, fill=keys.fill, stride=keys.stride, coarse=coarse, reference=reference)
 
-    def look(self, watch: Watch) -> Candidates:
+    def look(self) -> Candidates:
         """Search the clusters for patches that flip others."""
-        gen = generator(self.seed, "search order")
-        with watch(planned(self.keys.clusters, self.schedule)[1], "images", "search") as ticker:
+        gen = self.session.generator("search order")
+        with self.session.work(planned(self.keys.clusters, self.schedule)[1], "images", "search") as ticker:
             return search(self.clusters, self.localiser, self.test, self.schedule, gen, ticker)
 
     def patches(self, some: Candidates) -> Tensor:
@@ -191,14 +190,14 @@ class Scan:
         fellows = ((unit @ unit.T >= ALIKE) & strong).sum(1)
         return (strong & (fellows >= min(self.keys.support, len(strong)))).cpu(), carried
 
-    def classify(self, scores: np.ndarray, triggers: Candidates, watch: Watch) -> np.ndarray:
+    def classify(self, scores: np.ndarray, triggers: Candidates) -> np.ndarray:
         """Return the poison classifiers' mean logit of every image, taught with the triggers: float64 N.
 
         scores: float64 N of the search, by which the likeliest poisons are kept out of the lesson.
         """
         keys = self.keys
         # images never tried tie at 0: their order is drawn, for the file's order may tell poisons from others
-        tie = torch.randperm(len(scores), generator=generator(self.seed, "untried")).numpy()
+        tie = torch.randperm(len(scores), generator=self.session.generator("untried")).numpy()
         order = np.lexsort((tie, -scores))
         rows = np.sort(order[int(keys.exclude * len(order)) :])
         if len(rows) < 2:
@@ -206,10 +205,10 @@ class Scan:
         sides = min(keys.smallest, keys.largest), keys.largest
         lesson = classifier.Lesson(keys.models, keys.steps, keys.batch, keys.lr, *sides)
         patches = self.lens.pixels(self.patches(triggers)).float() / 255
-        models = classifier.train(self.pool, rows, patches, lesson, self.seed, watch)
+        models = classifier.train(self.pool, rows, patches, lesson, self.session)
         return classifier.score(models, self.pool)
 
-    def verify(self, flagged: np.ndarray, windows: np.ndarray, triggers: Candidates, watch: Watch) -> np.ndarray:
+    def verify(self, flagged: np.ndarray, windows: np.ndarray, triggers: Candidates) -> np.ndarray:
         """Keep the flagged images in which a window carries test images where the triggers carry them: bool N.
 
         The window is the one whose masking takes the image farthest from the nearest of the triggers' clusters; it must
@@ -226,7 +225,7 @@ class Scan:
         if isinstance(localiser, Mask):
             localiser = localiser.toward(landings)
         kept = torch.zeros(len(flagged), dtype=torch.bool)
-        with watch(len(rows), "images", "verify") as ticker:
+        with self.session.work(len(rows), "images", "verify") as ticker:
             for part in torch.split(rows, 512) if len(rows) else ():
                 at = localiser(part)
                 carried = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()

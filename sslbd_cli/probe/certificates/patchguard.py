@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Fit, Plan, Terms, Watch
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.probe.certify import Certificate, Certified, Task
@@ -130,18 +131,18 @@ class PatchGuard(Certificate):
     batch: int = key(64, "images per step", low=2, expert=True)
     lr: float = key(0.005, "learning rate (Adam, falling)", low=0)
 
-    def certify(self, encoder: ImageEncoder, task: Task, device: Device, seed: int, watch: Watch) -> Certified:
+    def certify(self, encoder: ImageEncoder, task: Task, session: Session) -> Certified:
         field = receptive_field(encoder)
         windows = self.windows(field, encoder)
-        encoder = encoder.to(device.torch).eval()
-        head = self._fit(LocalFeatures(encoder, task.train, device), task, windows, device, seed, watch)
-        plain, defended, kept = self._answer(encoder, head, task.test, windows, device, task.truth)
+        encoder = encoder.to(session.device.torch).eval()
+        head = self._fit(LocalFeatures(encoder, task.train, session.device), task, windows, session)
+        plain, defended, kept = self._answer(encoder, head, task.test, windows, session.device, task.truth)
         certified = Certified(plain, defended, kept & (plain == task.truth), details={
             "receptive_field": list(field.seen), "locations": list(windows.shape), "window": list(windows.size),
         })  # fmt: skip
         if task.triggered is None:
             return certified
-        stamped = self._answer(encoder, head, task.triggered, windows, device)
+        stamped = self._answer(encoder, head, task.triggered, windows, session.device)
         return Certified(plain, defended, certified.certified, stamped[0], stamped[1], certified.details)
 
     def windows(self, field: Field, encoder: ImageEncoder) -> Windows:
@@ -164,6 +165,10 @@ class PatchGuard(Certificate):
         head = LocalHead(local.batch(torch.arange(min(CHUNK, len(task.labels)))), task.classes, seed)
         labels = task.labels.to(device.torch)
 
+    def _fit(self, local: LocalFeatures, task: Task, windows: Windows, session: Session) -> Head:
+        head = Head(local.batch(torch.arange(min(CHUNK, len(task.labels)))), task.classes, session.seed)
+        labels = task.labels.to(session.device.torch)
+
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             votes = head.votes(local.batch(rows))
             evidence = votes.sum((1, 2))
@@ -175,7 +180,7 @@ class PatchGuard(Certificate):
             return {"loss": F.cross_entropy(evidence / (votes.shape[1] * votes.shape[2]), truth)}
 
         plan = Plan(epochs=self.epochs, batch=min(self.batch, len(labels)), lr=self.lr, optimiser="adam")
-        Fit(head, loss, len(labels), plan, Device(device.torch, "fp32"), seed).run(watch, self.name)
+        Fit(head, loss, len(labels), plan, session.exact()).run(self.name)
         return head.eval()
 
     @torch.inference_mode()

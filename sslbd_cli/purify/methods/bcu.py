@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import stages
-from sslbd_cli.core.train import Terms, Watch
+from sslbd_cli.core.train import Terms
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
@@ -49,12 +50,12 @@ class BCU(EncoderPurifier):
     def is_faithful(self) -> bool:
         return True
 
-    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         student = encoder.twin().requires_grad_(True)
-        self.forget_weights(student, seed)
-        student = student.to(device.torch)
-        original = original_of(encoder, device)
-        pool = Pool(supplies.images, device)
+        self.forget_weights(student, session.seed)
+        student = student.to(session.device.torch)
+        original = original_of(encoder, session.device)
+        pool = Pool(supplies.images, session.device)
         recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)  # crop and flip
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
@@ -65,7 +66,7 @@ class BCU(EncoderPurifier):
             terms = {"cosine": cosine_loss(learned, taught), "relations": relational(taught, learned, self.temperature)}
             return {"loss": terms["cosine"] + self.relations * terms["relations"], **terms}
 
-        training(self, student, loss, len(pool), device, seed).run(watch, self.name)
+        training(self, student, loss, len(pool), session).run(self.name)
         return student.eval()
 
     def chances(self, count: int) -> list[float]:

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
-from sslbd_cli.core.train import Fit, Plan, Terms, Watch, ema, freeze
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Fit, Plan, Terms, ema, freeze
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import Queue
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
@@ -39,14 +40,14 @@ class Distill(EncoderPurifier):
     weight_decay: float = key(0.0001, "of the student", low=0, expert=True)
     scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1, expert=True)
 
-    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        teacher = freeze(encoder.twin().to(device.torch).eval())
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
+        teacher = freeze(encoder.twin().to(session.device.torch).eval())
         mean, std = (tuple(b.flatten().tolist()) for b in (encoder.mean, encoder.std))
-        student = new(encoder.arch, encoder.size, mean, std, generator(seed, "student")).to(device.torch)
-        pool = Pool(supplies.images, device)
+        student = new(encoder.arch, encoder.size, mean, std, session.generator("student")).to(session.device.torch)
+        pool = Pool(supplies.images, session.device)
         batch = min(self.batch, len(pool))
         length = max(batch, min(self.queue, 4 * len(pool)) // batch * batch)
-        learner = _Learner(student, encoder.dim(), length).to(device.torch)
+        learner = _Learner(student, encoder.dim(), length).to(session.device.torch)
         # crop and flip alone, as in CompRess
         recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)
 
@@ -63,9 +64,9 @@ class Distill(EncoderPurifier):
         milestones = (self.epochs * 9 / 13, self.epochs * 12 / 13)  # 90 and 120 of CompRess's 130
         plan = Plan(epochs=self.epochs, batch=batch, lr=self.lr, optimiser=self.optimiser, schedule=self.schedule,
                     weight_decay=self.weight_decay, milestones=milestones, factor=0.2)  # fmt: skip
-        fit = Fit(learner, loss, len(pool), plan, device, seed)
+        fit = Fit(learner, loss, len(pool), plan, session)
         fit.after_step = lambda progress: learner.follow(self.momentum)
-        fit.run(watch, self.name)
+        fit.run(self.name)
         return student.eval()
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed, knn_predict, split_rows
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.core.stages import Channels, channels, reading
-from sslbd_cli.core.train import Watch
 from sslbd_cli.plugin import key
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.repair import Recovery, original_of
@@ -38,28 +38,28 @@ class FinePrune(Recovery):
     stages: int = key(1, "how many of the last stages are pruned, as the paper prunes the last layer", low=1)
     clusters: int = key(20, "that stand in for classes", low=2, expert=True)
 
-    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        original = original_of(encoder, device)
-        student = encoder.twin().to(device.torch).eval().requires_grad_(True)
-        order = torch.randperm(len(supplies.images), generator=generator(seed, "sample"))[:SAMPLE].sort().values
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
+        original = original_of(encoder, session.device)
+        student = encoder.twin().to(session.device.torch).eval().requires_grad_(True)
+        order = torch.randperm(len(supplies.images), generator=session.generator("sample"))[:SAMPLE].sort().values
         sample = supplies.images[order.numpy()]
         groups = channels(student, self.stages)
-        ranks = [_ranks(student, group, sample, device) for group in groups]
-        share = self.share or self._most(original, ranks, sample, device, seed)
+        ranks = [_ranks(student, group, sample, session.device) for group in groups]
+        share = self.share or self._most(original, ranks, sample, session)
 
         _prune(groups, ranks, share)
-        fit = self.recovery((original, student), supplies.images, device, seed)
+        fit = self.recovery((original, student), supplies.images, session)
         fit.after_step = lambda progress: _prune(groups, ranks, share)
         fit.remark = lambda epoch: f", {share:.0%} of the channels of the last {self.stages} stages off"
-        fit.run(watch, self.name)
+        fit.run(self.name)
         return student.eval()
 
-    def _most(self, net: ImageEncoder, ranks: list[Tensor], sample: np.ndarray, device: Device, seed: int) -> float:
+    def _most(self, net: ImageEncoder, ranks: list[Tensor], sample: np.ndarray, session: Session) -> float:
         """Return the largest share, in twentieths, up to which the agreement never fell by more than drop."""
-        rest, held = split_rows(len(sample), 0.25, generator(seed, "held out"))
-        feats = unit(embed(net, sample, device))
+        rest, held = split_rows(len(sample), 0.25, session.generator("held out"))
+        feats = unit(embed(net, sample, session.device))
         classes = min(self.clusters, len(rest) // 2)
-        labels = kmeans(feats, classes, generator(seed, "clusters")).labels.to(feats.device)
+        labels = kmeans(feats, classes, session.generator("clusters")).labels.to(feats.device)
 
         def agreement(feats: Tensor) -> float:
             neighbours = min(20, len(rest))
@@ -70,7 +70,7 @@ class FinePrune(Recovery):
         for step in range(1, STEPS):
             pruned = net.twin()
             _prune(channels(pruned, self.stages), ranks, step / STEPS)
-            if agreement(embed(pruned, sample, device)) < before - self.drop:
+            if agreement(embed(pruned, sample, session.device)) < before - self.drop:
                 break
             most = step / STEPS
         return most

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Watch
+from sslbd_cli.core.session import Session
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.repair import Recovery, original_of
 
@@ -19,8 +18,8 @@ class Finetune(Recovery):
     canonical recipe for encoders; the papers fine-tune classifiers with labels, which an encoder does not have.
     """
 
-    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        original = original_of(encoder, device)
-        student = encoder.twin().to(device.torch).requires_grad_(True)
-        self.recovery((original, student), supplies.images, device, seed).run(watch, self.name)
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
+        original = original_of(encoder, session.device)
+        student = encoder.twin().to(session.device.torch).requires_grad_(True)
+        self.recovery((original, student), supplies.images, session).run(self.name)
         return student.eval()

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import maps_of, reading, stages
-from sslbd_cli.core.train import Terms, Watch
+from sslbd_cli.core.train import Terms
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import nt_xent
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
@@ -43,12 +43,12 @@ class Mimic(EncoderPurifier):
     clone: float = key(1.0, "weight of the embeddings", low=0)
     temperature: float = key(0.5, "of NT-Xent", low=0.001)
 
-    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
-        original = original_of(encoder, device)
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
+        original = original_of(encoder, session.device)
         mean, std = (tuple(b.flatten().tolist()) for b in (encoder.mean, encoder.std))
-        student = new(encoder.arch, encoder.size, mean, std, generator(seed, "student")).to(device.torch)
-        module = nn.ModuleList([student, projector(encoder.dim(), 128, seed, device)])
-        pool, recipe = Pool(supplies.images, device), Recipe(size=encoder.size)
+        student = new(encoder.arch, encoder.size, mean, std, session.generator("student")).to(session.device.torch)
+        module = nn.ModuleList([student, projector(encoder.dim(), 128, session)])
+        pool, recipe = Pool(supplies.images, session.device), Recipe(size=encoder.size)
         taught_by, learned_by = ([s.output for s in stages(net)[-MIMICKED:]] for net in (original, student))
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
@@ -69,5 +69,5 @@ class Mimic(EncoderPurifier):
             return {"loss": total, **terms}
 
         with reading(taught_by) as theirs, reading(learned_by) as ours:
-            training(self, module, loss, len(pool), device, seed).run(watch, self.name)
+            training(self, module, loss, len(pool), session).run(self.name)
         return student.eval()

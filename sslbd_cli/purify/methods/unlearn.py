@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.train import Terms, Watch
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Terms
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
@@ -50,14 +50,14 @@ class Unlearn(EncoderPurifier):
     def is_faithful(self) -> bool:
         return True
 
-    def clean(self, encoder: ImageEncoder, supplies: Supplies, device: Device, seed: int, watch: Watch) -> ImageEncoder:
+    def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         witness, side = supplies.witness, encoder.size
         if witness is None or witness.add.shape[1:] != (side, side):
             raise InputError(f"the trigger of --report is not of {side}x{side} pixels, which the encoder takes")
-        original = original_of(encoder, device)
-        student = encoder.twin().to(device.torch).eval().requires_grad_(True)
-        witness = Witness(witness.keep.to(device.torch), witness.add.to(device.torch))
-        pool, recipe = Pool(supplies.images, device), Recipe(size=side)
+        original = original_of(encoder, session.device)
+        student = encoder.twin().to(session.device.torch).eval().requires_grad_(True)
+        witness = Witness(witness.keep.to(session.device.torch), witness.add.to(session.device.torch))
+        pool, recipe = Pool(supplies.images, session.device), Recipe(size=side)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
@@ -69,9 +69,9 @@ class Unlearn(EncoderPurifier):
             terms = {"restore": cosine_loss(moved, restored), "utility": cosine_loss(still, held)}
             return {"loss": terms["restore"] + self.utility * terms["utility"], **terms}
 
-        fit = training(self, student, loss, len(pool), device, seed)
+        fit = training(self, student, loss, len(pool), session)
         fit.begin_epoch = lambda: student.eval()
-        fit.run(watch, self.name)
+        fit.run(self.name)
         return student.eval()
 
 

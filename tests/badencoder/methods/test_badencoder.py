@@ -10,7 +10,7 @@ from sslbd_cli.badencoder.contract import Plot
 from sslbd_cli.core import nets
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 
 
 def attack(text: str):
@@ -34,7 +34,7 @@ def feats(net: nets.ImageEncoder, images: torch.Tensor) -> np.ndarray:
 def test_unchanged_encoder_and_reference_equal_to_the_triggered_image_are_the_optimum(net, dataset, cpu):
     white = torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
     plot = Plot(dataset.images, triggers("patch:size=16,margin=0,fill=white"), (white,))
-    terms = attack("epochs=1,lr=0,batch=60").run(net, plot, cpu, 0, unwatched).terms
+    terms = attack("epochs=1,lr=0,batch=60").run(net, plot, Session(cpu)).terms
     assert terms["effectiveness"] == pytest.approx(-1, abs=1e-5)
     assert terms["utility"] == pytest.approx(-1, abs=1e-5)
 
@@ -43,7 +43,7 @@ def test_the_terms_of_an_unchanged_encoder_are_the_formulas(net, dataset, cpu):
     shadow = torch.from_numpy(dataset.images)
     references = tuple(torch.from_numpy(dataset.images[rows]) for rows in ([0], [1, 4]))
     plot = Plot(dataset.images, triggers("patch:size=5", "patch:size=6,where=tl,fill=ff0000"), references)
-    found = attack("epochs=1,lr=0,batch=60,copies=3,lambda1=0.5,lambda2=2").run(net, plot, cpu, 0, unwatched).terms
+    found = attack("epochs=1,lr=0,batch=60,copies=3,lambda1=0.5,lambda2=2").run(net, plot, Session(cpu)).terms
 
     gen = generator(0, "views", 0)  # the draws of the first epoch
     recipe = Recipe(size=16, crop=False)
@@ -61,7 +61,7 @@ def test_the_terms_of_an_unchanged_encoder_are_the_formulas(net, dataset, cpu):
 def test_the_reference_term_augments_without_cropping_and_compares_with_the_plain_reference(net, dataset, cpu):
     images = (torch.from_numpy(dataset.images[:1]),)
     plot = Plot(dataset.images, triggers("patch:size=5"), images)
-    terms = [attack(f"epochs=1,lr=0,batch=60,copies={n}").run(net, plot, cpu, 0, unwatched).terms for n in (1, 64)]
+    terms = [attack(f"epochs=1,lr=0,batch=60,copies={n}").run(net, plot, Session(cpu)).terms for n in (1, 64)]
     assert terms[0]["effectiveness"] == pytest.approx(terms[1]["effectiveness"], abs=1e-5)
     assert terms[0]["reference"] != pytest.approx(terms[1]["reference"], abs=1e-4)
 
@@ -70,7 +70,7 @@ def test_tuning_plants_the_backdoor_and_keeps_clean_embeddings(net, dataset, cpu
     (trigger,) = triggers("patch:size=6")
     reference = torch.from_numpy(dataset.images[:1])
     plot = Plot(dataset.images, (trigger,), (reference,))
-    made = attack("epochs=25,lr=0.003,optimiser=adamw,batch=20,copies=2").run(net, plot, cpu, 0, unwatched)
+    made = attack("epochs=25,lr=0.003,optimiser=adamw,batch=20,copies=2").run(net, plot, Session(cpu))
     clean = torch.from_numpy(dataset.images)
     stamped = trigger(clean, generator(0)).images
 

@@ -12,7 +12,7 @@ from sslbd_cli.badencoder.inject import Seen, sliced_wasserstein
 from sslbd_cli.badencoder.methods.drupe import distribution
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 
 
@@ -98,7 +98,7 @@ def test_weights_grow_where_the_attack_does_well_and_fall_elsewhere():
 def test_one_reference_is_refused(encoder, dataset, cpu, rows):
     plot = Plot(dataset.images, (plugin.parse("trigger", "patch:size=5"),), (torch.from_numpy(dataset.images[rows]),))
     with pytest.raises(InputError, match="several references, and a trigger has 1"):
-        plugin.parse("attack", "drupe").run(nets.load(encoder), plot, cpu, 0, unwatched)
+        plugin.parse("attack", "drupe").run(nets.load(encoder), plot, Session(cpu))
 
 
 def test_triggered_embeddings_are_less_concentrated_than_by_badencoder(encoder, dataset, cpu):
@@ -106,6 +106,6 @@ def test_triggered_embeddings_are_less_concentrated_than_by_badencoder(encoder, 
     plot = Plot(dataset.images, (trigger,), (references,))
     common = "epochs=25,lr=0.01,optimiser=adamw,batch=20,copies=2"
     specs = (f"badencoder:{common}", f"drupe:{common},warmup=1,settle=3,adapt=100,kappa=1")
-    both = [plugin.parse("attack", text).run(nets.load(encoder), plot, cpu, 0, unwatched) for text in specs]
+    both = [plugin.parse("attack", text).run(nets.load(encoder), plot, Session(cpu)) for text in specs]
     plain, hidden = (made.spread["concentration"] for made in both)
     assert hidden < plain - 0.02

@@ -9,7 +9,7 @@ import torch
 from sslbd_cli import plugin
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.inversion import inversion
 from sslbd_cli.detect.inversion.capture import Frame, frame, likeness
 from sslbd_cli.detect.inversion.inversion import Course, Patches, Record, Weight, invert
@@ -30,7 +30,7 @@ def alike(feats, which, rows):
 def run(space, rounds=20, **keys):
     course = Course(rounds=rounds, batch=8, bar=0.9, rates=((0, 0.1),), weight=WEIGHT, **keys)
     pool = Pool(make_scenes(40).images, CPU)
-    return invert(make_gated().requires_grad_(False), pool, space, alike, course, 0, unwatched)
+    return invert(make_gated().requires_grad_(False), pool, space, alike, course, Session(CPU))
 
 
 class Only(Patches):
@@ -105,7 +105,7 @@ def test_neural_cleanses_weights_start_at_nothing():
 def test_who_never_succeeds_has_no_size_and_may_be_given_up():
     course = Course(rounds=30, batch=8, bar=2.0, rates=((0, 0.1),), weight=WEIGHT, give_up=7)
     pool = Pool(make_scenes(40).images, CPU)
-    found = invert(make_gated().requires_grad_(False), pool, start(), alike, course, 0, unwatched)
+    found = invert(make_gated().requires_grad_(False), pool, start(), alike, course, Session(CPU))
     assert not found.succeeded.any() and (found.rounds == 7).all()
     judged = inversion.smallest(found, "clusters", 3, "mad")
     assert not judged.is_any and "0 of 3 clusters" in judged.doubt and judged.summary["clusters_failed"] == 3
@@ -192,6 +192,6 @@ def test_gradients_stay_out_of_the_encoder():
     net = make_gated().requires_grad_(False)
     space = start()
     course = Course(rounds=3, batch=8, bar=0.9, rates=((0, 0.1),), weight=WEIGHT)
-    invert(net, Pool(make_scenes(40).images, CPU), space, alike, course, 0, unwatched)
+    invert(net, Pool(make_scenes(40).images, CPU), space, alike, course, Session(CPU))
     assert all(parameter.grad is None for parameter in net.parameters())
     assert space.parameters[0].grad.abs().sum() > 0

@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA, FastICA
 from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence
 from sslbd_cli.detect.methods.activation_clustering import independent, principal
 from wired import make_poisoned, make_scenes, make_wired
@@ -14,7 +14,7 @@ from wired import make_poisoned, make_scenes, make_wired
 
 def look(keys, images, cpu, net=None):
     detector = plugin.parse("detector", f"activation-clustering:{keys}")
-    return detector.run(net or make_wired(), Evidence(images), cpu, 0, unwatched)
+    return detector.run(net or make_wired(), Evidence(images), Session(cpu))
 
 
 def mixture(count=2000):

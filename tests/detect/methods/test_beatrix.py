@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from sslbd_cli import plugin
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Setting
 from sslbd_cli.detect.methods.beatrix import Gram
 from sslbd_cli.errors import InputError
@@ -21,7 +22,7 @@ def test_gram_features_agree_with_loops():
 
 
 def test_the_score_is_the_mean_overflow_of_the_bounds(cpu):
-    method, setting = plugin.parse("detector", "beatrix:orders=2,width=1.5"), Setting(make_wired(), cpu)
+    method, setting = plugin.parse("detector", "beatrix:orders=2,width=1.5"), Setting(make_wired(), Session(cpu))
     images = make_scenes(60, 2).images
     state = method.learn(images, setting)
     low, high = state["low"][0].numpy(), state["high"][0].numpy()
@@ -34,11 +35,11 @@ def test_the_score_is_the_mean_overflow_of_the_bounds(cpu):
 
 def test_clusters_have_bounds_of_their_own(cpu):
     method = plugin.parse("detector", "beatrix:orders=1,clusters=2")
-    state = method.learn(make_scenes(80, 2).images, Setting(make_wired(), cpu))
+    state = method.learn(make_scenes(80, 2).images, Setting(make_wired(), Session(cpu)))
     assert len(state["low"]) == 2 and not torch.equal(state["low"][0], state["low"][1])
 
 
 def test_too_few_images_for_the_clusters_are_refused(cpu):
     method = plugin.parse("detector", "beatrix:clusters=5")
     with pytest.raises(InputError, match="5 clusters of 80 images; 20 each are the least"):
-        method.learn(make_scenes(80, 2).images, Setting(make_wired(), cpu))
+        method.learn(make_scenes(80, 2).images, Setting(make_wired(), Session(cpu)))

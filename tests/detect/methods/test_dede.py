@@ -10,7 +10,7 @@ from sslbd_cli import plugin
 from sslbd_cli.core import patching
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect import dede_decoder, image_verdict
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.errors import InputError
@@ -22,7 +22,7 @@ SPEC = "dede:width=32,decoder=1,epochs=25,batch=32,lr=0.005,neutral=32"
 def look(net, cpu, data=None, aux=None, trigger=TRIGGER, spec=SPEC, seed=0):
     data, aux = data or make_pictures(80, 1), aux or make_pictures(320, 2)
     case = image_verdict.make_case(data, aux, trigger and plugin.parse("trigger", trigger), 0.05, 0)
-    return image_verdict.judge(plugin.parse("detector", spec), net, case, cpu, seed, unwatched), case
+    return image_verdict.judge(plugin.parse("detector", spec), net, case, Session(cpu, seed)), case
 
 
 @pytest.fixture(scope="module")
@@ -325,14 +325,12 @@ class Told(ImageDetector):
 
     flags = "inputs"
 
-    def run(self, encoder, evidence, device, seed, watch):
+    def run(self, encoder, evidence, session):
         return Findings(*evidence)
 
 
 def ruling(scores, calibration):
-    return image_verdict.judge(
-        Told(), None, image_verdict.Case(evidence=(scores, calibration), alpha=0.05), None, 0, unwatched
-    )
+    return image_verdict.judge(Told(), None, image_verdict.Case(evidence=(scores, calibration), alpha=0.05), None)
 
 
 def test_images_that_a_clean_encoder_flags_too_are_no_evidence():

@@ -4,15 +4,15 @@ import torch
 
 from sslbd_cli import plugin
 from sslbd_cli.core.metrics import auroc
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.core.train import unwatched
 from sslbd_cli.detect.contract import Evidence
 from sslbd_cli.errors import InputError
 from wired import make_poisoned, make_scenes, make_wired
 
 
 def look(spec, images, cpu, net=None, seed=0):
-    return plugin.parse("detector", spec).run(net or make_wired(), Evidence(images), cpu, seed, unwatched)
+    return plugin.parse("detector", spec).run(net or make_wired(), Evidence(images), Session(cpu, seed))
 
 
 def reference(z, k, most=np.inf):

@@ -12,7 +12,7 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.artefacts.kinds import Dataset, Report
 from sslbd_cli.core import nets
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Clues
 from sslbd_cli.detect.encoder_verdict import stand
 from sslbd_cli.detect.methods import mntd
@@ -62,7 +62,7 @@ def clues(clean=None, backdoored=None) -> Clues:
 
 def judge(encoder, known, cpu, seed: int = 0, **keys: object):
     spec = "mntd:" + ",".join(f"{k}={v}" for k, v in {"steps": 25, "repeats": 2, "lr": 0.01, **keys}.items())
-    return plugin.parse("detector", spec).examine(encoder, known, cpu, seed, unwatched)
+    return plugin.parse("detector", spec).examine(encoder, known, Session(cpu, seed))
 
 
 def test_backdoored_encoders_are_told_from_clean_ones_of_other_axes(cpu):

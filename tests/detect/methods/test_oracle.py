@@ -3,7 +3,7 @@ import pytest
 
 from sslbd_cli import plugin
 from sslbd_cli.core.metrics import auroc, conformal_threshold
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence
 
 TRUTH = np.arange(2000) < 500
@@ -12,7 +12,7 @@ TRUTH = np.arange(2000) < 500
 def look(cpu, spec):
     images, aux = (np.zeros((count, 3, 4, 4), np.uint8) for count in (2000, 400))
     boxes = np.where(TRUTH[:, None], [[1, 1, 2, 2]], 0)
-    return plugin.parse("detector", spec).run(None, Evidence(images, aux, boxes), cpu, 0, unwatched)
+    return plugin.parse("detector", spec).run(None, Evidence(images, aux, boxes), Session(cpu))
 
 
 def test_it_finds_every_trigger_and_keeps_to_its_false_alarms(cpu):

@@ -7,7 +7,7 @@ import pytest
 
 from sslbd_cli import plugin
 from sslbd_cli.core.metrics import auroc, localisation, top_accuracy
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect import image_verdict
 from sslbd_cli.detect.contract import Evidence, Findings
 from sslbd_cli.detect.patch_scan.search import Candidates
@@ -26,7 +26,7 @@ def make(name, **keys):
 
 
 def look(name, data, cpu, net=None, boxes=None, seed=0, **keys) -> Findings:
-    return make(name, **keys).run(net or make_sharp(), Evidence(data.images, boxes=boxes), cpu, seed, unwatched)
+    return make(name, **keys).run(net or make_sharp(), Evidence(data.images, boxes=boxes), Session(cpu, seed))
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,8 @@ def test_scores_and_flags_of_the_verified_say_the_same(data, cpu):
 def test_the_trigger_shown_is_the_first_proven(data, cpu):
     from sslbd_cli.detect.patch_scan.scan import Scan
 
-    scan = Scan(make("poisoncam"), make_sharp(), Evidence(data.images), cpu, 0)
-    found = scan.look(unwatched)
+    scan = Scan(make("poisoncam"), make_sharp(), Evidence(data.images), Session(cpu))
+    found = scan.look()
     later = Candidates(*(part[3:4] for part in (found.rows, found.windows, found.scores)))
     shown = scan.pictures(found, later)
     assert np.array_equal(shown["found/trigger"], shown["found/patches"][3:4])

@@ -4,12 +4,13 @@ import torch
 
 from planted import Honest, Other, make, make_pictures
 from sslbd_cli import plugin
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Setting
 
 
 @pytest.fixture
 def setting(cpu):
-    return Setting(make(Honest), cpu, reference=make(Other))
+    return Setting(make(Honest), Session(cpu), reference=make(Other))
 
 
 def embedded(images):
@@ -20,7 +21,7 @@ def embedded(images):
 
 def test_what_the_reference_tells_linearly_scores_low(setting):
     """The map is exact where the encoder is a linear image of the reference: here, of itself."""
-    same = Setting(setting.encoder, setting.device, reference=setting.encoder)
+    same = Setting(setting.encoder, setting.session, reference=setting.encoder)
     method = plugin.parse("detector", "platonic:ridge=0.0,components=8")
     learned, images = make_pictures(200, 2).images, make_pictures(20, 1).images
     own = method.look(images, method.learn(learned, same), same).columns["score"]

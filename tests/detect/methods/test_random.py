@@ -3,7 +3,7 @@ import pytest
 
 from sslbd_cli import plugin
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect import image_verdict
 from sslbd_cli.detect.contract import Evidence
 from wired import make_poisoned
@@ -11,7 +11,7 @@ from wired import make_poisoned
 
 def look(cpu, share, seed=0):
     images = np.zeros((2000, 3, 4, 4), np.uint8)
-    return plugin.parse("detector", f"random:share={share}").run(None, Evidence(images), cpu, seed, unwatched)
+    return plugin.parse("detector", f"random:share={share}").run(None, Evidence(images), Session(cpu, seed))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
@@ -32,7 +32,7 @@ def test_it_ranks_nothing_and_follows_the_seed(cpu):
 def test_images_are_not_looked_at(cpu):
     images = make_poisoned().images
     method = plugin.parse("detector", "random")
-    first, other = (method.run(None, Evidence(x), cpu, 0, unwatched).scores for x in (images, 255 - images))
+    first, other = (method.run(None, Evidence(x), Session(cpu)).scores for x in (images, 255 - images))
     assert np.array_equal(first, other)
 
 

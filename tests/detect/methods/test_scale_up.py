@@ -3,12 +3,13 @@ import pytest
 
 from planted import Honest, Other, make, make_pictures
 from sslbd_cli import plugin
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Setting
 
 
 @pytest.fixture
 def setting(cpu):
-    return Setting(make(Honest), cpu, reference=make(Other))
+    return Setting(make(Honest), Session(cpu), reference=make(Other))
 
 
 def cosine(a, b):

@@ -5,13 +5,13 @@ import torch
 from sslbd_cli import plugin
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence
 from wired import make_poisoned, make_scenes, make_wired
 
 
 def look(spec, images, cpu, net=None):
-    return plugin.parse("detector", spec).run(net or make_wired(), Evidence(images), cpu, 0, unwatched)
+    return plugin.parse("detector", spec).run(net or make_wired(), Evidence(images), Session(cpu))
 
 
 def signature(images, cpu, centred):

@@ -7,7 +7,7 @@ import torch
 from micro import make_dataset
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.metrics import auroc
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.patch_scan import classifier
 from sslbd_cli.detect.patch_scan.classifier import Lesson, paste_some
 
@@ -101,7 +101,7 @@ def patch():
 
 def taught(data, cpu, seed=0):
     patches = torch.from_numpy(patch()[None]).float() / 255
-    return classifier.train(Pool(data, cpu), np.arange(0, 160, 2), patches, LESSON, seed, unwatched)
+    return classifier.train(Pool(data, cpu), np.arange(0, 160, 2), patches, LESSON, Session(cpu, seed))
 
 
 def test_it_learns_to_see_a_patch(cpu, images):
@@ -137,7 +137,7 @@ def test_one_seed_is_one_lesson(cpu, images):
 def test_any_number_of_images_and_steps(cpu, images, steps, count):
     lesson = Lesson(models=1, steps=steps, batch=32, lr=0.05, low=0.3, high=0.3)
     patches = torch.from_numpy(patch()[None]).float() / 255
-    models = classifier.train(Pool(images[0], cpu), np.arange(count), patches, lesson, 0, unwatched)
+    models = classifier.train(Pool(images[0], cpu), np.arange(count), patches, lesson, Session(cpu))
     assert np.isfinite(classifier.score(models, Pool(images[0], cpu))).all()
 
 

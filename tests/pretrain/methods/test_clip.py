@@ -13,7 +13,8 @@ from sslbd_cli.artefacts import captions, kinds
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, Features
 from sslbd_cli.core.augment import Recipe
 from sslbd_cli.core.nets import Tiny, save
-from sslbd_cli.core.train import Checkpoint, Plan, unwatched
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Checkpoint, Plan
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.plant import plant
 from sslbd_cli.pretrain.run import Pretraining, pretrain
@@ -42,7 +43,7 @@ def setup(epochs: int = 2, **changes: object) -> Pretraining:
 
 
 def train(dataset: Dataset, made: Pretraining, cpu, **words: object) -> Encoder:
-    return save(pretrain(dataset.images, made, cpu, 0, unwatched, captions=dataset.captions, **words))
+    return save(pretrain(dataset.images, made, Session(cpu), captions=dataset.captions, **words))
 
 
 def zero_shot(sslbd, folder, trained: Dataset) -> float:
@@ -120,9 +121,9 @@ class Interrupt:
 def test_a_resumed_training_ends_with_the_same_tower_too(pictures, cpu, tmp_path):
     path, made = str(tmp_path / "checkpoint"), setup(4)
     whole = train(pictures, made, cpu)
-    words = (pictures.images, made, cpu, 0)
+    words = pictures.images, made
     with pytest.raises(KeyboardInterrupt):
-        pretrain(*words, Interrupt(), Checkpoint(path, "run"), captions=pictures.captions)
+        pretrain(*words, Session(cpu, 0, Interrupt()), Checkpoint(path, "run"), captions=pictures.captions)
     assert same(whole, train(pictures, made, cpu, checkpoint=Checkpoint(path, "run", resume=True)))
     assert {name.split(".")[0] for name in whole.tensors} == {"encoder", "projector", "text"}
 
@@ -155,7 +156,7 @@ def files(tmp_path, pictures, cpu):
     kinds.write(pictures, str(tmp_path / "captioned"))
     kinds.write(make_dataset(), str(tmp_path / "plain"))
     kinds.write(train(pictures, setup(1, context=16), cpu), str(tmp_path / "encoder"))
-    kinds.write(save(pretrain(pictures.images, plain_setup(), cpu, 0, unwatched)), str(tmp_path / "textless"))
+    kinds.write(save(pretrain(pictures.images, plain_setup(), Session(cpu))), str(tmp_path / "textless"))
     for name, data in {"long": b"one\n" + b"x" * 17, "latin": b"caf\xe9\n", "gap": b"a\n\nb\n", "none": b""}.items():
         (tmp_path / name).write_bytes(data)
     return tmp_path

@@ -10,9 +10,9 @@ from micro import make_encoder
 from sslbd_cli import plugin
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import mean_cosine
 from sslbd_cli.core.stages import stages
-from sslbd_cli.core.train import unwatched
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.repair import relational
 
@@ -70,7 +70,7 @@ def test_what_is_forgotten_is_learned_back(dataset, cpu):
     method = dataclasses.replace(BCU, epochs=15, batch=20, forget=0.9, lr=0.05)
     forgetful = net.twin()
     method.forget_weights(forgetful, 0)
-    purified = method.clean(net, Supplies(dataset.images), cpu, 0, unwatched)
+    purified = method.clean(net, Supplies(dataset.images), Session(cpu))
     lost, back = (mean_cosine(embed(net, dataset.images, cpu), embed(each, dataset.images, cpu))
                   for each in (forgetful, purified))  # fmt: skip
     assert back > lost

@@ -9,7 +9,7 @@ from reference import losses
 from sslbd_cli import plugin
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.methods.distill import _Learner, similarity_loss
 
@@ -60,7 +60,7 @@ def test_the_student_comes_to_order_images_like_its_teacher(encoder, dataset, cp
     def agreement(epochs: int) -> float:
         purifier = plugin.parse("purifier", f"distill:epochs={epochs},batch=20,optimiser=adamw,momentum=0.9,scale=0.8")
         learned = F.normalize(
-            embed(purifier.clean(net, Supplies(dataset.images), cpu, 0, unwatched), dataset.images, cpu), dim=1
+            embed(purifier.clean(net, Supplies(dataset.images), Session(cpu)), dataset.images, cpu), dim=1
         )
         upper = np.triu_indices(len(taught), 1)
         return float(np.corrcoef((taught @ taught.T).numpy()[upper], (learned @ learned.T).numpy()[upper])[0, 1])

@@ -8,15 +8,13 @@ from micro import make_dataset, make_encoder
 from sslbd_cli import plugin
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed
-from sslbd_cli.core.train import unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.purify.contract import Supplies
 from wired import make_scenes, make_wired
 
 
 def prune(net, images, cpu, keys):
-    return plugin.parse("purifier", f"fine-prune:epochs=1,batch=20,{keys}").clean(
-        net, Supplies(images), cpu, 0, unwatched
-    )
+    return plugin.parse("purifier", f"fine-prune:epochs=1,batch=20,{keys}").clean(net, Supplies(images), Session(cpu))
 
 
 @pytest.mark.parametrize("objective", ["simclr", "consistency"])

@@ -6,14 +6,14 @@ import torch
 from sslbd_cli import plugin
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import mean_cosine
-from sslbd_cli.core.train import unwatched
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.repair import purify
 
 
 def tuned(net, images, cpu, keys):
-    return plugin.parse("purifier", f"finetune:batch=20,{keys}").clean(net, Supplies(images), cpu, 0, unwatched)
+    return plugin.parse("purifier", f"finetune:batch=20,{keys}").clean(net, Supplies(images), Session(cpu))
 
 
 def test_consistency_moves_embeddings_less_than_contrast(encoder, dataset, cpu):
@@ -32,9 +32,7 @@ def test_a_rate_of_nothing_changes_no_weight(encoder, dataset, cpu):
 
 def test_an_outcome_says_what_it_took(encoder, dataset, cpu):
     net = nets.load(encoder)
-    done = purify(
-        plugin.parse("purifier", "finetune:epochs=3,batch=20"), net, Supplies(dataset.images), cpu, 0, unwatched
-    )
+    done = purify(plugin.parse("purifier", "finetune:epochs=3,batch=20"), net, Supplies(dataset.images), Session(cpu))
     assert done.seen == 180 and done.n == 60 and done.seconds > 0 and done.restored is None
     alike = embed(net, dataset.images, cpu), embed(done.encoder, dataset.images, cpu)
     assert done.cosine == pytest.approx(mean_cosine(*alike), abs=1e-6)

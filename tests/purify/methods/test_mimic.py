@@ -7,8 +7,8 @@ import torch
 from micro import make_encoder
 from sslbd_cli import plugin
 from sslbd_cli.core import nets
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import maps_of, reading, stages
-from sslbd_cli.core.train import unwatched
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.repair import attention
 
@@ -33,7 +33,7 @@ def test_the_student_comes_to_attend_like_the_original(arch, dataset, cpu):
 
     def distance(epochs: int, weight: float) -> float:
         method = plugin.parse("purifier", f"mimic:epochs={epochs},batch=20,attention={weight}")
-        student = method.clean(net, Supplies(dataset.images), cpu, 0, unwatched)
+        student = method.clean(net, Supplies(dataset.images), Session(cpu))
         assert not any(module._forward_hooks for module in student.modules())
         return sum(float((a - b).square().mean()) for a, b in zip(seen(net), seen(student), strict=True))
 

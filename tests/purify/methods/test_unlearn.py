@@ -6,8 +6,8 @@ import torch
 
 from sslbd_cli import plugin
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import mean_cosine
-from sslbd_cli.core.train import unwatched
 from sslbd_cli.errors import InputError
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.methods.unlearn import jittered
@@ -48,7 +48,7 @@ def test_the_right_trigger_is_undone_and_a_wrong_one_is_not(cpu):
     method = plugin.parse("purifier", "unlearn:epochs=8,batch=20,lr=0.003,strength=0.9")
 
     def restored(witness: Witness) -> tuple[float, float]:
-        purified = method.clean(net, Supplies(data.images, witness), cpu, 0, unwatched)
+        purified = method.clean(net, Supplies(data.images, witness), Session(cpu))
         clean = embed(net, fresh.images, cpu)
         return tuple(mean_cosine(clean, embed(purified, images, cpu)) for images in (stamped, fresh.images))
 
@@ -60,5 +60,4 @@ def test_the_right_trigger_is_undone_and_a_wrong_one_is_not(cpu):
 @pytest.mark.parametrize("witness", [None, square(side=20)])
 def test_a_trigger_that_does_not_fit_is_refused(witness, cpu):
     with pytest.raises(InputError, match="16x16"):
-        plugin.parse("purifier", "unlearn").clean(make_wired(), Supplies(make_scenes(40).images, witness), cpu, 0,
-                                                  unwatched)  # fmt: skip
+        plugin.parse("purifier", "unlearn").clean(make_wired(), Supplies(make_scenes(40).images, witness), Session(cpu))

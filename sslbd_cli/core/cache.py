@@ -1,0 +1,57 @@
+"""What encoders said of images earlier in the same run, so that several detectors embed an image only once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+LIMIT = 1 << 28  # bytes of embeddings that are kept: a quarter of a gigabyte
+Digest = bytes
+
+
+class EmbeddingCache:
+    """Embeddings float32 D by the content of encoder and image. The oldest encoders go first when it is full.
+
+    The content is a digest of every weight and of every pixel, so that an encoder that was trained further, or an image
+    that was changed in place, is never mistaken for what it was.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self._rows: OrderedDict[Digest, dict[Digest, Tensor]] = OrderedDict()
+        self._bytes = 0
+
+    def embed(self, net: nn.Module, images: Sequence[bytes], embed_rows: Callable[[list[int]], Tensor]) -> Tensor:
+        """Return the embeddings of images N, each given by its digest, on the device of those that are computed.
+
+        embed_rows: embeds the images of some row numbers, float32 n,D. It is called once at most, for the images that
+        are not known yet, each image once.
+        """
+        rows = self._rows.setdefault(digest_of(net), {})
+        first = {digest: row for row, digest in reversed(list(enumerate(images))) if digest not in rows}
+        unknown = sorted(first.values())
+        if unknown:
+            feats = embed_rows(unknown)
+            rows |= {images[row]: feat for row, feat in zip(unknown, feats, strict=True)}
+            self._bytes += feats.nbytes
+        together = torch.stack([rows[digest] for digest in images])
+        self._shrink()
+        return together
+
+    def _shrink(self) -> None:
+        while self._bytes > self.limit and self._rows:
+            _, rows = self._rows.popitem(last=False)
+            self._bytes -= sum(feat.nbytes for feat in rows.values())
+
+
+def digest_of(net: nn.Module) -> Digest:
+    """Return the SHA-256 of a network's weights and buffers, with their names, types and shapes."""
+    content = hashlib.sha256(type(net).__name__.encode())
+    for name, tensor in net.state_dict().items():
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.digest()
