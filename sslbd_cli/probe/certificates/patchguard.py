@@ -158,15 +158,8 @@ class PatchGuard(Certificate):
             raise InputError(f"{about}: {patch}; use an encoder that sees less (--arch tinybag or bagnet)")
         return Windows(shape, touched)
 
-    def _fit(
-        self, local: LocalFeatures, task: Task, windows: Windows, device: Device, seed: int, watch: Watch
-    ) -> LocalHead:
-        """Fit the linear head to votes, as the defence will count them. One parameter too many: what it works on."""
-        head = LocalHead(local.batch(torch.arange(min(CHUNK, len(task.labels)))), task.classes, seed)
-        labels = task.labels.to(device.torch)
-
-    def _fit(self, local: LocalFeatures, task: Task, windows: Windows, session: Session) -> Head:
-        head = Head(local.batch(torch.arange(min(CHUNK, len(task.labels)))), task.classes, session.seed)
+    def _fit(self, local: LocalFeatures, task: Task, windows: Windows, session: Session) -> LocalHead:
+        head = LocalHead(local.batch(torch.arange(min(CHUNK, len(task.labels)))), task.classes, session.seed)
         labels = task.labels.to(session.device.torch)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
