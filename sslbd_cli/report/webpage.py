@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 
 def frame(title: str, subject: str, parts: Iterable[str]) -> str:
     """Return the whole page around its sections. subject: what it is drawn from."""
-    style = resources.files("sslbd_cli.cli").joinpath("report.css").read_text(encoding="utf-8")
+    style = resources.files("sslbd_cli.report").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
