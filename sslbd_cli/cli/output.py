@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sslbd_cli.artefacts.results import Estimate
 from sslbd_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
         return number(value)
-    if is_interval(value):
-        return _interval(value)
+    if isinstance(value, Estimate) or is_interval(value):
+        return _interval(value if isinstance(value, Estimate) else Estimate.of(value))
     if isinstance(value, dict):
         return ", ".join(f"{label(key)} {cell(inner)}" for key, inner in value.items()) or MISSING
     if isinstance(value, list):
@@ -160,10 +161,10 @@ def cell(value: Any) -> str:
     return one_line(value)
 
 
-def _interval(value: dict[str, Any]) -> str:
-    text = f"{cell(value['value'])} [{cell(value['low'])}, {cell(value['high'])}]"
-    if value.get("sd") is not None:
-        text += f" sd {cell(value['sd'])} over {cell(value.get('seeds'))} seeds"
+def _interval(estimate: Estimate) -> str:
+    text = f"{cell(estimate.value)} [{cell(estimate.low)}, {cell(estimate.high)}]"
+    if estimate.sd is not None:
+        text += f" sd {cell(estimate.sd)} over {cell(estimate.seeds)} seeds"
     return text
 
 

@@ -19,7 +19,7 @@ from sslbd_cli.cli.output import MISSING
 from sslbd_cli.core.metrics import LARGEST_DROP, WORKING_ASR, attack_works
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import brief
-from sslbd_cli.report.tables import Block
+from sslbd_cli.report.tables import Table
 
 # --- The cells of a matrix: reports kept as ATTACK/SEED/NAME.h5, and which runs of an attack count
 
@@ -153,7 +153,7 @@ KINDS = (
 RATES = ("0.01", "0.05", "0.10")
 
 
-def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Block]:
+def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Table]:
     """Return the matrix of reports. Raises InputError where a path or a report does not fit into one."""
     cells, gate = gather(paths, reports)
     probes = [cell for cell in cells if cell.report.command == "probe"]
@@ -176,7 +176,7 @@ Writer = Callable[[Sequence[Cell]], str]  # what a cell says of its runs
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _attacks(probes: Sequence[Cell], gate: Gate) -> Block:
+def _attacks(probes: Sequence[Cell], gate: Gate) -> Table:
     """Say of each attack what it does, and in how many runs it works."""
     rows = []
     for name, group in grouped(probes, lambda cell: cell.row):
@@ -187,7 +187,7 @@ def _attacks(probes: Sequence[Cell], gate: Gate) -> Block:
             _beside(group, "asr", "baseline/asr", 100), targets,
             _specs("trigger", [cell.text("trigger") for cell in group]),
         ])  # fmt: skip
-    return Block(
+    return Table(
         "Attacks",
         "Shares in percent, in brackets of the clean encoder; mean ± standard deviation over runs. An attack works"
         f" where its ASR is at least {100 * WORKING_ASR:g} % and accuracy falls by at most {100 * LARGEST_DROP:g}"
@@ -198,7 +198,7 @@ def _attacks(probes: Sequence[Cell], gate: Gate) -> Block:
     )
 
 
-def _square(said: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Writer) -> Block:
+def _square(said: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Writer) -> Table:
     """Draw attacks by detectors under a title and what it means."""
     columns = list(dict.fromkeys(cell.column for cell in cells))
     rows, strong = [], set()
@@ -212,7 +212,7 @@ def _square(said: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Wri
         areas = {column: statistics.mean(values) for column, values in full.items() if values and len(values) == most}
         highest = [column for column, area in areas.items() if area == max(areas.values())]
         strong |= {(len(rows) - 1, columns.index(column) + 1) for column in highest}
-    return Block(*said, ["attack", *columns], rows, range(1, len(columns) + 1), strong)
+    return Table(*said, ["attack", *columns], rows, range(1, len(columns) + 1), strong)
 
 
 def _filled(runs: Sequence[Cell], ran: bool, write: Writer) -> str:
@@ -240,7 +240,7 @@ WRITERS: dict[str, Writer] = {
 }  # fmt: skip
 
 
-def _rates(cells: Sequence[Cell]) -> Block:
+def _rates(cells: Sequence[Cell]) -> Table:
     """Say at what price detectors of inputs find triggered images."""
     heads = [f"TPR at {float(rate) * 100:g} % FPR" for rate in RATES]
     rows = [
@@ -248,7 +248,7 @@ def _rates(cells: Sequence[Cell]) -> Block:
          _spread(runs, "tpr", 100), _spread(runs, "fpr", 100), _found(runs)]
         for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column))
     ]  # fmt: skip
-    return Block(
+    return Table(
         "Detectors of inputs: rates",
         "In percent. At the threshold: of triggered and of clean images, the share above what --aux alone has set.",
         ["attack", "detector", "runs", *heads, "TPR at the threshold", "FPR at the threshold", "verdict"],
@@ -257,7 +257,7 @@ def _rates(cells: Sequence[Cell]) -> Block:
     )
 
 
-def _controls(cells: Sequence[Cell]) -> Iterator[Block]:
+def _controls(cells: Sequence[Cell]) -> Iterator[Table]:
     """Show what else ranks the same images, where a detector has such controls besides the clean encoder."""
     names = dict.fromkeys(
         name for cell in cells if isinstance(cell.text("controls"), dict) for name in cell.text("controls")
@@ -269,7 +269,7 @@ def _controls(cells: Sequence[Cell]) -> Iterator[Block]:
         if any(value != MISSING for value in values):
             rows.append([row, column, *values])
     if rows:
-        yield Block(
+        yield Table(
             "Detectors of inputs: controls",
             "AUROC of other scores on the same images: another score of the detector's, a cue severed (shuffled"
             " embeddings), the trigger's pixels alone (mean colour), or left out (outside box); in brackets, where"
@@ -280,7 +280,7 @@ def _controls(cells: Sequence[Cell]) -> Iterator[Block]:
         )
 
 
-def _removals(cells: Sequence[Cell]) -> Block:
+def _removals(cells: Sequence[Cell]) -> Table:
     """Say what detectors of training images take out."""
     rows = [
         [row, column, str(len(runs)), *(_spread(runs, key, 100) for key in ("recall", "precision")),
@@ -288,15 +288,15 @@ def _removals(cells: Sequence[Cell]) -> Block:
         for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column))
     ]  # fmt: skip
     heads = ["attack", "detector", "runs", "recall", "precision", "poisons among the first 20", "images flagged"]
-    return Block(
+    return Table(
         "Detectors of training images: what they take out", "In percent, but for the last.", heads, rows, range(2, 7)
     )
 
 
-def _settings(cells: Sequence[Cell]) -> Block:
+def _settings(cells: Sequence[Cell]) -> Table:
     rows = [[name, _specs("detector", [cell.text("method") for cell in group])]
             for name, group in grouped(cells, lambda cell: cell.column)]  # fmt: skip
-    return Block("Detectors", "Each with the settings that are not its defaults.", ["column", "detector"], rows)
+    return Table("Detectors", "Each with the settings that are not its defaults.", ["column", "detector"], rows)
 
 
 def _specs(shelf: str, texts: Sequence[object]) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sslbd_cli.cli.output import one_line
-from sslbd_cli.report import tables, webpage
-from sslbd_cli.report.webpage import safe
+from sslbd_cli.report import webpage
 
 # --- Markdown from strings that anyone may have written: escaped, on one line, in tables
 
@@ -30,7 +29,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 @dataclass(frozen=True)
-class Block:
+class Table:
     """One table. title and meaning are ours; heads and cells may hold what others wrote, and are escaped.
 
     rows: as many cells each as heads, the first names the row; numeric: columns of numbers composed here, written as
@@ -45,31 +44,19 @@ class Block:
     strong: Collection[tuple[int, int]] = ()
 
 
-def to_markdown(blocks: Sequence[Block]) -> str:
+def to_markdown(tables: Sequence[Table]) -> str:
     """Return tables as Markdown, each under a heading of the second rank."""
-    return "\n".join(map(_written, blocks))
+    return "\n".join(map(_written, tables))
 
 
-def _written(block: Block) -> str:
-    rows = [[c if at in block.numeric else tables.text(c) for at, c in enumerate(row)] for row in block.rows]
-    for at, column in block.strong:
+def _written(each: Table) -> str:
+    rows = [[c if at in each.numeric else text(c) for at, c in enumerate(row)] for row in each.rows]
+    for at, column in each.strong:
         rows[at][column] = f"**{rows[at][column]}**"
-    drawn = tables.table(list(map(tables.text, block.heads)), rows)
-    return f"## {block.title}\n\n{block.meaning}\n\n{drawn}\n"
+    drawn = table(list(map(text, each.heads)), rows)
+    return f"## {each.title}\n\n{each.meaning}\n\n{drawn}\n"
 
 
-def to_page(title: str, subject: str, blocks: Sequence[Block]) -> str:
+def to_page(title: str, subject: str, tables: Sequence[Table]) -> str:
     """Return tables as a web page that needs no network."""
-    return webpage.frame(title, subject, map(_section, blocks))
-
-
-def _section(block: Block) -> str:
-    heads = "".join(f'<th scope="col">{safe(head)}</th>' for head in block.heads)
-    rows = []
-    for at, (name, *cells) in enumerate(block.rows):
-        shown = [f"<b>{safe(c)}</b>" if (at, n) in block.strong else safe(c) for n, c in enumerate(cells, 1)]
-        labelled = zip(block.heads[1:], shown, strict=True)
-        body = "".join(f'<td data-label="{safe(head)}"><span>{cell}</span></td>' for head, cell in labelled)
-        rows.append(f'<tr><th scope="row">{safe(name)}</th>{body}</tr>')
-    drawn = webpage.table("headline matrix", heads, "".join(rows))
-    return f"<section><h2>{safe(block.title)}</h2><p>{safe(block.meaning)}</p>{drawn}</section>"
+    return webpage.render("tables.html", title, subject, tables=tables)

@@ -1,42 +1,55 @@
-"""The frame of a self-contained HTML page: no script, no request, every string escaped, readable on a phone.
+"""Self-contained HTML pages from the templates beside this file: no script, no request, readable on a phone.
 
-Strings in a report may come from anyone; `safe` is the only way a string gets into a page. The page forbids itself
-everything but its own style and embedded pictures (Content-Security-Policy).
+Strings in a report may come from anyone. Whatever a template writes is put on one line and escaped, and the page
+forbids itself everything but its own style and embedded pictures (Content-Security-Policy).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from html import escape
-from importlib import resources
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from sslbd_cli import __version__
-from sslbd_cli.cli.output import one_line
+from sslbd_cli.artefacts.results import CombinedResults, Estimate
+from sslbd_cli.cli.output import cell, chance, label, one_line
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+def render(template: str, title: str, subject: str, **values: Any) -> str:
+    """Return a whole page. subject: what it is drawn from; values: what the template asks for."""
+    page = _environment().get_template(template)
+    return page.render(title=title, subject=subject, version=__version__, **values)
 
 
-def frame(title: str, subject: str, parts: Iterable[str]) -> str:
-    """Return the whole page around its sections. subject: what it is drawn from."""
-    style = resources.files("sslbd_cli.report").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{safe(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<header><h1>{safe(title)}</h1><p>{safe(subject)}, drawn by sslbd {safe(__version__)}</p></header>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
+def rate(value: Any, sign: str = "") -> str:
+    """Write a share with three digits, its sign in front of positive ones where it is asked for; others as `cell`."""
+    if isinstance(value, float) and abs(value) <= 1:
+        return f"{value:{sign}.3f}".replace("-", "−")
+    return cell(value)
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("sslbd_cli.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_on_one_line,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    made.filters |= {"cell": cell, "chance": chance, "label": label, "rate": rate}
+    made.tests |= {"estimate": _is_a(Estimate), "combined": _is_a(CombinedResults)}
+    return made
 
 
-def safe(value: object) -> str:
-    """Escape text for any place in the page; what could break a line or reverse its direction becomes a space."""
-    return escape(one_line(value), quote=True)
+def _is_a(kind: type) -> Any:
+    return lambda value: isinstance(value, kind)
 
 
-def table(kind: str, heads: str, rows: str) -> str:
-    """Return a table that scrolls by itself where it is wider than the page."""
-    head = f"<thead><tr>{heads}</tr></thead>" if heads else ""
-    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{rows}</tbody></table></div>'
+def _on_one_line(value: object) -> object:
+    """Put a value on one line before it is escaped, without what could drive a terminal or reverse its direction."""
+    return value if isinstance(value, Markup) else one_line(value)

@@ -1,0 +1,299 @@
+"""What reports say, typed: the one place that knows the keys of the results that `probe` and `detect` write.
+
+`read` takes the results of a report, `of` of each class those in the JSON that a command prints. A report may come from
+anywhere: what it does not say, or says in another type than it should, is None here (of rows and groups, empty), so
+that whoever reads on has to deal with one case alone. The results as they are stand in `Report.results`, unread.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Report
+
+G = TypeVar("G", bound="Group")
+D = TypeVar("D", bound="DetectResults")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Base of what is read from a JSON object: fields are keys, but where `keyed` names another."""
+
+    @classmethod
+    def of(cls: type[G], values: object) -> G:
+        """Read a JSON object. What is missing, or is of another type than its field, stays at the field's default."""
+        given: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
+        schema = _schema(cls)  # type: ignore[arg-type]
+        parsed = {name: _typed(kind, given.get(key)) for name, key, kind in schema}
+        return cls(**{name: value for name, value in parsed.items() if value is not None})
+
+
+def keyed(key: str) -> Any:
+    """Return a field, None where it is missing, that stands under another key than its name."""
+    return field(default=None, metadata={"key": key})
+
+
+# --- what all commands write --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Group):
+    """A share or an area with its 95 % interval. sd: spread over `seeds` runs, None of one; n: the images counted."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    sd: float | None = None
+    n: int | None = None
+    seeds: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin(Group):
+    """An artefact that a report names by the digest of its content; arch: of an encoder."""
+
+    sha256: str | None = None
+    arch: str | None = None
+
+
+# --- probe --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures(Group):
+    """What a probe measures of one encoder; man/sslbd-metrics.7 defines each. Attack numbers are of a trigger alone."""
+
+    clean_accuracy: Estimate | None = None
+    patched_accuracy: Estimate | None = None
+    asr: Estimate | None = None
+    asr_all: Estimate | None = None
+    fp_clean: float | None = None
+    fp_triggered: float | None = None
+    nfp: float | None = None
+    most_affected: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanMeasures(Measures):
+    """The same of the clean encoder that was given as --baseline."""
+
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifiedMeasures(Group):
+    """What `probe --certify` measures of a certified classifier, without its defence and with it."""
+
+    certificate: str | None = None
+    clean_accuracy: Estimate | None = None
+    defended_accuracy: Estimate | None = None
+    certified_accuracy: Estimate | None = None
+    asr: Estimate | None = None
+    asr_defended: Estimate | None = None
+    baseline: CertifiedMeasures | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResults(Measures):
+    """The results of `probe`. labels: share of the training labels that the head sees."""
+
+    encoder: Origin | None = None
+    head: str | None = None
+    trigger: str | None = None
+    target: str | None = None
+    n_train: int | None = None
+    n_labelled: int | None = None
+    labels: float | None = None
+    n_test: int | None = None
+    baseline: CleanMeasures | None = None
+    lift: float | None = None
+    consistency: float | None = None
+    certify: CertifiedMeasures | None = None
+
+
+# --- detect -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class WitnessResults(Group):
+    """The trigger that a detector found in an encoder: share of pixels it takes, and its success on held-out images."""
+
+    area: float | None = None
+    success: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelRow(Group):
+    """What one trigger of a panel came to. trigger: None where nothing was stamped; origin: why it is in the panel."""
+
+    trigger: str | None = None
+    origin: str | None = None
+    flagged: int | None = None
+    n: int | None = None
+    p_value: float | None = None
+    p_value_adjusted: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowHits(Group):
+    """How well the windows of `n` poisoned images hit their triggers."""
+
+    n: int | None = None
+    center_hit: Estimate | None = None
+    contained: Estimate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localisation(Group):
+    """Window hits of all poisoned images that were looked at, and of those among the first of the ranking."""
+
+    all: WindowHits | None = None
+    top: WindowHits | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectResults(Group):
+    """The results of `detect` by one method. judges: `encoder`, `inputs` or `samples`.
+
+    sees_truth: whether the method is a bound, which is told where the triggers are. is_corrected: whether it is one of
+    several methods, for whose number p_value_adjusted is corrected (None where the method decides by its own rule).
+    """
+
+    method: str | None = None
+    judges: str | None = keyed("flags")
+    verdict: str | None = None
+    doubt: str | None = None
+    search_space: str | None = None
+    sees_truth: bool = False
+    encoder: Origin | None = None
+    trigger: str | None = None
+    p_value: float | None = None
+    p_value_adjusted: float | None = None
+    is_corrected: bool = False
+    threshold: float | None = None
+    # of images
+    alpha: float | None = None
+    n_judged: int | None = None
+    flagged: int | None = None
+    auroc: Estimate | None = None
+    tpr_at_fpr: Mapping[str, float] = field(default_factory=dict)
+    tpr: float | None = None
+    fpr: float | None = None
+    recall: Estimate | None = None
+    precision: Estimate | None = None
+    top_accuracy: Mapping[str, float] = field(default_factory=dict)
+    localisation: Localisation | None = None
+    controls: Mapping[str, float] = field(default_factory=dict)
+    panel: tuple[PanelRow, ...] = ()
+    # of encoders
+    statistic: float | None = None
+    n_baseline: int | None = None
+    n_images: int | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    witness: WitnessResults | None = None
+
+    @classmethod
+    def of(cls: type[D], values: object) -> D:
+        """Read a JSON object, and note whether its p-value is corrected."""
+        is_corrected = isinstance(values, Mapping) and "p_value_adjusted" in values
+        return replace(super().of(values), is_corrected=is_corrected)
+
+    @property
+    def name(self) -> str:
+        """The method without its keys, empty where the report names none."""
+        return (self.method or "").split(":")[0]
+
+    @property
+    def final_p_value(self) -> float | None:
+        """The p-value to go by: among several methods the corrected one."""
+        return self.p_value_adjusted if self.is_corrected else self.p_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindVerdict(Group):
+    """What several methods that judge the same came to. p_value: the least corrected one."""
+
+    verdict: str | None = None
+    p_value: float | None = None
+    methods: int | None = None
+    found_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut(Group):
+    """A method that did not run, and why."""
+
+    method: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombinedResults(Group):
+    """The results of `detect` by several methods; kinds: the verdict on what is judged."""
+
+    verdict: str | None = None
+    doubt: str | None = None
+    sees_truth: bool = False
+    encoder: Origin | None = None
+    kinds: Mapping[str, KindVerdict] = field(default_factory=dict)
+    methods: tuple[DetectResults, ...] = ()
+    not_run: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherResults(Group):
+    """The results of a command that is not known here."""
+
+    encoder: Origin | None = None
+
+
+Results = ProbeResults | DetectResults | CombinedResults | OtherResults
+
+
+def read(report: Report) -> Results:
+    """Return the typed results of a report."""
+    if report.command == "probe":
+        return ProbeResults.of(report.results)
+    if report.command != "detect":
+        return OtherResults.of(report.results)
+    several = "kinds" in report.results
+    return CombinedResults.of(report.results) if several else DetectResults.of(report.results)
+
+
+# --- from JSON to types -------------------------------------------------------------------------------------------
+
+
+@cache
+def _schema(cls: type[Group]) -> tuple[tuple[str, str, Any], ...]:
+    """Return name, key and type of each field; of `X | None`, X."""
+    hints = get_type_hints(cls)
+    return tuple((each.name, each.metadata.get("key", each.name), _known(hints[each.name])) for each in fields(cls))
+
+
+def _known(kind: Any) -> Any:
+    return next(part for part in get_args(kind) if part is not NoneType) if isinstance(kind, UnionType) else kind
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """Return a JSON value as a type, None where it is of another. Parts of rows and maps that are not are left out."""
+    if get_origin(kind) is tuple:
+        rows = value if isinstance(value, (list, tuple)) else ()
+        return tuple(row for each in rows if (row := _typed(get_args(kind)[0], each)) is not None)
+    if get_origin(kind) is Mapping:
+        items = value.items() if isinstance(value, Mapping) else ()
+        return {key: part for key, each in items if (part := _typed(get_args(kind)[1], each)) is not None}
+    if kind is Estimate and not isinstance(value, Mapping):
+        return None if (number := _typed(float, value)) is None else Estimate(value=number)
+    if is_dataclass(kind):
+        return kind.of(value) if isinstance(value, Mapping) else None  # type: ignore[union-attr]
+    if kind is float or kind is int:
+        most = sys.float_info.max
+        is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        return value if is_number and -most <= value <= most else None
+    return value if isinstance(value, kind) else None
