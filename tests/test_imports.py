@@ -40,9 +40,9 @@ SEES = {
     "__main__": {"main"},
 }
 SCIENCE = {"torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL"}
-SHOW = {"click", "rich", "matplotlib"}
+SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub"}
 WITHOUT_TERMINAL = {"errors", "plugin", "artefacts", "core", "triggers"}  # no click, no rich, no figures
-HEAVY = SCIENCE | {"rich", "matplotlib"}
+HEAVY = SCIENCE | SHOW - {"click"}
 
 
 def room(file: str) -> str:
