@@ -1,3 +1,3 @@
 """sslbd: reproduce, measure, find and remove backdoors in self-supervised image encoders."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from sslbd_cli import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MEASURED = README.partition("\n## What was measured\n")[2].partition("\n## ")[0]
@@ -35,3 +37,12 @@ def test_links_lead_somewhere():
 
 def test_the_picture_comes_after_the_measured_table():
     assert README.index("## What was measured") < README.index("![") < README.index("## First steps")
+
+
+def test_the_changelog_dates_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(\S+)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.MULTILINE)
+    assert versions[0] == ("Unreleased", "")
+    assert versions[1][0] == __version__ and all(date for _, date in versions[1:])
+    sections = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
+    assert sections <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
