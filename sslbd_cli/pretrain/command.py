@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 @training.schedule
 @training.views
 @click.option("--channels-last", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
-              help="Memory layout of the convolutions; auto is yes where it pays.")  # fmt: skip
-@click.option("--compile", "compiled", is_flag=True, help="Compile the encoder (pays in runs over a minute).")
+              help="Memory layout of convolutions; auto: channels-last where it is faster.")  # fmt: skip
+@click.option("--compile", "compiled", is_flag=True, help="Compile the encoder (faster in runs over a minute).")
 @click.option("--monitor", type=options.ArtefactPath(), metavar="FILE",
-              help="Labelled dataset whose kNN accuracy is shown; it never influences training.")  # fmt: skip
+              help="Labelled dataset: show its kNN accuracy after each epoch; training never uses it.")  # fmt: skip
 @click.option("--checkpoint", type=options.ArtefactPath(), metavar="FILE",
-              help="Save the state of the training here after each epoch.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on from the --checkpoint file if there is one.")
+              help="Save the state of the training in FILE after each epoch.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Continue from the --checkpoint file if it exists.")
 @options.seed
 @options.device(batch=256)
 @options.output
 def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None:
-    """Train an encoder on the images of a dataset, without their labels.
+    """Train an encoder on the images of a dataset, without labels.
 
-    Views and losses follow the papers that the methods name; the data stays on the device as one uint8 tensor when it
-    fits there. An interrupted run goes on with --resume and ends with the same bytes as an uninterrupted one.
+    Views and losses follow the papers that the methods name. The dataset stays on the device as one uint8 tensor if it
+    fits. --resume continues an interrupted run; it ends with the same bytes as an uninterrupted one.
     """
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.core.nets import save
@@ -65,7 +65,7 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     captions = dataset.need_captions(f"--method {method.name}") if method.captions else None
     setup = _setup(run.ctx.params, size)
     if training.unreached(run.ctx.params):
-        run.warn("the training ends before the preset's milestones: its rate does not fall at them all")
+        run.warn("the training ends before the preset's last milestone, so its learning rate never falls that far")
     session = run.session()
     checkpoint = _checkpoint(run, params["checkpoint"], params["resume"])
     net = pretrain(dataset.images, setup, session, checkpoint, monitor, captions)

@@ -1,4 +1,4 @@
-"""What a pre-training objective is given and what it returns."""
+"""The contract of pre-training objectives: what they are given and what they return."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Plugin):
-    """Base of `pretrain --method`: heads, loss and what follows each step. Labels are never seen.
+    """Base of `pretrain --method`: heads, loss and updates after each step. It never sees labels.
 
-    The state lives in the learner, a module that holds `encoder` and whatever heads, targets and queues the method
-    has; parameters that are not trained by gradients have requires_grad off.
+    The state lives in the learner: a module with `encoder` and the method's heads, targets and queues. Parameters that
+    are not trained by gradients have requires_grad off.
     """
 
     shelf: ClassVar[str] = "objective"
-    captions: ClassVar[bool] = False  # whether images come with texts, as the last of the views
+    captions: ClassVar[bool] = False  # whether it also gets captions, as the last of the views
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
-        """Return the recipe of each view of an image, made from what the user asked for. The default is two alike."""
+        """Return the augmentation recipe of each view, made from the user's recipe. Default: two equal views."""
         return base, base
 
     @abstractmethod
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
-        """Build the trainable module around an encoder of embedding width dim; `batch` is images per step."""
+        """Build the trainable module around an encoder of embedding width dim. batch: images per step."""
 
     @abstractmethod
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
-        """Return the scalar loss of one batch of views, each float B,3,H,W in [0,1] (texts: uint8 B,L)."""
+        """Return the scalar loss of a batch of views, each float B,3,H,W in [0,1] (captions: uint8 B,L)."""
 
     def after_step(self, learner: nn.Module, progress: float) -> None:
-        """Update targets and queues after the optimiser's step; progress runs from 0 to 1 over the training."""
+        """Update targets and queues after the optimiser's step. progress goes from 0 to 1 over the training."""
 
     def kept(self, learner: nn.Module) -> dict[str, nn.Module]:
-        """Return the parts that are stored beside the encoder: `projector`, `text`. The default is none."""
+        """Return the parts to store beside the encoder: `projector`, `text`. Default: none."""
         return {}
 
 
@@ -52,14 +52,14 @@ class UnevenViews(Objective):
 
     blur_second: float = key(
         1.0,
-        "chance of a blur in the second view as a share of the first's (0.1 in the papers)",
+        "blur probability of the second view, as a share of the first's (papers: 0.1)",
         low=0,
         high=1,
         expert=True,
     )
     solarize_first: float = key(
         0.0,
-        "chance of solarization in the first view as a share of the second's",
+        "solarization probability of the first view, as a share of the second's",
         low=0,
         high=1,
         expert=True,
@@ -72,7 +72,7 @@ class UnevenViews(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Expander(UnevenViews):
-    """Base of objectives that decorrelate a wide projection of both views by one projector (Barlow Twins, VICReg)."""
+    """Base of objectives that decorrelate a wide projection of both views (Barlow Twins, VICReg)."""
 
     hidden: int = key(512, "width of the projector's hidden layers", low=2)
     out: int = key(512, "width of the projection", low=2)

@@ -1,4 +1,4 @@
-"""What objectives share: heads, queues of embeddings, and the losses that more than one method uses."""
+"""What objectives share: heads, queues of embeddings, and losses that several methods use."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def mlp(
     bias: bool = True,
     between: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Build linear layers of these widths with ReLU `between` them; `norm` puts batch norm before each ReLU.
+    """Build linear layers of these widths with `between` (ReLU) in between. `norm` puts batch norm before each of them.
 
-    last_norm ends in batch norm without affine parameters (SimSiam, Barlow Twins); bias is that of the last layer.
+    last_norm appends batch norm without affine parameters (SimSiam, Barlow Twins). bias is that of the last layer.
     """
     layers: list[nn.Module] = []
     for wide, narrow in itertools.pairwise(widths[:-1]):
@@ -34,18 +34,18 @@ def mlp(
 
 
 def grouped(module: Callable[[Tensor], Tensor], view: Tensor, groups: int) -> Tensor:
-    """Run a batch B,... through a module in `groups` parts, each with batch statistics of its own."""
+    """Run a batch B,... through a module in `groups` parts. Each part has its own batch statistics."""
     return torch.cat([module(part) for part in view.chunk(groups)])
 
 
 def shuffled(module: Callable[[Tensor], Tensor], view: Tensor, groups: int) -> Tensor:
-    """Run a batch through a module in random groups, so that batch statistics do not give a row's partner away."""
+    """Run a batch through a module in random groups, so that batch statistics do not reveal a row's partner."""
     order = torch.randperm(len(view), device=view.device)
     return grouped(module, view[order], groups)[order.argsort()]
 
 
 def check_batch(name: str, batch: int, queue: int, groups: int) -> None:
-    """Raise InputError where whole batches do not fill a queue, or groups do not divide a batch."""
+    """Raise InputError if the queue is no multiple of the batch, or if groups do not divide the batch."""
     if queue % batch:
         raise InputError(
             f"{name}: queue={queue} is not a multiple of the batch of {batch}; "
@@ -56,7 +56,7 @@ def check_batch(name: str, batch: int, queue: int, groups: int) -> None:
 
 
 def rising(start: float, end: float, progress: float) -> float:
-    """Go from start to end along half a cosine while progress goes from 0 to 1 (BYOL's momentum)."""
+    """Go from start to end along half a cosine as progress goes from 0 to 1 (BYOL's momentum)."""
     return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
@@ -66,7 +66,7 @@ def off_diagonal(square: Tensor) -> Tensor:
 
 
 class Queue(nn.Module):
-    """The latest `length` unit embeddings of width `dim`, first in, first out; starts as random directions."""
+    """Hold the latest `length` unit embeddings of width `dim`, first in, first out. Starts with random directions."""
 
     rows: Tensor
     pointer: Tensor
@@ -75,11 +75,11 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("rows", F.normalize(torch.randn(length, dim, generator=gen), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-        self.latest: Tensor = self.rows[:0]  # what the next step pushes, once the loss has used the rows
+        self.latest: Tensor = self.rows[:0]  # pushed at the next step, after the loss has used the rows
 
     @torch.no_grad()
     def push(self) -> None:
-        """Replace the oldest rows by `latest` B,D; the length is a multiple of B."""
+        """Replace the oldest rows by `latest` B,D. The length is a multiple of B."""
         latest = self.latest
         at = (self.pointer + torch.arange(len(latest), device=self.rows.device)) % len(self.rows)
         self.rows.index_copy_(0, at, latest.to(self.rows.dtype))
@@ -87,9 +87,9 @@ class Queue(nn.Module):
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """Return NT-Xent of projections 2B,D whose rows i and B+i are two views: mean over all 2B anchors.
+    """Return NT-Xent of projections 2B,D, where rows i and B+i are two views: the mean over all 2B anchors.
 
-    The denominator runs over the other 2B-1 rows, the positive among them (SimCLR, equation 1).
+    The denominator sums over the other 2B-1 rows, including the positive (SimCLR, equation 1).
     """
     z = F.normalize(z, dim=1)
     count = len(z)

@@ -1,4 +1,4 @@
-"""The options that say how `pretrain` trains: schedule and views, and the published presets that fill them in."""
+"""The options of `pretrain`'s schedule and views, and the published presets that fill them in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sslbd_cli.core.train import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
-#: Options that act with some values of another one alone; `Preset` has their defaults.
+#: Options that have an effect only with some values of another option. `Preset` has their defaults.
 BOUND = {
     "milestones": ("schedule", ("step",)),
     "factor": ("schedule", ("step",)),
@@ -27,7 +27,7 @@ BOUND = {
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Numbers parted by commas, kept as the text they came as; `count` of them, or any number where it is 0."""
+    """Numbers separated by commas, kept as text; exactly `count` numbers, or any number of them if count is 0."""
 
     name = "numbers"
 
@@ -38,14 +38,14 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         numbers = parse_numbers(value)
         if numbers is None or (self.count and len(numbers) != self.count):
             wanted = f"{self.count} numbers" if self.count else "numbers"
-            self.fail(f"{value!r}: expected {wanted} parted by commas.", param, ctx)
+            self.fail(f"{value!r}: expected {wanted} separated by commas.", param, ctx)
         if not all(0 <= number <= self.high for number in numbers):
             self.fail(f"{value!r}: expected numbers from 0 to {self.high:g}.", param, ctx)
         return str(value)
 
 
 def parse_numbers(text: str) -> tuple[float, ...] | None:
-    """Return the numbers of a text such as 30,60,90, or None where it is not such a text."""
+    """Return the numbers in a text such as 30,60,90, or None if it is no such text."""
     try:
         return tuple(float(part) for part in text.split(",") if text)
     except ValueError:
@@ -62,7 +62,7 @@ def _stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 class PresetName(click.Choice):  # type: ignore[type-arg]
-    """The name of a preset; `help` lists them all, `NAME:help` shows the recipes of one."""
+    """The name of a preset. `help` lists all recipes; `NAME:help` lists those of one preset."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         name = str(value).removesuffix("help").rstrip(":")
@@ -77,7 +77,7 @@ def _recipes(name: str) -> list[tuple[str, str, Preset]]:
 
 
 def _recipe_line(name: str, method: str, found: Preset) -> str:
-    """Return a recipe as the options it stands for."""
+    """Return a recipe as the options that it sets."""
     spec = f"{method}:{found.keys}" if found.keys else method
     words = [f"--{option.replace('_', '-')} {value}" for option, value in found.options().items() if value is not None]
     return f"{name}, {found.source}:\n    --method {spec} {' '.join(words)}"
@@ -85,50 +85,50 @@ def _recipe_line(name: str, method: str, found: Preset) -> str:
 
 preset = click.option(
     "--preset", type=PresetName(list(PRESETS)),
-    help="Take what is not given here from a published recipe for the method; 'help' shows all, 'PRESET:help' one.",
+    help="Use a published recipe for all options that are not given; 'help' shows all, 'PRESET:help' one.",
 )  # fmt: skip
 
 schedule = _stack(
     click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the images."),
     click.option("--lr", default=0.24, show_default=True, type=options.Number(0, min_open=True),
-                 help="Learning rate; that of sgd and lars is for a batch of 256 and scales with the batch."),
+                 help="Learning rate; with sgd and lars it is for a batch of 256 and scales with the batch."),
     click.option("--optimiser", type=click.Choice(["sgd", "lars", "adam", "adamw"]), default="sgd", show_default=True,
-                 help="Optimiser; lars is made for batches of thousands."),
+                 help="Optimiser; lars is for batches of thousands."),
     click.option("--beta2", default=0.999, show_default=True, type=options.Number(0, 1, max_open=True),
-                 help="How slowly adam and adamw forget squared gradients."),
+                 help="Decay of the running mean of squared gradients in adam and adamw."),
     click.option("--weight-decay", default=1e-4, show_default=True, type=options.Number(0), help="Weight decay."),
     click.option("--warmup", default=1.0, show_default=True, type=options.Number(0),
-                 help="Epochs in which the rate rises."),
+                 help="Epochs in which the learning rate rises."),
     click.option("--schedule", type=click.Choice(["cosine", "constant", "step"]), default="cosine", show_default=True,
-                 help="How the rate falls after the warm-up."),
+                 help="How the learning rate falls after the warm-up."),
     click.option("--milestones", type=Numbers(), metavar="E,E,...",
-                 help="Epochs at which --schedule step lowers the rate."),
+                 help="Epochs at which --schedule step lowers the learning rate."),
     click.option("--factor", default=0.1, show_default=True, type=options.Number(0, 1, min_open=True),
-                 help="By what --schedule step multiplies the rate."),
+                 help="Factor by which --schedule step multiplies the learning rate."),
 )  # fmt: skip
 
 views = _stack(
     click.option("--crop-scale", default=0.2, show_default=True, type=options.Number(0.01, 1),
-                 help="Smallest share of the image a view shows."),
+                 help="Smallest share of the image in a view."),
     click.option("--jitter", default="0.4,0.4,0.4,0.1", show_default=True, type=Numbers(4, high=10), metavar="B,C,S,H",
                  help="Strength of the colour jitter: brightness, contrast, saturation, hue (at most 0.5)."),
     click.option("--gray", default=0.2, show_default=True, type=options.Number(0, 1),
-                 help="Share of the views that are grey."),
+                 help="Share of grey views."),
     click.option("--blur", default=0.0, show_default=True, type=options.Number(0, 1),
-                 help="Share of the views that are blurred."),
+                 help="Share of blurred views."),
     click.option("--solarize", default=0.0, show_default=True, type=options.Number(0, 1),
-                 help="Share of the views that are solarised; in byol, dino, vicreg, barlow-twins of the second."),
+                 help="Share of solarised views; byol, dino, vicreg and barlow-twins solarise the second view only."),
     click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
-                 help="How crops are resized."),
+                 help="Interpolation when crops are resized."),
     click.option("--colour", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
-                 help="Colour jitter as torchvision defines it, or as one matrix per image."),
+                 help="Colour jitter as torchvision defines it (exact), or as one matrix per image (fast)."),
 )  # fmt: skip
 
 
 def apply_preset(ctx: click.Context) -> None:
-    """Put a preset's values in the place of those the user left out; they enter the history like given ones.
+    """Replace the options that the user left out by the preset's values. The history records them like given ones.
 
-    Raises InputError where the preset has no recipe for the method.
+    Raises InputError if the preset has no recipe for the method.
     """
     name = ctx.params["preset"]
     if name is None:
@@ -142,37 +142,39 @@ def apply_preset(ctx: click.Context) -> None:
     for option, value in values.items():
         if option == "method" or ctx.get_parameter_source(option) is click.core.ParameterSource.DEFAULT:
             ctx.params[option] = plugin.parse("arch", str(value)) if option == "arch" else value
-    for option in _idle(ctx.params):  # the user chose another schedule or optimiser
+    for option in _idle(ctx.params):  # the user chose another schedule or optimiser than the preset
         if ctx.get_parameter_source(option) is click.core.ParameterSource.DEFAULT:
             ctx.params[option] = getattr(Preset, option)
 
 
 def _merged(method: Any, keys: str) -> Any:
-    """Return the method with a preset's keys, but for those that the user's own spec string named."""
+    """Return the method with the preset's keys, except the keys in the user's own spec string."""
     preset = plugin.parse("objective", f"{method.name}:{keys}" if keys else method.name)
     return replace(method, **{key: getattr(preset, key) for key in preset.given - method.given})
 
 
 def _idle(params: dict[str, Any]) -> list[str]:
-    """Return the options that have no effect beside the others."""
+    """Return the options that have no effect with the values of the others."""
     return [option for option, (other, values) in BOUND.items() if params[other] not in values]
 
 
 def unreached(params: dict[str, Any]) -> bool:
-    """Tell whether the training ends before a milestone."""
+    """Return whether the training ends before a milestone."""
     return any(epoch >= params["epochs"] for epoch in parse_numbers(params["milestones"] or "") or ())
 
 
 def _check(params: dict[str, Any]) -> None:
-    """Refuse options that would have no effect; but a preset's milestones may lie beyond fewer epochs than it has."""
+    """Refuse options that would have no effect. A preset's own milestones may lie beyond the last epoch."""
     for option in _idle(params):
         if params[option] != getattr(Preset, option):
             other, values = BOUND[option]
             wanted = f"--{other} {' or '.join(values)}"
-            raise InputError(f"--{option} {params[option]}: acts with {wanted} alone; give that, or leave it out")
+            raise InputError(
+                f"--{option} {params[option]}: has an effect only with {wanted}; give that, or leave it out"
+            )
     milestones = parse_numbers(params["milestones"] or "") or ()
     if params["schedule"] == "step" and not milestones:
-        raise InputError("--schedule step needs --milestones: the epochs at which the rate falls")
+        raise InputError("--schedule step needs --milestones: the epochs at which the learning rate falls")
     if any(before >= after for before, after in zip((0.0, *milestones), milestones, strict=False)):
         raise InputError(f"--milestones {params['milestones']}: expected rising epochs above 0, such as 30,60")
     preset = params["preset"] and find(params["preset"], params["method"].name)
@@ -204,7 +206,7 @@ def recipe(params: dict[str, Any], size: int) -> Recipe:
 
     brightness, contrast, saturation, hue = parse_numbers(params["jitter"]) or (0.0,) * 4
     if hue > 0.5:
-        raise InputError(f"--jitter {params['jitter']}: the hue turns by 0.5 at most")
+        raise InputError(f"--jitter {params['jitter']}: the hue is too strong; give 0.5 at most")
     return Recipe(
         size=size, scale=(params["crop_scale"], 1.0),
         brightness=brightness, contrast=contrast, saturation=saturation, hue=hue,

@@ -1,15 +1,16 @@
-"""Published pre-training recipes by name: `pretrain --preset NAME` fills in what the user leaves out.
+"""Published pre-training recipes by name: `pretrain --preset NAME` sets the options that the user leaves out.
 
-One table, so that every number of a paper's recipe is in one place. Sources: `cifar10` is the recipe of no-label
-backdoors (Wang et al. 2024, released scripts) for the four objectives it used and solo-learn's for the others (2022
-scripts, which made its published table); `cifar10-lightly` is lightly's CIFAR-10 benchmark, whose kNN accuracies are
-published per epoch count; `imagenet100` is SSL-Backdoor's (Saha et al. 2022, released code) for the objectives it used
-and solo-learn's for the others.
+One table holds every number of a recipe. Sources:
+- `cifar10`: the recipe of no-label backdoors (Wang et al. 2024, released scripts) for the four objectives that it used;
+  solo-learn's for the others (the 2022 scripts behind its published table).
+- `cifar10-lightly`: lightly's CIFAR-10 benchmark, which publishes kNN accuracies per epoch count.
+- `imagenet100`: SSL-Backdoor's (Saha et al. 2022, released code) for the objectives that it used; solo-learn's for the
+  others.
 
-Where ours still differ: the rate warms up from one step's share, not from 0.003 (solo-learn); SimSiam's predictor rate
-falls with the others', and residual branches do not start at zero; MoCo v2 has a queue per direction (lightly: one for
-both); weight decay acts on biases and norms, too, except under LARS.
-Nothing here needs torch: help pages list the presets.
+Differences that remain: the learning rate warms up from one step's share, not from 0.003 (solo-learn); the rate of
+SimSiam's predictor falls with the others', and residual branches do not start at zero; MoCo v2 has one queue per
+direction (lightly: one for both); weight decay also acts on biases and norms, except under LARS.
+This module must not need torch, because help pages list the presets.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ STRONG, EVEN, MILD = "0.8,0.8,0.8,0.2", "0.4,0.4,0.4,0.1", "0.4,0.4,0.2,0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A recipe: `keys` of the method's spec string, and values of `pretrain`'s options of the same names.
+    """A recipe: `keys` of the method's spec string, and values of `pretrain`'s options with the same names.
 
-    lr is for a batch of 256 (sgd, lars); None leaves an option at its own default. A method without a published recipe
-    for the dataset has one of ours, and `source` says so.
+    lr is for a batch of 256 (sgd, lars). None leaves an option at its own default. `source` says if a recipe is ours
+    because none is published for the method and dataset.
     """
 
     source: str
@@ -54,7 +55,7 @@ class Preset:
 
 
 def find(preset: str, method: str) -> Preset | None:
-    """Return a method's recipe in a preset, or None where there is none."""
+    """Return a method's recipe in a preset, or None if it has none."""
     return PRESETS[preset].get(method)
 
 
@@ -87,7 +88,7 @@ _CIFAR10 = {
                   epochs=1000, lr=2e-4, optimiser="adamw", beta2=0.95, weight_decay=0.05, warmup=40),
 }  # fmt: skip
 
-# Their scripts share one stem. It costs parity where it is left out: the maps are 34x34, not 32x32.
+# Their scripts share one stem, with maps of 34x34 instead of 32x32. Without it the results do not match theirs.
 _CIFAR10 = {
     method: replace(found, arch="resnet18:stem=solo") if found.arch == "resnet18" and found.source != _OURS else found
     for method, found in _CIFAR10.items()
@@ -97,7 +98,7 @@ _LIGHTLY_ALL = Preset(source=_LIGHTLY, epochs=200, batch=512, lr=0.12, weight_de
 _CIFAR10_LIGHTLY = {
     "simclr": replace(_LIGHTLY_ALL, keys="temperature=0.5,hidden=512,out=128"),
     "moco-v2": replace(_LIGHTLY_ALL, keys="temperature=0.1,queue=8192,hidden=512,groups=8,symmetric=yes"),
-    # lightly's loss is a quarter of ours: a quarter of its rate and four times its decay take the same steps
+    # lightly's loss is a quarter of ours, so a quarter of its rate and four times its decay take the same steps
     "byol": replace(_LIGHTLY_ALL, keys="hidden=1024,out=256,momentum=0.99,momentum_end=0.99", lr=0.03,
                     weight_decay=2e-3, jitter=MILD, solarize=0.2),
     "barlow-twins": replace(_LIGHTLY_ALL, keys="layers=2,hidden=2048,out=2048,offdiagonal=0.005,scale=1", jitter=MILD,

@@ -1,4 +1,4 @@
-"""Self-supervised pre-training: images to views to an objective. Labels never come near it."""
+"""Self-supervised pre-training: from images to views to the objective. It never uses labels."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sslbd_cli.pretrain.contract import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """Everything that determines a pre-training but its data, device and seed."""
+    """Hold everything that determines a pre-training except its data, device and seed."""
 
     objective: Objective
     arch: Arch
     plan: Plan
     recipe: Recipe
     compiled: bool = False
-    layout: str = "auto"  # channels-last: yes, no, or where it pays
+    layout: str = "auto"  # channels-last: yes, no, or auto (where it is faster)
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """A labelled set that is watched but never trained on. images: uint8 N,3,H,W; labels: int64 N."""
+    """A labelled dataset to report kNN accuracy on, never trained on. images: uint8 N,3,H,W; labels: int64 N."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -50,10 +50,10 @@ def pretrain(
     monitor: Monitor | None = None,
     captions: np.ndarray | None = None,
 ) -> ImageEncoder:
-    """Train an encoder on unlabeled images uint8 N,3,H,W, and captions uint8 N,L where the objective reads them.
+    """Train an encoder on unlabeled images uint8 N,3,H,W, and on captions uint8 N,L if the objective needs them.
 
-    Raises Unsound where training diverges (F01) or the features collapse (F02), InputError where the set is smaller
-    than a batch or captions are missing. Eight parameters: the last three are what a run may do without.
+    Raises Unsound if training diverges (F01) or the features collapse (F02), and InputError if the dataset is smaller
+    than a batch or captions are missing. It has eight parameters; the last three are optional.
     """
     if setup.objective.captions and captions is None:
         raise InputError(f"{setup.objective.name} needs a caption of each image, and there are none")
@@ -80,7 +80,7 @@ def pretrain(
 
 
 def build(images: np.ndarray, setup: Pretraining, session: Session) -> ImageEncoder:
-    """Build the encoder with random weights, normalised by the images' own channel statistics, on the device."""
+    """Build the encoder on the device with random weights; it normalises by the images' own channel statistics."""
     mean, std = channel_statistics(images)
     net = new(setup.arch, images.shape[-1], mean, std, session.generator("weights")).to(session.device.torch)
     if setup.layout == "yes" or (setup.layout == "auto" and channels_last_pays(session.device)):
@@ -104,7 +104,7 @@ def _learner(net: ImageEncoder, setup: Pretraining, session: Session) -> nn.Modu
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of images uint8 N,3,H,W in [0,1], from at most 10,000 of them."""
+    """Return mean and standard deviation per channel of images uint8 N,3,H,W in [0,1], from at most 10,000 images."""
     step = max(1, len(images) // 10_000)
     levels = np.stack([np.bincount(images[::step, c].ravel(), minlength=256) for c in range(3)]).astype(np.float64)
     share = levels / levels.sum(1, keepdims=True)
@@ -115,16 +115,16 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
 
 def channels_last_pays(device: Device) -> bool:
-    """Tell whether channels-last convolutions pay: on GPUs and CPUs with AMX; elsewhere it is within a few percent."""
+    """Return whether channels-last convolutions are faster: on GPUs and CPUs with AMX. Elsewhere it hardly matters."""
     if device.kind == "cpu":
         return device.precision == "bf16" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
     return device.kind == "cuda"
 
 
 def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, device: Device) -> Callable[[int], bool]:
-    """Look after each epoch whether all images are embedded alike; such a state is no checkpoint.
+    """Return a check, run after each epoch, of whether all images are embedded alike; such a state is never saved.
 
-    One such epoch may be a passing one; two in a row, or the last, raise Unsound (F02).
+    One such epoch may pass. Two in a row, or the last epoch, raise Unsound (F02).
     """
     sample = np.ascontiguousarray(images[:: max(1, len(images) // 512)][:512])
     earlier = False
@@ -142,7 +142,7 @@ def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, device: 
 
 
 def _knn_remark(net: ImageEncoder, monitor: Monitor, session: Session) -> Callable[[int], str]:
-    """Report, after each epoch, the kNN accuracy of the monitor's second half given its first (k 200 or less)."""
+    """Report the kNN accuracy on the monitor's second half, given its first, after each epoch (k at most 200)."""
     order = torch.randperm(len(monitor.labels), generator=session.generator("monitor"))
     labels = torch.from_numpy(np.array(monitor.labels))[order].to(session.device.torch)
     images = np.ascontiguousarray(monitor.images[order.numpy()])

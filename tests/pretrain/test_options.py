@@ -168,7 +168,7 @@ def test_a_preset_for_fewer_epochs_than_its_milestones_is_warned_of(sslbd, datas
         typed = params(*map(str, words), "--epochs", str(epochs))
         assert options.plan(typed).milestones == (30, 60, 90) and options.unreached(typed) == warned
     err = sslbd("pretrain", tmp_path / "d.h5", *words, "--epochs", 1, "-o", tmp_path / "e")[2]
-    assert "warning: the training ends before the preset's milestones" in err
+    assert "warning: the training ends before the preset's last milestone" in err
 
 
 def test_a_stepped_rate_falls_at_its_milestones():

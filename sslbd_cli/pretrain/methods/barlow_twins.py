@@ -14,10 +14,10 @@ from sslbd_cli.pretrain.losses import off_diagonal
 
 @dataclass(frozen=True, kw_only=True)
 class BarlowTwins(Expander):
-    """Turn the cross-correlation of two views into the identity (Zbontar et al. 2021)."""
+    """Bring the cross-correlation of two views close to the identity (Zbontar et al. 2021)."""
 
-    offdiagonal: float = key(0.0051, "the paper's lambda: weight of the off-diagonal terms", low=0)
-    scale: float = key(0.1, "factor of the whole loss (solo-learn's; 1 in the paper)", low=0.0001, expert=True)
+    offdiagonal: float = key(0.0051, "weight of the off-diagonal terms (the paper's lambda)", low=0)
+    scale: float = key(0.1, "factor of the whole loss (solo-learn: 0.1; paper: 1)", low=0.0001, expert=True)
 
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
         assert isinstance(learner, nn.ModuleDict)
@@ -29,6 +29,6 @@ class BarlowTwins(Expander):
 
 
 def standardise(z: Tensor) -> Tensor:
-    """Give each column of B,D mean 0 and variance 1 over the batch, as batch norm without affine parameters does."""
+    """Give each column of B,D mean 0 and variance 1 over the batch, like batch norm without affine parameters."""
     variance, mean = torch.var_mean(z, 0, correction=0)
     return (z - mean) * (variance + 1e-5).rsqrt()

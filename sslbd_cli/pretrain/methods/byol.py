@@ -1,4 +1,4 @@
-"""BYOL (Grill et al. 2020): predict a slowly moving target's projection of the other view; no negatives."""
+"""BYOL (Grill et al. 2020): predict a momentum target's projection of the other view, without negatives."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sslbd_cli.pretrain.losses import cosine_loss, mlp, rising
 class BYOL(UnevenViews):
     """Predict a momentum target's projection of the other view (Grill et al. 2020)."""
 
-    momentum: float = key(0.99, "share of the target kept at each step, at first", low=0, high=1)
-    momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1, expert=True)
+    momentum: float = key(0.99, "EMA momentum of the target at the start", low=0, high=1)
+    momentum_end: float = key(1.0, "EMA momentum at the end, reached along a cosine", low=0, high=1, expert=True)
     hidden: int = key(1024, "width of the projector's hidden layer", low=2)
-    predictor: int = key(0, "width of the predictor's hidden layer; 0 is the projector's", low=0, expert=True)
+    predictor: int = key(0, "width of the predictor's hidden layer; 0: the projector's", low=0, expert=True)
     out: int = key(128, "width of the projection", low=2)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021), small: images and their captions attract, all other pairs of the batch repel."""
+"""CLIP (Radford et al. 2021), small: attract images and their captions, repel all other pairs of the batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sslbd_cli.pretrain.contract import Objective
 class CLIP(Objective):
     """Match images with their captions within the batch (Radford et al. 2021); needs a dataset with captions.
 
-    The only augmentation is a crop, as in the paper: captions may name colours and sides, so nothing is flipped or
-    recoloured, and --crop-scale, --jitter, --gray and --blur do not apply. The linear map of the images and the text
+    As in the paper, a crop is the only augmentation. Captions may name colours and sides, so views are never flipped
+    or recoloured; --crop-scale, --jitter, --gray and --blur have no effect. The linear map of the images and the text
     tower are stored beside the encoder; `sslbd embed --projected` and `sslbd embed --text` use them.
     """
 
@@ -28,16 +28,16 @@ class CLIP(Objective):
 
     width: int = key(128, "width of the text tower; a multiple of 32", low=32, high=1024)
     depth: int = key(2, "transformer layers of the text tower", low=1, high=24)
-    context: int = key(128, "bytes of a caption that are read; the rest is cut off", low=8, high=1024)
-    out: int = key(128, "width of the space of images and texts", low=2, high=4096)
-    crop: float = key(0.9, "smallest share of the image that is shown", low=0.01, high=1, expert=True)
+    context: int = key(128, "bytes read of each caption; the rest is cut off", low=8, high=1024)
+    out: int = key(128, "width of the joint space of images and texts", low=2, high=4096)
+    crop: float = key(0.9, "smallest share of the image in a view", low=0.01, high=1, expert=True)
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
         return (replace(base, scale=(self.crop, 1.0), flip=0, jitter=0, gray=0, blur=0, solarize=0),)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
         if self.width % HEAD:
-            raise InputError(f"clip: width={self.width} is not a multiple of {HEAD}")
+            raise InputError(f"clip: width={self.width} is not a multiple of {HEAD}; give a multiple")
         text = TextTower(self.width, self.depth, self.context, self.out)
         return nn.ModuleDict({"encoder": encoder, "projector": nn.Linear(dim, self.out, bias=False), "text": text})
 

@@ -1,4 +1,4 @@
-"""DINO (Caron et al. 2021): agree with a momentum teacher on soft prototypes; centred and sharpened, never labelled."""
+"""DINO (Caron et al. 2021): match a momentum teacher's centred and sharpened distribution over prototypes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,26 @@ from sslbd_cli.pretrain.losses import mlp, rising
 class DINO(UnevenViews):
     """Match a momentum teacher's centred distribution over prototypes (Caron et al. 2021), with two views.
 
-    Durations are shares of the training: an epoch of 100 is 0.01. Without the authors' gradient clipping.
+    Durations are shares of the training: one epoch of 100 is 0.01. The authors' gradient clipping is left out.
     """
 
-    prototypes: int = key(1024, "outputs of the head (4096 in solo-learn on CIFAR)", low=2)
-    temperature: float = key(0.1, "of the student's softmax", low=0.001)
+    prototypes: int = key(1024, "number of prototypes (4096 in solo-learn on CIFAR)", low=2)
+    temperature: float = key(0.1, "temperature of the student's softmax", low=0.001)
     teacher: float = key(0.04, "temperature of the teacher's softmax", low=0.001)
-    teacher_start: float = key(0.04, "temperature of the teacher's softmax at first", low=0.001, expert=True)
+    teacher_start: float = key(0.04, "temperature of the teacher's softmax at the start", low=0.001, expert=True)
     warmup: float = key(
         0.0, "share of the training in which the teacher's temperature rises", low=0, high=1, expert=True
     )
     frozen: float = key(
-        0.02, "share of the training before the prototypes move (an epoch in the paper)", low=0, high=1, expert=True
+        0.02, "share of the training with frozen prototypes (paper: one epoch)", low=0, high=1, expert=True
     )
-    centre: float = key(
-        0.9, "share of the centre of the teacher's outputs kept at each step", low=0, high=1, expert=True
-    )
-    momentum: float = key(0.99, "share of the teacher kept at each step, at first", low=0, high=1)
-    momentum_end: float = key(1.0, "share kept at the end, reached along a cosine", low=0, high=1, expert=True)
+    centre: float = key(0.9, "EMA momentum of the centre of the teacher's outputs", low=0, high=1, expert=True)
+    momentum: float = key(0.99, "EMA momentum of the teacher at the start", low=0, high=1)
+    momentum_end: float = key(1.0, "EMA momentum at the end, reached along a cosine", low=0, high=1, expert=True)
     hidden: int = key(512, "width of the head's hidden layers", low=2)
     layers: int = key(3, "layers of the head (2 in lightly's CIFAR runs)", low=2, high=4, expert=True)
     out: int = key(256, "width of the head's bottleneck", low=2)
-    norm: bool = key(True, "batch norm in the head; solo-learn on CIFAR: no", expert=True)
+    norm: bool = key(True, "batch norm in the head (solo-learn on CIFAR: no)", expert=True)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
         widths = (dim, *[self.hidden] * (self.layers - 1), self.out)
@@ -72,7 +70,7 @@ class DINO(UnevenViews):
         self._schedule(learner, progress)
 
     def _schedule(self, learner: nn.ModuleDict, progress: float) -> None:
-        """Set what the next step's loss needs of the schedule; in buffers, so that a checkpoint holds it."""
+        """Set the scheduled values of the next step. They are buffers, so that checkpoints hold them."""
         warm = progress / self.warmup if progress < self.warmup else 1.0
         learner["centre"].get_buffer("temperature").fill_(
             self.teacher_start + (self.teacher - self.teacher_start) * warm
@@ -81,7 +79,7 @@ class DINO(UnevenViews):
 
 
 class Prototypes(nn.Module):
-    """Cosines of a batch B,D with K directions: the paper's weight-normed last layer, its norms fixed at 1."""
+    """Return cosines of a batch B,D with K prototypes: the paper's weight-normed last layer with norms fixed at 1."""
 
     frozen: Tensor
 
@@ -91,13 +89,13 @@ class Prototypes(nn.Module):
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Frozen prototypes get zero gradients; weight decay only shortens them, which leaves their directions alone.
+        # Frozen prototypes get zero gradients. Weight decay only shortens them and keeps their directions.
         weight = torch.where(self.frozen, self.weight.detach(), self.weight)
         return F.linear(F.normalize(x.float(), dim=1), F.normalize(weight, dim=1))
 
 
 class Centre(nn.Module):
-    """The running mean K of the teacher's outputs and the temperature of its softmax."""
+    """Hold the running mean K of the teacher's outputs and the temperature of the teacher's softmax."""
 
     mean: Tensor
     temperature: Tensor
@@ -106,11 +104,11 @@ class Centre(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("temperature", torch.ones(()))
-        self.latest: Tensor = self.mean  # the mean over the last batch, for the next update
+        self.latest: Tensor = self.mean  # mean over the last batch, for the next update
 
 
 def _start_small(module: nn.Module) -> None:
-    """Start a linear layer as the authors do: a narrow truncated normal, no bias."""
+    """Initialise a linear layer as the authors do: truncated normal of deviation 0.02, zero bias."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Jigsaw (Noroozi and Favaro 2016): tell in which of many orders the nine tiles of an image were laid out."""
+"""Jigsaw (Noroozi and Favaro 2016): recognise in which of many orders the nine tiles of an image were laid out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sslbd_cli.core.augment import Recipe
 
 
-# --- Jigsaw puzzles (Noroozi and Favaro 2016): far-apart permutations of nine cells, and tiles cut out of images
+# --- Jigsaw puzzles (Noroozi and Favaro 2016): permutations of nine cells that lie far apart, and tiles of images
 
 GRID = 3
 CELLS = GRID * GRID
@@ -31,11 +31,11 @@ CELLS = GRID * GRID
 def permutations(count: int) -> Tensor:
     """Choose `count` permutations of the nine cells that lie far apart in Hamming distance: int64 count,9.
 
-    Greedy from the identity, without random draws. The authors' algorithm 1 takes the permutation of largest mean
-    distance to those chosen; here the smallest distance comes first and the mean breaks ties. That reaches the same
-    mean (8.08 of 9 for 100 permutations, 8.00 for 2,000), and no two lie closer than 6 and 4 instead of 2 and 2.
+    The choice is greedy from the identity and not random. The authors' algorithm 1 takes the permutation with the
+    largest mean distance to those chosen. We take the largest smallest distance; the mean breaks ties. This reaches the
+    same mean (8.08 of 9 for 100 permutations, 8.00 for 2,000), and the closest two are 6 and 4 apart, not 2 and 2.
     """
-    every = np.ascontiguousarray(_all_permutations().T)  # 9,9!: a row per cell, so that comparisons run along memory
+    every = np.ascontiguousarray(_all_permutations().T)  # 9,9!: one row per cell, so that comparisons are contiguous
     total, nearest = np.zeros(every.shape[1], np.int32), np.full(every.shape[1], CELLS, np.uint8)
     chosen = [0]
     while len(chosen) < count:
@@ -60,7 +60,7 @@ def _all_permutations() -> np.ndarray:
 
 
 class Orders(nn.Module):
-    """The orders of a training, kept with its state: numbers B to the cells of each slot, int64 B,9."""
+    """Hold the orders of a training in its state: map numbers B to the cells of each slot, int64 B,9."""
 
     cells: Tensor
 
@@ -73,9 +73,9 @@ class Orders(nn.Module):
 
 
 def drop_green_magenta(x: Tensor, rows: Tensor) -> Tensor:
-    """Remove the colour axis (-1, 2, -1) from the rows, bool B, of B,3,H,W: what lenses blur most (Doersch 2015).
+    """Remove the colour axis (-1, 2, -1) from the rows, bool B, of B,3,H,W (Doersch 2015).
 
-    Grey pixels stay as they are; saturated colours may leave [0,1] by a sixth.
+    Lenses blur this axis most. Grey pixels do not change. Saturated colours may leave [0,1] by a sixth.
     """
     axis = torch.tensor([-1.0, 2.0, -1.0], device=x.device).div(6**0.5).view(1, 3, 1, 1)
     return x - rows.view(-1, 1, 1, 1) * axis * (x * axis).sum(1, keepdim=True)
@@ -84,7 +84,7 @@ def drop_green_magenta(x: Tensor, rows: Tensor) -> Tensor:
 def cut(images: Tensor, cells: Tensor, shifts: Tensor, side: int) -> Tensor:
     """Cut the tiles of cells B,K out of square images B,3,S,S: B*K,3,side,side.
 
-    shifts: B,K,2, where each tile lies in its cell (down, right). Pixels left over by the grid are an outer margin.
+    shifts: B,K,2, the place of each tile in its cell (down, right). Pixels that the grid leaves over form a margin.
     """
     size = images.shape[-1]
     cell = size // GRID
@@ -96,30 +96,28 @@ def cut(images: Tensor, cells: Tensor, shifts: Tensor, side: int) -> Tensor:
     return tiles.permute(0, 1, 4, 2, 3).flatten(0, 1)
 
 
-EPS = 1e-3  # variance of a tile's noise floor, in normalised units: flat tiles stay dark instead of turning to noise
+EPS = 1e-3  # floor of a tile's variance, in normalised units: flat tiles stay flat instead of becoming noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jigsaw(Objective):
     """Recognise the order of nine shuffled image tiles (Noroozi and Favaro 2016).
 
-    One encoder embeds each tile; a linear map of the nine embeddings names the order. Against shortcuts, tiles are cut
-    at random within their cells, so edges do not continue; half the images are grey and half of the others lose the
-    axis along which lenses blur colours. Brightness still betrays neighbours, as in SSL-Backdoor's code; norm=tile
-    evens it out, as Noroozi and Favaro do. Tiles are not enlarged, as in both papers: in equal time on 32-pixel images
-    that learned the puzzle better than feed=16, and feed=32 was nine times slower without being better by then.
+    One encoder embeds each tile; a linear map of the nine embeddings predicts the order. Three measures prevent
+    shortcuts: tiles are cut at random places in their cells, so edges do not continue; half the images are grey; half
+    of the others lose the colour axis that lenses blur. Brightness still reveals neighbours, as in SSL-Backdoor's code;
+    norm=tile removes it, as Noroozi and Favaro do. Tiles are not enlarged, as in both papers. On 32-pixel images and in
+    equal time this learned the puzzle better than feed=16; feed=32 was nine times slower and not better by then.
     """
 
-    permutations: int = key(100, "orders to tell apart, far from each other (the papers' 2000 suit large sets)",
+    permutations: int = key(100, "number of orders, far from each other (papers: 2000, for large datasets)",
                             low=2, high=10000)  # fmt: skip
-    tile: int = key(0, "side of a tile in pixels; 0 is three quarters of a cell, as the papers' 64 of 85", low=0)
-    feed: int = key(0, "side at which the encoder sees a tile; 0 is as cut; transformers need their images' side",
+    tile: int = key(0, "side of a tile in pixels; 0: three quarters of a cell (papers: 64 of 85)", low=0)
+    feed: int = key(0, "side to which tiles are scaled for the encoder; 0: unscaled; transformers need the image side",
                     low=0, high=1024, expert=True)  # fmt: skip
-    norm: str = key(
-        "image", "what is normalised: the image, or each tile by itself", choices=("image", "tile"), expert=True
-    )
+    norm: str = key("image", "normalise the image, or each tile", choices=("image", "tile"), expert=True)
     gray: float = key(0.5, "share of grey images", low=0, high=1, expert=True)
-    projection: float = key(0.5, "share of images that lose their green-magenta contrast", low=0, high=1, expert=True)
+    projection: float = key(0.5, "share of images that lose the green-magenta axis", low=0, high=1, expert=True)
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
         return (replace(base, jitter=0.0, gray=self.gray),)
@@ -155,13 +153,13 @@ class Jigsaw(Objective):
             pieces = (pieces - mean) / (var + EPS).sqrt()
         if self.feed not in (0, side):
             pieces = F.interpolate(pieces, size=self.feed, mode="bilinear", antialias=self.feed < side)
-        feats = encoder.encoder(pieces).reshape(len(x), -1)  # B,9D; the network itself, for tiles are no whole images
+        feats = encoder.encoder(pieces).reshape(len(x), -1)  # B,9D; bypasses the checks for whole images
         return F.cross_entropy(learner["head"](feats).float(), puzzle)
 
 
 @torch.no_grad()
 def takes(encoder: ImageEncoder, size: int) -> bool:
-    """Tell whether an encoder's network runs on images of `size` pixels."""
+    """Return whether an encoder's network runs on images of `size` pixels."""
     was_training = encoder.training
     try:
         encoder.eval().encoder(torch.zeros(1, 3, size, size, device=encoder.mean.device))

@@ -1,4 +1,4 @@
-"""MAE (He et al. 2022): paint the hidden patches of an image from the few that a vision transformer sees."""
+"""MAE (He et al. 2022): a vision transformer sees few patches of an image and reconstructs the hidden ones."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class MAE(Objective):
     """Reconstruct masked patches with a vision transformer (He et al. 2022); needs --arch vit or a ViT of timm.
 
-    The encoder works on visible patches alone; the loss is the squared error on hidden ones, each patch normalised by
-    its own mean and deviation (0.98 or so for a flat guess). The view is a crop and a flip. The paper's decoder has
-    width=512,depth=8,heads=16; its positions are fixed sines, ours are learned, in the decoder as in the encoder.
+    The encoder sees visible patches only. The loss is the squared error on hidden patches, each normalised by its own
+    mean and deviation (about 0.98 for a constant guess). The view is a crop and a flip. The paper's decoder is
+    width=512,depth=8,heads=16. Its positions are fixed sines; ours are learned, in encoder and decoder.
     """
 
-    mask: float = key(0.75, "share of the patches that is hidden", low=0.01, high=0.99)
+    mask: float = key(0.75, "share of hidden patches", low=0.01, high=0.99)
     depth: int = key(2, "transformer blocks of the decoder", low=1, high=100)
     width: int = key(128, "channels of the decoder; a multiple of heads", low=4)
     heads: int = key(4, "attention heads of the decoder", low=1)
@@ -46,7 +46,7 @@ class MAE(Objective):
         if not visible_count(tokens, self.mask):
             raise InputError(f"mae: mask={self.mask} hides all of the {tokens} patches; lower it, or patches' size")
         if self.width % self.heads:
-            raise InputError(f"mae: heads={self.heads} does not divide width={self.width}")
+            raise InputError(f"mae: heads={self.heads} does not divide width={self.width}; give a divisor")
         decoder = Decoder(dim, tokens, net.num_prefix_tokens, 3 * patch * patch, self)
         return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
 
@@ -69,10 +69,10 @@ class MAE(Objective):
 
 
 def encode_visible(net: VisionTransformer, x: Tensor, visible: Tensor) -> Tensor:
-    """Return the tokens B,P+K,D of a transformer that sees the patches `visible` B,K only, after its P prefix tokens.
+    """Return the tokens B,P+K,D of a transformer that sees its P prefix tokens and the patches `visible` B,K only.
 
-    What `net.forward_features` does, with the hidden patches left out once positions are added. fc_norm is that of
-    models whose final norm follows the pooling: applied to each token here, or it would not be trained.
+    This is `net.forward_features` with the hidden patches removed after the positions are added. In models whose final
+    norm follows the pooling (fc_norm), that norm is applied to each token; otherwise it would not be trained.
     """
     tokens = net._pos_embed(net.patch_embed(x))
     prefix = net.num_prefix_tokens
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, feats: Tensor, visible: Tensor) -> Tensor:
-        """Return patches B,T,P from tokens B,prefix+K,D and the patch numbers B,K of the last K of them."""
+        """Return patches B,T,P from tokens B,prefix+K,D; visible B,K are the patch numbers of the last K tokens."""
         seen = self.embed(feats)
         count, width = len(seen), seen.shape[2]
         at = visible[:, :, None].expand(-1, -1, width)

@@ -1,4 +1,4 @@
-"""MoCo v2 (Chen et al. 2020b): a query against its key and a queue of earlier keys from a slowly moving encoder."""
+"""MoCo v2 (Chen et al. 2020b): contrast a query with its key and a queue of earlier keys of a momentum encoder."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from sslbd_cli.pretrain.losses import Queue, check_batch, grouped, mlp, rising, 
 class MoCoV2(Objective):
     """Contrast queries with a queue of keys from a momentum encoder (Chen et al. 2020b).
 
-    symmetric=yes is MoCo v2+ (Chen & He 2021; solo-learn): both views are queries and keys in turn, each
-    direction has a queue of its own, and the loss is the mean of both.
+    symmetric=yes is MoCo v2+ (Chen & He 2021; solo-learn): both views are queries and keys in turn. Each direction has
+    its own queue, and the loss is the mean of both.
     """
 
-    temperature: float = key(0.2, "of the softmax over cosines", low=0.001)
-    queue: int = key(4096, "keys kept; a multiple of the batch", low=2)
-    symmetric: bool = key(False, "contrast in both directions, with a queue each (MoCo v2+)")
-    momentum: float = key(0.99, "share of the key encoder kept at each step", low=0, high=1)
+    temperature: float = key(0.2, "temperature of the softmax over cosines", low=0.001)
+    queue: int = key(4096, "length of the queue of keys; a multiple of the batch", low=2)
+    symmetric: bool = key(False, "contrast in both directions, with one queue each (MoCo v2+)")
+    momentum: float = key(0.99, "EMA momentum of the key encoder", low=0, high=1)
     momentum_end: float = key(
-        0.0, "share kept at the end, reached along a cosine; 0: constant", low=0, high=1, expert=True
+        0.0, "EMA momentum at the end, reached along a cosine; 0: constant", low=0, high=1, expert=True
     )
     groups: int = key(
         2,
-        "parts of a batch that are normalised apart; keys are shuffled first (MoCo, section 3.3)",
+        "batch parts with their own batch norm; keys are shuffled first (MoCo, section 3.3)",
         low=1,
         expert=True,
     )
-    hidden: int = key(0, "width of the projector's hidden layer; 0 is the embedding's", low=0)
+    hidden: int = key(0, "width of the projector's hidden layer; 0: the embedding's width", low=0)
     out: int = key(128, "width of the projection", low=2)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
@@ -54,7 +54,7 @@ class MoCoV2(Objective):
         return torch.stack([self._contrast(learner, queue, *pair) for queue, pair in directions]).mean()
 
     def _contrast(self, learner: nn.ModuleDict, queue: nn.Module, view: Tensor, other: Tensor) -> Tensor:
-        """Return InfoNCE of one view's queries against the other view's keys and a queue of earlier ones."""
+        """Return InfoNCE of one view's queries against the other view's keys and a queue of earlier keys."""
         assert isinstance(queue, Queue)
         query = F.normalize(grouped(learner["online"], view, self.groups).float(), dim=1)
         with torch.no_grad():

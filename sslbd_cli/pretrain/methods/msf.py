@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 class MSF(Objective):
     """Shift each query to the mean of its target's nearest neighbours (Koohpayegani et al. 2021).
 
-    The query is a full view, the target a weak one (crop and flip alone). The target encoder moves after the step;
-    the authors move it before the next one's forward pass, which is the same.
+    The query is a full view; the target is a weak one (crop and flip only). The target encoder is updated after the
+    step. The authors update it before the next forward pass, which is equivalent.
     """
 
-    queue: int = key(4096, "targets kept (128000 in the paper); a multiple of the batch", low=2)
-    k: int = key(5, "neighbours of a target, itself the first", low=1)
-    momentum: float = key(0.99, "share of the target encoder kept at each step", low=0, high=1)
-    groups: int = key(1, "parts of a batch that are normalised apart; targets are shuffled first", low=1, expert=True)
-    hidden: int = key(0, "width of the heads' hidden layers; 0 is twice the embedding's", low=0)
-    out: int = key(0, "width of the projection; 0 is a quarter of the embedding's", low=0)
+    queue: int = key(4096, "length of the queue of targets (paper: 128000); a multiple of the batch", low=2)
+    k: int = key(5, "nearest neighbours of a target, including itself", low=1)
+    momentum: float = key(0.99, "EMA momentum of the target encoder", low=0, high=1)
+    groups: int = key(1, "batch parts with their own batch norm; targets are shuffled first", low=1, expert=True)
+    hidden: int = key(0, "width of the heads' hidden layers; 0: twice the embedding's width", low=0)
+    out: int = key(0, "width of the projection; 0: a quarter of the embedding's width", low=0)
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
         return base, replace(base, jitter=0, gray=0, blur=0, solarize=0)
@@ -63,7 +63,7 @@ class MSF(Objective):
         with torch.no_grad():
             target = F.normalize(shuffled(learner["target"], weak, self.groups).float(), dim=1)
             queue.latest = target
-            queue.push()  # before the search, so that each target finds itself first
+            queue.push()  # push before the search, so that each target finds itself first
         with torch.autocast(query.device.type, enabled=False):
             nearest = (target @ queue.rows.T).topk(self.k, dim=1).indices  # B,k
             return 2 - 2 * torch.einsum("bd,bkd->bk", query, queue.rows[nearest]).mean()

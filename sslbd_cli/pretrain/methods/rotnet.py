@@ -1,4 +1,4 @@
-"""RotNet (Gidaris, Singh, Komodakis 2018): tell by how many quarter turns an image was rotated."""
+"""RotNet (Gidaris, Singh, Komodakis 2018): predict by how many quarter turns an image was rotated."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TURNS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RotNet(Objective):
-    """Predict which of four rotations each image underwent (Gidaris et al. 2018); four images per image of a batch.
+    """Predict which of four rotations each image underwent (Gidaris et al. 2018); each image enters a batch four times.
 
-    All four rotations of an image are in one batch, as in section 3 of the paper. The view is a crop and a flip, its
-    colours untouched (SSL-Backdoor's recipe).
+    All four rotations of an image are in one batch, as in section 3 of the paper. The view is a crop and a flip without
+    any change of colour (SSL-Backdoor's recipe).
     """
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:

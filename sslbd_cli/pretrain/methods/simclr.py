@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020): two views of an image attract, all other views in the batch repel."""
+"""SimCLR (Chen et al. 2020): attract two views of an image, repel all other views in the batch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sslbd_cli.pretrain.losses import mlp, nt_xent
 class SimCLR(Objective):
     """Contrast two views within the batch by NT-Xent (Chen et al. 2020)."""
 
-    temperature: float = key(0.2, "of the softmax over cosines", low=0.001)
-    hidden: int = key(0, "width of the projector's hidden layer; 0 is the embedding's", low=0)
+    temperature: float = key(0.2, "temperature of the softmax over cosines", low=0.001)
+    hidden: int = key(0, "width of the projector's hidden layer; 0: the embedding's width", low=0)
     out: int = key(128, "width of the projection", low=2)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:

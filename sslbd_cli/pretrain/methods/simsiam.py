@@ -1,4 +1,4 @@
-"""SimSiam (Chen & He 2021): predict the other view's projection, with a stopped gradient and nothing else."""
+"""SimSiam (Chen & He 2021): predict the other view's projection, with a stopped gradient and no negatives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sslbd_cli.pretrain.losses import mlp
 class SimSiam(Objective):
     """Predict the other view's projection behind a stopped gradient (Chen & He 2021).
 
-    The predictor's learning rate falls with all others; the authors' code can keep it constant.
+    The predictor's learning rate falls like all others; the authors' code can keep it constant.
     """
 
     hidden: int = key(512, "width of the projector's hidden layers", low=2)
@@ -26,7 +26,7 @@ class SimSiam(Objective):
     layers: int = key(3, "layers of the projector (2 in lightly's CIFAR runs)", low=2, high=4, expert=True)
 
     def learner(self, encoder: nn.Module, dim: int, batch: int) -> nn.Module:
-        # the last batch norm takes any bias away again, so that layer has none
+        # the last batch norm cancels any bias, so that layer has none
         widths = (dim, *[self.hidden] * (self.layers - 1), self.out)
         return nn.ModuleDict(
             {

@@ -1,4 +1,4 @@
-"""VICReg (Bardes et al. 2022): alike views, no dead dimension, no two dimensions that say the same."""
+"""VICReg (Bardes et al. 2022): keep views equal, dimensions varied (variance) and not redundant (covariance)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class VICReg(Expander):
     The variance term is the sum over both views, as in solo-learn; the authors' code halves it (variance=12.5).
     """
 
-    invariance: float = key(25.0, "weight of the squared distance of two views", low=0)
-    variance: float = key(25.0, "weight of the hinge on each dimension's deviation", low=0)
+    invariance: float = key(25.0, "weight of the squared distance between two views", low=0)
+    variance: float = key(25.0, "weight of the hinge on each dimension's standard deviation", low=0)
     covariance: float = key(1.0, "weight of the squared covariances", low=0)
 
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
@@ -35,7 +35,7 @@ class VICReg(Expander):
 
 
 def hinge(z: Tensor) -> Tensor:
-    """Return how far the standard deviations of the columns of B,D stay below 1, on average (equations 1 and 2)."""
+    """Return the mean of max(0, 1 - standard deviation) over the columns of B,D (equations 1 and 2)."""
     return F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean()
 
 
