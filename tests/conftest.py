@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from budget import Budget
 from micro import make_dataset, make_encoder
 from sslbd_cli import main
 from sslbd_cli.artefacts.kinds import Dataset, Encoder
@@ -28,6 +29,11 @@ hypothesis.settings.load_profile("steady")
 def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="also run tests that take minutes")
     parser.addoption("--regold", action="store_true", help="write the golden files anew instead of comparing with them")
+    parser.addoption("--costs", action="store_true", help="print what cases cost and write tests/costs.json anew")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Budget(config), "budget")
 
 
 def pytest_collection_modifyitems(config, items):
