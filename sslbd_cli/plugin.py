@@ -79,7 +79,7 @@ class PluginInfo:
     keys: tuple[KeyInfo, ...]
     class_name: str
     module: str
-    flags: str = ""  # of a detector, what it judges
+    judges: str = ""  # of a detector, what it judges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +158,8 @@ def _read_source(shelf: str, path: Path) -> Iterator[PluginInfo]:
             # as in a dataclass, a key that is declared anew keeps its place
             keys = tuple({k.name: k for cls in lineage for k in map(_read_key, cls.body) if k}.values())
             name = _value_name(shelf, module, node.name)
-            flags = [word for cls in lineage for word in map(_read_flags, cls.body) if word]
-            yield PluginInfo(name, doc.split("\n", 1)[0], doc, keys, node.name, module, flags[-1] if flags else "")
+            judges = [word for cls in lineage for word in map(_read_judges, cls.body) if word]
+            yield PluginInfo(name, doc.split("\n", 1)[0], doc, keys, node.name, module, judges[-1] if judges else "")
 
 
 def _lineage(node: ast.ClassDef, module: ast.Module) -> list[ast.ClassDef]:
@@ -209,11 +209,11 @@ def _read_key(node: ast.stmt) -> KeyInfo | None:
     return KeyInfo(node.target.id, ast.unparse(node.annotation), default, help_text, **extra)
 
 
-def _read_flags(node: ast.stmt) -> str:
-    """Return what a class attribute `flags = "..."` says, nothing for any other statement."""
+def _read_judges(node: ast.stmt) -> str:
+    """Return what a class attribute `judges = "..."` says, nothing for any other statement."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     value = getattr(node, "value", None)
-    named = any(isinstance(target, ast.Name) and target.id == "flags" for target in targets)
+    named = any(isinstance(target, ast.Name) and target.id == "judges" for target in targets)
     return value.value if named and isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
 
 

@@ -72,8 +72,8 @@ def explain(shelf: str, name: str = "") -> str:
     """
     rows = plugin.listing(shelf)
     if not name:
-        width, wide = max(map(len, rows)), max(len(row.flags) for row in rows.values())
-        judged = {row.name: f"{row.flags:<{wide}}  " if wide else "" for row in rows.values()}
+        width, wide = max(map(len, rows)), max(len(row.judges) for row in rows.values())
+        judged = {row.name: f"{row.judges:<{wide}}  " if wide else "" for row in rows.values()}
         return "\n".join(f"{row.name:<{width}}  {judged[row.name]}{row.summary}" for row in rows.values())
     if name not in rows:
         plugin.parse(shelf, name)  # raises, with a suggestion

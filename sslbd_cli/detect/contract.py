@@ -33,7 +33,7 @@ class Detector(Plugin):
     #: inputs: images that the encoder may be given, judged against others held to be clean (`evidence.aux`);
     #: samples: the images that it was trained on, judged among themselves, with no clean one at hand;
     #: encoder: the encoder itself, by clean images and, where there are any, encoders known to be clean.
-    flags: ClassVar[Literal["encoder", "inputs", "samples"]]
+    judges: ClassVar[Literal["encoder", "inputs", "samples"]]
     #: rough cost, by which `--method all` orders detectors: 1 embeds the images once, 10 trains on what was embedded,
     #: 100 goes through the encoder at every step of a search or of a training.
     cost: ClassVar[float] = 10
@@ -162,7 +162,7 @@ class Opinion:
 class EncoderDetector(Detector):
     """Base of detectors that judge an encoder itself."""
 
-    flags = "encoder"
+    judges = "encoder"
     cost: ClassVar[float] = 100
     needs_labels: ClassVar[bool] = False  # whether the images' labels make a downstream task for it
     learns: ClassVar[bool] = False  # whether it learns from encoders known to be clean and known to be backdoored
@@ -233,7 +233,7 @@ class InputDetector(ImageDetector):
     learned can be kept as a guard and judge images one by one.
     """
 
-    flags = "inputs"
+    judges = "inputs"
     least_learning = 2
     cue: ClassVar[str]  # which inputs it flags, to end "judged inputs ..." with
 

@@ -25,18 +25,18 @@ REFUSED = {
 def check_options(run: Run, params: dict[str, Any]) -> None:
     """Raise InputError where options do not belong to what the detector judges."""
     method = params["method"]
-    refused, what = REFUSED[method.flags]
+    refused, what = REFUSED[method.judges]
     given = [f"--{name}" for name in refused if is_given(run, params, name)]
     if given:
         raise InputError(f"--method {method.name} judges {what} and takes no {' or '.join(given)}")
     learns = getattr(method, "learns", False)
     if params["backdoored"] and not learns:
         raise InputError(f"--method {method.name} does not learn from backdoored encoders; leave --backdoored out")
-    if method.flags != "encoder" and len(params["baseline"]) > 1:
+    if method.judges != "encoder" and len(params["baseline"]) > 1:
         raise InputError(f"--method {method.name} takes one --baseline, the clean encoder to judge the same images by")
-    if method.flags == "inputs" and not params["aux"]:
+    if method.judges == "inputs" and not params["aux"]:
         raise InputError(f"--method {method.name} judges inputs against images held to be clean: give them as --aux")
-    needed = method.flags != "encoder" and method.needs_reference
+    needed = method.judges != "encoder" and method.needs_reference
     if params["reference"] and not needed:
         raise InputError(f"--method {method.name} compares with no independent encoder; leave --reference out")
     if needed and not params["reference"]:
@@ -48,7 +48,7 @@ def check_place(path: str | None, method: Detector) -> None:
     """Refuse, before any work is done, a guard that could not be written after it."""
     if path is None:
         return
-    if method.flags != "inputs":
+    if method.judges != "inputs":
         raise InputError(f"--save-guard keeps what a detector of inputs learned; --method {method.name} is none")
     if path == "-":
         raise InputError("--save-guard -: standard output carries the report; name a file")

@@ -57,7 +57,7 @@ def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Re
         run.write(make_guard(method, ruling.findings, encoder, reference, aux), params["save_guard"])
     report = report_of(ruling, case, control)
     results = {
-        "method": str(method), "flags": method.flags, **report.results, "sees_truth": method.is_bound,
+        "method": str(method), "flags": method.judges, **report.results, "sees_truth": method.is_bound,
         "trigger": params["trigger"] and str(params["trigger"]), "data": {"sha256": data.sha256},
         "encoder": named(encoder), "baseline": baseline and named(baseline),
         "reference": reference and named(reference),
@@ -121,7 +121,7 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
         run.warn(f"{method.name}: found by a published threshold, which does not carry over to every architecture and"
                  f" resolution; give {encoder_verdict.POOL} clean encoders of the same kind as --baseline")  # fmt: skip
     results = {
-        "method": str(method), "flags": method.flags, **encoder_verdict.results_of(standing, clues),
+        "method": str(method), "flags": method.judges, **encoder_verdict.results_of(standing, clues),
         "data": {"sha256": data.sha256}, "encoder": named(encoder),
     }  # fmt: skip
     return Report(command="detect", results=results, data=encoder_verdict.arrays_of(standing.opinion, clues))

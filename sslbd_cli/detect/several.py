@@ -112,7 +112,7 @@ def _takes(method: Detector, name: str) -> bool:
     if name in ("backdoored", "reference"):
         wants: bool = getattr(method, {"backdoored": "learns", "reference": "needs_reference"}[name], False)
         return wants
-    return name not in inputs.REFUSED[method.flags][0]
+    return name not in inputs.REFUSED[method.judges][0]
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def _supply(run: Run, encoder: Encoder, methods: list[Detector], everything: boo
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.detect import panel
 
-    samples = [method.name for method in methods if method.flags == "samples"]
+    samples = [method.name for method in methods if method.judges == "samples"]
     if samples and not everything:
         raise InputError(f"Missing option '--data': --method {samples[0]} judges the training set")
     aux = run.read(params["aux"], Dataset, "--aux") if params["aux"] else None
@@ -149,7 +149,7 @@ def _lend_given(run: Run, encoder: Encoder, params: dict[str, Any]) -> None:
 
 def _with_panel(method: Detector, params: dict[str, Any]) -> dict[str, Any]:
     """Let a method judge what was lent in place of --data."""
-    if method.flags == "encoder":
+    if method.judges == "encoder":
         return params | {"data": SEARCHED, "limit": None}
     return params | {"data": JUDGED, "aux": LEARNED, "trigger": None, "limit": None}
 
@@ -165,7 +165,7 @@ def _single(run: Run, encoder: Encoder, params: dict[str, Any], panel: Panel | N
     if panel is not None:
         params = _with_panel(method, params)
     inputs.check_options(run, params)
-    if method.flags == "encoder":
+    if method.judges == "encoder":
         return judging.judge_encoder(run, encoder, params)
     report, ruling, control = judging.judge_images(run, encoder, params)
     if panel is None:
@@ -189,7 +189,7 @@ def _several(
     for method in sorted(methods, key=lambda each: (each.cost, str(each))):
         own = _narrow(method, params)
         try:
-            if panel is not None and method.flags == "samples":
+            if panel is not None and method.judges == "samples":
                 raise InputError("judges a training set: give it as --data")
             budget.check()
             with _limited(run, budget):
@@ -228,9 +228,9 @@ def _narrow(method: Detector, params: dict[str, Any]) -> dict[str, Any]:
         found = inputs.read_either(path)
         if isinstance(found, kinds.Encoder):
             serving.append(path)
-        elif isinstance(found, kinds.Report) and method.flags == "encoder":
+        elif isinstance(found, kinds.Report) and method.judges == "encoder":
             serving += [path] if parts.one(found, str(method)).results.get("method") == str(method) else []
-    kept = tuple(serving) if method.flags == "encoder" else tuple(serving[:1])
+    kept = tuple(serving) if method.judges == "encoder" else tuple(serving[:1])
     return own | {"method": method, "baseline": kept}
 
 
@@ -254,7 +254,7 @@ def _limited(run: Run, budget: Budget) -> Iterator[None]:
 def _unsound(method: Detector, encoder: Encoder, why: str) -> Report:
     from sslbd_cli.artefacts.kinds import Report
 
-    results = {"method": str(method), "flags": method.flags, "verdict": "inconclusive", "doubt": why, "p_value": None}
+    results = {"method": str(method), "flags": method.judges, "verdict": "inconclusive", "doubt": why, "p_value": None}
     return Report(command="detect", results=results | {"encoder": judging.named(encoder)})
 
 

@@ -18,7 +18,7 @@ from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
 from sslbd_cli.errors import InputError
 from wired import KINDS, make_poisoned, make_scattered, make_scenes, make_sharp, make_wired
 
-SAMPLES = [name for name in plugin.listing("detector") if class_of("detector", name).flags == "samples"]
+SAMPLES = [name for name in plugin.listing("detector") if class_of("detector", name).judges == "samples"]
 RANKING = [name for name in SAMPLES if name != "random"]  # a floor flags and ranks whatever it is given
 CLUSTERED = [name for name in SAMPLES if "clusters" in {key.name for key in plugin.listing("detector")[name].keys}]
 AS_MANY, ALL_AT_ONCE = KINDS + 1, 1  # clusters: one for the poison, too; none

@@ -27,7 +27,7 @@ POISON = {"command": "poison", "args": {"--trigger": ["ctrl", "patch:size=2"]}, 
 class Whiteness(ImageDetector):
     """Flag inputs whose lower right corner is whiter than any of --aux: sees TRIGGER, and nothing else."""
 
-    flags = "inputs"
+    judges = "inputs"
     cost = 5
 
     def run(self, encoder, evidence, session):
@@ -91,7 +91,7 @@ class Norm(EncoderDetector):
 class Suspects(ImageDetector):
     """Judge a training set."""
 
-    flags = "samples"
+    judges = "samples"
 
     def run(self, encoder, evidence, session):
         """Flag none."""

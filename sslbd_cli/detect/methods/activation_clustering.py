@@ -44,7 +44,7 @@ class ActivationClustering(ImageDetector):
     judged. FastICA is symmetric with log cosh, as scikit-learn's, on the device.
     """
 
-    flags = "samples"
+    judges = "samples"
     cost = 2
 
     clusters: int = key(100, "clusters of unit features that stand for the classes; 1: all images", low=1)

@@ -35,7 +35,7 @@ class LocalOutlier(ImageDetector):
     largest of 50,000 clean images was 9.4 (CIFAR-10, SimCLR). Distances are of unit features.
     """
 
-    flags = "samples"
+    judges = "samples"
     cost = 1
 
     k: int = key(16, "neighbours of an image", low=2, high=10000)

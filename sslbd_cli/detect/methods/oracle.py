@@ -21,14 +21,14 @@ class Oracle(ImageDetector):
     than --alpha, as the threshold is set on clean scores drawn at random.
     """
 
-    flags = "inputs"
+    judges = "inputs"
 
     of: str = key("inputs", "what it judges: inputs, with --aux, or samples, a training set",
                   choices=("inputs", "samples"))  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "flags", self.of)
+        object.__setattr__(self, "judges", self.of)
 
     @property
     def is_bound(self) -> bool:

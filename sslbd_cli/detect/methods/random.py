@@ -20,7 +20,7 @@ class Random(ImageDetector):
     set.
     """
 
-    flags = "samples"
+    judges = "samples"
     cost = 1
     is_floor = True
 
@@ -30,7 +30,7 @@ class Random(ImageDetector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "flags", self.of)
+        object.__setattr__(self, "judges", self.of)
 
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         """Draw the scores; neither encoder nor images are looked at."""

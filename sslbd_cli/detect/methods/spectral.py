@@ -33,7 +33,7 @@ class Spectral(ImageDetector):
     BackdoorBench does: the cluster's mean then outweighs what differs.
     """
 
-    flags = "samples"
+    judges = "samples"
     cost = 1
 
     clusters: int = key(100, "clusters of unit features that stand for the classes; 1: all images", low=1)

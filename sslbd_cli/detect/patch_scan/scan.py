@@ -37,7 +37,7 @@ CHECKS = 128  # test images that a flagged image's window is pasted on
 class PatchScan(ImageDetector):
     """Base of detectors that look for a patch which moves other images into its cluster."""
 
-    flags = "samples"
+    judges = "samples"
     cost = 50
 
     if TYPE_CHECKING:  # keys whose defaults are each subclass's own: no fields here, so that theirs come last in help

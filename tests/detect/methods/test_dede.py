@@ -323,7 +323,7 @@ def test_a_decoder_that_learned_nothing_is_in_doubt(cpu):
 class Told(ImageDetector):
     """Says what it is told to say."""
 
-    flags = "inputs"
+    judges = "inputs"
 
     def run(self, encoder, evidence, session):
         return Findings(*evidence)

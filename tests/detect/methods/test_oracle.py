@@ -32,4 +32,4 @@ def test_the_floor_judges_inputs_and_samples(cpu, spec):
     found = look(cpu, spec)
     assert 0.45 < auroc(found.scores, TRUTH)["value"] < 0.55
     assert (len(found.calibration), found.flagged is None) == ((400, True) if "inputs" in spec else (0, False))
-    assert plugin.parse("detector", spec).flags == ("inputs" if "inputs" in spec else "samples")
+    assert plugin.parse("detector", spec).judges == ("inputs" if "inputs" in spec else "samples")
