@@ -1,4 +1,4 @@
-"""Images inside zip and tar archives, read in place: nothing is extracted, links and devices are left out."""
+"""Read images inside zip and tar archives in place. Nothing is extracted; links and devices are left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNPACKERS: dict[bytes, Callable[[Any], Any]] = {b"\xfd7zXZ\0": lzma.open, b"\x1f
 
 
 def image_parts(name: str) -> Parts | None:
-    """Split the path of an image; None for what is hidden, climbs out of the archive, or is no image by its suffix."""
+    """Split the path of an image. Return None if it is hidden, leaves the archive, or has no image suffix."""
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if not parts or not parts[-1].lower().endswith(SUFFIXES):
         return None
@@ -33,10 +33,10 @@ def image_parts(name: str) -> Parts | None:
 
 
 def list_images(path: Path, keep: Callable[[Parts], bool], watch: Watch) -> dict[Parts, Reader]:
-    """List the images of an archive, whose kind is told by its first bytes, not by its name.
+    """List the images of an archive. The first bytes tell its kind, not its name.
 
-    A compressed tar cannot seek: it is read once, and of the images that `keep` names the bytes are held. Raises
-    InputError for an archive that is truncated or unpacks to absurd sizes, and what the libraries raise on others.
+    A compressed tar cannot seek. It is read once, and the bytes of the images that `keep` accepts stay in memory.
+    Raises InputError if the archive is truncated or unpacks to absurd sizes. Errors of the libraries pass through.
     """
     if path.exists() and not path.is_file():
         raise InputError("neither a folder nor a regular file")
@@ -93,15 +93,15 @@ def _list_tar(
             else:
                 stream.seek(member.offset_data)
                 yield parts, functools.partial(bytes, stream.read(member.size))
-    # tarfile stops without a word at a damaged header and at a missing end: only a block of zeros is an end
+    # tarfile stops silently at a damaged header and at a missing end; only a block of zeros is a real end
     if stream.last != bytes(tarfile.BLOCKSIZE):
         raise InputError("damaged or truncated tar archive: its end is missing")
     while stream.read(1 << 20):
-        pass  # the checksum of a compressed stream stands at its very end
+        pass  # the checksum of a compressed stream is at its end
 
 
 class _Bounded:
-    """A stream that refuses to unpack to absurd sizes, and remembers what it read last."""
+    """A stream that refuses to unpack to absurd sizes and remembers its last read."""
 
     def __init__(self, file: Any, limit: int) -> None:
         self.file, self.limit, self.last = file, limit, b""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.data.source import Made, Source
 
-SHOWN = 20  # corrupt images named; the rest are counted
+SHOWN = 20  # corrupt images to name; the rest are counted
 
 
 @options.command(
@@ -31,31 +31,31 @@ SHOWN = 20  # corrupt images named; the rest are counted
 @click.argument("name", type=Spec("source"), default="shapes", metavar="[NAME]")
 @click.argument("source", type=options.ArtefactPath(), required=False)
 @click.option(
-    "--split", metavar="SPLIT", help="Which part of the data, such as train; leave it out to see which there are."
+    "--split", metavar="SPLIT", help="Part of the data, such as train; without it the error lists the splits."
 )
 @click.option("--size", type=click.IntRange(4, 4096), metavar="PIXELS",
-              help="Scale the shorter side to this and keep the centre square.")  # fmt: skip
+              help="Scale the shorter side to PIXELS and keep the centre square.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1, 1 << 30), metavar="N", help="Draw N images (shapes).")
-@click.option("--classes", metavar="NAME,NAME,...", help="Keep these classes alone.")
-@click.option("--part", metavar="K/N", help="Take the K-th of N random parts, or with J-K/N those from J to K.")
-@click.option("--per-class", type=click.IntRange(min=1), metavar="N", help="Take a random N images of each class.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take a random N images in all.")
-@click.option("--root", metavar="FOLDER", help="Where torchvision keeps its datasets; where a filelist's paths start.")
-@click.option("--download", is_flag=True, help="Fetch a torchvision dataset into --root where it is missing.")
-@click.option("--captions", is_flag=True, help="Give each image the text that the source has for it.")
+@click.option("--classes", metavar="NAME,NAME,...", help="Keep only these classes.")
+@click.option("--part", metavar="K/N", help="Take the K-th of N random parts; J-K/N takes parts J to K.")
+@click.option("--per-class", type=click.IntRange(min=1), metavar="N", help="Take N random images of each class.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N random images in all.")
+@click.option("--root", metavar="FOLDER", help="Folder of torchvision's datasets, or of a filelist's paths.")
+@click.option("--download", is_flag=True, help="Download a torchvision dataset into --root if it is missing.")
+@click.option("--captions", is_flag=True, help="Store the source's caption of each image.")
 @click.option("--caption", metavar="TEXT", multiple=True,
-              help="Give each image this text, {} for the name of its class; repeated, one of them.")  # fmt: skip
+              help="Caption of each image; {} is the name of its class. Repeat to draw from several.")  # fmt: skip
 @click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded, and list them.")
 @options.seed
 @options.output
 def command(run: Run, name: Source, source: str | None, root: str | None, output: str, **params: Any) -> None:
-    """Make a dataset of images: NAME is a source (shapes unless given), SOURCE the file or folder it reads.
+    """Make a dataset of images: NAME is a source (default: shapes), SOURCE the file or folder that it reads.
 
-    Give `sslbd data folder PHOTOS --split train --size 96` a folder of class folders, or a zip or tar archive of one;
-    `sslbd data NAME:help` explains a source. Subsets are drawn from the seed and keep the order of the whole: first
-    --classes, then --part, --per-class and --limit. Parts of the same source and --classes, drawn by one seed, share no
-    image, so that what a defender holds can be kept apart from what was trained on. Images become RGB; their sizes must
-    be equal unless --size makes them so.
+    Example: `sslbd data folder PHOTOS --split train --size 96`, where PHOTOS is a folder of class folders, or a zip or
+    tar archive of one. `sslbd data NAME:help` explains a source. Subsets are drawn from the seed, in this order:
+    --classes, --part, --per-class, --limit; images keep their order. Parts of the same source, --classes and seed
+    share no image, so a defender's images can be kept apart from the training images. Images become RGB. They must
+    have equal sizes, unless --size scales them.
     """
     from sslbd_cli.data.source import SourceWish
 
@@ -81,7 +81,7 @@ def _path(text: str | None) -> Path | None:
 
 
 def _report(run: Run, made: Made) -> None:
-    """Say what the dataset holds, and warn of each corrupt image that was left out, up to SHOWN."""
+    """Describe the dataset on stderr, and warn of each corrupt image that was left out, up to SHOWN."""
     if made.skipped:
         run.warn(f"left out {len(made.skipped)} corrupt image{'s' * (len(made.skipped) != 1)}")
         for path, why in made.skipped[:SHOWN]:
@@ -92,7 +92,7 @@ def _report(run: Run, made: Made) -> None:
 
 
 def _describe(dataset: Dataset) -> str:
-    """Describe a dataset in a line: images, size in pixels, classes and how many images each has."""
+    """Describe a dataset in one line: images, size in pixels, classes and images per class."""
     count = len(dataset.images)
     line = f"{count} image{'s' * (count != 1)} of {dataset.extent}"
     line += "" if dataset.captions is None else " with captions"

@@ -1,7 +1,8 @@
-"""Encoded images to pixels: on all cores, and with the distrust that foreign files deserve.
+"""Decode images to pixels on all cores. Foreign files are not trusted.
 
-Whatever a decoder trips over is a corrupt image, reported with its name; sizes are bounded before memory is asked for.
-Threads share the work: Pillow lets go of the interpreter while it decodes and resizes, and threads leave no orphans.
+Any error of a decoder makes a corrupt image, which is reported by name. Sizes are checked before memory is allocated.
+The workers are threads, because Pillow releases the interpreter lock while it decodes and resizes, and threads leave no
+orphans.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-CHUNK = 64  # images a thread takes at a time
+CHUNK = 64  # images per task of a thread
 FILE_LIMIT = 256 << 20  # bytes of one encoded image
 NOTE_SECONDS = 10.0
 In = TypeVar("In")
@@ -37,7 +38,7 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An encoded image: its name inside the source, and how to get its bytes (OSError where that fails)."""
+    """Hold an encoded image: its name in the source, and a function that reads its bytes (may raise OSError)."""
 
     name: str
     read: Callable[[], bytes]
@@ -45,9 +46,9 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of the files: images uint8 M,3,H,W of the rows `kept`, int64 M; (name, reason) of those left out.
+    """Hold decoded images uint8 M,3,H,W, their rows among the files, int64 M, and (name, reason) of those left out.
 
-    digests: per file the SHA-256 of its bytes, hexadecimal; empty where they could not be read.
+    digests: the hexadecimal SHA-256 of each file's bytes; empty if they could not be read.
     """
 
     images: np.ndarray
@@ -57,9 +58,9 @@ class Decoded:
 
 
 def decode(files: Sequence[ImageFile], size: int | None, skip: bool, watch: Watch) -> Decoded:
-    """Decode files in order to RGB; with `size`, each is fitted to a square, otherwise all must be of one size.
+    """Decode files to RGB, in order. With `size`, fit each to a square; without, all must have one size.
 
-    Raises InputError, naming the file, for a corrupt image unless `skip` is set, and for sizes that differ.
+    Raises InputError, which names the file, for a corrupt image (unless `skip`) and for different sizes.
     """
     parts = [files[at : at + CHUNK] for at in range(0, len(files), CHUNK)]
     stack = _Stack(len(files))
@@ -85,7 +86,7 @@ def decode(files: Sequence[ImageFile], size: int | None, skip: bool, watch: Watc
 
 
 class _Stack:
-    """Images of one size, stacked as they come: uint8 M,3,H,W."""
+    """Stack images of one size as they arrive: uint8 M,3,H,W."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -94,7 +95,7 @@ class _Stack:
         self.room = np.empty((0, 3, 0, 0), np.uint8)
 
     def put(self, row: int, name: str, image: np.ndarray) -> None:
-        """Add an image H,W,3. Raises InputError where its size is not that of the first."""
+        """Add an image H,W,3. Raises InputError if its size differs from the first image's."""
         height, width, _ = image.shape
         if not self.rows:
             self.first = name
@@ -110,7 +111,7 @@ class _Stack:
 
 
 def allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """Return room for uint8 pixels. Raises InputError where the memory does not allow it."""
+    """Allocate uint8 pixels. Raises InputError if memory is short."""
     try:
         return np.empty(shape, np.uint8)
     except (MemoryError, ValueError):
@@ -148,7 +149,7 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def pixels(data: bytes, size: int | None = None) -> np.ndarray:
-    """Decode one image to RGB, uint8 H,W,3. Raises whatever Pillow raises on bytes it cannot make sense of."""
+    """Decode one image to RGB, uint8 H,W,3. Raises whatever Pillow raises on bytes that it cannot read."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.load()
         colours = _to_rgb(image)
@@ -156,7 +157,7 @@ def pixels(data: bytes, size: int | None = None) -> np.ndarray:
 
 
 def read_picture(path: str, size: int) -> np.ndarray:
-    """Read one picture as a square, uint8 3,size,size. Raises InputError, naming it, where it cannot be decoded."""
+    """Read one picture as a square, uint8 3,size,size. Raises InputError, which names it, if it cannot be decoded."""
     with _strict_pillow():
         image, _ = _decode_one(ImageFile(path, lambda: read_file(path)), size)
     if isinstance(image, str):
@@ -165,7 +166,7 @@ def read_picture(path: str, size: int) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Drop alpha, expand grey and palettes; of 16-bit samples keep the high byte, as Pillow does for 16-bit RGB."""
+    """Drop alpha, expand grey and palettes. Of 16-bit samples, keep the high byte, as Pillow does for 16-bit RGB."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
@@ -175,7 +176,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _decode_one(file: ImageFile, size: int | None) -> tuple[np.ndarray | str, str]:
-    """Return the pixels H,W,3, or in words why there are none; and the SHA-256 of the bytes."""
+    """Return the pixels H,W,3, or the reason why there are none, and the SHA-256 of the bytes."""
     digest = ""
     try:
         data = file.read()
@@ -183,18 +184,18 @@ def _decode_one(file: ImageFile, size: int | None) -> tuple[np.ndarray | str, st
         return pixels(data, size), digest
     except UnidentifiedImageError:
         return "not an image of a known format", digest
-    except Exception as error:  # decoders raise nearly anything on bytes made to confuse them
+    except Exception as error:  # decoders raise nearly any exception on malicious bytes
         return reason(error), digest
 
 
 def reason(error: BaseException) -> str:
-    """Put an error into one line without the file name that an OSError repeats."""
+    """Return an error as one line, without the file name that an OSError repeats."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200] or type(error).__name__
 
 
 def read_file(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:
-    """Read a regular file, or `size` bytes of it. Raises OSError for anything else (a pipe would never end)."""
+    """Read a regular file, or `size` bytes of it. Raises OSError for anything else, because a pipe may never end."""
     if not Path(path).is_file():
         raise OSError("not a regular file" if Path(path).exists() else "no such file")
     size = Path(path).stat().st_size - offset if size is None else size
@@ -208,33 +209,33 @@ def read_file(path: str | Path, offset: int = 0, size: int | None = None) -> byt
 
 
 def refuse_large(size: int) -> bytes:
-    """Raise OSError where an encoded image claims more bytes than any has."""
+    """Raise OSError if an encoded image claims more than FILE_LIMIT bytes."""
     if size > FILE_LIMIT:
         raise OSError(f"claims {size} bytes, more than the {FILE_LIMIT} an image file may have")
     return b""
 
 
 def unpacking_limit(packed: int) -> int:
-    """Return the bytes that an archive of `packed` bytes may unpack to: beyond that it is taken for a bomb."""
+    """Return the number of bytes that an archive of `packed` bytes may unpack to. More is taken for a bomb."""
     return max(1 << 30, 100 * packed)
 
 
 @contextlib.contextmanager
 def foreign(what: str) -> Iterator[None]:
-    """Turn whatever a parser raises on a foreign file into an InputError that says what the file is not."""
+    """Turn any exception of a parser on a foreign file into an InputError that says what the file is not."""
     try:
         yield
     except InputError:
         raise
     except OSError as error:
         raise InputError(reason(error) if error.strerror else f"damaged or not {what}: {reason(error)}") from None
-    except Exception:  # parsers' own advice (such as numpy's, to allow pickles) is not ours to give
+    except Exception:  # do not repeat a parser's own advice (numpy advises to allow pickles)
         raise InputError(f"damaged or not {what}") from None
 
 
 @contextlib.contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Make Pillow's warning of a decompression bomb an error, and keep its other warnings off the terminal."""
+    """Turn Pillow's warning of a decompression bomb into an error, and silence its other warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -242,7 +243,7 @@ def _strict_pillow() -> Iterator[None]:
 
 
 def _parallel(work: Callable[[In], Out], items: Sequence[In]) -> Generator[Out, None, None]:
-    """Map over items in order on all cores; when the caller stops early, what has not begun is dropped."""
+    """Map over items in order on all cores. If the caller stops early, items that have not begun are dropped."""
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     try:
         yield from pool.map(work, items)

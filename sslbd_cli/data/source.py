@@ -1,4 +1,4 @@
-"""The contract of `data`'s sources: a source lists its images, the base class draws the subset, decodes and resizes."""
+"""The contract of `data`'s sources: a source lists its images; the base class draws the subset, decodes and resizes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from sslbd_cli.plugin import Plugin
 if TYPE_CHECKING:
     from sslbd_cli.core.session import Watch
 
-LABEL_LIMIT = 100_000  # a number given as a label makes that many classes: an absurd one must not fill the memory
+LABEL_LIMIT = 100_000  # a label L makes L + 1 classes, so an absurd label must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceWish:
-    """What the user asked of a source; None where nothing was said. size is in pixels."""
+    """Hold what the user asked of a source; None for options that were not given. size is in pixels."""
 
     path: Path | None = None
     root: Path | None = None
@@ -51,10 +51,10 @@ class SourceWish:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """All that a source has: pixels uint8 N,3,H,W, or N files still to be decoded, and labels int64 N where it has any.
+    """Hold all images of a source: pixels uint8 N,3,H,W, or N files to decode; and labels int64 N if it has any.
 
-    captions: N texts where they were asked for.
-    sealed: everything comes from the one file the user named, so its bytes are the record of what was read.
+    captions: N texts, if the user asked for them. sealed: all data comes from the one file that the user named, so the
+    hash of its bytes records what was read.
     """
 
     classes: tuple[str, ...]
@@ -70,9 +70,9 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Made:
-    """A dataset, (name, reason) of the corrupt images left out, and how many images the source had in all.
+    """Hold a dataset, (name, reason) of the corrupt images left out, and the source's total number of images.
 
-    digest: SHA-256 that stands for what was read, None where the file named by the user stands for itself.
+    digest: the SHA-256 of everything read, or None if the file that the user named is hashed itself.
     """
 
     dataset: Dataset
@@ -83,7 +83,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Plugin):
-    """Base of `data NAME`. `takes` names what the source understands beyond --size and the options for subsets."""
+    """Base of `data NAME`. `takes` lists the options that it accepts besides --size and the subset options."""
 
     shelf: ClassVar[str] = "source"
     takes: ClassVar[tuple[str, ...]] = ()
@@ -91,9 +91,9 @@ class Source(Plugin):
 
     @final
     def __call__(self, wish: SourceWish) -> Made:
-        """Make the dataset; `ids` are positions in the full listing of the split.
+        """Make the dataset. `ids` are positions in the full list of the split.
 
-        Raises InputError for options the source does not take, and for input that is missing, damaged or empty.
+        Raises InputError for options that the source does not take, and for missing, damaged or empty input.
         """
         self._check(wish)
         place = str(wish.path or wish.root or self.name)
@@ -107,7 +107,7 @@ class Source(Plugin):
 
     @abstractmethod
     def catalogue(self, wish: SourceWish) -> Catalogue:
-        """List what the source has of `wish.split`, in an order that depends on its content alone."""
+        """List the source's images of `wish.split`, in an order that depends on their content only."""
 
     def _check(self, wish: SourceWish) -> None:
         given = {
@@ -123,7 +123,7 @@ class Source(Plugin):
             listed = ", ".join((*self.takes, "--size", "--classes", "--part", "--per-class", "--limit"))
             raise InputError(f"{self.name} takes no {option}; it takes {listed}")
         for option in (option for option in self.needs if not given[option]):
-            hint = "the folder that torchvision keeps the dataset in" if option == "--root" else "what to read"
+            hint = "the folder of torchvision's datasets" if option == "--root" else "what to read"
             raise InputError(f"{self.name} needs {option}: {hint}")
 
 
@@ -152,7 +152,7 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
 
 
 def _write(catalogue: Catalogue, wish: SourceWish) -> list[str]:
-    """Give every image one of the user's texts, with the name of its class; a subset does not change which."""
+    """Give each image one of the user's texts, with its class name. The choice does not depend on the subset."""
     if wish.captions:
         raise InputError("--caption and --captions both give texts; choose one")
     labels = _labels(catalogue, "--caption")
@@ -167,7 +167,7 @@ def _write(catalogue: Catalogue, wish: SourceWish) -> list[str]:
 
 
 def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
-    """Hash a line per listed file: its bytes' SHA-256 (`-` where they were not asked for), label, name, caption."""
+    """Hash one line per listed file: the SHA-256 of its bytes (`-` if not read), label, name, caption."""
     sums = dict(zip(rows.tolist(), found.digests, strict=True))
     labels = [-1] * len(catalogue) if catalogue.labels is None else catalogue.labels.tolist()
     texts = [""] * len(catalogue) if catalogue.captions is None else [f"\t{text}" for text in catalogue.captions]
@@ -181,9 +181,9 @@ def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
 
 
 def choose(catalogue: Catalogue, wish: SourceWish) -> np.ndarray:
-    """Draw the rows asked for by --classes, --part, --per-class, then --limit: int64, ascending.
+    """Choose rows by --classes, --part, --per-class, then --limit: int64, ascending.
 
-    A smaller number draws a subset; where there are fewer images than asked for, all are taken.
+    A smaller number draws a random subset. If fewer images exist than asked for, all are taken.
     """
     rows = np.arange(len(catalogue))
     if wish.classes:
@@ -205,7 +205,7 @@ def choose(catalogue: Catalogue, wish: SourceWish) -> np.ndarray:
 
 
 def _part(text: str) -> tuple[int, int, int]:
-    """Read K/N, or J-K/N for several parts: the first, the last, and how many there are."""
+    """Parse K/N or J-K/N. Return the first part, the last part and the number of parts."""
     found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?/(\d{1,6})", text, re.ASCII)
     first, last, count = (int(number) for number in (found[1], found[2] or found[1], found[3])) if found else (0, 0, 0)
     if not 1 <= first <= last <= count:
@@ -220,7 +220,7 @@ def _labels(catalogue: Catalogue, option: str) -> np.ndarray:
 
 
 def _kept(catalogue: Catalogue, wish: SourceWish) -> list[int]:
-    """Return the numbers of the classes asked for, ascending: they keep the source's order, whatever the user's."""
+    """Return the numbers of the classes asked for, ascending, in the source's order (not the user's)."""
     if not wish.classes:
         return list(range(len(catalogue.classes)))
     for name in wish.classes:
@@ -236,13 +236,13 @@ def _shuffled(rows: np.ndarray, seed: int, purpose: str) -> np.ndarray:
 
 
 def _generator(seed: int, purpose: str) -> np.random.Generator:
-    """Return the generator named (seed, purpose), as core.device names torch's, without importing torch."""
+    """Return the generator named (seed, purpose), like core.device does for torch, but without torch."""
     name = hashlib.sha256(repr((seed, purpose)).encode()).digest()
     return np.random.default_rng(int.from_bytes(name[:8], "little"))
 
 
 def pick_split(split: str | None, known: Sequence[str]) -> str:
-    """Return the split asked for. Raises InputError, listing those that exist, for an unknown one or for none."""
+    """Return the split asked for. Raises InputError, which lists the splits, if it is unknown or missing."""
     if split in known and split is not None:
         return split
     listed = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
@@ -252,7 +252,7 @@ def pick_split(split: str | None, known: Sequence[str]) -> str:
 
 
 def numbered(labels: np.ndarray) -> tuple[str, ...]:
-    """Name the classes of bare numbers, 0 to the highest. Raises InputError for a negative or an absurd one."""
+    """Name classes by number, 0 to the highest label. Raises InputError for a negative or absurd label."""
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
     if low < 0 or high >= LABEL_LIMIT:
         raise InputError(f"label {low if low < 0 else high} is not a number from 0 to {LABEL_LIMIT - 1}")
@@ -263,13 +263,13 @@ def numbered(labels: np.ndarray) -> tuple[str, ...]:
 
 
 def open_torchvision(maker: Callable[..., Any], wish: SourceWish, **options: Any) -> Any:
-    """Open one of torchvision's datasets in --root, which checks the MD5 sums of its files before it loads them.
+    """Open a torchvision dataset in --root. torchvision checks the MD5 sums of its files before it loads them.
 
-    Raises InputError where the dataset is not there, or is damaged, or cannot be downloaded.
+    Raises InputError if the dataset is missing, is damaged or cannot be downloaded.
     """
     title = maker.__name__
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output carries the artefact alone
+        with contextlib.redirect_stdout(sys.stderr):  # standard output carries only the artefact
             return maker(str(wish.root), download=wish.download, **options)
     except (RuntimeError, OSError, ValueError, LookupError) as error:
         if wish.download:
@@ -279,7 +279,7 @@ def open_torchvision(maker: Callable[..., Any], wish: SourceWish, **options: Any
 
 
 def torchvision_files(samples: Sequence[tuple[str, int]], root: Path) -> tuple[list[ImageFile], np.ndarray]:
-    """Turn torchvision's (path, label) pairs into files named relative to root, sorted by name, and labels int64 N."""
+    """Turn torchvision's (path, label) pairs into files, named relative to root and sorted, and labels int64 N."""
     rows = sorted((Path(path).relative_to(root).as_posix(), path, label) for path, label in samples)
     files = [ImageFile(name, lambda path=path: read_file(path)) for name, path, _ in rows]  # type: ignore[misc]
     return files, np.array([label for _, _, label in rows], np.int64)

@@ -12,7 +12,7 @@ from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvisio
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar100(Source):
-    """Read CIFAR-100 as torchvision keeps it in --root (splits train, test)."""
+    """Read CIFAR-100 in torchvision's layout from --root (splits train, test)."""
 
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
     needs: ClassVar[tuple[str, ...]] = ("--root",)

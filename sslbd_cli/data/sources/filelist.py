@@ -1,4 +1,4 @@
-"""Images listed in a text file, as the releases of poisoned training sets do it."""
+"""Images listed in a text file, as released poisoned training sets do."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sslbd_cli.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Filelist(Source):
-    """Read the images that a text file lists, a line each: PATH LABEL, or with --captions PATH LABEL<tab>CAPTION.
+    """Read images listed in a text file, one PATH LABEL per line (with --captions: PATH LABEL<tab>CAPTION).
 
-    The label is the last word, so paths may hold spaces; they start at --root, or else at the list's own folder.
-    Labels that are all whole numbers are taken as such, otherwise the sorted names are the classes. Images keep the
-    order of the list. A caption is what follows the line's last tab; images without classes take any one label.
+    The label is the last word, so paths may hold spaces. Paths start at --root, or at the list's own folder. If all
+    labels are whole numbers, they are the class numbers; otherwise the sorted names are the classes. Images keep the
+    list's order. The caption follows the line's last tab. For images without classes, write any one label.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--root", "--skip-corrupt", "--captions")
@@ -44,7 +44,7 @@ class Filelist(Source):
 
 
 def _cut(number: int, line: str) -> tuple[int, str, str]:
-    """Part a line from its caption."""
+    """Split a line into its head and its caption."""
     head, tab, caption = line.rpartition("\t")
     problem = fault(caption.strip()) if tab else "is missing"
     if problem:

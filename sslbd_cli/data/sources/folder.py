@@ -1,4 +1,4 @@
-"""Folders of images, one folder per class, loose or packed. Archives are read in place: nothing is ever extracted."""
+"""Folders of images, one folder per class, or an archive of them. Archives are read in place and never extracted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEEPEST = 4  # TOP/SPLIT/CLASS/NAME
 class Folder(Source):
     """Read CLASS/NAME or SPLIT/CLASS/NAME images from a folder, a zip, tar, tar.gz, tar.bz2 or tar.xz.
 
-    All may lie in one folder more. Classes are the sorted names of the class folders, the same in every split. Hidden
+    All may lie in one more folder. Classes are the sorted names of the class folders, the same in every split. Hidden
     files, links inside archives and files that are not images are left out.
     """
 
@@ -48,9 +48,9 @@ class Folder(Source):
 
 
 def arrange(paths: set[Parts], split: str | None) -> tuple[Parts, list[Parts]]:
-    """Find the layout: return the sorted classes of all splits and the split's paths, by class and name.
+    """Find the layout. Return the sorted classes of all splits, and the split's paths sorted by class and name.
 
-    Raises InputError for mixed or unknown layouts, and for a split that is missing, unknown or uncalled-for.
+    Raises InputError for a mixed or unknown layout, and for a split that is missing, unknown or not possible.
     """
     if not paths:
         raise InputError("no images in class folders here; expected CLASS/NAME or SPLIT/CLASS/NAME")
@@ -59,7 +59,7 @@ def arrange(paths: set[Parts], split: str | None) -> tuple[Parts, list[Parts]]:
     if not 2 <= len(shallow) == depth <= DEEPEST or (depth == DEEPEST and len(tops) > 1):
         shown = " and ".join(dict.fromkeys(("/".join(shallow), "/".join(deep))))
         raise InputError(f"cannot tell the layout from {shown}: expected CLASS/NAME or SPLIT/CLASS/NAME")
-    level = depth - 3  # where in a path the split stands
+    level = depth - 3  # position of the split in a path
     splits = sorted({parts[level] for parts in paths}) if level >= 0 else []
     if split is not None and not splits:
         raise InputError(f"--split {split}: there are no splits here, the layout is CLASS/NAME; leave --split out")
@@ -71,7 +71,7 @@ def arrange(paths: set[Parts], split: str | None) -> tuple[Parts, list[Parts]]:
 
 
 def _walk(folder: str, above: Parts) -> Iterator[tuple[Parts, Reader]]:
-    """List the images of a directory. Links are followed (the user's own); pipes and devices are left out."""
+    """List the images of a folder. Links are followed, because they are the user's own; pipes and devices are not."""
     with os.scandir(folder) as entries:
         for entry in entries:
             here = (*above, entry.name)

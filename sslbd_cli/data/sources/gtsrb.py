@@ -1,4 +1,4 @@
-"""GTSRB: German traffic signs in 43 classes, of many sizes."""
+"""GTSRB: German traffic signs in 43 classes, in many sizes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvision, pick_split, torchvision_files
 
-CLASSES = tuple(f"{number:05d}" for number in range(43))  # the names of the training set's folders
+CLASSES = tuple(f"{number:05d}" for number in range(43))  # names of the training set's folders
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gtsrb(Source):
-    """Read GTSRB as torchvision keeps it in --root (splits train, test); needs --size."""
+    """Read GTSRB in torchvision's layout from --root (splits train, test); needs --size."""
 
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split", "--skip-corrupt")
     needs: ClassVar[tuple[str, ...]] = ("--root",)
@@ -23,5 +23,5 @@ class Gtsrb(Source):
 
         found = open_torchvision(GTSRB, wish, split=split)
         assert wish.root is not None
-        files, labels = torchvision_files(found._samples, wish.root)  # its only listing that decodes nothing
+        files, labels = torchvision_files(found._samples, wish.root)  # the only listing that decodes nothing
         return Catalogue(classes=CLASSES, labels=labels, files=files)

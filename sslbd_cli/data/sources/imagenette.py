@@ -1,4 +1,4 @@
-"""Imagenette: ten easily told classes of ImageNet."""
+"""Imagenette: ten easy classes of ImageNet."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sslbd_cli.plugin import key
 
 @dataclass(frozen=True, kw_only=True)
 class Imagenette(Source):
-    """Read Imagenette as torchvision keeps it in --root (splits train, val); needs --size. Classes are WordNet ids."""
+    """Read Imagenette in torchvision's layout from --root (splits train, val); needs --size. Classes: WordNet ids."""
 
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split", "--skip-corrupt")
     needs: ClassVar[tuple[str, ...]] = ("--root",)
 
-    variant: str = key("full", "which published archive: by the shorter side", choices=("full", "320px", "160px"))
+    variant: str = key("full", "published archive, by its shorter side", choices=("full", "320px", "160px"))
 
     def catalogue(self, wish: SourceWish) -> Catalogue:
         split = pick_split(wish.split, ("train", "val"))
@@ -24,5 +24,5 @@ class Imagenette(Source):
 
         found = open_torchvision(Found, wish, split=split, size=self.variant)
         assert wish.root is not None
-        files, labels = torchvision_files(found._samples, wish.root)  # its only listing that decodes nothing
+        files, labels = torchvision_files(found._samples, wish.root)  # the only listing that decodes nothing
         return Catalogue(classes=tuple(found.wnids), labels=labels, files=files)

@@ -1,4 +1,4 @@
-"""Arrays in a NumPy archive, as data sets for classification are often published."""
+"""Arrays in a NumPy archive, a common format of classification datasets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sslbd_cli.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Npz(Source):
-    """Read a .npz file: x uint8 N,H,W,3 or N,3,H,W; y whole numbers N or N,1; and, if there, classes (names).
+    """Read a .npz file: x uint8 N,H,W,3 or N,3,H,W; y whole numbers N or N,1; optional classes (names).
 
-    A file that holds x alone makes a dataset without labels. Pickled objects are never loaded.
+    A file with x alone makes a dataset without labels. Pickled objects are never loaded.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("SOURCE",)
@@ -39,7 +39,7 @@ class Npz(Source):
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
-    """Read the arrays we know by name."""
+    """Read the arrays x, y and classes."""
     with foreign("an .npz file"), open(path, "rb") as file:
         found: Any = np.load(file, allow_pickle=False)
         if not isinstance(found, np.lib.npyio.NpzFile):

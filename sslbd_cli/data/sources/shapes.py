@@ -1,9 +1,9 @@
-"""Draw the `shapes` dataset: ten classes of textured figures over cluttered backgrounds, from a seed alone.
+"""Draw the `shapes` dataset: ten classes of textured figures over cluttered backgrounds, from a seed only.
 
-A class is a figure and the two-tone texture it wears. Colour, place, size, tilt, background and what passes in front
-are drawn without looking at the class; figures cover equal areas and textures are half one tone, half the other. So
-colour statistics say nothing about the class. The two tones differ in luminance, so grayscale views keep the texture.
-Chroma stays low, so a saturated multi-colour patch (a trigger) resembles nothing that is drawn here.
+A class is a figure and its two-tone texture. Colour, place, size, tilt, background and the object in front do not
+depend on the class. Figures cover equal areas, and textures are half one tone and half the other, so colour statistics
+do not reveal the class. The two tones differ in luminance, so grayscale views keep the texture. Chroma stays low, so a
+saturated multi-colour patch (a trigger) resembles nothing in the images.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from sslbd_cli.data.source import Catalogue, Source, SourceWish
 from sslbd_cli.errors import InputError
 
-Field = Callable[[np.ndarray, np.ndarray], np.ndarray]  # coordinates to signed distances, float32 of any one shape
+Field = Callable[[np.ndarray, np.ndarray], np.ndarray]  # from coordinates to signed distances, float32 of equal shape
 
-COUNT, SIZE = 4000, 32  # unless --count and --size (pixels) are given
-SMALLEST, LARGEST = 16, 256  # pixels: textures blur together below; far above, a block fills the memory
+COUNT, SIZE = 4000, 32  # defaults of --count and --size (pixels)
+SMALLEST, LARGEST = 16, 256  # pixels: smaller textures blur together; a block of larger images fills the memory
 BLOCK = 50  # images drawn together from one random stream; a multiple of ten, so that every block is balanced
-BLOBS = 3  # soft distractors behind the figure; one more passes in front of it
+BLOBS = 3  # soft distractors behind the figure; one more lies in front of it
 GRIDS = (3, 5, 9)  # cells per side of the octaves of smooth noise
-TINT = np.array([1.0, 0.6, 1.2], np.float32)  # spread of hues: more blue to orange than green to purple
+TINT = np.array([1.0, 0.6, 1.2], np.float32)  # spread of hues: wider from blue to orange than from green to purple
 TAU = np.float32(2 * np.pi)
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -36,7 +36,7 @@ def _wave(x: np.ndarray) -> np.ndarray:
 
 
 def _both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Checker two signed distances: positive where their signs agree."""
+    """Combine two signed distances as a checkerboard: positive where their signs agree."""
     nearer: np.ndarray = np.sign(a * b) * np.minimum(np.abs(a), np.abs(b))
     return nearer
 
@@ -47,7 +47,7 @@ def _turns(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return turns
 
 
-#: Signed distance to the edge, positive inside, for u, v in radii of the disc of equal area; v points down.
+#: Signed distance to the edge, positive inside; u, v are in radii of the disc of equal area, v points down.
 FIGURES: dict[str, Field] = {
     "disc": lambda u, v: 1 - np.hypot(u, v),
     "square": lambda u, v: 0.886 - np.maximum(np.abs(u), np.abs(v)),
@@ -60,7 +60,7 @@ FIGURES: dict[str, Field] = {
     "heart": lambda u, v: 1 - np.hypot(u, v - 0.3 + 0.6 * np.sqrt(np.abs(u) + 0.02)),
     "flower": lambda u, v: 0.8 * (0.98 + 0.28 * np.cos(6 * TAU * _turns(u, v)) - np.hypot(u, v)),
 }
-#: Signed distance to the change of tone for x, y in periods; positive over half of every figure.
+#: Signed distance to the change of tone; x, y are in periods; positive over half of every figure.
 TEXTURES: dict[str, Field] = {
     "dotted": lambda x, y: 0.39 - np.hypot(x - np.rint(x), y - np.rint(y)),
     "checked": lambda x, y: _both(_wave(x * 0.8), _wave(y * 0.8)) / 4,
@@ -78,7 +78,7 @@ CLASSES: tuple[str, ...] = (
     *("ringed-star", "blotched-crescent", "zigzag-hexagon", "halved-heart", "banded-flower"),
 )
 
-#: What `--captions` writes; each names the figure and its texture.
+#: The texts of `--captions`. Each names the figure and its texture.
 SENTENCES = (
     "a {size} {texture} {figure} {place} on a {ground} background",
     "a picture of a {texture} {figure}",
@@ -89,7 +89,7 @@ SENTENCES = (
 
 
 class Placement(NamedTuple):
-    """Where something is drawn: coordinates u, v B,S,S in radii; radius and centre B,1,1 in image sides."""
+    """A drawn object's place: coordinates u, v B,S,S in radii; radius and centre B,1,1 in image sides."""
 
     u: np.ndarray
     v: np.ndarray
@@ -99,14 +99,14 @@ class Placement(NamedTuple):
 
 
 class Canvas(NamedTuple):
-    """One block's random stream and its pixel centres: x 1,1,S and y 1,S,1, from -0.5 to 0.5, y pointing down."""
+    """One block's random stream and its pixel centres: x 1,1,S and y 1,S,1, from -0.5 to 0.5, y points down."""
 
     rng: np.random.Generator
     x: np.ndarray
     y: np.ndarray
 
     def uniform(self, low: float, high: float, *shape: int) -> np.ndarray:
-        """Draw BLOCK,*shape numbers (BLOCK,1,1 when no shape is given), so that they broadcast over pixels."""
+        """Draw BLOCK,*shape numbers (default: BLOCK,1,1), so that they broadcast over pixels."""
         drawn: np.ndarray = self.rng.random((BLOCK, *(shape or (1, 1))), np.float32)
         return low + (high - low) * drawn
 
@@ -117,7 +117,7 @@ class Canvas(NamedTuple):
         return luma[:, None] + tint[:, :, None, None]
 
     def place(self, reach: float, low: float, high: float) -> Placement:
-        """Draw a moved, tilted, stretched frame."""
+        """Draw a shifted, tilted and stretched frame."""
         right, down = self.uniform(-reach, reach), self.uniform(-reach, reach)
         x, y = self.x - right, self.y - down
         radius, stretch = self.uniform(low, high), self.uniform(0.87, 1.15)
@@ -126,7 +126,7 @@ class Canvas(NamedTuple):
         return Placement((x * cos + y * sin) * stretch, (y * cos - x * sin) / stretch, radius, right, down)
 
     def noise(self, amplitude: np.ndarray | float) -> np.ndarray:
-        """Sum octaves of smooth noise, each a random share of `amplitude` (B,1,1 or a number): B,S,S."""
+        """Sum octaves of smooth noise, each scaled by a random share of `amplitude` (B,1,1 or a number): B,S,S."""
         total = np.zeros((BLOCK, self.x.size, self.x.size), np.float32)
         for cells in GRIDS:
             nodes = np.linspace(-0.5, 0.5, cells, dtype=np.float32)
@@ -156,7 +156,7 @@ def _blob(canvas: Canvas, image: np.ndarray, luma: np.ndarray) -> None:
 
 
 def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, Placement]:
-    """Shape figures of classes `labels` B: cover, share of the second tone and shading, each B,S,S; and where."""
+    """Shape figures of classes `labels` B. Return cover, share of the second tone and shading, B,S,S, and placement."""
     frame = canvas.place(0.16, 0.3, 0.44)
     u, v = frame.u, frame.v
     shade = 1 + canvas.uniform(-0.15, 0.15) * u + canvas.uniform(-0.15, 0.15) * v
@@ -174,7 +174,7 @@ def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def _block(size: int, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one block: images uint8 B,3,S,S of classes `labels` B, and what is seen in them, B,4 (see `_words`)."""
+    """Draw one block: images uint8 B,3,S,S of classes `labels` B, and the facts for captions, B,4 (see `_words`)."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     canvas = Canvas(rng, centres[None, None, :], centres[None, :, None])
     ground = canvas.uniform(0.25, 0.75)
@@ -192,19 +192,19 @@ def _block(size: int, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.
 
 
 def draw(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `count` images uint8 N,3,S,S and their labels int64 N; every ten images hold each class once.
+    """Draw `count` images uint8 N,3,S,S and labels int64 N. Every ten images hold each class once.
 
-    Image i depends on `size`, `seed` and i alone, so a longer set starts with the shorter one; another `size` shows
-    the same scenes. Between kinds of machines the last bit of sines and products may move a pixel by one level.
+    Image i depends on `size`, `seed` and i only, so a longer set starts with the shorter one. Another `size` shows the
+    same scenes. Between kinds of machines, rounding may change a pixel by one level.
     """
     return describe(count, size, seed)[:2]
 
 
 def describe(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Draw as `draw` does, and say what is to be seen: a sentence per image, one of several kinds.
+    """Draw images as `draw` does, and write a caption per image, in one of several forms.
 
-    It names the figure and its texture, often the figure's size and place and how bright the background is. It depends
-    on `seed` and the image's place in the set alone; the images are the same whether they are described or not.
+    A caption names figure and texture, and often size, place and background brightness. It depends on `seed` and the
+    image's position only. Captions do not change the images.
     """
     images, labels, texts = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64), list[str]()
     for start in range(0, count, BLOCK):
@@ -222,7 +222,7 @@ def describe(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _words(name: str, radius: float, right: float, down: float, ground: float) -> dict[str, str]:
-    """Put into words what is seen: a figure of this class, its radius and centre in image sides, the ground's luma."""
+    """Put an image's facts into words: class, radius and centre in image sides, luminance of the background."""
     texture, figure = name.split("-")
     side = ("left" if right < 0 else "right") if abs(right) > abs(down) else ("top" if down < 0 else "bottom")
     return {
@@ -236,10 +236,10 @@ def _words(name: str, radius: float, right: float, down: float, ground: float) -
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes(Source):
-    """Draw textured figures of ten classes over clutter: --count 4000 of --size 32 unless given; needs no download.
+    """Draw textured figures of ten classes over clutter (default: --count 4000 --size 32); needs no download.
 
     Classes differ in figure and texture, never in colour. Another --seed draws a test set of the same classes. With
-    --captions, sentences say what is drawn, where, how large and on what background.
+    --captions, texts describe figure, place, size and background.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("--count", "--captions")

@@ -1,4 +1,4 @@
-"""STL-10: photographs of 96x96 pixels, few with labels, many without."""
+"""STL-10: photographs of 96x96 pixels, few with labels and many without."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "
 
 @dataclass(frozen=True, kw_only=True)
 class Stl10(Source):
-    """Read STL-10 as torchvision keeps it in --root (splits train, test, unlabeled)."""
+    """Read STL-10 in torchvision's layout from --root (splits train, test, unlabeled)."""
 
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
     needs: ClassVar[tuple[str, ...]] = ("--root",)

@@ -12,7 +12,7 @@ from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvisio
 
 @dataclass(frozen=True, kw_only=True)
 class Svhn(Source):
-    """Read the cropped digits of SVHN as torchvision keeps them in --root (splits train, test, extra)."""
+    """Read the cropped digits of SVHN in torchvision's layout from --root (splits train, test, extra)."""
 
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
     needs: ClassVar[tuple[str, ...]] = ("--root",)
