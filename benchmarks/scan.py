@@ -47,7 +47,8 @@ from sslbd_cli.core import device as devices
 from sslbd_cli.core.kmeans import lloyd, seed_centers
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, Tiny, load, new
-from sslbd_cli.core.session import Session, Silent
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.watch import Silent
 from sslbd_cli.detect.contract import Evidence
 from sslbd_cli.detect.methods.poisoncam import PoisonCAM
 from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, Lens, crop, find_clusters

@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 
 from sslbd_cli.core.cache import EmbeddingCache
 from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.watch import Ticker, Watch, unwatched
 from sslbd_cli.errors import OutOfTime
-
-
-class Ticker(Protocol):
-    """Receives progress: counts of finished units, and a remark now and then."""
-
-    def advance(self, count: int = 1) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-#: (total, unit, label) -> a context that yields a Ticker.
-Watch = Callable[[int, str, str], AbstractContextManager[Ticker]]
-
-
-class Silent:
-    """A ticker that shows nothing."""
-
-    def advance(self, count: int = 1) -> None:
-        """Ignore the count."""
-
-    def note(self, text: str) -> None:
-        """Ignore the remark."""
-
-
-@contextlib.contextmanager
-def unwatched(total: int, unit: str, label: str) -> Iterator[Silent]:
-    """Watch work that is too small to be shown."""
-    yield Silent()
 
 
 class TimeBudget:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from sslbd_cli.artefacts import container
 from sslbd_cli.core import checks
-from sslbd_cli.core.session import Session, Ticker
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.watch import Ticker
 from sslbd_cli.errors import InputError
 
 Terms = dict[str, Tensor]

@@ -17,7 +17,7 @@ from sslbd_cli.data.decode import FILE_LIMIT, SUFFIXES, read_file, refuse_large,
 from sslbd_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from sslbd_cli.core.session import Watch
+    from sslbd_cli.core.watch import Watch
 
 Parts = tuple[str, ...]
 Reader = Callable[[], bytes]

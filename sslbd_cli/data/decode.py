@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from sslbd_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from sslbd_cli.core.session import Watch
+    from sslbd_cli.core.watch import Watch
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".bmp", ".gif", ".tif", ".tiff", ".webp")

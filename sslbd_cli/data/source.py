@@ -17,13 +17,13 @@ import numpy as np
 
 from sslbd_cli.artefacts import captions, container
 from sslbd_cli.artefacts.kinds import Dataset
-from sslbd_cli.core.session import unwatched
+from sslbd_cli.core.watch import unwatched
 from sslbd_cli.data.decode import Decoded, ImageFile, decode, read_file, reason, resize
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin
 
 if TYPE_CHECKING:
-    from sslbd_cli.core.session import Watch
+    from sslbd_cli.core.watch import Watch
 
 LABEL_LIMIT = 100_000  # a label L makes L + 1 classes, so an absurd label must not fill the memory
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.session import Session, unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms, freeze
+from sslbd_cli.core.watch import unwatched
 
 FLOOR = 0.1  # answers that hardly vary are scaled as if they did by this share of the mean deviation
 TINY = 1e-6

@@ -19,9 +19,10 @@ from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.session import Session, Ticker
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
 from sslbd_cli.core.train import Fit, Loss, Plan, Terms, freeze
+from sslbd_cli.core.watch import Ticker
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss, mlp, nt_xent

@@ -11,8 +11,9 @@ from torch import nn
 
 from micro import make_dataset, make_encoder
 from sslbd_cli.artefacts import container, kinds
-from sslbd_cli.core.session import Session, unwatched
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Fit, Plan, ema, freeze, optimiser
+from sslbd_cli.core.watch import unwatched
 from sslbd_cli.errors import InputError, Unsound
 
 ROWS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))

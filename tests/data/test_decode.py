@@ -10,7 +10,7 @@ import pytest
 import torchvision.transforms.functional as F
 from PIL import Image
 
-from sslbd_cli.core.session import unwatched
+from sslbd_cli.core.watch import unwatched
 from sslbd_cli.data import decode
 from sslbd_cli.data.decode import ImageFile, fit, pixels, read_file, read_picture, resize
 from sslbd_cli.errors import InputError

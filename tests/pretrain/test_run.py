@@ -11,8 +11,9 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts import container
 from sslbd_cli.core.augment import Recipe
 from sslbd_cli.core.nets import Tiny, save
-from sslbd_cli.core.session import Session, Silent
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Plan
+from sslbd_cli.core.watch import Silent
 from sslbd_cli.errors import Unsound
 from sslbd_cli.pretrain import run
 from sslbd_cli.pretrain.contract import Objective

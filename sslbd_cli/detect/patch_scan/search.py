@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.session import Ticker
+from sslbd_cli.core.watch import Ticker
 from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, crop
 from sslbd_cli.detect.patch_scan.localise import Localiser
 

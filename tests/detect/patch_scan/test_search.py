@@ -6,7 +6,7 @@ import torch
 
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.core.session import Silent
+from sslbd_cli.core.watch import Silent
 from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, Lens, find_clusters
 from sslbd_cli.detect.patch_scan.localise import Oracle, Random
 from sslbd_cli.detect.patch_scan.search import Schedule, planned, search

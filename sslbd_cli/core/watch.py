@@ -1,0 +1,35 @@
+"""Who watches long work. Without torch, so that `sslbd data`, which computes on no device, starts at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+
+class Ticker(Protocol):
+    """Receives progress: counts of finished units, and a remark now and then."""
+
+    def advance(self, count: int = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+#: (total, unit, label) -> a context that yields a Ticker.
+Watch = Callable[[int, str, str], AbstractContextManager[Ticker]]
+
+
+class Silent:
+    """A ticker that shows nothing."""
+
+    def advance(self, count: int = 1) -> None:
+        """Ignore the count."""
+
+    def note(self, text: str) -> None:
+        """Ignore the remark."""
+
+
+@contextlib.contextmanager
+def unwatched(total: int, unit: str, label: str) -> Iterator[Silent]:
+    """Watch work that is too small to be shown."""
+    yield Silent()
