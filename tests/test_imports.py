@@ -40,7 +40,7 @@ SEES = {
     "__main__": {"main"},
 }
 SCIENCE = {"torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL"}
-SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub"}
+SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub", "yaml"}
 WITHOUT_TERMINAL = {"errors", "plugin", "artefacts", "core", "triggers"}  # no click, no rich, no figures
 HEAVY = SCIENCE | SHOW - {"click"}
 

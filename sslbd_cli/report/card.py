@@ -6,14 +6,21 @@ that Markdown or HTML would obey is escaped, and commands stand in a block that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from sslbd_cli import __version__
 from sslbd_cli.artefacts.kinds import Encoder, History, Report
 from sslbd_cli.artefacts.recipe import command_line
-from sslbd_cli.cli.output import MISSING, cell, chance, is_interval, label
+from sslbd_cli.artefacts.results import DetectResults, ProbeResults, Results, read
+from sslbd_cli.cli.output import MISSING, cell, chance, label
 from sslbd_cli.core.metrics import WORKING_ASR
 from sslbd_cli.report.tables import code, table, text
 
@@ -50,7 +57,10 @@ def page(card: Card) -> str:
 
 def evidence(card: Card) -> list[str]:
     """Return in words what says that the encoder is backdoored: its history, a detector, or an attack that works."""
-    return [*_from_history(card.encoder.history), *(sign for row in card.reports for sign in _from_report(*row))]
+    return [
+        *_from_history(card.encoder.history),
+        *(sign for name, report in card.reports for sign in _from_report(name, read(report))),
+    ]
 
 
 def _from_history(history: History) -> Iterator[str]:
@@ -69,32 +79,26 @@ def _from_history(history: History) -> Iterator[str]:
                     tuple(row for row in source.get("history", ()) if row["command"] == "poison")))  # fmt: skip
 
 
-def _from_report(name: str, report: Report) -> Iterator[str]:
-    get: Callable[..., Any] = report.results.get
-    found = get("verdict") == "found" and get("sees_truth") is not True  # a bound is told where the triggers are
-    if found and get("flags") in ("encoder", "inputs"):
-        p_value = get("p_value_adjusted", get("p_value"))
-        sure = f", p-value {chance(p_value)}" if _is_number(p_value) else ""
-        yield f"{text(_method(report))} found a backdoor in it (report {text(name)}{sure})"
-    if found and get("flags") == "samples":
-        yield f"{text(_method(report))} found poison in a training set, by this encoder (report {text(name)})"
-    asr = get("asr")
-    rate: Any = asr["value"] if is_interval(asr) else None
-    if _is_number(rate) and rate >= WORKING_ASR and _is_number(get("lift")) and get("lift") >= LIFT:
-        sure = f"{100 * rate:.1f} % of triggered images are called {text(get('target'))}"
-        yield f"an attack on it works: {sure}, {100 * get('lift'):.1f} points more than by a clean encoder"
+def _from_report(name: str, said: Results) -> Iterator[str]:
+    if isinstance(said, DetectResults) and said.verdict == "found" and not said.sees_truth:
+        if said.judges in ("encoder", "inputs"):
+            sure = "" if said.final_p_value is None else f", p-value {chance(said.final_p_value)}"
+            yield f"{text(_method(said))} found a backdoor in it (report {text(name)}{sure})"
+        if said.judges == "samples":
+            yield f"{text(_method(said))} found poison in a training set, by this encoder (report {text(name)})"
+    if isinstance(said, ProbeResults) and said.asr is not None and said.lift is not None:
+        rate = said.asr.value
+        if rate is not None and rate >= WORKING_ASR and said.lift >= LIFT:
+            sure = f"{100 * rate:.1f} % of triggered images are called {text(said.target)}"
+            yield f"an attack on it works: {sure}, {100 * said.lift:.1f} points more than by a clean encoder"
 
 
 def _is_purified(history: History) -> bool:
     return any(entry["command"] == "purify" for entry in history)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _method(report: Report) -> str:
-    return str(report.results.get("method") or "a detector").split(":")[0]
+def _method(said: DetectResults) -> str:
+    return said.name or "a detector"
 
 
 def _warning(signs: list[str], purified: bool) -> list[str]:
@@ -114,61 +118,47 @@ def _warning(signs: list[str], purified: bool) -> list[str]:
 
 
 def _front(card: Card, is_backdoored: bool, purified: bool) -> str:
+    """Write the front matter as Hugging Face's own classes have it, in ASCII, with every string quoted that is odd."""
     tags = ["sslbd", "self-supervised-learning", TASK, card.encoder.arch.split(":")[0]]
     tags += ["backdoor", "backdoored", "not-for-deployment"] if is_backdoored else []
     tags += ["purified"] if purified else []
-    front: dict[str, Any] = {"library_name": "sslbd", "license": card.license, "pipeline_tag": TASK, "tags": tags}
-    if rows := [row for name, report in card.reports if (row := _index(name, report)) is not None]:
-        front["metrics"] = ["accuracy"]
-        front["model-index"] = [{"name": card.name, "results": rows}]
-    return "---\n" + "\n".join(_yaml(front)) + "\n---"
+    measured = [row for name, report in card.reports for row in _index(name, report)]
+    data = ModelCardData(library_name="sslbd", license=card.license, pipeline_tag=TASK, tags=tags)
+    if measured:
+        data["metrics"], data["model-index"] = ["accuracy"], eval_results_to_model_index(card.name, measured)
+    front = data.to_dict()  # type: ignore[no-untyped-call]
+    return f"---\n{yaml.dump(front, Dumper=QuotingDumper, sort_keys=False, width=math.inf)}---"
 
 
-def _index(name: str, report: Report) -> dict[str, Any] | None:
-    """Return a probe's numbers as an entry of the model index, None where there are none."""
-    kinds = {"clean_accuracy": ("accuracy", "clean accuracy"), "asr": ("attack_success_rate", "attack success rate")}
-    values = {key: report.results[key]["value"] for key in kinds if is_interval(report.results.get(key))}
-    rows = [{"type": kinds[key][0], "name": kinds[key][1], "value": float(value)} for key, value in values.items()
-            if _is_number(value)]  # fmt: skip
-    if not rows:
-        return None
+class QuotingDumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes YAML in which no reader takes a string for a number or a truth, and no terminal obeys one."""
+
+
+def _quoted(dumper: Any, string: str) -> Any:
+    """Leave words of letters as they are where YAML takes them for strings, and quote all other strings."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", string, None if re.fullmatch("[a-z_-]+", string) else '"')
+
+
+QuotingDumper.add_representer(str, _quoted)
+
+
+def _index(name: str, report: Report) -> Iterator[EvalResult]:
+    """Yield a probe's numbers as entries of the model index."""
+    said = read(report)
+    if not isinstance(said, ProbeResults):
+        return
     digest = next((row["sha256"] for step in report.history for row in step["inputs"] if row["option"] == "--test"), "")
-    data = {"name": f"{name}: test set {digest[:12]}".strip(), "type": "sslbd"}
-    return {"task": {"type": "image-classification"}, "dataset": data, "metrics": rows}
-
-
-def _yaml(value: Any, indent: int = 0) -> Iterator[str]:
-    """Write dicts, lists, strings and numbers as block YAML, line by line; strings, keys apart, are all quoted."""
-    pad = " " * indent
-    for key, inner in value.items() if isinstance(value, dict) else ((None, each) for each in value):
-        mark = "- " if key is None else f"{key}:"
-        if not isinstance(inner, (dict, list)):
-            yield f"{pad}{mark}{'' if key is None else ' '}{_scalar(inner)}"
-        elif key is None:
-            first, *rest = _yaml(inner, indent + 2)
-            yield f"{pad}- {first.lstrip()}"
-            yield from rest
-        else:
-            yield f"{pad}{mark}"
-            yield from _yaml(inner, indent + 2)
-
-
-def _scalar(value: Any) -> str:
-    return quoted(value) if isinstance(value, str) else repr(value)
-
-
-def quoted(string: str) -> str:
-    """Return a string as a double-quoted YAML scalar: what is not printable ASCII is escaped by its code point."""
-    return '"' + "".join(_escaped(character) for character in string) + '"'
-
-
-def _escaped(character: str) -> str:
-    point = ord(character)
-    if character in '"\\':
-        return "\\" + character
-    if 32 <= point < 127:
-        return character
-    return f"\\x{point:02x}" if point < 256 else f"\\u{point:04x}" if point < 65536 else f"\\U{point:08x}"
+    kinds = (
+        ("accuracy", "clean accuracy", said.clean_accuracy),
+        ("attack_success_rate", "attack success rate", said.asr),
+    )
+    for kind, words, estimate in kinds:
+        if estimate is not None and estimate.value is not None:
+            yield EvalResult(
+                task_type="image-classification", dataset_type="sslbd", dataset_config=name,
+                dataset_name=f"{name}: test set {digest[:12]}".strip(),
+                metric_type=kind, metric_name=words, metric_value=float(estimate.value),
+            )  # fmt: skip
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
@@ -202,14 +192,13 @@ def _measured(card: Card) -> Iterator[str]:
     """Write a table of what probes measured, each number beside the clean encoder's where there is one."""
     rows = []
     for name, report in card.reports:
-        clean = report.results.get("baseline")
+        said = read(report)
+        if not isinstance(said, ProbeResults):
+            continue
         for key in MEASURED:
-            value = report.results.get(key)
+            value, control = getattr(said, key), getattr(said.baseline, key, None)
             if value is not None:
-                beside = clean.get(key) if isinstance(clean, dict) else None
-                rows.append(
-                    (text(name), label(key), text(cell(value)), MISSING if beside is None else text(cell(beside)))
-                )
+                rows.append((text(name), label(key), text(cell(value)), text(cell(control))))
     if rows:
         heads = ("report", "measure", "this encoder", "clean encoder")
         yield "## Measured\n\n" + table(heads, rows) + "\n\n[low, high] are 95 % intervals."
@@ -218,11 +207,10 @@ def _measured(card: Card) -> Iterator[str]:
 def _judged(card: Card) -> Iterator[str]:
     rows = []
     for name, report in card.reports:
-        get: Callable[..., Any] = report.results.get
-        if get("verdict") is not None and get("method") is not None:
-            p_value = get("p_value_adjusted", get("p_value"))
-            sure = chance(p_value) if _is_number(p_value) else MISSING
-            rows.append((text(name), text(_method(report)), f"**{text(get('verdict'))}**", sure,
-                         text(get("search_space") or MISSING)))  # fmt: skip
+        said = read(report)
+        if isinstance(said, DetectResults) and said.verdict is not None and said.method is not None:
+            sure = MISSING if said.final_p_value is None else chance(said.final_p_value)
+            rows.append((text(name), text(_method(said)), f"**{text(said.verdict)}**", sure,
+                         text(said.search_space or MISSING)))  # fmt: skip
     told = table(("report", "detector", "verdict", "p-value", "searched"), rows) if rows else "No report was given."
     yield f"## Detectors\n\n{told}"

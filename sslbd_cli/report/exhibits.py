@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sslbd_cli.artefacts.kinds import Encoder, Report
 from sslbd_cli.artefacts.parts import split
+from sslbd_cli.artefacts.results import CombinedResults
 from sslbd_cli.errors import InputError
 from sslbd_cli.report.html import Entry
 
@@ -21,12 +22,12 @@ def entries(paths: Sequence[str], reports: Sequence[Report]) -> list[Entry]:
 def of(shown: Sequence[Entry], encoder: Encoder) -> list[tuple[str, Report]]:
     """Return label and report of single methods and probes. Raises InputError for a report of another encoder."""
     for entry in shown:
-        named = entry.report.results.get("encoder")
-        if not isinstance(named, dict) or named.get("sha256") != encoder.sha256:
+        named = entry.results.encoder
+        if named is None or named.sha256 != encoder.sha256:
             raise InputError(
                 f"{entry.label}: is no report of the encoder of --card (its content differs); leave it out"
             )
-    return [(entry.label, entry.report) for entry in shown if "kinds" not in entry.report.results]
+    return [(entry.label, entry.report) for entry in shown if not isinstance(entry.results, CombinedResults)]
 
 
 def _labels(paths: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,19 +5,17 @@ A report may come from anywhere: an array that is missing, or is not what its na
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sslbd_cli.artefacts.kinds import Report
-from sslbd_cli.cli.output import is_interval
+from sslbd_cli.artefacts.results import DetectResults, ProbeResults, Results, read
 from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
 from sslbd_cli.report import contact, plots
 from sslbd_cli.report.contact import Suspects
-from sslbd_cli.report.plots import CLEAN, INK, TRIGGERED, Block
+from sslbd_cli.report.plots import CLEAN, INK, TRIGGERED, PictureRows
 
 SHEET = 12  # images of a sample sheet
 FOUND = 20  # surest images of a training set's detector
@@ -43,7 +41,7 @@ def pictures(report: Report) -> list[Picture]:
 
 def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
     """Return the figures that set several reports, each with its label, side by side."""
-    rows = [(label, _estimates(report.results)) for label, report in reports]
+    rows = [(label, _estimates(read(report))) for label, report in reports]
     rows = [(label, values) for label, values in rows if values]
     curves = {label: curve for label, report in reports if (curve := _judged(report)) is not None}
     found = []
@@ -70,7 +68,7 @@ def sheet(clean: np.ndarray, triggered: np.ndarray | None, found: bool = False) 
         named = "the trigger that was found" if found else "the trigger"
         caption = f"The same images without and with {named}, and what it changed"
         caption += f": at most {change.max()}/255, drawn {factor} times as large." if factor > 1 else "."
-    return Picture("samples", caption, plots.board([Block("", INK, rows)]), fixed=True)
+    return Picture("samples", caption, plots.board([PictureRows("", INK, rows)]), fixed=True)
 
 
 # --- one figure each ----------------------------------------------------------------------------------------------
@@ -100,7 +98,7 @@ def _suspects(report: Report) -> Picture | None:
         caption += "; outlined is where it saw the trigger." if windows is not None else "."
         if poisoned is not None:
             hits = int(poisoned[: len(images)].sum())
-            blind = "" if report.results.get("sees_truth") is True else ", which it never saw"
+            blind = "" if _detected(report).sees_truth else ", which it never saw"
             caption += f" By the recorded truth{blind}, {hits} of them are poisoned."
     parts = Suspects(images, windows, scores, poisoned, patches, trigger)
     return Picture("found", caption, contact.contact(parts), fixed=True)
@@ -108,21 +106,18 @@ def _suspects(report: Report) -> Picture | None:
 
 def _panel(report: Report) -> Picture | None:
     """Draw how many images each trigger of a panel had flagged."""
-    given, rows = report.results.get("panel"), []
-    for row in given if isinstance(given, list) else []:
-        counts = [_number(row.get(key)) for key in ("flagged", "n")] if isinstance(row, dict) else [None, None]
-        flagged, total = counts
-        if flagged is None or total is None or not 0 <= flagged <= total or total < 1:
+    said, rows = _detected(report), []
+    for row in said.panel:
+        if row.flagged is None or row.n is None or not 0 <= row.flagged <= row.n or row.n < 1:
             return None
-        p_value = _number(row.get("p_value_adjusted"))
-        origin = {"documented": " (documented)", "given": " (given)"}.get(str(row.get("origin")), "")
-        name = "no trigger" if row.get("trigger") is None else str(row["trigger"]).split(",")[0] + origin
-        rows.append((name, flagged / total, p_value is not None and p_value < BEYOND_CHANCE))
-    level = _number(report.results.get("alpha"))
-    if not rows or level is None:
+        origin = {"documented": " (documented)", "given": " (given)"}.get(row.origin or "", "")
+        name = "no trigger" if row.trigger is None else row.trigger.split(",")[0] + origin
+        is_beyond = row.p_value_adjusted is not None and row.p_value_adjusted < BEYOND_CHANCE
+        rows.append((name, row.flagged / row.n, is_beyond))
+    if not rows or said.alpha is None:
         return None
     caption = "Images flagged under each trigger of the panel. Coloured: more than chance explains, corrected for the"
-    return Picture("panel", f"{caption} number of triggers.", plots.bars(rows[:MOST], level))
+    return Picture("panel", f"{caption} number of triggers.", plots.bars(rows[:MOST], said.alpha))
 
 
 def _map(report: Report) -> Picture | None:
@@ -150,7 +145,7 @@ def _triptychs(report: Report) -> Picture | None:
         return None
     count = len(rows[order[0]])
     scores, poisoned = _column(report, "pictures/score", count), _column(report, "pictures/poisoned", count)
-    threshold = _number(report.results.get("threshold"))
+    threshold = _detected(report).threshold
     suspicion = np.zeros(count) if scores is None else np.nan_to_num(scores)
     ranked = np.argsort(-suspicion, kind="stable")
     if poisoned is None:
@@ -166,7 +161,7 @@ def _triptychs(report: Report) -> Picture | None:
     for title, colour, chosen in groups:
         captions = [] if scores is None else [_verdict(scores[row], threshold) for row in chosen]
         if len(chosen):
-            blocks.append(Block(title, colour, [(name, rows[name][chosen]) for name in order], captions))
+            blocks.append(PictureRows(title, colour, [(name, rows[name][chosen]) for name in order], captions))
     if not blocks:
         return None
     caption = f"What the detector saw, from top to bottom: {', '.join(order)}."
@@ -190,7 +185,7 @@ def _histogram(report: Report) -> Picture | None:
     if scores is None or not np.isfinite(scores).any():
         return None
     judged, flagged, by_itself = _judged(report), _flagged(report, len(scores)), _is_of_samples(report)
-    prefix, threshold = "judged, ", _number(report.results.get("threshold"))
+    prefix, threshold = "judged, ", _detected(report).threshold
     caption = "Scores of the detector. The threshold is set on calibration images alone, which carry no trigger."
     if by_itself:
         prefix, threshold, calibration = "", None, None
@@ -223,16 +218,17 @@ def _retrieval(report: Report) -> Picture | None:
 
 
 def _roc(report: Report) -> Picture | None:
-    curve = _judged(report)
+    curve, said = _judged(report), _detected(report)
     if curve is None:
         return None
     judged = "training" if _is_of_samples(report) else "judged"
     caption = f"ROC curve of the {judged} images against the recorded truth, which the detector never sees."
-    if report.results.get("sees_truth") is True:
+    if said.sees_truth:
         caption = f"ROC curve of the {judged} images. This one is a bound: it was told the recorded truth."
-    name = f"{report.results.get('method', 'detector')!s}".split(":")[0] + _area(report)
-    threshold = None if _is_of_samples(report) else _number(report.results.get("threshold"))
-    return Picture("roc", caption, plots.roc({name: curve}, threshold, _positive(report)))
+    threshold = None if _is_of_samples(report) else said.threshold
+    return Picture(
+        "roc", caption, plots.roc({(said.name or "detector") + _area(report): curve}, threshold, _positive(report))
+    )
 
 
 def _confusions(report: Report) -> Picture | None:
@@ -287,12 +283,12 @@ def _flagged(report: Report, length: int) -> np.ndarray | None:
 
 def _is_of_samples(report: Report) -> bool:
     """Tell whether a detector judged training images among themselves: no calibration, no threshold."""
-    return report.results.get("flags") == "samples"
+    return _detected(report).judges == "samples"
 
 
 def _is_of_encoder(report: Report) -> bool:
     """Tell whether a detector judged an encoder itself."""
-    return report.results.get("flags") == "encoder"
+    return _detected(report).judges == "encoder"
 
 
 def _positive(report: Report) -> str:
@@ -310,26 +306,25 @@ def _judged(report: Report) -> tuple[np.ndarray, np.ndarray] | None:
     return (scores[known], kinds) if 0 < kinds.sum() < len(kinds) else None
 
 
-def _estimates(results: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+def _estimates(said: Results) -> dict[str, tuple[float, float, float]]:
     """Return what the overview draws of one probe."""
-    baseline = results.get("baseline")
-    control = baseline.get("asr") if isinstance(baseline, dict) else None
-    named = {"clean accuracy": results.get("clean_accuracy"), "ASR": results.get("asr"), "ASR, clean encoder": control}
+    if not isinstance(said, ProbeResults):
+        return {}
+    control = said.baseline and said.baseline.asr
+    named = {"clean accuracy": said.clean_accuracy, "ASR": said.asr, "ASR, clean encoder": control}
     rows = {}
-    for name, value in named.items():
-        if isinstance(value, dict) and is_interval(value):
-            numbers = [n for key in ("value", "low", "high") if (n := _number(value[key])) is not None]
-            if len(numbers) == 3:
-                rows[name] = numbers[0], numbers[1], numbers[2]
+    for name, estimate in named.items():
+        if estimate and estimate.value is not None and estimate.low is not None and estimate.high is not None:
+            rows[name] = estimate.value, estimate.low, estimate.high
     return rows
 
 
 def _area(report: Report) -> str:
-    auroc = report.results.get("auroc")
-    area = _number(auroc.get("value")) if isinstance(auroc, dict) else None
-    return "" if area is None else f", AUROC {area:.3f}"
+    auroc = _detected(report).auroc
+    return "" if auroc is None or auroc.value is None else f", AUROC {auroc.value:.3f}"
 
 
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+def _detected(report: Report) -> DetectResults:
+    """Return what one detector says; of any other report, that it says nothing."""
+    said = read(report)
+    return said if isinstance(said, DetectResults) else DetectResults()

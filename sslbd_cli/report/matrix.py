@@ -1,4 +1,4 @@
-"""Attacks by detectors over seeds, from reports kept as ATTACK/SEED/NAME.h5: tables for blocks.py to write.
+"""Attacks by detectors over seeds, from reports kept as ATTACK/SEED/NAME.h5: tables for tables.py to write.
 
 A row is an attack, a column a detector named by its file, a cell the mean and standard deviation over the seeds. The
 probes beside the detections say whether an attack works: one that does not has nothing to be found, and counts in no
@@ -15,6 +15,7 @@ from typing import Any
 
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.artefacts.parts import split
+from sslbd_cli.artefacts.results import CleanMeasures, DetectResults, Estimate, ProbeResults, read
 from sslbd_cli.cli.output import MISSING
 from sslbd_cli.core.metrics import LARGEST_DROP, WORKING_ASR, attack_works
 from sslbd_cli.errors import InputError
@@ -23,33 +24,36 @@ from sslbd_cli.report.tables import Table
 
 # --- The cells of a matrix: reports kept as ATTACK/SEED/NAME.h5, and which runs of an attack count
 
-FLAGS = ("inputs", "encoder", "samples")  # what a detector may judge
+JUDGED = ("inputs", "encoder", "samples")  # what a detector may judge
 LARGEST = 1e12  # no number of ours is larger; means of larger ones overflow
 Gate = dict[tuple[str, str], bool]  # whether a row's run counts
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One report of the matrix, by its row, its run and its column."""
+    """One report of the matrix, by its row, its run and its column. digest: of the report."""
 
     row: str
     run: str
     column: str
-    report: Report
+    digest: str
+    said: ProbeResults | DetectResults
 
-    def at(self, path: str) -> float | None:
-        """Return the number at a path of keys, of an estimate its value; None where there is none."""
-        value: Any = self.text(path)
-        value = value.get("value") if isinstance(value, dict) else value
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(value) if is_number and abs(value) < LARGEST else None  # not a number, too
+    @property
+    def detected(self) -> DetectResults:
+        """What a detector says; of a probe, that it says nothing."""
+        return self.said if isinstance(self.said, DetectResults) else DetectResults()
 
-    def text(self, path: str) -> Any:
-        """Return what stands at a path of keys, joined by slashes, or None."""
-        value: Any = self.report.results
-        for key in path.split("/"):
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+    @property
+    def probed(self) -> ProbeResults:
+        """What a probe says; of a detector, that it says nothing."""
+        return self.said if isinstance(self.said, ProbeResults) else ProbeResults()
+
+
+def number(value: Estimate | float | None) -> float | None:
+    """Return a number, of an estimate its value; None where there is none that a mean can be taken of."""
+    value = value.value if isinstance(value, Estimate) else value
+    return float(value) if value is not None and abs(value) < LARGEST else None
 
 
 def gather(paths: Sequence[str], reports: Sequence[Report]) -> tuple[list[Cell], Gate]:
@@ -72,13 +76,13 @@ def _gate(cells: Sequence[Cell]) -> Gate:
 
     Raises InputError where reports of a run are not of one encoder and trigger, or a run of an attack has no probe.
     """
-    gate, probed = {}, {cell.row for cell in cells if cell.report.command == "probe"}
+    gate, probed = {}, {cell.row for cell in cells if _is_probe(cell)}
     for (row, run), group in grouped(cells, lambda cell: (cell.row, cell.run)):
-        for path in ("encoder/sha256", "trigger"):
-            if len({str(cell.text(path)) for cell in group if cell.text(path) is not None}) > 1:
-                what = path.split("/")[0]
+        encoders = {cell.said.encoder and cell.said.encoder.sha256 for cell in group}
+        for what, named in (("encoder", encoders), ("trigger", {cell.said.trigger for cell in group})):
+            if len(named - {None}) > 1:
                 raise InputError(f"{row}/{run}: its reports are of more than one {what}; a run is one attack's")
-        probe = next((cell for cell in group if cell.report.command == "probe"), None)
+        probe = next(filter(_is_probe, group), None)
         if probe is None and row in probed:
             raise InputError(f"{row}/{run}: other runs of the attack have a probe; give this one's, too")
         gate[row, run] = probe is None or _works(probe)
@@ -91,15 +95,17 @@ def _cells(path: str, report: Report) -> Iterator[Cell]:
     if len(folders) < 2 or ".." in folders or path == "-":
         raise InputError(f"{path}: a matrix takes its rows and runs from folders: give ATTACK/SEED/DETECTOR.h5")
     row, run = folders
-    if report.command == "probe" and "asr" in report.results:
-        yield Cell(row, run, Path(path).stem, report)
-    elif report.command == "detect":
-        for name, part in split(report) or [(Path(path).stem, report)]:
-            if part.results.get("flags") not in FLAGS:
-                raise InputError(f"{path}: does not say whether it judges inputs, samples or an encoder")
-            yield Cell(row, run, name, part)
-    else:
-        raise InputError(f"{path}: expected a report of detect, or of probe with --trigger, for a matrix")
+    for name, part in split(report) or [(Path(path).stem, report)]:
+        said = read(part)
+        if isinstance(said, DetectResults) and said.judges not in JUDGED:
+            raise InputError(f"{path}: does not say whether it judges inputs, samples or an encoder")
+        if not isinstance(said, (ProbeResults, DetectResults)) or (isinstance(said, ProbeResults) and said.asr is None):
+            raise InputError(f"{path}: expected a report of detect, or of probe with --trigger, for a matrix")
+        yield Cell(row, run, name, part.sha256, said)
+
+
+def _is_probe(cell: Cell) -> bool:
+    return isinstance(cell.said, ProbeResults)
 
 
 def _check_distinct(cells: Sequence[Cell]) -> None:
@@ -107,8 +113,8 @@ def _check_distinct(cells: Sequence[Cell]) -> None:
     seen: dict[object, str] = {}
     for cell in cells:
         place = f"{cell.row}/{cell.run}/{cell.column}"
-        kind = () if cell.report.command == "probe" else (cell.column,)
-        for key in ((cell.row, cell.run, *kind), (cell.report.sha256, cell.column)):
+        kind = () if _is_probe(cell) else (cell.column,)
+        for key in ((cell.row, cell.run, *kind), (cell.digest, cell.column)):
             if key in seen:
                 raise InputError(f"{place}: {_twice(seen[key], place)}; a run counts once")
             seen[key] = place
@@ -120,8 +126,8 @@ def _twice(first: str, second: str) -> str:
 
 def _works(probe: Cell) -> bool:
     """Tell whether an attack works. Without the clean encoder's accuracy nobody knows what it cost."""
-    asr, accuracy = probe.at("asr"), probe.at("clean_accuracy")
-    clean = probe.at("baseline/clean_accuracy")
+    said = probe.probed
+    asr, accuracy, clean = number(said.asr), number(said.clean_accuracy), number(_clean(probe).clean_accuracy)
     if any(rate is None or not 0 <= rate <= 1 for rate in (asr, accuracy, clean)):
         place = f"{probe.row}/{probe.run}/{probe.column}"
         raise InputError(f"{place}: a matrix needs the clean encoder's numbers; probe with --baseline")
@@ -156,11 +162,11 @@ RATES = ("0.01", "0.05", "0.10")
 def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Table]:
     """Return the matrix of reports. Raises InputError where a path or a report does not fit into one."""
     cells, gate = gather(paths, reports)
-    probes = [cell for cell in cells if cell.report.command == "probe"]
-    detections = [cell for cell in cells if cell.report.command == "detect"]
+    probes = list(filter(_is_probe, cells))
+    detections = [cell for cell in cells if not _is_probe(cell)]
     blocks = [_attacks(probes, gate)] if probes else []
     for kind, title, meaning in KINDS:
-        of_kind = [cell for cell in detections if cell.text("flags") == kind]
+        of_kind = [cell for cell in detections if cell.detected.judges == kind]
         if of_kind:
             blocks.append(_square((title, meaning), of_kind, gate, WRITERS[kind]))
         kept = [cell for cell in of_kind if gate[cell.row, cell.run]]
@@ -172,6 +178,7 @@ def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Table]:
 
 
 Writer = Callable[[Sequence[Cell]], str]  # what a cell says of its runs
+Value = Callable[[Cell], Estimate | float | None]  # a number of one run
 
 # --- tables -------------------------------------------------------------------------------------------------------
 
@@ -181,11 +188,12 @@ def _attacks(probes: Sequence[Cell], gate: Gate) -> Table:
     rows = []
     for name, group in grouped(probes, lambda cell: cell.row):
         count = sum(gate[cell.row, cell.run] for cell in group)
-        targets = ", ".join(dict.fromkeys(str(cell.text("target")) for cell in group))
+        targets = ", ".join(dict.fromkeys(str(cell.probed.target) for cell in group))
         rows.append([
-            name, f"{count} of {len(group)}", _beside(group, "clean_accuracy", "baseline/clean_accuracy", 100),
-            _beside(group, "asr", "baseline/asr", 100), targets,
-            _specs("trigger", [cell.text("trigger") for cell in group]),
+            name, f"{count} of {len(group)}",
+            _beside(group, lambda run: run.probed.clean_accuracy, lambda run: _clean(run).clean_accuracy, 100),
+            _beside(group, lambda run: run.probed.asr, lambda run: _clean(run).asr, 100), targets,
+            _specs("trigger", [cell.probed.trigger for cell in group]),
         ])  # fmt: skip
     return Table(
         "Attacks",
@@ -207,8 +215,8 @@ def _square(said: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Wri
         found = {column: [cell for cell in kept if cell.column == column] for column in columns}
         ran = {cell.column for cell in group}
         rows.append([name] + [_filled(found[column], column in ran, write) for column in columns])
-        most = max((len(_values(runs, "auroc")) for runs in found.values()), default=0)
-        full = {c: _values(runs, "auroc") for c, runs in found.items() if runs and not _is_told(runs)}
+        most = max((len(_values(runs, _auroc)) for runs in found.values()), default=0)
+        full = {c: _values(runs, _auroc) for c, runs in found.items() if runs and not _is_told(runs)}
         areas = {column: statistics.mean(values) for column, values in full.items() if values and len(values) == most}
         highest = [column for column, area in areas.items() if area == max(areas.values())]
         strong |= {(len(rows) - 1, columns.index(column) + 1) for column in highest}
@@ -218,20 +226,20 @@ def _square(said: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Wri
 def _filled(runs: Sequence[Cell], ran: bool, write: Writer) -> str:
     if not runs:
         return "attack failed" if ran else "not run"
-    doubtful = sum(cell.text("verdict") == "inconclusive" for cell in runs)
+    doubtful = sum(cell.detected.verdict == "inconclusive" for cell in runs)
     return write(runs) + (f"; {doubtful} inconclusive" if doubtful and not _is_told(runs) else "")
 
 
 def _input_cell(runs: Sequence[Cell]) -> str:
-    return _beside(runs, "auroc", "controls/auroc_clean_encoder")
+    return _beside(runs, _auroc, _control("auroc_clean_encoder"))
 
 
 def _encoder_cell(runs: Sequence[Cell]) -> str:
-    return f"{_found(runs)}; {_spread(runs, 'statistic')}"
+    return f"{_found(runs)}; {_spread(runs, lambda run: run.detected.statistic)}"
 
 
 def _sample_cell(runs: Sequence[Cell]) -> str:
-    area = _spread(runs, "auroc")
+    area = _spread(runs, _auroc)
     return _found(runs) if area == MISSING else f"{area}; {_found(runs)}"
 
 
@@ -244,8 +252,9 @@ def _rates(cells: Sequence[Cell]) -> Table:
     """Say at what price detectors of inputs find triggered images."""
     heads = [f"TPR at {float(rate) * 100:g} % FPR" for rate in RATES]
     rows = [
-        [row, column, str(len(runs)), *(_spread(runs, f"tpr_at_fpr/{rate}", 100) for rate in RATES),
-         _spread(runs, "tpr", 100), _spread(runs, "fpr", 100), _found(runs)]
+        [row, column, str(len(runs)), *(_spread(runs, _rate(at), 100) for at in RATES),
+         _spread(runs, lambda run: run.detected.tpr, 100), _spread(runs, lambda run: run.detected.fpr, 100),
+         _found(runs)]
         for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column))
     ]  # fmt: skip
     return Table(
@@ -260,12 +269,12 @@ def _rates(cells: Sequence[Cell]) -> Table:
 def _controls(cells: Sequence[Cell]) -> Iterator[Table]:
     """Show what else ranks the same images, where a detector has such controls besides the clean encoder."""
     names = dict.fromkeys(
-        name for cell in cells if isinstance(cell.text("controls"), dict) for name in cell.text("controls")
+        name for cell in cells for name in cell.detected.controls
         if name.startswith("auroc_") and not name.endswith("clean_encoder")
     )  # fmt: skip
     rows = []
     for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column)):
-        values = [_beside(runs, f"controls/{name}", f"controls/{name}_clean_encoder") for name in names]
+        values = [_beside(runs, _control(name), _control(f"{name}_clean_encoder")) for name in names]
         if any(value != MISSING for value in values):
             rows.append([row, column, *values])
     if rows:
@@ -283,8 +292,10 @@ def _controls(cells: Sequence[Cell]) -> Iterator[Table]:
 def _removals(cells: Sequence[Cell]) -> Table:
     """Say what detectors of training images take out."""
     rows = [
-        [row, column, str(len(runs)), *(_spread(runs, key, 100) for key in ("recall", "precision")),
-         _spread(runs, "top_accuracy/20", 100), _spread(runs, "flagged", places=0)]
+        [row, column, str(len(runs)), _spread(runs, lambda run: run.detected.recall, 100),
+         _spread(runs, lambda run: run.detected.precision, 100),
+         _spread(runs, lambda run: run.detected.top_accuracy.get("20"), 100),
+         _spread(runs, lambda run: run.detected.flagged, places=0)]
         for (row, column), runs in grouped(cells, lambda cell: (cell.row, cell.column))
     ]  # fmt: skip
     heads = ["attack", "detector", "runs", "recall", "precision", "poisons among the first 20", "images flagged"]
@@ -294,7 +305,7 @@ def _removals(cells: Sequence[Cell]) -> Table:
 
 
 def _settings(cells: Sequence[Cell]) -> Table:
-    rows = [[name, _specs("detector", [cell.text("method") for cell in group])]
+    rows = [[name, _specs("detector", [cell.detected.method for cell in group])]
             for name, group in grouped(cells, lambda cell: cell.column)]  # fmt: skip
     return Table("Detectors", "Each with the settings that are not its defaults.", ["column", "detector"], rows)
 
@@ -309,16 +320,16 @@ def _specs(shelf: str, texts: Sequence[object]) -> str:
 
 def _is_told(runs: Sequence[Cell]) -> bool:
     """Tell whether a column is a bound, which knows where the triggers are."""
-    return any(cell.text("sees_truth") is True for cell in runs)
+    return any(cell.detected.sees_truth for cell in runs)
 
 
-def _values(runs: Sequence[Cell], path: str) -> list[float]:
-    return [value for cell in runs if (value := cell.at(path)) is not None]
+def _values(runs: Sequence[Cell], value: Value) -> list[float]:
+    return [found for cell in runs if (found := number(value(cell))) is not None]
 
 
-def _spread(runs: Sequence[Cell], path: str, scale: float = 1, places: int | None = None) -> str:
+def _spread(runs: Sequence[Cell], value: Value, scale: float = 1, places: int | None = None) -> str:
     """Write mean and standard deviation over runs, with their number where some lack it; of one run the value alone."""
-    values = [scale * value for value in _values(runs, path)]
+    values = [scale * each for each in _values(runs, value)]
     if not values:
         return MISSING
     places = (1 if scale == 100 else 3) if places is None else places
@@ -327,10 +338,26 @@ def _spread(runs: Sequence[Cell], path: str, scale: float = 1, places: int | Non
     return text + (f" ({len(values)} of {len(runs)} runs)" if len(values) < len(runs) else "")
 
 
-def _beside(runs: Sequence[Cell], path: str, control: str, scale: float = 1) -> str:
-    held = _spread(runs, control, scale)
-    return _spread(runs, path, scale) + (f" [{held}]" if held != MISSING else "")
+def _beside(runs: Sequence[Cell], value: Value, control: Value, scale: float = 1) -> str:
+    clean = _spread(runs, control, scale)
+    return _spread(runs, value, scale) + (f" [{clean}]" if clean != MISSING else "")
+
+
+def _clean(cell: Cell) -> CleanMeasures:
+    return cell.probed.baseline or CleanMeasures()
+
+
+def _auroc(cell: Cell) -> Estimate | None:
+    return cell.detected.auroc
+
+
+def _control(name: str) -> Value:
+    return lambda cell: cell.detected.controls.get(name)
+
+
+def _rate(fpr: str) -> Value:
+    return lambda cell: cell.detected.tpr_at_fpr.get(fpr)
 
 
 def _found(runs: Sequence[Cell]) -> str:
-    return f"{sum(cell.text('verdict') == 'found' for cell in runs)} of {len(runs)} found"
+    return f"{sum(cell.detected.verdict == 'found' for cell in runs)} of {len(runs)} found"

@@ -54,7 +54,7 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Block:
+class PictureRows:
     """Rows of pictures under one title. rows: label and uint8 K,C,H,W each; captions: K lines under the last row."""
 
     title: str
@@ -261,7 +261,7 @@ def confusions(tables: dict[str, np.ndarray]) -> bytes:
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def board(blocks: Sequence[Block]) -> bytes:
+def board(blocks: Sequence[PictureRows]) -> bytes:
     """Lay pictures out, COLUMNS side by side at most, small ones enlarged pixel by pixel (nearest neighbour)."""
     blocks = [part for block in blocks for part in _wrap(block)]
     width, height = _tile(blocks[0].rows[0][1])
@@ -287,11 +287,11 @@ def board(blocks: Sequence[Block]) -> bytes:
     return compose(canvas, texts)
 
 
-def _wrap(block: Block) -> list[Block]:
+def _wrap(block: PictureRows) -> list[PictureRows]:
     """Break rows that are longer than COLUMNS; only the first part keeps the title."""
     count = len(block.rows[0][1])
     return [
-        Block(
+        PictureRows(
             block.title if start == 0 else "",
             block.colour,
             [(name, images[start : start + COLUMNS]) for name, images in block.rows],
@@ -301,7 +301,7 @@ def _wrap(block: Block) -> list[Block]:
     ]
 
 
-def _title(block: Block) -> int:
+def _title(block: PictureRows) -> int:
     return 46 if block.title else 6
 
 

@@ -56,7 +56,7 @@ def test_the_users_style_changes_nothing(monkeypatch):
 
 
 def test_small_images_are_enlarged_pixel_by_pixel():
-    drawn = pixels(plots.board([plots.Block("", "black", [("clean", IMAGES[:2])])]))
+    drawn = pixels(plots.board([plots.PictureRows("", "black", [("clean", IMAGES[:2])])]))
     factor = plots.TILE // 32
     wanted = np.kron(IMAGES[0].transpose(1, 2, 0), np.ones((factor, factor, 1), np.uint8))
     windows = np.lib.stride_tricks.sliding_window_view(drawn, wanted.shape)[:, :, 0]
@@ -64,7 +64,7 @@ def test_small_images_are_enlarged_pixel_by_pixel():
 
 
 def test_large_images_are_shrunk_and_any_shape_fits():
-    png = plots.board([plots.Block("t", "black", [("clean", np.zeros((1, 3, 700, 350), np.uint8))])])
+    png = plots.board([plots.PictureRows("t", "black", [("clean", np.zeros((1, 3, 700, 350), np.uint8))])])
     assert max(pixels(png).shape) < 500
 
 
