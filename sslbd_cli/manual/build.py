@@ -13,35 +13,35 @@ from sslbd_cli.main import COMMANDS, SECTIONS, ExitStatus, toolkit
 from sslbd_cli.manual import manpage
 
 STATUSES = {
-    ExitStatus.DONE: "Done: the run is sound, whatever it found.",
+    ExitStatus.DONE: "Done: the run is sound, with or without a finding.",
     ExitStatus.FOUND: "Only `sslbd detect --exit-code`: a backdoor was found.",
-    ExitStatus.USAGE: "Usage or input is wrong; one line on standard error says what, and what to do. No artefact is "
-    "written.",
-    ExitStatus.UNSOUND: "The run ended, but its result cannot be vouched for: it diverged, failed a check of "
-    "sslbd-warnings(7), or is inconclusive.",
-    ExitStatus.BUG: "A bug in sslbd. `--debug` shows the traceback.",
+    ExitStatus.USAGE: "The usage or the input is wrong. One line on standard error says what is wrong and what to do. "
+    "No artefact is written.",
+    ExitStatus.UNSOUND: "The run ended, but its result cannot be vouched for: training diverged, a check of "
+    "sslbd-warnings(7) failed, or the verdict is inconclusive.",
+    ExitStatus.BUG: "A bug in sslbd; `--debug` shows the traceback.",
 }
 SIGNALS = {
-    "130, 141, 143": "Ended by a signal, as the shell reports it: Ctrl-C, a pipe closed by its reader, SIGTERM.",
+    "130, 141, 143": "A signal ended the command: Ctrl-C, a pipe closed by its reader, or SIGTERM.",
 }
 ENVIRONMENT = {
-    "NO_COLOR": "Set to anything, it keeps colours out of tables and progress bars.",
+    "NO_COLOR": "If it is set, tables and progress bars have no colours.",
     "SSLBD_DEVICE": "The default of `--device`.",
-    "SSLBD_MALLOC": "Set to `default`, it leaves large blocks of memory to glibc's own policy; otherwise they are kept "
-    "for reuse, which makes training on the CPU faster (Linux).",
+    "SSLBD_MALLOC": "If it is `default`, glibc's usual policy applies to large blocks of memory. Otherwise the process "
+    "keeps them for reuse, which makes training on the CPU faster (Linux).",
 }
 OPENING = {
     "DESCRIPTION": """
-The commands are made to be chained: INPUT defaults to standard input and `-o` to standard output, and what a file is
-gets read from its content, never from its name. Standard output carries only the artefact or the report; everything
-else goes to standard error. The same command with the same seed, inputs and kind of machine writes the same bytes.
+The commands are made to be chained. INPUT defaults to standard input and `-o` to standard output. A command recognises
+a file by its content, never by its name. Standard output carries only the artefact or the report; everything else goes
+to standard error. The same command with the same seed, inputs and kind of machine writes the same bytes.
 
-Each artefact carries its history: every command, option and input digest that led to it. `sslbd info --recipe` prints
-it as a shell script that makes the file again.
+Each artefact carries its history: all commands, options and input digests that led to it. `sslbd info --recipe` prints
+the history as a shell script that makes the file again.
 """,
     "SPEC STRINGS": """
 Methods, triggers, architectures and the like are given as NAME or NAME:key=value,key=value. A key that is left out has
-its default. Booleans are yes or no. `help` in the place of a name lists the names, and NAME:help explains one with its
+its default. Booleans are yes or no. `help` instead of a name lists the names, and NAME:help explains one name and its
 keys:
 
     sslbd pretrain --method help
@@ -51,14 +51,14 @@ Each command's page lists the values of its spec options with their common keys,
 the keys for experts as well.
 """,
     "OUTPUT": """
-Commands that measure print a table on a terminal and lines of key, tabulator, value in a pipe; nested keys are joined
-by dots. With `--json` they print one JSON object per line. sslbd-metrics(7) defines every number. A binary artefact is
-never written to a terminal. A file appears under its name whole or not at all.
+Commands that measure print a table on a terminal. In a pipe they print lines of key, tabulator and value; nested keys
+are joined by dots. With `--json` they print one JSON object per line. sslbd-metrics(7) defines every number. A binary
+artefact is never written to a terminal. An output file appears under its name as a whole or not at all.
 """,
 }
 CLOSING = {
     "SHELL COMPLETION": """
-Completion knows the commands, their options, the names that spec options take, and files. For bash (4.4 or newer) put
+Completion offers commands, their options, the names that spec options take, and files. For bash (4.4 or newer) put
 this line into ~/.bashrc:
 
     eval "$(_SSLBD_COMPLETE=bash_source sslbd)"
@@ -72,13 +72,13 @@ For fish save the script once:
     _SSLBD_COMPLETE=fish_source sslbd > ~/.config/fish/completions/sslbd.fish
 """,
     "EXAMPLES": """
-Make images, poison some, train an encoder on them and measure the attack, as one pipe:
+Make images, poison some of them, train an encoder and measure the attack, as one pipe:
 
     sslbd data shapes --count 600 | sslbd poison --trigger patch --target 3 \\
         | sslbd pretrain --method simclr --epochs 3 \\
         | sslbd probe --train train.h5 --test test.h5 --trigger patch --target 3
 
-Let an encoder pass only after a sound run of the detector that found nothing:
+Accept an encoder only if the detector ran soundly and found nothing:
 
     sslbd detect --exit-code encoder.safetensors --aux clean.h5 --data test.h5 \\
         && echo "nothing found"

@@ -30,23 +30,23 @@ RECIPES = {
     "gray": Recipe(size=SIDE, crop=False, flip=0, jitter=0, gray=1),
 }
 DESCRIPTION = f"""
-A trigger is a change of pixels that the attacker makes to poisoned training images and, later, to the images to be
-misclassified. `--trigger` of sslbd-poison(1), sslbd-badencoder(1), sslbd-probe(1) and sslbd-report(1) takes one by
+A trigger is a change of pixels. The attacker makes it to poisoned training images and, later, to the images that are to
+be misclassified. `--trigger` of sslbd-poison(1), sslbd-badencoder(1), sslbd-probe(1) and sslbd-report(1) takes one by
 name; sslbd-poison(1) lists all keys with their defaults. Triggers work on pixels from 0 to 1 before any normalisation;
-in datasets they are rounded to 8 bits. The box of each trigger is recorded in the dataset's truth: the patch, or the
-whole image.
+in datasets they are rounded to 8 bits. The dataset's truth records the box of each trigger: the patch, or the whole
+image.
 
-What is measured here is measured with each trigger's defaults on {PHOTOS} seeded images of {SIDE}x{SIDE} pixels, which
+All measurements on this page use the defaults of each trigger and {PHOTOS} seeded images of {SIDE}x{SIDE} pixels, which
 have the spectrum of photographs. A report shows a trigger on images of your own:
 
     sslbd report REPORT --data DATASET --trigger NAME -o report.html
 """
 LEGEND = """
 `grey`: largest change of a mid-grey image, in steps of 1/255. `PSNR`: peak signal-to-noise ratio of the photographs
-with the trigger, in dB: the higher, the fainter. `crop`, `blur`, `gray`: how much of the change's energy (its sum of
-squares) is left when both the clean and the triggered image go through a random resized crop of 20 to 100 % of the
-area, a Gaussian blur of one pixel, or grayscale, in steps of 5 %. A crop that enlarges a patch can leave more than
-there was. Energy that is left need not look the same: crops scatter fine patterns.
+with the trigger, in dB; a fainter trigger has a higher one. `crop`, `blur`, `gray`: the share of the change's energy
+(its sum of squares), in steps of 5 %, that is left after the clean and the triggered image go through a random resized
+crop of 20 to 100 % of the area, a Gaussian blur of one pixel, or grayscale. A crop that enlarges a patch can leave more
+than 100 %. The energy that is left may look different: crops scatter fine patterns.
 """
 PICTURES = f"""
 Pictures show the mean size of the change over the photographs, one character for two pixels above each other. From
@@ -56,11 +56,14 @@ nothing to the largest, the characters are a space and `{SHADES[1:]}`; the size 
 
 @dataclass(frozen=True)
 class Look:
-    """What was measured of one trigger. kept: energy left by recipe; change: its mean size, float H,W, 0 to 255."""
+    """What was measured of one trigger.
+
+    energy_left: the share of the change's energy that is left, by recipe. change: its mean size, float H,W, 0 to 255.
+    """
 
     grey: int
     psnr: float
-    kept: dict[str, float]
+    energy_left: dict[str, float]
     change: Tensor
 
 
@@ -85,10 +88,10 @@ def page(version: str) -> str:
 
 
 def table(looks: dict[str, Look]) -> list[str]:
-    """Return the lines of the table, a trigger each."""
+    """Return the lines of the table: a head, and one for each trigger."""
     lines = [f"{'trigger':<10}{'grey':>6}{'PSNR':>7}" + "".join(f"{name:>8}" for name in RECIPES)]
     for name, look in looks.items():
-        shares = "".join(f"{_share(look.kept[recipe]):>8}" for recipe in RECIPES)
+        shares = "".join(f"{_share(look.energy_left[recipe]):>8}" for recipe in RECIPES)
         lines.append(f"{name:<10}{look.grey:>6}{look.psnr:>7.0f}{shares}")
     return lines
 
@@ -109,7 +112,7 @@ def entry(info: plugin.PluginInfo, look: Look | None) -> str:
 
 
 def draw(change: Tensor) -> list[str]:
-    """Draw sizes H,W as characters in a frame, two rows in one, from zero to the largest, which the last line tells."""
+    """Draw sizes H,W as characters in a frame, two rows in one. The last line gives the largest size."""
     cells = change.reshape(len(change) // 2, 2, -1).mean(1)
     levels = (cells / cells.max().clamp(min=1e-9) * (len(SHADES) - 1)).round().long()
     edge, top = "+" + "-" * cells.shape[1] + "+", f"{SHADES[-1]} is {float(cells.max()):.0f}/255"
@@ -148,11 +151,11 @@ def measure(trigger: Trigger) -> Look:
     grey_change = trigger(grey, generator(0, "trigger page"), "test").images.int() - 128
     change = stamped.double() - clean.double()
     psnr = 10 * (255**2 / change.square().mean()).log10()
-    kept = {name: _kept(clean, stamped, recipe) for name, recipe in RECIPES.items()}
-    return Look(int(grey_change.abs().max()), float(psnr), kept, change.abs().mean((0, 1)))
+    left = {name: _energy_left(clean, stamped, recipe) for name, recipe in RECIPES.items()}
+    return Look(int(grey_change.abs().max()), float(psnr), left, change.abs().mean((0, 1)))
 
 
-def _kept(clean: Tensor, stamped: Tensor, recipe: Recipe) -> float:
+def _energy_left(clean: Tensor, stamped: Tensor, recipe: Recipe) -> float:
     """Return the share of the change's energy that is left in the same views of the clean and triggered images."""
     pairs = [images.repeat(VIEWS, 1, 1, 1).float() / 255 for images in (clean, stamped)]
     before, after = (augment.augment(images, recipe, generator(0, "trigger page views")) for images in pairs)

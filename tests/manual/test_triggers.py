@@ -61,7 +61,7 @@ def test_the_largest_change_of_grey_is_that_of_the_formula(name, grey):
 
 def test_what_is_left_agrees_with_the_claims():
     looks = {name: triggers.measure(plugin.parse("trigger", name)) for name in ("ctrl", "patch", "blend", "warp")}
-    kept = {name: look.kept for name, look in looks.items()}
+    kept = {name: look.energy_left for name, look in looks.items()}
     assert kept["ctrl"]["gray"] < 0.01 and kept["ctrl"]["blur"] < 0.1
     assert kept["patch"]["gray"] > 0.3 and kept["blend"]["crop"] > 0.7 and kept["blend"]["blur"] > 0.8
     assert looks["warp"].psnr > looks["ctrl"].psnr > looks["patch"].psnr
