@@ -16,6 +16,7 @@ import click
 
 from sslbd_cli import __version__
 from sslbd_cli.errors import InputError, Unsound
+from sslbd_cli.words import did_you_mean, reason
 
 
 class ExitStatus(enum.IntEnum):
@@ -73,11 +74,8 @@ class Toolkit(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        import difflib
-
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "see sslbd --help"
+            hint = did_you_mean(args[0], self.list_commands(ctx)).rstrip() or "see sslbd --help"
             raise click.UsageError(f"unknown command '{args[0]}': {hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -139,9 +137,8 @@ def _bug(program: str, error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(place.filename).name}:{place.lineno}"
-    what = " ".join(str(error).split())[:300]
-    return _fail(program, f"bug: {type(error).__name__} at {where}: {what} (--debug shows all)", ExitStatus.BUG)
+    what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {reason(error)}"
+    return _fail(program, f"bug: {what} (--debug shows all)", ExitStatus.BUG)
 
 
 def _fail(program: str, message: str, status: ExitStatus) -> int:

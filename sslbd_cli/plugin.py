@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import functools
 import importlib
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import suggest
 
 PACKAGE = Path(__file__).resolve().parent
 #: shelf -> the folder that is scanned, or for `arch` the one core file whose classes are the values.
@@ -125,12 +125,6 @@ def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
     if not isinstance(value, str) and ((low is not None and value < low) or (high is not None and value > high)):
         span = f">= {low}" if high is None else f"<= {high}" if low is None else f"from {low} to {high}"
         raise InputError(f"{plugin}: {name}={value}: expected a value {span}")
-
-
-def suggest(got: str, known: list[str], intro: str) -> str:
-    """Say what a wrong name may have meant, and which names there are."""
-    near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
-    return (f"did you mean '{near[0]}'? " if near else "") + f"{intro} {', '.join(known)}"
 
 
 # --- reading a shelf without importing it -------------------------------------------------------------------------

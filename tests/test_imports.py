@@ -15,11 +15,12 @@ PACKAGE = Path(sslbd_cli.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 SHELVES = {folder for folder in plugin.SHELVES.values() if not folder.endswith(".py")}
 #: Room -> the rooms below it, which it may import. A shelf does not even see its own files.
-ROOT = {"errors", "plugin", "__version__"}
+ROOT = {"errors", "plugin", "words", "__version__"}
 LIBRARY = ROOT | {"core", "artefacts", "triggers"}
 SEES = {
     "errors": set(),
-    "plugin": {"errors"},
+    "words": set(),
+    "plugin": {"errors", "words"},
     "artefacts": ROOT,
     "core": ROOT | {"artefacts"},
     "triggers": ROOT | {"core", "artefacts"},
@@ -41,7 +42,7 @@ SEES = {
 }
 SCIENCE = {"torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL"}
 SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub", "yaml"}
-WITHOUT_TERMINAL = {"errors", "plugin", "artefacts", "core", "triggers"}  # no click, no rich, no figures
+WITHOUT_TERMINAL = {"errors", "plugin", "words", "artefacts", "core", "triggers"}  # no click, no rich, no figures
 HEAVY = SCIENCE | SHOW - {"click"}
 
 

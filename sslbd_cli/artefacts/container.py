@@ -29,6 +29,7 @@ import safetensors
 import safetensors.numpy
 
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import reason
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 LEAF = 4 << 20  # bytes hashed per leaf of the content digest
@@ -105,7 +106,7 @@ def _read_safetensors(data: bytes, label: str) -> tuple[str, Arrays]:
         text = header.get("__metadata__", {}).get("sslbd")
         arrays = safetensors.numpy.load(data) if isinstance(text, str) else {}
     except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, RecursionError, TypeError) as error:
-        raise InputError(f"{label}: damaged safetensors file: {_one_line(error)}") from None
+        raise InputError(f"{label}: damaged safetensors file: {reason(error)}") from None
     if not isinstance(text, str):
         raise InputError(f"{label}: safetensors without an sslbd header; import it with 'sslbd convert'")
     return text, arrays
@@ -119,7 +120,7 @@ def _read_hdf5(file: BinaryIO, label: str) -> tuple[str, Arrays]:
             raise ValueError(found["error"])
         return found["text"], {name: _map(file, *place) for name, place in found["layout"].items()}
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{label}: damaged or foreign HDF5 file ({_one_line(error)}); see sslbd data") from None
+        raise InputError(f"{label}: damaged or foreign HDF5 file ({reason(error)}); see sslbd data") from None
 
 
 def _layout(file: BinaryIO) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def _attempt(work: Callable[[], dict[str, Any]]) -> str:
     try:
         return json.dumps(work())
     except Exception as error:
-        return json.dumps({"error": _one_line(error)})
+        return json.dumps({"error": reason(error)})
 
 
 def _limit(seconds: int) -> None:
@@ -210,10 +211,6 @@ def _address_space() -> int:
     except OSError:
         return 1 << 46
     return pages * resource.getpagesize()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # --- writing ------------------------------------------------------------------------------------------------------

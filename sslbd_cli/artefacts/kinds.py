@@ -6,7 +6,6 @@ kind, what the kind needs, the content digest and the history. man/sslbd-artefac
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -15,6 +14,7 @@ import numpy as np
 from sslbd_cli.artefacts import container, header, validate
 from sslbd_cli.artefacts.validate import need
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import did_you_mean
 
 LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
 _TRUTH = ("poisoned", "box", "source", "caption")
@@ -155,9 +155,7 @@ class Dataset(Artefact):
             return int(name)
         more = " ..." if len(self.classes) > 12 else ""
         shown = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + more
-        near = difflib.get_close_matches(name, self.classes, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise InputError(f"no class '{name}' among {len(self.classes)}: {hint}{shown}")
+        raise InputError(f"no class '{name}' among {len(self.classes)}: {did_you_mean(name, self.classes)}{shown}")
 
     def limited(self, limit: int | None) -> Dataset:
         """Return `limit` of the rows, spread evenly, as a dataset of their own; all where there are no more."""

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from sslbd_cli.artefacts.kinds import History
+from sslbd_cli.words import one_line
 
 #: Commands that write their artefact and may still end with exit status 3: their result is in doubt, but it is there.
 DOUBTFUL = ("badencoder", "detect")
@@ -23,7 +24,7 @@ def command_line(entry: dict[str, Any]) -> str:
         else:
             for item in value if isinstance(value, list) else [value]:
                 words += [name, str(item)]
-    return _printable(shlex.join(words))
+    return one_line(shlex.join(words), "?")
 
 
 def script(history: History, kind: str) -> str:
@@ -47,7 +48,7 @@ def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind
         target = goal if last else f"{goal}.{number + 1}"
         line = command_line(entry)
         if "device" in entry:  # bytes are equal on devices of one kind
-            line += _printable(f" --device {shlex.quote(str(entry['device']))}")
+            line += one_line(f" --device {shlex.quote(str(entry['device']))}", "?")
         for source in entry.get("inputs", []):
             line += _input_words(source, before, lines, made)
         command = str(entry.get("command"))
@@ -69,7 +70,7 @@ def _input_words(source: dict[str, Any], before: str, lines: list[str], made: se
     option = str(source.get("option"))
     if source.get("kind") == "file":
         name = str(source.get("file"))
-        lines.append(_printable(f"# needs {name} with sha256 {source.get('sha256')}"))
+        lines.append(one_line(f"# needs {name} with sha256 {source.get('sha256')}", "?"))
     elif option == "INPUT" and before:
         name = before
     else:
@@ -80,13 +81,10 @@ def _input_words(source: dict[str, Any], before: str, lines: list[str], made: se
         name = stem + _suffix(str(source.get("kind")))
         if not history:
             digest = f"content digest {source.get('sha256')} (see sslbd info --digest)"
-            lines.append(_printable(f"# needs {name} with {digest}"))
-    return f" {shlex.quote(name)}" if option == "INPUT" else _printable(f" {shlex.quote(option)} {shlex.quote(name)}")
-
-
-def _printable(text: str) -> str:
-    """Keep text to its line and off the terminal's controls: it comes from a file that others may have written."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+            lines.append(one_line(f"# needs {name} with {digest}", "?"))
+    if option == "INPUT":
+        return f" {shlex.quote(name)}"
+    return one_line(f" {shlex.quote(option)} {shlex.quote(name)}", "?")
 
 
 def _suffix(kind: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sslbd_cli.artefacts.results import Estimate
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,11 +111,6 @@ def plain(value: Any) -> str:
     if value is None:
         return ""
     return json.dumps(value) if isinstance(value, (bool, int, float)) else one_line(value)
-
-
-def one_line(text: object) -> str:
-    """Return text without anything that could break a line or drive a terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 # --- for people ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import click
 
 from sslbd_cli import plugin
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import suggest
 
 
 class Spec(click.ParamType):  # type: ignore[type-arg]
@@ -55,7 +56,7 @@ class Listed(click.ParamType):  # type: ignore[type-arg]
             click.echo("\n".join(f"{name:<{width}}  {text}" for name, text in self.rows.items()))
             raise click.exceptions.Exit(0)
         if value not in self.rows:
-            hint = plugin.suggest(value, list(self.rows), "choose one of")
+            hint = suggest(value, list(self.rows), "choose one of")
             raise click.UsageError(f"{param.opts[0] if param else self.name} {value}: {hint}", ctx)
         return value
 

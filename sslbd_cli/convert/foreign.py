@@ -21,9 +21,10 @@ from sslbd_cli.convert import families, statedict
 from sslbd_cli.convert.layouts import LAYOUTS, NORMALISATIONS, Layout, Triple, nearest, text_tower
 from sslbd_cli.convert.names import Rule
 from sslbd_cli.convert.selftest import compare, self_test
-from sslbd_cli.convert.statedict import BESIDE, WRAPPERS, State, one_line, show
+from sslbd_cli.convert.statedict import BESIDE, WRAPPERS, State, show
 from sslbd_cli.core import nets
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import reason
 
 Pixels = tuple[Triple, Triple]
 
@@ -225,7 +226,7 @@ def _as_timm(state: State, arch: nets.Timm, wish: ConvertWish) -> _Reading:
     try:
         cfg = timm.get_pretrained_cfg(arch.model)
     except RuntimeError as error:
-        raise InputError(f"timm: {one_line(error)}") from None
+        raise InputError(f"timm: {reason(error)}") from None
     named = (cfg.classifier if cfg else None) or ()
     heads = (named,) if isinstance(named, str) else tuple(named)
     pixels = [parse_normalise(wish.normalise)] if wish.normalise else []
@@ -252,7 +253,7 @@ def _build(arch: nets.Arch, size: int, mean: Triple, std: Triple) -> nets.ImageE
     try:
         return nets.ImageEncoder(arch, size, mean, std)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(f"{arch} cannot be built for {size}x{size} images: {one_line(error)}") from None
+        raise InputError(f"{arch} cannot be built for {size}x{size} images: {reason(error)}") from None
 
 
 def _fit(expected: State, reading: _Reading, arch: nets.Arch) -> State:

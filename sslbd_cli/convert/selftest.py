@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import Dataset
-from sslbd_cli.convert.statedict import one_line, shape
+from sslbd_cli.convert.statedict import shape
 from sslbd_cli.core import device, features, metrics, nets
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import reason
 
 MOST = 2000  # labelled images that readings are compared on: enough to see 3 points, seconds for a small encoder
 NEIGHBOURS = 20
@@ -33,7 +34,7 @@ def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> tu
         feats = torch.cat([net(images) for images in batches])  # count,D
         alone = net(batches[0][:1])
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise InputError(f"{net.arch} cannot embed {net.size}x{net.size} images: {one_line(error)}") from None
+        raise InputError(f"{net.arch} cannot embed {net.size}x{net.size} images: {reason(error)}") from None
     if feats.ndim != 2:
         raise InputError(f"{net.arch} gives features of shape {shape(feats)}, expected one vector per image")
     if not bool(torch.isfinite(feats).all()):

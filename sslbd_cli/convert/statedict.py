@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from sslbd_cli.artefacts import container
 from sslbd_cli.convert import torchscript
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import reason
 
 State = dict[str, Tensor]
 
@@ -90,7 +91,7 @@ def _read_safetensors(data: bytes) -> State:
         tensors = dict(sorted(loaded.items()))  # the format keeps no order, and the library's differs from run to run
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except Exception as error:  # a hostile header can make the library raise anything
-        raise InputError(f"is a damaged safetensors file: {one_line(error)}") from None
+        raise InputError(f"is a damaged safetensors file: {reason(error)}") from None
     if "sslbd" in (header.get("__metadata__") or {}):
         raise InputError("is an sslbd encoder already; --to torchvision or --to timm exports it")
     return tensors
@@ -102,7 +103,7 @@ def _check_zip(file: BinaryIO) -> bool:
     try:
         members = zipfile.ZipFile(file).infolist()
     except Exception as error:  # a hostile directory can make the library raise anything
-        raise InputError(f"is a damaged checkpoint: {one_line(error)}") from None
+        raise InputError(f"is a damaged checkpoint: {reason(error)}") from None
     file.seek(0)
     names = [member.filename for member in members]
     if any(name.endswith(".npy") for name in names):
@@ -125,7 +126,7 @@ def _read_torchscript(file: BinaryIO) -> State:
         advice = "nothing was run; have its authors save the state dict as safetensors"
         raise InputError(f"is a TorchScript archive that {error}; {advice}") from None
     except Exception as error:  # a hostile stream of opcodes can raise anything
-        raise InputError(f"is a damaged TorchScript archive: {one_line(error)}") from None
+        raise InputError(f"is a damaged TorchScript archive: {reason(error)}") from None
 
 
 def _read_pickle(file: BinaryIO) -> object:
@@ -139,8 +140,8 @@ def _read_pickle(file: BinaryIO) -> object:
         if asked:
             advice = "nothing was run; have its authors save the state dict as safetensors"
             raise InputError(f"holds more than tensors: its pickle asks for {asked[1][:80]}; {advice}") from None
-        reason = re.search(r"(?s)WeightsUnpickler error: (.*?)\s*(?:Please|Check|$)", str(error))
-        what = one_line(reason[1] if reason else error)
+        fault = re.search(r"(?s)WeightsUnpickler error: (.*?)\s*(?:Please|Check|$)", str(error))
+        what = reason(fault[1] if fault else error)
         raise InputError(f"is damaged, or was not written by torch.save: {what}") from None
 
 
@@ -230,11 +231,6 @@ def show(names: Iterable[str], most: int = 5) -> str:
     every = list(names)
     shown = [ascii(name)[1:-1][:80] for name in every[:most]]
     return ", ".join(shown) + (f" and {len(every) - most} more" if len(every) > most else "")
-
-
-def one_line(error: BaseException | str) -> str:
-    """Return what an error says, in one printable line of at most 200 characters."""
-    return ascii(" ".join(str(error).split()))[1:-1][:200] or type(error).__name__
 
 
 def shape(tensor: Tensor) -> str:

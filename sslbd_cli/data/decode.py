@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import reason
 
 if TYPE_CHECKING:
     from sslbd_cli.core.watch import Watch
@@ -186,12 +187,6 @@ def _decode_one(file: ImageFile, size: int | None) -> tuple[np.ndarray | str, st
         return "not an image of a known format", digest
     except Exception as error:  # decoders raise nearly any exception on malicious bytes
         return reason(error), digest
-
-
-def reason(error: BaseException) -> str:
-    """Return an error as one line, without the file name that an OSError repeats."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def read_file(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:

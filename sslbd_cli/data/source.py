@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import re
 import sys
@@ -18,9 +17,10 @@ import numpy as np
 from sslbd_cli.artefacts import captions, container
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.watch import unwatched
-from sslbd_cli.data.decode import Decoded, ImageFile, decode, read_file, reason, resize
+from sslbd_cli.data.decode import Decoded, ImageFile, decode, read_file, resize
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin
+from sslbd_cli.words import did_you_mean, reason
 
 if TYPE_CHECKING:
     from sslbd_cli.core.watch import Watch
@@ -225,8 +225,7 @@ def _kept(catalogue: Catalogue, wish: SourceWish) -> list[int]:
         return list(range(len(catalogue.classes)))
     for name in wish.classes:
         if name not in catalogue.classes:
-            near = difflib.get_close_matches(name, catalogue.classes, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint = did_you_mean(name, catalogue.classes)
             raise InputError(f"--classes: no class '{name}': {hint}there are {', '.join(catalogue.classes[:12])}")
     return [label for label, name in enumerate(catalogue.classes) if name in wish.classes]
 

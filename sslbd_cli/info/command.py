@@ -8,6 +8,7 @@ import click
 
 from sslbd_cli.cli import options
 from sslbd_cli.cli.run import Run
+from sslbd_cli.words import one_line
 
 
 @options.command(
@@ -60,7 +61,7 @@ def describe(found: Any) -> dict[str, Any]:
         rows["labels"] = found.labels is not None
         if found.captions is not None:
             rows["captions"] = True
-            rows["first caption"] = _printable(decode(found.captions[:1])[0])
+            rows["first caption"] = one_line(decode(found.captions[:1])[0], "?")
         if found.truth is not None:
             rows["poisoned"] = int(found.truth.poisoned.sum())
     elif found.kind == "encoder":
@@ -84,8 +85,3 @@ def describe(found: Any) -> dict[str, Any]:
         rows |= {"command": found.command, "results": found.results}
     rows["history"] = [command_line(entry) for entry in found.history]
     return rows
-
-
-def _printable(text: str) -> str:
-    """Keep a text to its line and off the terminal's controls: others may have written it."""
-    return "".join(c if c.isprintable() else "?" for c in text)

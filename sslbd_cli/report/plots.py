@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sslbd_cli.cli.output import one_line
+from sslbd_cli.words import one_line
 
 CLEAN, TRIGGERED, CALIBRATION, INK, FAINT = "#0072B2", "#D55E00", "#7A7A7A", "#222222", "#BBBBBB"
 CYCLE = (CLEAN, TRIGGERED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", CALIBRATION)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sslbd_cli.cli.output import one_line
 from sslbd_cli.report import webpage
+from sslbd_cli.words import one_line
 
 # --- Markdown from strings that anyone may have written: escaped, on one line, in tables
 
