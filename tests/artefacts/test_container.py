@@ -272,10 +272,10 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
 SMALL_DISK = """
 import resource, signal, sys
 import numpy as np
-from sslbd_cli.core import storage
+from sslbd_cli.artefacts import container
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-getattr(storage, sys.argv[1])("a", "{}", {"a": np.zeros(1_000_000, np.uint8), "b": np.zeros(10)})
+getattr(container, sys.argv[1])("a", "{}", {"a": np.zeros(1_000_000, np.uint8), "b": np.zeros(10)})
 """
 
 

@@ -151,13 +151,13 @@ def test_an_artefact_is_not_read_from_a_terminal(where):
 WRITER = """
 import sys, time
 from sslbd_cli import main
-from sslbd_cli.core import storage
+from sslbd_cli.artefacts import container
 from sslbd_cli.cli import options
 
 @options.command("info", examples=())
 @options.output
 def command(run, output):
-    with storage.atomic_output(output) as file:
+    with container.atomic_output(output) as file:
         file.write(b"half")
         file.flush()
         print("ready", file=sys.stderr, flush=True)
@@ -202,10 +202,10 @@ def test_the_shell_sees_the_signal(bash, tmp_path, number, status):
 REPEATER = """
 import sys
 import numpy as np
-from sslbd_cli.core import storage
+from sslbd_cli.artefacts import container
 for turn in range(10_000):
     array = np.full(200_000, turn)
-    storage.write_hdf5("a", "{}", {"x": array, "y": array})
+    container.write_hdf5("a", "{}", {"x": array, "y": array})
     if turn == 0:
         print("ready", flush=True)
 """
