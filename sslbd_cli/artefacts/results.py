@@ -7,12 +7,13 @@ that whoever reads on has to deal with one case alone. The results as they are s
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from sslbd_cli.artefacts.validate import is_number
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Report
@@ -293,7 +294,5 @@ def _typed(kind: Any, value: Any) -> Any:
     if is_dataclass(kind):
         return kind.of(value) if isinstance(value, Mapping) else None  # type: ignore[union-attr]
     if kind is float or kind is int:
-        most = sys.float_info.max
-        is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        return value if is_number and -most <= value <= most else None
+        return value if is_number(value) and (kind is float or isinstance(value, int)) else None
     return value if isinstance(value, kind) else None
