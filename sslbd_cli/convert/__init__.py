@@ -1,1 +1,1 @@
-"""`sslbd convert`: bring foreign checkpoints in, and take encoders out."""
+"""`sslbd convert`: import foreign checkpoints and export encoders."""

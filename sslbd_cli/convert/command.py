@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 )
 @options.input_argument("CHECKPOINT")
 @click.option("--from", "source", type=Listed(layouts.described()), metavar="LAYOUT", default="auto", show_default=True,
-              help="Layout of the foreign checkpoint; auto tells by its names. 'help' lists.")  # fmt: skip
+              help="Layout of the checkpoint; auto: recognise it by its tensor names. 'help' lists.")  # fmt: skip
 @click.option("--to", "target", type=click.Choice(list(layouts.EXPORTS)), help="Export the encoder in this layout.")
 @click.option("--arch", type=Spec("arch"), metavar="SPEC",
-              help="Architecture, where it cannot be told: timm:model=NAME. Keys that are given stand, the weights "
-                   "tell the rest. 'help' lists.")  # fmt: skip
+              help="Architecture, if the weights do not tell it (timm:model=NAME). Keys that you give are fixed; the "
+                   "weights tell the rest. 'help' lists.")  # fmt: skip
 @click.option("--size", type=click.IntRange(4, 1024), metavar="PIXELS",
-              help="Side of the input images.  [default: timm's, what a transformer's positions make, or 224 for a 7x7 "
-                   "stem, 32 for a 3x3 one]")  # fmt: skip
+              help="Side of the input images.  [default: timm's, or that of a transformer's positions, or 224 for a "
+                   "7x7 stem, 32 for a 3x3 stem]")  # fmt: skip
 @click.option("--normalise", metavar="NAME|M,M,M/S,S,S",
               help=f"Mean and std of the encoder's pixels: {', '.join(layouts.NORMALISATIONS)}, or six numbers.  "
-                   "[default: timm's, or the layout's, where it has one]")  # fmt: skip
-@options.artefact("--data", help="Labelled images that settle what the weights leave open (padding of a 3x3 stem, "
-                                 "activation, normalisation): kNN accuracy under each reading.")  # fmt: skip
+                   "[default: timm's, or the layout's if it has one]")  # fmt: skip
+@options.artefact("--data", help="Labelled images that decide what the weights leave open (padding of a 3x3 stem, "
+                                 "activation, normalisation) by kNN accuracy.")  # fmt: skip
 @options.output
 def command(run: Run, input: str, output: str, source: str, target: str | None, data: str | None, **known: Any) -> None:
     """Import a foreign checkpoint as an encoder, or export an encoder (--to).
 
-    CHECKPOINT is a state dict as safetensors or as torch.save wrote it (.pth, .pt, .bin), or a TorchScript archive such
-    as OpenAI's CLIP. A pickle is read with weights_only, of an archive only the tensors, so nothing in it runs; whole
-    modules and NumPy files are refused. Loading is strict: classifiers, text towers and what training keeps beside the
-    encoder are left out and named, any other difference is an error. The encoder is tested on random images before it
-    is written. An export is safetensors too, never a pickle.
+    CHECKPOINT is a state dict in safetensors or from torch.save (.pth, .pt, .bin), or a TorchScript archive such as
+    OpenAI's CLIP. No code in it runs: a pickle is read with weights_only, and of an archive only the tensors are read.
+    Pickled modules and NumPy files are refused. Loading is strict. Classifiers, text towers and training modules are
+    left out and named; any other difference is an error. The encoder is tested on random images before it is
+    written. An export is also safetensors, never a pickle.
 
-    What a checkpoint does not say is an error that lists the candidates: also the normalisation of a ResNet-50 in
-    safetensors, which lose the order of names that tells SimCLR's from torchvision's (--from says which). With --data,
-    each is tried on up to 2,000 labelled images, and the best is taken if it beats all others beyond chance (McNemar's
-    exact test at 5 %).
+    If a checkpoint leaves something open, an error lists the candidates. Example: the normalisation of a ResNet-50 in
+    safetensors. This format loses the order of names, which tells SimCLR's from torchvision's; --from decides. With
+    --data, each candidate is tried on up to 2,000 labelled images. The best one is taken if it beats all others beyond
+    chance (McNemar's exact test at 5 %).
     """
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.convert import statedict

@@ -1,4 +1,4 @@
-"""Encoders out: their tensors by the names of another library, bit for bit, and how to load them there."""
+"""Export encoders: rename their tensors for another library, bit for bit, and say how to load them there."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sslbd_cli.core import nets
 from sslbd_cli.errors import InputError
 
 Arrays = dict[str, np.ndarray]
-#: Form of a name pair -> the leading dimensions of length 1 that ours has.
+#: Form of a name pair -> leading dimensions of length 1 in our tensor.
 SQUEEZED: dict[str, tuple[int, ...]] = {"token": (0, 1), "batch": (0,)}
 
 
 def from_encoder(encoder: Encoder, target: str) -> tuple[Arrays, tuple[str, ...]]:
-    """Return an encoder's tensors by the names of `torchvision`, `timm` or `huggingface`, and how to load them.
+    """Return an encoder's tensors under the names of `torchvision`, `timm` or `huggingface`, and remarks on loading.
 
-    Raises InputError where that library has no such network, or where the tensors do not fit the architecture.
+    Raises InputError if that library has no such network, or if the tensors do not fit the architecture.
     """
     arch = nets.load(encoder).arch
     tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
@@ -44,11 +44,15 @@ def from_encoder(encoder: Encoder, target: str) -> tuple[Arrays, tuple[str, ...]
 
 def _ways(family: str) -> list[str]:
     known = [target for target, layouts in EXPORTS.items() if family in layouts]
-    return [f"use --to {' or '.join(known)}"] if known else ["only ResNets, ViTs, CLIP's and timm's models go out"]
+    return (
+        [f"use --to {' or '.join(known)}"]
+        if known
+        else ["only ResNets, ViTs, CLIP's and timm's models can be exported"]
+    )
 
 
 def _model(arch: nets.Arch) -> str:
-    # timm's plain ResNets have torchvision's names and the same forward, so either library takes the other's
+    # timm's plain ResNets have torchvision's names and forward pass, so each library can load the other's
     return arch.model.split(".")[0] if isinstance(arch, nets.Timm) else arch.name
 
 
@@ -59,7 +63,7 @@ def _family(arch: nets.Arch) -> str:
 
 
 def _renamed(tensors: Arrays, layout: str) -> Arrays:
-    """Give every tensor its names and form in a layout; nothing of it is recomputed."""
+    """Give each tensor its names and form in a layout. Nothing is recomputed."""
     out: Arrays = {}
     for ours, array in tensors.items():
         found = LAYOUTS[layout].back(ours)
@@ -70,7 +74,7 @@ def _renamed(tensors: Arrays, layout: str) -> Arrays:
             out |= dict(zip(names, np.split(array, len(names)), strict=True))
         else:
             out[names[0]] = array.T if rule.form == "turn" else array.squeeze(SQUEEZED.get(rule.form, ()))
-    if layout == "timm-clip-vit" and "head.weight" in out:  # timm's classifier has a bias, CLIP's projection none
+    if layout == "timm-clip-vit" and "head.weight" in out:  # timm's classifier has a bias; CLIP's projection has none
         out["head.bias"] = np.zeros(len(out["head.weight"]), np.float32)
     return out
 

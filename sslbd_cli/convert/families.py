@@ -1,4 +1,4 @@
-"""Architectures told by the shapes of a state dict in our names: what the weights say, and what they leave open."""
+"""Recognise architectures by the shapes of a state dict under our names; return all that the weights leave open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sslbd_cli.convert.statedict import State, shape
 from sslbd_cli.core import nets
 from sslbd_cli.errors import InputError
 
-#: Bottlenecks or not, and their number per layer -> architecture.
+#: (whether the blocks are bottlenecks, blocks per layer) -> architecture.
 DEPTHS: dict[tuple[bool, tuple[int, ...]], type[nets.ResNet18 | nets.ResNet34 | nets.ResNet50]] = {
     (False, (2, 2, 2, 2)): nets.ResNet18,
     (False, (3, 4, 6, 3)): nets.ResNet34,
@@ -20,9 +20,9 @@ DEPTHS: dict[tuple[bool, tuple[int, ...]], type[nets.ResNet18 | nets.ResNet34 | 
 DEEPER = {(3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)}
 CLIP_DEPTHS = {(3, 4, 6, 3), (3, 4, 23, 3), (4, 6, 10, 6), (6, 8, 18, 8), (3, 15, 36, 10)}
 VIT_DEPTHS = {12, 24, 32, 40, 48}
-#: Width -> heads, where an attention head is not 64 channels wide: OpenCLIP's ViT-H, ViT-g and ViT-bigG.
+#: Width -> heads, for models whose attention heads are not 64 channels wide: OpenCLIP's ViT-H, ViT-g and ViT-bigG.
 WIDE = {1280: 16, 1408: 16, 1664: 16}
-#: Our family -> the classes of --arch that are of it.
+#: Our family -> its classes of --arch.
 CLASSES: dict[str, tuple[type[nets.Arch], ...]] = {
     "resnet": (nets.ResNet18, nets.ResNet34, nets.ResNet50, nets.ResNet),
     "clip-resnet": (nets.ClipResNet,),
@@ -32,9 +32,9 @@ CLASSES: dict[str, tuple[type[nets.Arch], ...]] = {
 
 
 def candidates(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
-    """Return the architectures that the weights can be of, and the side of their images.
+    """Return the architectures that fit the weights, and the side of their images.
 
-    Keys that the user gave stand. Raises InputError where a depth is not a public one, or a shape is of no encoder.
+    Keys that the user gave are fixed. Raises InputError if no public model has this depth, or no encoder this shape.
     """
     if asked is not None and not isinstance(asked, CLASSES[layout.family]):
         names = ", ".join(cls.__name__.lower() for cls in CLASSES[layout.family])
@@ -48,7 +48,7 @@ def candidates(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[l
 
 
 def _dims(inner: State, name: str, count: int) -> tuple[int, ...]:
-    """Return a tensor's shape, which must have `count` dimensions, none of them absurd."""
+    """Return a tensor's shape. It must have `count` dimensions, each at least 1."""
     if name not in inner:
         raise InputError(f"has no tensor for our '{name}'; is --from right?")
     found = tuple(inner[name].shape)
@@ -58,7 +58,7 @@ def _dims(inner: State, name: str, count: int) -> tuple[int, ...]:
 
 
 def _count(inner: State, pattern: str) -> int:
-    """Return 1 + the highest number that stands for # in a name like `pattern`."""
+    """Return 1 + the highest number at the place of # in names like `pattern`."""
     compiled = re.compile(re.escape(pattern).replace(r"\#", r"(\d{1,4})"))
     return 1 + max((int(match[1]) for match in map(compiled.fullmatch, inner) if match), default=-1)
 
@@ -88,7 +88,9 @@ def _resnet(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list
 def _clip_resnet(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
     blocks = tuple(_count(inner, f"stages.{number}.#.conv1_1x1.conv.weight") for number in range(4))
     if blocks not in CLIP_DEPTHS and (asked is None or "blocks" not in asked.given):
-        raise InputError(f"is a CLIP ResNet of {blocks} blocks, which none is; give --arch clipresnet:blocks=... if so")
+        raise InputError(
+            f"is a CLIP ResNet of {blocks} blocks; no public one is; give --arch clipresnet:blocks=... if so"
+        )
     width = _dims(inner, "stem.conv3.conv.weight", 4)[0]
     dim = _dims(inner, "head.proj.weight", 2)[0]
     size = 32 * _side(_dims(inner, "head.pos_embed", 2)[0])
@@ -96,7 +98,7 @@ def _clip_resnet(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple
 
 
 def _side(tokens: int) -> int:
-    """Return the side of the square of patches that, with one class token, makes so many tokens."""
+    """Return the side of the square of patches that makes this many tokens together with one class token."""
     side = math.isqrt(max(tokens - 1, 0))
     if side * side != tokens - 1 or side < 1:
         raise InputError(f"has positions for {tokens} tokens, which no square of patches and one class token makes")

@@ -1,8 +1,8 @@
-"""Foreign encoders: a state dict recognised by names and shapes, loaded strictly and tested.
+"""Import foreign encoders: recognise a state dict by names and shapes, load it strictly, and test it.
 
-Every tensor of the encoder must be there, in its shape, and whatever else is there must be a part we know and drop (a
-classifier, a projector, a momentum copy). What a state dict does not say is measured on labelled images or asked for,
-not guessed. layouts.py is the table of what is recognised.
+Every tensor of the encoder must be there with its shape. Everything else must be a known part that is dropped (a
+classifier, a projector, a momentum copy). What a state dict leaves open is measured on labelled images or asked for,
+never guessed. layouts.py is the table of known layouts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Pixels = tuple[Triple, Triple]
 
 @dataclass(frozen=True)
 class ConvertWish:
-    """What the user knows of a checkpoint: its layout, or `auto`; arch, input side and normalisation, or None."""
+    """Hold what the user knows of a checkpoint: layout (or `auto`), arch, input side and normalisation (or None)."""
 
     layout: str = "auto"
     arch: nets.Arch | None = None
@@ -41,7 +41,7 @@ class ConvertWish:
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported encoder without history, the wish with everything resolved, and remarks for the user."""
+    """Hold an imported encoder without history, the wish with all values resolved, and remarks for the user."""
 
     encoder: Encoder
     wish: ConvertWish
@@ -50,23 +50,23 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What names and shapes tell: the encoder's tensors by our names, what lies beside it, and what it can be."""
+    """Hold what names and shapes tell: the encoder's tensors under our names, the surplus, and the candidates."""
 
     layout: str
     inner: State
     archs: list[nets.Arch]
     size: int | None
     pixels: list[Pixels]
-    surplus: dict[str, bool] = field(default_factory=dict)  # names that are no part of the encoder: is it a known head?
-    theirs: Layout | None = None  # their names of our tensors, for messages
+    surplus: dict[str, bool] = field(default_factory=dict)  # tensors outside the encoder -> whether the part is known
+    theirs: Layout | None = None  # the foreign names of our tensors, for messages
 
 
 def to_encoder(state: State, wish: ConvertWish, data: Dataset | None = None) -> Imported:
     """Make an encoder of a foreign state dict, strictly, and test it on random images.
 
-    Where the names and shapes leave stem, activation or normalisation open, labelled images (`data`) settle it.
-    Raises InputError where something cannot be told, where tensors are missing, unknown or misshapen, and where the
-    features are constant or not finite.
+    If names and shapes leave stem, activation or normalisation open, labelled images (`data`) decide. Raises InputError
+    if something stays open, if tensors are missing, unknown or misshapen, and if the features are constant or not
+    finite.
     """
     statedict.refuse_repeated(state)
     if data is not None:
@@ -76,7 +76,7 @@ def to_encoder(state: State, wish: ConvertWish, data: Dataset | None = None) -> 
     if size is None:
         raise InputError("its input size is not stored; give --size PIXELS")
     options = list(itertools.product(reading.archs, reading.pixels))
-    first = _load(reading, *options[0], size)  # what does not fit is said before anything is asked
+    first = _load(reading, *options[0], size)  # report tensors that do not fit before asking the user anything
     if len(options) > 1 and data is None:
         _ask(reading)
     others = [_load(reading, *option, size) for option in options[1:]]
@@ -107,7 +107,7 @@ def parse_normalise(text: str) -> Pixels:
 
 
 def normalise_text(mean: Triple, std: Triple) -> str:
-    """Write mean and std in the form that parse_normalise reads."""
+    """Write mean and std in the format of parse_normalise."""
     return "/".join(",".join(f"{number:.7g}" for number in half) for half in (mean, std))
 
 
@@ -119,12 +119,12 @@ def _normalise_name(pixels: Pixels) -> str:
 
 
 def _read(state: State, wish: ConvertWish) -> _Reading:
-    """Recognise the layout, rename its tensors and tell the architecture: as asked for, else by the names."""
+    """Recognise the layout, rename its tensors and find the architecture, as the user says or by the names."""
     if isinstance(wish.arch, nets.Tiny):
         raise InputError("no foreign checkpoint is of arch tiny; give resnet18, resnet34, resnet50 or timm:model=NAME")
     if isinstance(wish.arch, nets.Timm):
         if wish.layout not in ("auto", "timm"):
-            raise InputError(f"--from {wish.layout} knows its architecture; --arch {wish.arch} needs --from timm")
+            raise InputError(f"--from {wish.layout} sets the architecture; --arch {wish.arch} needs --from timm")
         return _as_timm(state, wish.arch, wish)
     if wish.layout == "timm":
         raise InputError("--from timm needs the model's name: give --arch timm:model=NAME")
@@ -134,7 +134,7 @@ def _read(state: State, wish: ConvertWish) -> _Reading:
     outside = (name for name in state if not name.startswith(prefix))
     surplus |= {name: statedict.is_under(statedict.unwrapped(name), (*BESIDE, *layout.heads)) for name in outside}
     if layout.family == "clip-vit" and "head.bias" in surplus and bool(inside["head.bias"].any()):
-        raise InputError("its head has a bias, so it is a classifier, no projection; give --arch timm:model=NAME")
+        raise InputError("its head has a bias, so it is a classifier, not a projection; give --arch timm:model=NAME")
     archs, size = families.candidates(layout, inner, wish.arch)
     small = layout.family == "resnet" and inner["conv1.weight"].shape[-1] == 3
     names = (wish.normalise,) if wish.normalise else layout.small if small else layout.normalise
@@ -144,7 +144,7 @@ def _read(state: State, wish: ConvertWish) -> _Reading:
 
 
 def _hidden(layout: Layout, state: State) -> list[Layout]:
-    """Return the layouts that this may be as well: their names are told by their order alone, and it is lost."""
+    """Return other layouts that fit as well: only the order of names tells them apart, and the file has lost it."""
     if layout.order or list(state) != sorted(state):
         return []
     return [other for other in LAYOUTS.values() if other.order and other.rules == layout.rules
@@ -152,19 +152,21 @@ def _hidden(layout: Layout, state: State) -> list[Layout]:
 
 
 def _recognise(state: State) -> Layout:
-    """Return the layout that says most of the names, out of those that hold."""
+    """Return the layout with the most conditions among those that fit."""
     holds = [layout for layout in LAYOUTS.values() if _holds(layout, state)]
     best = [layout for layout in holds if layout.says() == max(other.says() for other in holds)]
     if len(best) == 1:
         return best[0]
     if best:
-        raise InputError(f"can be read as {' and as '.join(layout.name for layout in best)}; say which with --from")
+        raise InputError(f"fits several layouts: {', '.join(layout.name for layout in best)}; choose one with --from")
     if words := text_tower(state):
-        raise InputError(f"is a text encoder ({show([words])} is a table of words), and no image encoder is in it")
+        raise InputError(
+            f"is a text encoder ({show([words])} is a table of words), not an image encoder; give another file"
+        )
     near, shared = nearest(state)
-    most = f"nearest is {near}, of which {shared} of {len(state)} names are" if shared else "none of which a layout has"
+    most = f"the nearest is {near} with {shared} of {len(state)} names" if shared else "no layout has any of them"
     hint = "for a timm model give --arch timm:model=NAME"
-    raise InputError(f"its layout is not one we know (names: {show(state)}; {most}); {hint}")
+    raise InputError(f"its layout is unknown (names: {show(state)}; {most}); {hint}")
 
 
 def _holds(layout: Layout, state: State) -> bool:
@@ -174,7 +176,7 @@ def _holds(layout: Layout, state: State) -> bool:
 
 
 def _inside(layout: Layout, state: State) -> tuple[str, State]:
-    """Return the one prefix under which the layout's encoder lies, and the tensors under it without that prefix."""
+    """Return the single prefix of the layout's encoder, and the tensors under it without this prefix."""
     found = layout.prefixes(state, WRAPPERS)
     if len(found) > 1:
         raise InputError(f"holds {len(found)} encoders, under {show(p or '(top)' for p in found)}; save one on its own")
@@ -187,7 +189,7 @@ def _inside(layout: Layout, state: State) -> tuple[str, State]:
 
 
 def _rename(layout: Layout, inside: State) -> tuple[State, dict[str, bool]]:
-    """Return the tensors by our names and in our form, and the names that the layout has no place for."""
+    """Return the tensors under our names and in our form, and the names that the layout does not know."""
     parts: dict[str, dict[int, Tensor]] = {}
     rules: dict[str, Rule] = {}
     surplus = {}
@@ -257,9 +259,9 @@ def _build(arch: nets.Arch, size: int, mean: Triple, std: Triple) -> nets.ImageE
 
 
 def _fit(expected: State, reading: _Reading, arch: nets.Arch) -> State:
-    """Match the tensors with the encoder's, strictly; return them as the encoder's types.
+    """Match the tensors with the encoder's, strictly. Return them as the encoder's types.
 
-    Only `num_batches_tracked` may be missing (checkpoints older than it lack it; it takes no part in the forward).
+    Only `num_batches_tracked` may be missing: old checkpoints lack it, and the forward pass does not use it.
     """
     given = reading.inner
     missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
@@ -284,36 +286,36 @@ def _fit(expected: State, reading: _Reading, arch: nets.Arch) -> State:
 
 
 def _theirs(reading: _Reading, name: str) -> str:
-    """Return the checkpoint's own name of a tensor of ours."""
+    """Return the checkpoint's own name of our tensor."""
     found = reading.theirs.back(name) if reading.theirs and name not in reading.surplus else None
     return " + ".join(found[0]) if found else name
 
 
-# --- what is said of it -------------------------------------------------------------------------------------------
+# --- remarks ------------------------------------------------------------------------------------------------------
 
 
 def _called(reading: _Reading, arch: nets.Arch, pixels: Pixels) -> str:
-    """Name a reading by what sets it apart from the others."""
+    """Name a reading by what differs between the readings."""
     words = [str(arch)] if len(reading.archs) > 1 else []
     return " --normalise ".join([*words, _normalise_name(pixels)] if len(reading.pixels) > 1 else words)
 
 
 def _ask(reading: _Reading) -> NoReturn:
-    """Raise InputError that lists what the checkpoint leaves open."""
+    """Raise an InputError that lists what the checkpoint leaves open."""
     opened = []
     if len(reading.archs) > 1:
         opened.append(f"give --arch {' or '.join(map(str, reading.archs))}, which its weights do not tell apart")
     if len(reading.pixels) > 1:
         known = ", ".join(f"{_normalise_name(pixels)} ({normalise_text(*pixels)})" for pixels in reading.pixels)
         opened.append(f"its normalisation is not stored; give --normalise with one of {known}, or m,m,m/s,s,s")
-    raise InputError(f"is read as {reading.layout}: {'; '.join(opened)}; or let labelled images tell: --data DATASET")
+    raise InputError(f"is read as {reading.layout}: {'; '.join(opened)}; or let labelled images decide: --data DATASET")
 
 
 def _remarks(reading: _Reading, wish: ConvertWish, resolved: ConvertWish, compared: bool) -> tuple[str, ...]:
-    usual = "timm's configuration of the model" if reading.layout == "timm" else "the usual of this layout"
+    usual = "timm's configuration of the model" if reading.layout == "timm" else "usual for this layout"
     size = "as asked" if wish.size else usual
     normalise = "as asked" if wish.normalise else "the best" if compared and len(reading.pixels) > 1 else usual
     pixels = f"input {resolved.size} pixels ({size}), normalised by {resolved.normalise} ({normalise})"
     dropped = list(reading.surplus)
-    more = [f"{len(dropped)} tensors are no part of the encoder and left out: {show(dropped)}"] if dropped else []
+    more = [f"{len(dropped)} tensors are not part of the encoder and left out: {show(dropped)}"] if dropped else []
     return (f"read as {reading.layout}, {resolved.arch}", pixels, *more)

@@ -1,6 +1,7 @@
-"""The table of public encoder layouts: by what names each stores which tensor, and what it says of the pixels.
+"""The table of public encoder layouts: the names of their tensors and their usual normalisation.
 
-One entry of LAYOUTS is one layout; a new one needs nothing else. This file imports no torch: help and manual read it.
+One entry of LAYOUTS is one layout; a new layout needs nothing else. This file imports no torch, because help and manual
+read it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sslbd_cli.convert.names import (  # fmt: skip
 
 Triple = tuple[float, float, float]
 
-#: Names of --normalise: mean and std of [0,1] pixels. cifar10 is BadEncoder's; solo-learn divides by other numbers.
+#: Names of --normalise: mean and std of [0,1] pixels. cifar10 is BadEncoder's; solo-learn's numbers differ.
 NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)),
@@ -40,18 +41,18 @@ NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-SMALL = ("cifar10", "cifar10-solo", "stl10", "imagenet", "none")  # what encoders of 32-pixel images are trained with
+SMALL = ("cifar10", "cifar10-solo", "stl10", "imagenet", "none")  # normalisations of encoders of 32-pixel images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One public layout: how to tell it, how to rename it, and what is usual of its pixels.
+    """One public layout: how to recognise it, how to rename it, and its usual normalisation.
 
-    family: what our network is: resnet, clip-resnet, vit or clip-vit. marker: tensors that each has; wrapped: a module
-    that its names lie under; beside: modules that training keeps beside the encoder; order: two tensors, the first of
-    which is stored first. The layout that says most wins. heads: modules that are left out. kernels: sides of a
-    ResNet's first convolution. normalise (small: where that is 3x3), stems (likewise) and acts: candidates.
-    head_width: channels of an attention head.
+    family: our network: resnet, clip-resnet, vit or clip-vit. marker: tensors that it must have. wrapped: a module that
+    must contain its names. beside: modules that must lie beside the encoder. order: two tensors, the first stored
+    first. The layout with the most conditions wins. heads: modules to leave out. kernels: sides of a ResNet's first
+    convolution. Candidates: normalise (small: for a 3x3 stem), stems (for a 3x3 stem), acts. head_width: channels of an
+    attention head.
     """
 
     name: str
@@ -71,11 +72,11 @@ class Layout:
     head_width: int = 64
 
     def says(self) -> int:
-        """Count what must hold for a state dict to be of this layout."""
+        """Count the conditions that a state dict of this layout must fulfil."""
         return len(self.marker) + bool(self.wrapped) + len(self.beside) + bool(self.order)
 
     def prefixes(self, state: Iterable[str], wrappers: set[str]) -> list[str]:
-        """List what precedes this layout's names among these: nothing but known wrappers (`module.encoder_q.`)."""
+        """List the prefixes of this layout's names that consist of known wrappers only (`module.encoder_q.`)."""
         names = list(state)
         known = set(names)
         ahead = {name.removesuffix(self.marker[0]) for name in names if name.endswith(self.marker[0])}
@@ -94,14 +95,14 @@ class Layout:
         return first in names and names.index(first) < names.index(second)
 
     def find(self, name: str) -> tuple[str, int, Rule] | None:
-        """Return our name of a tensor of theirs, which part of ours it is, and the rule; None where there is none."""
+        """Return our name of a foreign tensor, its part of our tensor, and the rule; None if no rule fits."""
         for pattern, rule, part in patterns(self.rules):
             if match := pattern.fullmatch(name):
                 return fill(rule.ours, match.groups()), part, rule
         return None
 
     def back(self, name: str) -> tuple[tuple[str, ...], Rule] | None:
-        """Return their names of a tensor of ours, and the rule; None where the layout has no such tensor."""
+        """Return the foreign names of our tensor, and the rule; None if the layout has no such tensor."""
         for pattern, rule in own_patterns(self.rules):
             if match := pattern.fullmatch(name):
                 return tuple(fill(theirs, match.groups()) for theirs in rule.theirs), rule
@@ -179,7 +180,7 @@ LAYOUTS: dict[str, Layout] = {
                heads=("pooler", "classifier"), normalise=("imagenet", "half")),
     )
 }  # fmt: skip
-#: What --to writes: our family -> layout.
+#: Targets of --to: our family -> layout.
 EXPORTS: dict[str, dict[str, str]] = {
     "torchvision": {"resnet": "torchvision"},
     "timm": {"resnet": "torchvision", "vit": "vit", "clip-vit": "timm-clip-vit", "clip-resnet": "timm-clip-resnet"},
@@ -189,7 +190,7 @@ _TEXT = re.compile(r"(.*\.)?(token_embedding|word_embeddings|embed_tokens|wte)\.
 
 
 def nearest(names: Iterable[str]) -> tuple[str, int]:
-    """Return the layout that shares most names with these, whatever they lie under, and how many it shares."""
+    """Return the layout that shares most names with these, under any prefix, and the number of shared names."""
     tails = [{name.split(".", cut)[-1] for cut in range(min(4, name.count(".") + 1))} for name in names]
     shared = {key: sum(any(map(layout.find, tail)) for tail in tails) for key, layout in LAYOUTS.items()}
     best = max(shared, key=lambda key: shared[key])
@@ -197,13 +198,13 @@ def nearest(names: Iterable[str]) -> tuple[str, int]:
 
 
 def text_tower(names: Iterable[str]) -> str | None:
-    """Return the name of a table of word embeddings, which only text encoders have."""
+    """Return the name of a table of word embeddings, or None. Only text encoders have one."""
     return next((name for name in names if _TEXT.fullmatch(name)), None)
 
 
 def described() -> dict[str, str]:
-    """Describe every layout in a line: what it is and what is usual of its pixels."""
-    rows = {"auto": "Tell by the names: of the layouts below, the one that asks for most of them."}
+    """Describe each layout in one line: what it is and its usual normalisation."""
+    rows = {"auto": "Recognise it by its tensor names: the layout below with the most conditions that all hold."}
     for layout in LAYOUTS.values():
         cases = [" or ".join(layout.normalise)]
         if layout.family == "resnet" and 3 in layout.kernels:
@@ -211,4 +212,4 @@ def described() -> dict[str, str]:
             cases += [f"{' or '.join(layout.small)} with a 3x3 stem"]
         acts = "; QuickGELU or GELU" if layout.family == "clip-vit" and len(layout.acts) > 1 else ""
         rows[layout.name] = f"{layout.source}. Pixels: {', '.join(cases)}{acts}."
-    return rows | {"timm": "Any other model of timm, named by --arch timm:model=NAME, with its configuration's pixels."}
+    return rows | {"timm": "Any other model of timm, named by --arch timm:model=NAME, with timm's normalisation."}

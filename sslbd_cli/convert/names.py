@@ -1,4 +1,4 @@
-"""Names of the same tensors in ours and other people's networks, as pairs of templates."""
+"""Pairs of name templates for the same tensor, in our networks and in other people's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of tensor by our name and by theirs. In a name, `#` stands for a number and `@` for weight, bias, ...
+    """Pair our name of a kind of tensor with theirs. `#` stands for a number and `@` for weight, bias, ...
 
-    form: `same`; `stack` (theirs are the thirds of ours); `turn` (transposed); `batch` and `token` (without the one
-    and the two leading dimensions of length 1 that ours has).
+    form: `same`; `stack` (theirs are the thirds of ours); `turn` (theirs is transposed); `batch` and `token` (theirs
+    lacks the first one or two dimensions of ours, which have length 1).
     """
 
     ours: str
@@ -48,7 +48,7 @@ def same(*names: str) -> tuple[Rule, ...]:
 
 
 def _resnet(stem: tuple[str, str], conv: str, norm: str, down: tuple[str, str]) -> Iterator[str]:
-    """Yield the templates of a ResNet in a fixed order; {s} is the layer (1-4), {k} the convolution in a block."""
+    """Yield the templates of a ResNet in a fixed order. {s} is the layer (1-4), {k} the convolution in a block."""
     yield from (f"{name}.@" for name in stem)
     for s in range(1, 5):
         numbers = {"s": s, "s0": s - 1, "s2": s + 2, "s3": s + 3}
@@ -67,7 +67,7 @@ def _resnet_rules(*theirs: object) -> tuple[Rule, ...]:
 
 
 def _clip_resnet_rules() -> tuple[Rule, ...]:
-    """Pair timm's names of CLIP's ResNet, which has three convolutions in its stem, with OpenAI's."""
+    """Pair timm's names of CLIP's ResNet, whose stem has three convolutions, with OpenAI's."""
     block = "stages.{s0}.#."
     ours = _resnet(
         ("stem.conv1.conv", "stem.conv1.bn"),

@@ -1,4 +1,4 @@
-"""Does an imported encoder embed anything, and which of several readings of it embeds best?"""
+"""Test whether an imported encoder works, and which of several readings of it embeds best."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sslbd_cli.core import device, features, metrics, nets
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
-MOST = 2000  # labelled images that readings are compared on: enough to see 3 points, seconds for a small encoder
+MOST = 2000  # labelled images to compare readings on: enough to see 3 points; takes seconds for a small encoder
 NEIGHBOURS = 20
 LEVEL = 0.05
-CONSTANT = 0.99999  # mean cosine of features that say nothing; sound encoders can lie in a cone as narrow as 0.999
+CONSTANT = 0.99999  # mean cosine of useless features; a sound encoder's features can have 0.999
 
 
 @torch.no_grad()
 def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> tuple[float, float]:
     """Return the share of feature dimensions that differ between random images, and the features' mean cosine.
 
-    Raises InputError where features are not finite, where hardly any differ, where all point one way, or where an
-    image's depend on the rest of its batch. Many may be dead in a sound encoder: after a ReLU, a dimension that no
-    image excites is zero throughout.
+    Raises InputError if features are not finite, if hardly any dimension differs, if all features point the same way,
+    or if an image's features depend on its batch. A sound encoder may have many dead dimensions: after a ReLU, a
+    dimension that no image excites is always zero.
     """
     batches = list(_random_images(count, net.size))
     try:
@@ -52,9 +52,9 @@ def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> tu
 
 
 def _random_images(count: int, size: int) -> Iterator[Tensor]:
-    """Yield batches of uint8 images with structure at every scale, as photographs have and white noise has not."""
+    """Yield batches of uint8 images with structure at every scale, like photographs and unlike white noise."""
     gen = device.generator(0, "convert", "self-test")
-    batch = max(1, min(count, 8 * 224**2 // size**2))  # a few large images, or many small ones, to keep memory low
+    batch = max(1, min(count, 8 * 224**2 // size**2))  # few large or many small images, to bound memory
     for start in range(0, count, batch):
         images = torch.zeros(min(batch, count - start), 3, size, size)
         for cells in (1, 2, 4, 8, 16, size):
@@ -64,16 +64,16 @@ def _random_images(count: int, size: int) -> Iterator[Tensor]:
 
 
 def compare(readings: list[tuple[str, nets.ImageEncoder]], data: Dataset) -> tuple[int, list[str]]:
-    """Return which reading of an encoder classifies labelled images best, and a line on each.
+    """Return the number of the reading that classifies labelled images best, and one line on each reading.
 
-    Each image is classified by its nearest neighbours among the others. The best is taken only where it beats every
-    other beyond chance: McNemar's exact test on the images that the two disagree about, at 5 % over all comparisons.
-    Raises InputError where it does not.
+    Each image is classified by its nearest neighbours among the others. The best reading must beat each other one
+    beyond chance: McNemar's exact test on the images that the two disagree about, at 5 % over all comparisons. Raises
+    InputError if it does not.
     """
     labels = torch.from_numpy(data.need_labels("--data"))
     rows = torch.randperm(len(labels), generator=device.generator(0, "convert", "compare"))[:MOST].sort().values
     if len(rows) < 2:
-        raise InputError("one image has no neighbours; give --data with more")
+        raise InputError("one image has no neighbours; give --data with more images")
     right = np.stack([_right(net, data.images[rows.numpy()], labels[rows]) for _, net in readings])  # R,N
     best = int(right.sum(1).argmax())
     lines, doubtful = [], []
@@ -85,12 +85,12 @@ def compare(readings: list[tuple[str, nets.ImageEncoder]], data: Dataset) -> tup
         note = "best" if number == best else f"p {p:.2g} against the best"
         lines.append(f"kNN accuracy {right[number].mean():.1%} on {len(rows)} images as {name} ({note})")
     if doubtful:
-        raise InputError(f"its readings do not differ beyond chance: {'; '.join(lines)}; say which by options")
+        raise InputError(f"its readings do not differ beyond chance: {'; '.join(lines)}; choose one by options")
     return best, lines
 
 
 def _right(net: nets.ImageEncoder, images: np.ndarray, labels: Tensor) -> np.ndarray:
-    """Return bool N: which images' labels their nearest neighbours, themselves aside, vote for."""
+    """Return bool N: which images their nearest neighbours (without themselves) classify correctly."""
 
     def fit(chunk: Tensor) -> Tensor:
         if chunk.shape[-1] == chunk.shape[-2] == net.size:

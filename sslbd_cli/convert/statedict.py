@@ -1,6 +1,6 @@
-"""State dicts of foreign files: read without running anything they hold, written without a pickle.
+"""State dicts of foreign files. Reading runs no code in them; writing makes no pickle.
 
-Read are safetensors and what torch.save writes (both of its formats), the latter with `weights_only=True` alone.
+It reads safetensors and both formats of torch.save, the latter only with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from sslbd_cli.words import reason
 
 State = dict[str, Tensor]
 
-#: Entries of a training checkpoint that hold the weights, and modules that wrap an encoder.
+#: Entries of training checkpoints that hold the weights; modules that wrap an encoder.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "teacher", "online_backbone", "resnet")
 WRAPPERS = {"module", "_orig_mod", "model", "encoder_q", "base_encoder", "backbone", "encoder", "visual", "trunk",
             "online_network", "online_backbone", "resnet", "vit"}  # fmt: skip
-#: What self-supervised training keeps beside its encoder.
+#: Modules that self-supervised training keeps beside its encoder.
 BESIDE = ("encoder_k", "queue", "queue_ptr", "projector", "projection_head", "predictor", "classifier", "prototypes",
           "momentum_encoder", "momentum_backbone", "momentum_projector", "momentum_classifier", "target_network",
           "projetion", "head")  # fmt: skip
@@ -43,7 +43,7 @@ PICKLE_SUFFIXES = {".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar"}
 
 @dataclass(frozen=True)
 class StateFile:
-    """The tensors of a foreign file, by the names it gives them, and the SHA-256 of its bytes."""
+    """Hold the tensors of a foreign file under its own names, and the SHA-256 of its bytes."""
 
     tensors: State
     sha256: str
@@ -52,7 +52,7 @@ class StateFile:
 def read(path: str) -> StateFile:
     """Read the state dict of a foreign file; `-` is standard input.
 
-    Raises InputError for anything else than safetensors or a pickle of tensors; nothing of the file is executed.
+    Raises InputError for anything except safetensors or a pickle of tensors. Nothing in the file is executed.
     """
     label = "standard input" if path == "-" else path
     with container.seekable(path) as file:
@@ -88,21 +88,21 @@ def _parse(file: BinaryIO) -> object:
 def _read_safetensors(data: bytes) -> State:
     try:
         loaded: State = safetensors.torch.load(data)
-        tensors = dict(sorted(loaded.items()))  # the format keeps no order, and the library's differs from run to run
+        tensors = dict(sorted(loaded.items()))  # the format has no order, and the library's order varies between runs
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except Exception as error:  # a hostile header can make the library raise anything
+    except Exception as error:  # a malicious header can make the library raise any exception
         raise InputError(f"is a damaged safetensors file: {reason(error)}") from None
     if "sslbd" in (header.get("__metadata__") or {}):
-        raise InputError("is an sslbd encoder already; --to torchvision or --to timm exports it")
+        raise InputError("is already an sslbd encoder; export it with --to torchvision or --to timm")
     return tensors
 
 
 def _check_zip(file: BinaryIO) -> bool:
-    """Tell whether a zip archive is TorchScript; refuse one that is no torch.save or holds more than its own size."""
+    """Return whether a zip archive is TorchScript. Refuse one that is not from torch.save or exceeds its own size."""
     size = os.fstat(file.fileno()).st_size
     try:
         members = zipfile.ZipFile(file).infolist()
-    except Exception as error:  # a hostile directory can make the library raise anything
+    except Exception as error:  # a malicious directory can make the library raise any exception
         raise InputError(f"is a damaged checkpoint: {reason(error)}") from None
     file.seek(0)
     names = [member.filename for member in members]
@@ -125,17 +125,17 @@ def _read_torchscript(file: BinaryIO) -> State:
     except torchscript.Refused as error:
         advice = "nothing was run; have its authors save the state dict as safetensors"
         raise InputError(f"is a TorchScript archive that {error}; {advice}") from None
-    except Exception as error:  # a hostile stream of opcodes can raise anything
+    except Exception as error:  # a malicious stream of opcodes can raise any exception
         raise InputError(f"is a damaged TorchScript archive: {reason(error)}") from None
 
 
 def _read_pickle(file: BinaryIO) -> object:
     try:
-        # DINO and its kind keep their options beside the weights as a Namespace: a bag of attributes without methods
+        # DINO and others store their options beside the weights as a Namespace, which has attributes but no methods
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile stream of opcodes can raise anything
+    except Exception as error:  # a malicious stream of opcodes can raise any exception
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             advice = "nothing was run; have its authors save the state dict as safetensors"
@@ -146,12 +146,12 @@ def _read_pickle(file: BinaryIO) -> object:
 
 
 def _unwrap(found: object) -> State:
-    """Find the state dict in what a file holds: at the top, or in one of the usual entries of a training checkpoint."""
+    """Find the state dict in a file's content: at the top, or in a usual entry of a training checkpoint."""
     entries = _entries(found)
-    for _ in range(3):  # bounded: a pickle can hold itself
+    for _ in range(3):  # bounded, because a pickle can contain itself
         inner = [name for name in CONTAINERS if isinstance(entries.get(name), dict)]
         if len(inner) > 1:
-            raise InputError(f"holds weights under {' and '.join(inner)}; save the ones you mean on their own")
+            raise InputError(f"holds weights under {' and '.join(inner)}; save the ones that you need on their own")
         if inner:
             entries = _entries(entries[inner[0]])
     for name, tensor in entries.items():
@@ -162,7 +162,7 @@ def _unwrap(found: object) -> State:
 
 
 def _entries(found: object) -> dict[Any, Any]:
-    """Copy a dict out of a pickle by dict's own method: a pickle can shadow an instance's methods."""
+    """Copy a dict from a pickle by dict's own method, because a pickle can shadow an instance's methods."""
     if not isinstance(found, dict) or len(found) == 0:
         kind = "an empty dict" if isinstance(found, dict) else f"a {type(found).__name__}"
         raise InputError(f"holds {kind}, expected a state dict of tensors")
@@ -173,13 +173,13 @@ def _entries(found: object) -> dict[Any, Any]:
 
 
 def prefixes(state: State, marker: str) -> list[str]:
-    """List what precedes `marker` in the names, where it is nothing but known wrappers (`module.encoder_q.`)."""
+    """List the prefixes of `marker` in the names that consist of known wrappers only (`module.encoder_q.`)."""
     ahead = {name.removesuffix(marker) for name in state if name.endswith(marker)}
     return sorted(p for p in ahead if not p or (p.endswith(".") and set(p[:-1].split(".")) <= WRAPPERS))
 
 
 def strip(state: State, marker: str) -> tuple[str, State, list[str]]:
-    """Find the one prefix of the encoder that holds `marker`; return it, the tensors under it and the other names."""
+    """Find the single prefix of the encoder with `marker`. Return it, the tensors under it and the other names."""
     found = prefixes(state, marker)
     if not found:
         raise InputError(f"has no tensor '{marker}' (names: {show(state)}); is --from or --arch right?")
@@ -191,7 +191,7 @@ def strip(state: State, marker: str) -> tuple[str, State, list[str]]:
 
 
 def unwrapped(name: str) -> str:
-    """Take wrappers off the front of a name that lies beside the encoder: module.encoder_k.x -> encoder_k.x."""
+    """Remove wrappers from the front of a name outside the encoder: module.encoder_k.x -> encoder_k.x."""
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         del parts[0]
@@ -199,12 +199,12 @@ def unwrapped(name: str) -> str:
 
 
 def is_under(name: str, modules: Iterable[str]) -> bool:
-    """Tell whether a name is one of the modules or lies in one."""
+    """Return whether a name is one of the modules or lies in one."""
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def refuse_repeated(state: State) -> None:
-    """Refuse tensors that claim more numbers than they hold: a few bytes must not make us fill the memory."""
+    """Refuse tensors that claim more numbers than they hold, because a few bytes must not fill our memory."""
     for name, tensor in state.items():
         if (
             tensor.layout == torch.strided
@@ -214,7 +214,7 @@ def refuse_repeated(state: State) -> None:
 
 
 def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a plain tensor as the encoder's type (half precisions are up-cast), finite and with memory of its own."""
+    """Return a plain, finite tensor of the encoder's type in its own memory. Half precisions are up-cast."""
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     fits = tensor.dtype in floats if like.is_floating_point() else tensor.dtype in (torch.int64, torch.int32)
@@ -227,14 +227,14 @@ def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def show(names: Iterable[str], most: int = 5) -> str:
-    """List the first names, harmless to print, and count the others."""
+    """List the first names, escaped for printing, and count the others."""
     every = list(names)
     shown = [ascii(name)[1:-1][:80] for name in every[:most]]
     return ", ".join(shown) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def shape(tensor: Tensor) -> str:
-    """Write a shape as 64x3x7x7."""
+    """Return a shape as text, such as 64x3x7x7."""
     return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
@@ -242,13 +242,13 @@ def shape(tensor: Tensor) -> str:
 
 
 def write(tensors: dict[str, np.ndarray], path: str) -> None:
-    """Write safetensors without metadata, whole or not at all; `-` is standard output. Equal tensors, equal bytes."""
+    """Write safetensors without metadata, completely or not at all; `-` is standard output. Bytes are reproducible."""
     with container.atomic_output(path) as file:
         file.write(safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()}))
 
 
 def refuse_pickle(path: str) -> None:
-    """Refuse an output name that promises a pickle."""
+    """Refuse an output name with a pickle's suffix."""
     suffix = Path(path).suffix.lower()
     if suffix in PICKLE_SUFFIXES:
         better = Path(path).with_suffix(".safetensors").name

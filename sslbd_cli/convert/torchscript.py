@@ -1,7 +1,7 @@
-"""Tensors out of a TorchScript archive, without its code: the archive's object tree is read, never compiled or run.
+"""Read the tensors of a TorchScript archive without its code: the object tree is read, never compiled or run.
 
-torch.jit.load would compile the archive's Python-like code, and code in a module's __setstate__ runs at load. Here a
-reader that knows tensors, lists and nameless objects alone walks data.pkl; the tensors' bytes come from the archive.
+torch.jit.load would compile the archive's Python-like code, and code in a module's __setstate__ would run. This reader
+of data.pkl knows only tensors, lists and nameless objects. The tensors' bytes come from the archive.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ STORAGES = {
     "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
-DEEPEST = 64  # modules within modules
+DEEPEST = 64  # levels of nested modules
 
 
 class Refused(InputError):
-    """The archive asks for something that no module of tensors needs."""
+    """The archive asks for something that a module of tensors does not need."""
 
 
 def read(file: BinaryIO) -> dict[str, Tensor]:
-    """Return the tensors of a TorchScript archive by the names its state_dict() gives them.
+    """Return the tensors of a TorchScript archive under the names of its state_dict().
 
-    Raises InputError for an archive that asks for anything else than modules, lists and tensors.
+    Raises InputError if the archive asks for anything except modules, lists and tensors.
     """
     archive = zipfile.ZipFile(file)
     root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
@@ -43,7 +43,7 @@ def read(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def _collect(node: object, prefix: str, into: dict[str, Tensor], depth: int) -> None:
-    """Walk the attributes of modules; whatever is neither a tensor nor a module is no weight."""
+    """Walk the attributes of modules. Ignore everything that is neither a tensor nor a module."""
     if depth == 0:
         raise Refused("its modules are nested absurdly deep")
     state = getattr(node, "state", None)
@@ -55,7 +55,7 @@ def _collect(node: object, prefix: str, into: dict[str, Tensor], depth: int) -> 
 
 
 def _reader(archive: zipfile.ZipFile, root: str) -> pickle.Unpickler:
-    """Return an unpickler whose every class is made here, now, and does nothing but keep what it is given."""
+    """Return an unpickler whose classes are all made here and only store what they are given."""
 
     class Node:
         """A scripted module or object."""
@@ -67,7 +67,7 @@ def _reader(archive: zipfile.ZipFile, root: str) -> pickle.Unpickler:
             self.state = state
 
     class Tag:
-        """What a storage's class is called."""
+        """The name of a storage's class."""
 
         def __init__(self, name: str) -> None:
             self.name = name
@@ -79,7 +79,7 @@ def _reader(archive: zipfile.ZipFile, root: str) -> pickle.Unpickler:
         shapely = all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) and len(size) == len(stride)
         if type(storage) is not Tensor or not shapely:
             raise Refused("one of its tensors is damaged")
-        return torch.as_strided(storage, size, stride, offset)  # refuses what reaches beyond the storage
+        return torch.as_strided(storage, size, stride, offset)  # raises if it reaches beyond the storage
 
     loaded: dict[str, Tensor] = {}
 

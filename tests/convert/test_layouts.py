@@ -562,9 +562,9 @@ def test_an_unknown_layout_names_what_is_there_and_the_nearest(built):
     state = {f"tower.{name}": tensor for name, tensor in built("hf resnet")[1].items()}
     said = line(state, ConvertWish())
     shared = sum("embedder" in name or "encoder" in name for name in state)
-    assert f"nearest is hf-resnet, of which {shared} of {len(state)} names are" in said
+    assert f"the nearest is hf-resnet with {shared} of {len(state)} names" in said
     assert "names: tower.resnet.embedder.embedder.convolution.weight" in said
-    assert "none of which a layout has" in line(junk("a", "b.c"), ConvertWish())
+    assert "no layout has any of them" in line(junk("a", "b.c"), ConvertWish())
 
 
 def test_a_head_with_a_bias_is_no_projection(built):
