@@ -1,5 +1,7 @@
 """Shelves of plugins: one file is one value of an option, found by scanning a folder, described without importing it.
 
+Other packages add to a shelf by entry points; of a name that is offered twice, sslbd's own plugin is used.
+
 A plugin is a frozen keyword-only dataclass whose fields are made by `key`. The spec string
 `NAME[:key=value[,key=value...]]` and the object are two forms of the same thing: `parse(shelf, str(obj)) == obj`.
 """
@@ -14,10 +16,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import suggest
+
+if TYPE_CHECKING:
+    from sslbd_cli.entrypoints import Offer
 
 PACKAGE = Path(__file__).resolve().parent
 #: shelf -> the folder that is scanned, or for `arch` the one core file whose classes are the values.
@@ -80,6 +85,7 @@ class PluginInfo:
     class_name: str
     module: str
     judges: str = ""  # of a detector, what it judges
+    package: str = ""  # the other package that it is from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +109,18 @@ class Plugin:
 
 
 def _value_name(shelf: str, module: str, class_name: str) -> str:
+    """Return what a user types for a class: of another package its entry point's name, else the file's."""
+    if not _is_ours(module):
+        for info in _others(shelf)[0].values():
+            if (info.module, info.class_name) == (module, class_name):
+                return info.name
     if SHELVES[shelf].endswith(".py"):
         return class_name.lower()
     return module.rsplit(".", 1)[-1].replace("_", "-")
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _format(value: Value) -> str:
@@ -127,14 +142,84 @@ def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
         raise InputError(f"{plugin}: {name}={value}: expected a value {span}")
 
 
-# --- reading a shelf without importing it -------------------------------------------------------------------------
+# --- shelves ------------------------------------------------------------------------------------------------------
 
 
 def listing(shelf: str) -> dict[str, PluginInfo]:
-    """List a shelf by scanning its files' source: name -> what a user needs to know of it."""
+    """List a shelf without importing it: name -> what a user needs to know. Ours come first, then other packages'."""
+    return own(shelf) | _others(shelf)[0]
+
+
+def own(shelf: str) -> dict[str, PluginInfo]:
+    """List what sslbd itself has on a shelf, by scanning the source of its files."""
     place = PACKAGE / SHELVES[shelf]
     files = [place] if place.suffix == ".py" else sorted(p for p in place.glob("*.py") if p.name[0] != "_")
     return {info.name: info for path in files for info in _read(shelf, path, path.stat().st_mtime_ns)}
+
+
+def complaints(shelf: str) -> list[str]:
+    """Say in a line each which entry points of other packages a shelf leaves out, and why."""
+    return [text for _, text in _others(shelf)[1]]
+
+
+def group(shelf: str) -> str:
+    """Return the group of entry points by which other packages offer plugins of a shelf."""
+    return "sslbd.selectors" if shelf == "select" else f"sslbd.{shelf}s"
+
+
+def _find(shelf: str, name: str) -> PluginInfo | None:
+    """Look a name up. Other packages are only asked for what sslbd itself does not have."""
+    return own(shelf).get(name) or _others(shelf)[0].get(name)
+
+
+def _others(shelf: str) -> tuple[dict[str, PluginInfo], tuple[tuple[str, str], ...]]:
+    """List what other packages have on a shelf, and names with complaints about the rest."""
+    from sslbd_cli import entrypoints
+
+    return _read_offers(shelf, entrypoints.offers(group(shelf)))
+
+
+@functools.cache
+def _read_offers(shelf: str, offers: tuple[Offer, ...]) -> tuple[dict[str, PluginInfo], tuple[tuple[str, str], ...]]:
+    ours, rows, wrong = own(shelf), dict[str, PluginInfo](), []
+    for offer in offers:
+        try:
+            if offer.name in ours or offer.name in rows:
+                owner = "sslbd" if offer.name in ours else f"the package {rows[offer.name].package}"
+                raise InputError(f"the name is taken by {owner}")
+            rows[offer.name] = _read_offer(shelf, offer)
+        except Exception as error:  # whatever is wrong with foreign text, the shelf works without it
+            what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            wrong.append((offer.name, f"the package {offer.package}: {shelf} '{offer.name}' is left out: {what}"))
+    return rows, tuple(wrong)
+
+
+def _read_offer(shelf: str, offer: Offer) -> PluginInfo:
+    """Describe what an entry point offers. Raises InputError, or what the parser raises, where that cannot be done."""
+    if offer.problem:
+        raise InputError(offer.problem)
+    module = _module(offer.module)
+    if module is None:
+        raise InputError(f"there is no source of the module {offer.module}")
+    defined = _find_class(offer.class_name, module)
+    if defined is None:
+        raise InputError(f"the module {offer.module} has no class {offer.class_name}")
+    is_on, lineage = _lineage(*defined)
+    if is_on != shelf:
+        raise InputError(f"{offer.class_name} is no {shelf}" + (f", but of the shelf '{is_on}'" if is_on else ""))
+    return _describe(offer.name, *defined, lineage, offer.package)
+
+
+# --- reading plugins without importing them -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModuleTree:
+    """A module's syntax. package: the package from which its relative imports start."""
+
+    name: str
+    package: str
+    tree: ast.Module
 
 
 @functools.cache
@@ -144,42 +229,83 @@ def _read(shelf: str, path: Path, changed: int) -> tuple[PluginInfo, ...]:
 
 
 def _read_source(shelf: str, path: Path) -> Iterator[PluginInfo]:
-    module = "sslbd_cli." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in (n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")):
-        if lineage := _lineage(node, tree):
-            doc = ast.get_docstring(node) or ""
-            # as in a dataclass, a key that is declared anew keeps its place
-            keys = tuple({k.name: k for cls in lineage for k in map(_read_key, cls.body) if k}.values())
-            name = _value_name(shelf, module, node.name)
-            judges = [word for cls in lineage for word in map(_read_judges, cls.body) if word]
-            yield PluginInfo(name, doc.split("\n", 1)[0], doc, keys, node.name, module, judges[-1] if judges else "")
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    module = ModuleTree(f"sslbd_cli.{name}", "", ast.parse(path.read_text(encoding="utf-8")))
+    for node in (n for n in module.tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")):
+        is_on, lineage = _lineage(node, module)
+        if is_on == shelf and len(lineage) > 1:
+            yield _describe(_value_name(shelf, module.name, node.name), node, module, lineage)
 
 
-def _lineage(node: ast.ClassDef, module: ast.Module) -> list[ast.ClassDef]:
-    """Return a plugin's classes, bases first as a dataclass orders fields; none for other classes.
+def _describe(
+    name: str, node: ast.ClassDef, module: ModuleTree, lineage: list[ast.ClassDef], package: str = ""
+) -> PluginInfo:
+    doc = ast.get_docstring(node) or ""
+    # as in a dataclass, a key that is declared anew keeps its place
+    keys = {k.name: k for cls in lineage for k in map(_read_key, cls.body) if k}
+    judges = [word for cls in lineage for word in [_read_constant(cls, "judges")] if word]
+    return PluginInfo(
+        name=name,
+        summary=doc.split("\n", 1)[0],
+        doc=doc,
+        keys=tuple(keys.values()),
+        class_name=node.name,
+        module=module.name,
+        judges=judges[-1] if judges else "",
+        package=package,
+    )
 
-    A base may be in the same file or be imported from another file of the package.
+
+def _lineage(node: ast.ClassDef, module: ModuleTree) -> tuple[str, list[ast.ClassDef]]:
+    """Return a plugin's shelf and its classes, bases first as a dataclass orders fields; no shelf for other classes.
+
+    The first class is the shelf's base class in sslbd, which names the shelf.
     """
+    if _is_ours(module.name) and (shelf := _read_constant(node, "shelf")):
+        return shelf, [node]
     for base in node.bases:
-        if _is_plugin_base(base):
-            return [node]
-        found = _find_class(base.id, module) if isinstance(base, ast.Name) else None
-        if found and (above := _lineage(*found)):
-            return [*above, node]
-    return []
+        if defined := _find_class(ast.unparse(base), module):
+            shelf, above = _lineage(*defined)
+            if shelf:
+                return shelf, [*above, node]
+    return "", []
 
 
-def _find_class(name: str, module: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
-    """Find a class by the name it has in a module: its definition and the module that holds it."""
-    for node in module.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
+def _find_class(name: str, module: ModuleTree) -> tuple[ast.ClassDef, ModuleTree] | None:
+    """Find a class by what a module calls it: its definition and the module that holds it.
+
+    Imports are followed within sslbd and within the package of the module, not into torch and the like.
+    """
+    prefix, _, name = name.rpartition(".")
+    for node in module.tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name and not prefix:
             return node, module
-        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
-            package, _, rest = (node.module or "").partition(".")
-            if package == PACKAGE.name:
-                return _find_class(name, _parsed(PACKAGE.joinpath(*rest.split(".")).with_suffix(".py")))
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and (place := _imported(prefix or name, node, module)):
+            where, _, original = place.rpartition(".") if not prefix else (place, "", name)
+            is_near = _is_ours(where) or where.partition(".")[0] == module.name.partition(".")[0]
+            other = _module(where) if is_near else None
+            return _find_class(original, other) if other else None
     return None
+
+
+def _imported(name: str, node: ast.Import | ast.ImportFrom, module: ModuleTree) -> str:
+    """Return the full name of what an import statement calls `name`, empty where it is about other names."""
+    above = ""
+    if isinstance(node, ast.ImportFrom):
+        start = module.package.split(".")[: len(module.package.split(".")) - node.level + 1] if node.level else []
+        above = ".".join([*start, *filter(None, [node.module])]) + "."
+    return next((above + alias.name for alias in node.names if name == (alias.asname or alias.name)), "")
+
+
+def _module(name: str) -> ModuleTree | None:
+    """Parse a module of this package or of another; None where there is no source of it."""
+    from sslbd_cli import entrypoints
+
+    if _is_ours(name):
+        path = PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        return ModuleTree(name, "", _parsed(path)) if path.is_file() else None
+    found = entrypoints.read_module(name)
+    return ModuleTree(name, found.package, ast.parse(found.text, name)) if found else None
 
 
 @functools.cache
@@ -187,28 +313,29 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _is_plugin_base(base: ast.expr) -> bool:
-    bases = {"Trigger", "Selector", "Craft", "Objective", "Attack", "Detector", "Purifier", "Head", "Source", "Arch"}
-    bases |= {"Certificate"}
-    return isinstance(base, ast.Name) and base.id in bases
-
-
 def _read_key(node: ast.stmt) -> KeyInfo | None:
+    """Return the key that a statement `name: type = key(...)` declares. Raises InputError for one that is computed."""
     if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call)):
         return None
-    if not (isinstance(node.value.func, ast.Name) and node.value.func.id == "key"):
+    if ast.unparse(node.value.func).rpartition(".")[2] != "key":
         return None
-    default, help_text = (ast.literal_eval(arg) for arg in node.value.args)
-    extra = {kw.arg: ast.literal_eval(kw.value) for kw in node.value.keywords if kw.arg}
+    try:
+        default, help_text = (ast.literal_eval(arg) for arg in node.value.args)
+        extra = {kw.arg: ast.literal_eval(kw.value) for kw in node.value.keywords if kw.arg}
+    except ValueError:
+        raise InputError(f"the key {node.target.id} is not of literals: key(DEFAULT, HELP, low=...)") from None
     return KeyInfo(node.target.id, ast.unparse(node.annotation), default, help_text, **extra)
 
 
-def _read_judges(node: ast.stmt) -> str:
-    """Return what a class attribute `judges = "..."` says, nothing for any other statement."""
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    value = getattr(node, "value", None)
-    named = any(isinstance(target, ast.Name) and target.id == "judges" for target in targets)
-    return value.value if named and isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
+def _read_constant(node: ast.ClassDef, name: str) -> str:
+    """Return what a class attribute `name = "..."` says, empty where there is none."""
+    for line in node.body:
+        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        value = getattr(line, "value", None)
+        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if named and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
+    return ""
 
 
 # --- spec strings -------------------------------------------------------------------------------------------------
@@ -217,7 +344,7 @@ def _read_judges(node: ast.stmt) -> str:
 def brief(shelf: str, text: str) -> str:
     """Return a spec string without the keys that are at their defaults; what names nothing on the shelf stays."""
     name, _, rest = text.partition(":")
-    known = listing(shelf).get(name)
+    known = _find(shelf, name)
     if known is None:
         return text
     usual = {f"{key.name}={_format(_typed(key))}" for key in known.keys}
@@ -236,11 +363,9 @@ def parse(shelf: str, text: str) -> Any:
     Raises InputError for an unknown name or key (with a suggestion), a value of the wrong type, or one out of bounds.
     """
     name, _, rest = text.partition(":")
-    known = listing(shelf)
-    if name not in known:
-        hint = suggest(name, list(known), "choose one of")
-        raise InputError(f"unknown {shelf} '{name}': {hint}")
-    info = known[name]
+    info = _find(shelf, name)
+    if info is None:
+        raise InputError(_unknown(shelf, name))
     pairs = [item.partition("=") for item in rest.split(",")] if rest else []
     values: dict[str, Value] = {}
     types = {k.name: k.type for k in info.keys}
@@ -250,9 +375,30 @@ def parse(shelf: str, text: str) -> Any:
         if not equals or key_name in values:
             raise InputError(f"{name}: key '{key_name}' {'is given twice' if equals else 'needs =VALUE'}")
         values[key_name] = _convert(name, key_name, types[key_name], raw)
-    made = getattr(importlib.import_module(info.module), info.class_name)(**values)
+    made = _load(shelf, info)(**values)
     object.__setattr__(made, "given", frozenset(values))
     return made
+
+
+def _unknown(shelf: str, name: str) -> str:
+    for offered, text in _others(shelf)[1]:
+        if offered == name:
+            return text
+    return f"unknown {shelf} '{name}': {suggest(name, list(listing(shelf)), 'choose one of')}"
+
+
+def _load(shelf: str, info: PluginInfo) -> Any:
+    """Import a plugin's class. Raises InputError, which names the package, where another package's cannot be had."""
+    if not info.package:
+        return getattr(importlib.import_module(info.module), info.class_name)
+    try:
+        found = getattr(importlib.import_module(info.module), info.class_name)
+    except Exception as error:  # foreign code may raise anything
+        text = f"the package {info.package} cannot be imported: {type(error).__name__}: {error}"
+        raise InputError(text) from error
+    if not (isinstance(found, type) and issubclass(found, Plugin) and found.shelf == shelf):
+        raise InputError(f"the package {info.package}: {info.class_name} is no {shelf}")
+    return found
 
 
 def _convert(plugin: str, name: str, type_name: str, raw: str) -> Value:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from budget import Budget
+from contracts.package import parameters, plugins_of
 from micro import make_dataset, make_encoder
 from sslbd_cli import main
 from sslbd_cli.artefacts.kinds import Dataset, Encoder
@@ -29,6 +30,7 @@ hypothesis.settings.load_profile("steady")
 def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="also run tests that take minutes")
     parser.addoption("--regold", action="store_true", help="write the golden files anew instead of comparing with them")
+    parser.addoption("--package", help="of tests/contracts, run the laws of this installed package's plugins alone")
     parser.addoption("--costs", action="store_true", help="print what cases cost and write tests/costs.json anew")
 
 
@@ -37,6 +39,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    if package := config.getoption("--package"):
+        names = plugins_of(package)
+        others = [item for item in items if not names & parameters(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if names & parameters(item)]
     for item in items:
         if "slow" in item.keywords and not config.getoption("--runslow"):
             item.add_marker(pytest.mark.skip(reason="minutes of work: --runslow"))

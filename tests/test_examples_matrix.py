@@ -29,8 +29,8 @@ def test_every_planned_command_is_valid(tmp_path, scale):
 def test_every_file_on_the_shelves_is_a_row_or_a_column(tmp_path):
     plan = planned(tmp_path)
     rows, columns = (set(names) for names in zip(*re.findall(r"/cells/([\w-]+)/\d+/([\w-]+)\.json", plan), strict=True))
-    assert set(plugin.listing("attack")) <= rows
-    assert set(plugin.listing("detector")) - LEFT_OUT <= columns
+    assert set(plugin.own("attack")) <= rows
+    assert set(plugin.own("detector")) - LEFT_OUT <= columns
 
 
 def test_a_new_file_is_a_row_or_a_column_by_itself(tmp_path):

@@ -15,12 +15,13 @@ PACKAGE = Path(sslbd_cli.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 SHELVES = {folder for folder in plugin.SHELVES.values() if not folder.endswith(".py")}
 #: Room -> the rooms below it, which it may import. A shelf does not even see its own files.
-ROOT = {"errors", "plugin", "words", "__version__"}
+ROOT = {"errors", "plugin", "entrypoints", "words", "__version__"}
 LIBRARY = ROOT | {"core", "artefacts", "triggers"}
 SEES = {
     "errors": set(),
     "words": set(),
-    "plugin": {"errors", "words"},
+    "entrypoints": set(),
+    "plugin": {"errors", "words", "entrypoints"},
     "artefacts": ROOT,
     "core": ROOT | {"artefacts"},
     "triggers": ROOT | {"core", "artefacts"},
@@ -42,7 +43,8 @@ SEES = {
 }
 SCIENCE = {"torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL"}
 SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub", "yaml"}
-WITHOUT_TERMINAL = {"errors", "plugin", "words", "artefacts", "core", "triggers"}  # no click, no rich, no figures
+#: No click, no rich, no figures.
+WITHOUT_TERMINAL = {"errors", "plugin", "entrypoints", "words", "artefacts", "core", "triggers"}
 HEAVY = SCIENCE | SHOW - {"click"}
 
 

@@ -12,13 +12,13 @@ from sslbd_cli.plugin import Plugin, key
 
 SOURCE = '''"""A module."""
 from dataclasses import dataclass
-from sslbd_cli.core.bases import Trigger
+from sslbd_cli.core.bases import Trigger as Base
 from sslbd_cli.plugin import key
 
 raise RuntimeError("a shelf is read without running it")
 
 @dataclass(frozen=True, kw_only=True)
-class HalfTone(Trigger):
+class HalfTone(Base):
     """Print in dots.
 
     Further words.
@@ -33,11 +33,20 @@ class Helper:
     """No plugin."""
 '''
 
+BASES = """
+from sslbd_cli.plugin import Plugin
+
+class Trigger(Plugin):
+    shelf: ClassVar[str] = "trigger"
+"""
+
 
 def test_a_shelf_is_described_from_its_source(tmp_path, monkeypatch):
     (tmp_path / "triggers").mkdir()
     (tmp_path / "triggers" / "half_tone.py").write_text(SOURCE)
     (tmp_path / "triggers" / "__init__.py").write_text("")
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "bases.py").write_text(BASES)
     monkeypatch.setattr(plugin, "PACKAGE", tmp_path)
     (info,) = plugin.listing("trigger").values()
     assert (info.name, info.class_name, info.module) == ("half-tone", "HalfTone", "sslbd_cli.triggers.half_tone")

@@ -39,9 +39,11 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.shelf:
             from sslbd_cli import plugin
+            from sslbd_cli.cli import spec
 
+            spec.warn(self.shelf, ctx)
             with formatter.section(f"{self.shelf.capitalize()}s"):
-                formatter.write_dl([(row.name, row.summary) for row in plugin.listing(self.shelf).values()])
+                formatter.write_dl([(row.name, spec.summary_line(row)) for row in plugin.listing(self.shelf).values()])
         with formatter.section("Examples"):
             for line in self.examples:
                 formatter.write(f"  {line}\n")

@@ -25,6 +25,7 @@ class Spec(click.ParamType):  # type: ignore[type-arg]
             return value
         if value == "help" or value.endswith(":help"):
             click.echo(explain(self.shelf, value.removesuffix("help").rstrip(":")))
+            warn(self.shelf, ctx)
             raise click.exceptions.Exit(0)
         try:
             return plugin.parse(self.shelf, value)
@@ -37,7 +38,9 @@ class Spec(click.ParamType):  # type: ignore[type-arg]
 
         rows = plugin.listing(self.shelf).values()
         words = [CompletionItem(word) for word in self.also if word.startswith(incomplete)]
-        return words + [CompletionItem(row.name, help=row.summary) for row in rows if row.name.startswith(incomplete)]
+        return words + [
+            CompletionItem(row.name, help=summary_line(row)) for row in rows if row.name.startswith(incomplete)
+        ]
 
 
 class Listed(click.ParamType):  # type: ignore[type-arg]
@@ -75,15 +78,26 @@ def explain(shelf: str, name: str = "") -> str:
     if not name:
         width, wide = max(map(len, rows)), max(len(row.judges) for row in rows.values())
         judged = {row.name: f"{row.judges:<{wide}}  " if wide else "" for row in rows.values()}
-        return "\n".join(f"{row.name:<{width}}  {judged[row.name]}{row.summary}" for row in rows.values())
+        return "\n".join(f"{row.name:<{width}}  {judged[row.name]}{summary_line(row)}" for row in rows.values())
     if name not in rows:
         plugin.parse(shelf, name)  # raises, with a suggestion
     row = rows[name]
-    lines = [f"{row.name}: {row.doc}"]
+    lines = [f"{row.name}: {row.doc}", *(["", f"From the package {row.package}."] if row.package else [])]
     for title, is_expert in (("Keys (NAME:key=value,key=value):", False), ("Keys for experts:", True)):
         if keys := [key_line(key) for key in row.keys if key.expert == is_expert]:
             lines += ["", title, *(f"  {line}" for line in keys)]
     return "\n".join(lines)
+
+
+def summary_line(row: plugin.PluginInfo) -> str:
+    """Return a plugin's summary, and the package that it is from where that is not sslbd."""
+    return f"{row.summary} [{row.package}]" if row.package else row.summary
+
+
+def warn(shelf: str, ctx: click.Context | None) -> None:
+    """Say on standard error which entry points of other packages the shelf leaves out."""
+    for text in plugin.complaints(shelf):
+        click.echo(f"{ctx.command_path if ctx else 'sslbd'}: warning: {' '.join(text.split())}", err=True)
 
 
 def key_line(info: plugin.KeyInfo) -> str:

@@ -90,7 +90,7 @@ def _triggers(run: Run, encoder: Encoder, given: Trigger | None) -> Iterator[tup
     """Yield the panel's triggers and why each is there; of one that is there twice, the last reason counts."""
     from sslbd_cli import plugin
 
-    for spec in (*plugin.listing("trigger"), *USUAL):
+    for spec in (*plugin.own("trigger"), *USUAL):  # the same on every machine, whatever else is installed
         try:
             yield plugin.parse("trigger", spec), "common"
         except InputError:  # it needs a file

@@ -67,7 +67,7 @@ def judge(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
         raise InputError("--budget divides time among several methods; leave it out, or name more of them")
     if params["save_guard"] and (everything or len(named) > 1):
         raise InputError("--save-guard keeps what one detector has learned; name one --method")
-    methods, left_out = _shelf() if everything else (list(named), [])
+    methods, left_out = _shelf(run) if everything else (list(named), [])
     _refuse_unused(run, methods)
     panel = None
     if not params["data"]:
@@ -79,16 +79,20 @@ def judge(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
     return _several(run, encoder, methods, left_out, params, panel)
 
 
-def _shelf() -> tuple[list[Detector], list[dict[str, str]]]:
+def _shelf(run: Run) -> tuple[list[Detector], list[dict[str, str]]]:
     """Return all detectors with their defaults, floors and bounds left out, and those that lack something, with why."""
     from sslbd_cli import plugin
 
+    for text in plugin.complaints("detector"):
+        run.warn(text)
     found, left_out = [], []
-    for name in plugin.listing("detector"):
+    for name, info in plugin.listing("detector").items():
         try:
             made: Detector = plugin.parse("detector", name)
         except InputError as error:
             left_out.append({"method": name, "reason": _reason(name, error)})
+            if info.package:
+                run.warn(f"{name}: {error}")
             continue
         if not made.is_floor and not made.is_bound:
             found.append(made)

@@ -173,7 +173,7 @@ def shelf_section(command: str, option: str, shelf: str) -> str:
     Keys for experts are counted, and the command that explains them is named.
     """
     parts = []
-    for row in plugin.listing(shelf).values():
+    for row in plugin.own(shelf).values():
         parts.append(f".TP\n{bold(row.name)}\n{marked(row.summary)}")
         keys = [key_line(key).split("  ", 1) for key in row.keys if not key.expert]
         lines = [f".TP\n{bold(term)}\n{marked(text)}" for term, text in keys]

@@ -70,7 +70,7 @@ class Look:
 @functools.cache
 def page(version: str) -> str:
     """Return the whole page, from the shelf as it is."""
-    shelf = plugin.listing("trigger")
+    shelf = plugin.own("trigger")
     with tempfile.TemporaryDirectory() as folder:
         looks = {name: measure(example(name, Path(folder) / "picture.png")) for name in shelf if name not in REPLAYED}
     entries = [entry(info, looks.get(name)) for name, info in shelf.items()]

@@ -84,8 +84,8 @@ def test_its_own_help_names_every_key(shelf, name):
 def test_one_file_is_one_value(shelf):
     folder = plugin.PACKAGE / plugin.SHELVES[shelf]
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.name[0] != "_"}
-    assert set(plugin.listing(shelf)) == files
-    assert len({info.class_name for info in plugin.listing(shelf).values()}) == len(files)
+    assert set(plugin.own(shelf)) == files
+    assert len({info.class_name for info in plugin.own(shelf).values()}) == len(files)
 
 
 @pytest.mark.parametrize("shelf", [s for s in plugin.SHELVES if plugin.listing(s)])

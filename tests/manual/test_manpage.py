@@ -101,7 +101,7 @@ def test_every_value_and_common_key_is_on_the_page_and_how_to_see_those_for_expe
         if isinstance(param.type, Spec):
             label = param.opts[-1] if isinstance(param, click.Option) else param.metavar.strip("[]")
             text = plain(body(PAGES[f"sslbd-{name}.1"], f"VALUES OF {manpage.escape(label)}"))
-            for row in plugin.listing(param.type.shelf).values():
+            for row in plugin.own(param.type.shelf).values():
                 assert f".TP\n{row.name}\n" in text
                 entry = text.split(f".TP\n{row.name}\n", 1)[1].split(".RE", 1)[0] if row.keys else ""
                 assert [key.name for key in row.keys if key.expert == (f".TP\n{key.name}=" in entry)] == []

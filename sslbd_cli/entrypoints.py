@@ -1,0 +1,94 @@
+"""What other packages offer by entry points, and the source text of their modules. Nothing of theirs is imported."""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+import re
+import sys
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+VALUE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+RESERVED = ("help", "all")  # words that mean something else where a name is expected
+
+
+@dataclass(frozen=True, order=True)
+class Offer:
+    """One entry point of another package. problem: why nothing can be made of it, empty where something can."""
+
+    name: str
+    package: str
+    module: str = ""
+    class_name: str = ""
+    problem: str = ""
+
+
+def offers(group: str) -> tuple[Offer, ...]:
+    """List the entry points of a group, by name and package. The import path is scanned once per process and group."""
+    return _scan(group, tuple(sys.path))
+
+
+@functools.cache
+def _scan(group: str, path: tuple[str, ...]) -> tuple[Offer, ...]:
+    from importlib import metadata  # 20 ms, which `sslbd --help` need not wait for
+
+    rows = metadata.entry_points(group=group)
+    return tuple(sorted({_offer(row.name, row.dist.name if row.dist else "", row.value) for row in rows}))
+
+
+def _offer(name: str, package: str, value: str) -> Offer:
+    place = VALUE.fullmatch(value.partition("[")[0].strip())
+    if not NAME.fullmatch(name) or name in RESERVED:
+        return Offer(name, package, problem="nobody can type this name")
+    if place is None:
+        return Offer(name, package, problem=f"expected MODULE:CLASS, got {value}")
+    return Offer(name, package, place[1], place[2])
+
+
+@dataclass(frozen=True)
+class ModuleText:
+    """A module as written. package: the package from which its relative imports start."""
+
+    name: str
+    package: str
+    text: str
+
+
+def read_module(name: str) -> ModuleText | None:
+    """Read a module's source where an import would find it; None where there is none.
+
+    `importlib.util.find_spec` would import the packages above it, so this walks down their folders instead.
+    """
+    folders: list[str] | None = None
+    above = name.split(".")[:-1]
+    for level in range(1, len(above) + 1):
+        package = _find(".".join(above[:level]), folders)
+        if package is None or package.submodule_search_locations is None:
+            return None
+        folders = list(package.submodule_search_locations)
+    spec = _find(name, folders)
+    read = getattr(spec and spec.loader, "get_source", None)
+    text = read(name) if read is not None else None
+    if spec is None or text is None:
+        return None
+    return ModuleText(name, name if spec.submodule_search_locations is not None else ".".join(above), text)
+
+
+def _find(name: str, folders: list[str] | None) -> ModuleSpec | None:
+    """Find a module in a package's folders; one at the top where `import` finds it, editable installations included."""
+    if folders is None:
+        found = (finder.find_spec(name, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        return next((spec for spec in found if spec is not None), None)
+    parts: list[str] = []
+    for finder in filter(None, map(pkgutil.get_importer, folders)):
+        spec = finder.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            return spec
+        parts += spec.submodule_search_locations or [] if spec is not None else []
+    if not parts:
+        return None
+    bare = ModuleSpec(name, None, is_package=True)  # folders without __init__.py
+    bare.submodule_search_locations = parts
+    return bare
