@@ -5,7 +5,9 @@ import textwrap
 
 import pytest
 
+from micro import make_dataset
 from sslbd_cli import entrypoints, plugin
+from sslbd_cli.artefacts import kinds
 from sslbd_cli.errors import InputError
 
 BASE = '''
@@ -147,7 +149,7 @@ def test_of_two_packages_that_offer_one_name_the_first_is_used(install):
     assert line == "the package second-dist: detector 'twin' is left out: the name is taken by the package first-dist"
 
 
-def test_what_cannot_be_imported_is_refused_where_it_is_named_and_left_out_of_all(install, sslbd, tmp_path):
+def test_what_cannot_be_imported_is_refused_where_it_is_named_and_left_out_of_all(install, sslbd, encoder, tmp_path):
     files = {**HEAVY, "methods.py": DETECTOR.format(package="heavy")}
     install("heavy", files, {"sslbd.detectors": "quite-near = heavy.methods:Close"})
     status, out, err = sslbd("detect", "--method", "help")
@@ -155,6 +157,15 @@ def test_what_cannot_be_imported_is_refused_where_it_is_named_and_left_out_of_al
     status, _, err = sslbd("detect", "x", "--method", "quite-near")
     assert status == 2 and err.count("\n") == 1
     assert "the package heavy-dist cannot be imported: RuntimeError: imported" in err
+    net, data = str(tmp_path / "net"), str(tmp_path / "data.h5")
+    kinds.write(encoder, net)
+    kinds.write(make_dataset(count=8), data)
+    status, _, err = sslbd(
+        "detect", net, "--data", data, "--method", "all", "--budget", "1e-9", "--device", "cpu", "-q"
+    )
+    assert status == 3
+    (line,) = [line for line in err.splitlines() if "heavy-dist" in line]
+    assert line.startswith("sslbd detect: warning: quite-near: the package heavy-dist cannot be imported: RuntimeError")
 
 
 def test_names_of_our_own_are_looked_up_without_asking_other_packages(monkeypatch):

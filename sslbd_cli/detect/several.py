@@ -67,7 +67,9 @@ def judge(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
         raise InputError("--budget divides time among several methods; leave it out, or name more of them")
     if params["save_guard"] and (everything or len(named) > 1):
         raise InputError("--save-guard keeps what one detector has learned; name one --method")
-    methods, left_out = _shelf(run) if everything else (list(named), [])
+    methods, left_out = _shelf() if everything else (list(named), [])
+    if everything:
+        _warn_of_packages(run, left_out)
     _refuse_unused(run, methods)
     panel = None
     if not params["data"]:
@@ -79,24 +81,30 @@ def judge(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
     return _several(run, encoder, methods, left_out, params, panel)
 
 
-def _shelf(run: Run) -> tuple[list[Detector], list[dict[str, str]]]:
+def _shelf() -> tuple[list[Detector], list[dict[str, str]]]:
     """Return all detectors with their defaults, floors and bounds left out, and those that lack something, with why."""
     from sslbd_cli import plugin
 
-    for text in plugin.complaints("detector"):
-        run.warn(text)
     found, left_out = [], []
-    for name, info in plugin.listing("detector").items():
+    for name in plugin.listing("detector"):
         try:
             made: Detector = plugin.parse("detector", name)
         except InputError as error:
             left_out.append({"method": name, "reason": _reason(name, error)})
-            if info.package:
-                run.warn(f"{name}: {error}")
             continue
         if not made.is_floor and not made.is_bound:
             found.append(made)
     return found, left_out
+
+
+def _warn_of_packages(run: Run, left_out: list[dict[str, str]]) -> None:
+    """Warn of the detectors of other packages that cannot be read or imported."""
+    from sslbd_cli import plugin
+
+    shelf = plugin.listing("detector")
+    rows = [f"{row['method']}: {row['reason']}" for row in left_out if shelf[row["method"]].package]
+    for text in [*plugin.complaints("detector"), *rows]:
+        run.warn(text)
 
 
 def _reason(name: str, error: InputError) -> str:
