@@ -72,19 +72,8 @@ def test_commands_use_it_and_name_it_in_report_and_history(python, encoder, data
 
 @pytest.mark.story
 def test_it_passes_the_laws_of_its_shelves(python):
-    argv = (
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "tests/contracts",
-        "--package",
-        "sslbd-example",
-        "-v",
-    )
-    done = python(*argv)
+    laws = "tests/contracts", "--package", "sslbd-example"
+    done = python("-m", "pytest", "-p", "no:cacheprovider", "-v", *laws)
     assert done.returncode == 0, done.stdout
     for file in ("test_triggers.py", "test_input_detectors.py", "test_specs.py", "test_crafts.py"):
         assert f"tests/contracts/{file} " in done.stdout

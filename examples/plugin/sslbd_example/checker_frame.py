@@ -20,7 +20,7 @@ class CheckerFrame(Trigger):
     show a part of the frame, so a victim sees this trigger more often than a patch in one corner.
 
     Source: made for this example, 2026, after the chequered patch of Gu et al., 2017 (BadNets).
-    Lost to: crops from the middle of the image. Grayscale keeps it; blur by a cell or more makes it grey.
+    Destroyed by: crops from the middle of the image. Grayscale keeps it; blur by a cell or more makes it grey.
     """
 
     width: int = key(1, "width of the frame in pixels", low=1)
