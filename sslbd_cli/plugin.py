@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sslbd_cli.errors import InputError
-from sslbd_cli.words import suggest
+from sslbd_cli.words import one_line, reason, suggest
 
 if TYPE_CHECKING:
     from sslbd_cli.entrypoints import Offer
@@ -189,9 +189,14 @@ def _read_offers(shelf: str, offers: tuple[Offer, ...]) -> tuple[dict[str, Plugi
                 raise InputError(f"the name is taken by {owner}")
             rows[offer.name] = _read_offer(shelf, offer)
         except Exception as error:  # whatever is wrong with foreign text, the shelf works without it
-            what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            wrong.append((offer.name, f"the package {offer.package}: {shelf} '{offer.name}' is left out: {what}"))
+            what = str(error) if isinstance(error, InputError) else _failure(error)
+            text = f"the package {offer.package}: {shelf} '{offer.name}' is left out: {what}"
+            wrong.append((offer.name, one_line(text)))
     return rows, tuple(wrong)
+
+
+def _failure(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def _read_offer(shelf: str, offer: Offer) -> PluginInfo:
@@ -394,8 +399,7 @@ def _load(shelf: str, info: PluginInfo) -> Any:
     try:
         found = getattr(importlib.import_module(info.module), info.class_name)
     except Exception as error:  # foreign code may raise anything
-        text = f"the package {info.package} cannot be imported: {type(error).__name__}: {error}"
-        raise InputError(text) from error
+        raise InputError(f"the package {info.package} cannot be imported: {_failure(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Plugin) and found.shelf == shelf):
         raise InputError(f"the package {info.package}: {info.class_name} is no {shelf}")
     return found

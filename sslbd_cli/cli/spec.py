@@ -97,7 +97,7 @@ def summary_line(row: plugin.PluginInfo) -> str:
 def warn(shelf: str, ctx: click.Context | None) -> None:
     """Say on standard error which entry points of other packages the shelf leaves out."""
     for text in plugin.complaints(shelf):
-        click.echo(f"{ctx.command_path if ctx else 'sslbd'}: warning: {' '.join(text.split())}", err=True)
+        click.echo(f"{ctx.command_path if ctx else 'sslbd'}: warning: {text}", err=True)
 
 
 def key_line(info: plugin.KeyInfo) -> str:
