@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
-import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
 from sslbd_cli.artefacts import captions, container
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.watch import unwatched
-from sslbd_cli.data.decode import Decoded, ImageFile, decode, read_file, resize
+from sslbd_cli.data.decode import Decoded, ImageFile, decode, resize
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin
-from sslbd_cli.words import did_you_mean, reason
+from sslbd_cli.words import did_you_mean
 
 if TYPE_CHECKING:
     from sslbd_cli.core.watch import Watch
@@ -256,29 +254,3 @@ def numbered(labels: np.ndarray) -> tuple[str, ...]:
     if low < 0 or high >= LABEL_LIMIT:
         raise InputError(f"label {low if low < 0 else high} is not a number from 0 to {LABEL_LIMIT - 1}")
     return tuple(map(str, range(high + 1)))
-
-
-# --- torchvision --------------------------------------------------------------------------------------------------
-
-
-def open_torchvision(maker: Callable[..., Any], wish: SourceWish, **options: Any) -> Any:
-    """Open a torchvision dataset in --root. torchvision checks the MD5 sums of its files before it loads them.
-
-    Raises InputError if the dataset is missing, is damaged or cannot be downloaded.
-    """
-    title = maker.__name__
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output carries only the artefact
-            return maker(str(wish.root), download=wish.download, **options)
-    except (RuntimeError, OSError, ValueError, LookupError) as error:
-        if wish.download:
-            raise InputError(f"{title} could not be downloaded: {reason(error)}") from None
-        hint = "give the --root that holds it, or --download where there is a network"
-        raise InputError(f"no complete {title} in this folder ({reason(error).split('. ')[0]}); {hint}") from None
-
-
-def torchvision_files(samples: Sequence[tuple[str, int]], root: Path) -> tuple[list[ImageFile], np.ndarray]:
-    """Turn torchvision's (path, label) pairs into files, named relative to root and sorted, and labels int64 N."""
-    rows = sorted((Path(path).relative_to(root).as_posix(), path, label) for path, label in samples)
-    files = [ImageFile(name, lambda path=path: read_file(path)) for name, path, _ in rows]  # type: ignore[misc]
-    return files, np.array([label for _, _, label in rows], np.int64)

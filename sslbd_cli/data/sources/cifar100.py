@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import numpy as np
-
-from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvision, pick_split
+from sslbd_cli.data.torchvision_sets import CifarArrays
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar100(Source):
+class Cifar100(CifarArrays):
     """Read CIFAR-100 in torchvision's layout from --root (splits train, test)."""
 
-    takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
-    needs: ClassVar[tuple[str, ...]] = ("--root",)
-
-    def catalogue(self, wish: SourceWish) -> Catalogue:
-        split = pick_split(wish.split, ("train", "test"))
-        from torchvision.datasets import CIFAR100
-
-        found = open_torchvision(CIFAR100, wish, train=split == "train")
-        labels = np.array(found.targets, np.int64)
-        return Catalogue(classes=tuple(found.classes), labels=labels, images=found.data.transpose(0, 3, 1, 2))
+    dataset = "CIFAR100"

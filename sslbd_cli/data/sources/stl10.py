@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import numpy as np
-
-from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvision, pick_split
-
-CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+from sslbd_cli.data.torchvision_sets import TorchvisionArrays
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stl10(Source):
+class Stl10(TorchvisionArrays):
     """Read STL-10 in torchvision's layout from --root (splits train, test, unlabeled)."""
 
-    takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
-    needs: ClassVar[tuple[str, ...]] = ("--root",)
-
-    def catalogue(self, wish: SourceWish) -> Catalogue:
-        split = pick_split(wish.split, ("train", "test", "unlabeled"))
-        from torchvision.datasets import STL10
-
-        found = open_torchvision(STL10, wish, split=split)
-        labels = None if split == "unlabeled" else found.labels.astype(np.int64)
-        return Catalogue(classes=CLASSES, labels=labels, images=found.data)
+    dataset = "STL10"
+    splits = ("train", "test", "unlabeled")
+    class_names = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+    unlabeled = "unlabeled"

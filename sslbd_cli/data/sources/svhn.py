@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import numpy as np
-
-from sslbd_cli.data.source import Catalogue, Source, SourceWish, open_torchvision, pick_split
+from sslbd_cli.data.torchvision_sets import TorchvisionArrays
 
 
 @dataclass(frozen=True, kw_only=True)
-class Svhn(Source):
+class Svhn(TorchvisionArrays):
     """Read the cropped digits of SVHN in torchvision's layout from --root (splits train, test, extra)."""
 
-    takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
-    needs: ClassVar[tuple[str, ...]] = ("--root",)
-
-    def catalogue(self, wish: SourceWish) -> Catalogue:
-        split = pick_split(wish.split, ("train", "test", "extra"))
-        from torchvision.datasets import SVHN
-
-        found = open_torchvision(SVHN, wish, split=split)
-        return Catalogue(classes=tuple("0123456789"), labels=found.labels.astype(np.int64), images=found.data)
+    dataset = "SVHN"
+    splits = ("train", "test", "extra")
+    class_names = tuple("0123456789")
