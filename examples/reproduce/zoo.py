@@ -77,8 +77,9 @@ def alarms(said: dict) -> tuple[list[bool], list[bool]]:
 
 def view(said: dict) -> contract.Opinion:
     """Return an opinion as it was before it stood among others: without a threshold, alone, it was in doubt."""
+    searches = {name: contract.SearchOutcome(value) for name, value in (said["parts"] or {}).items()}
     doubt = "" if said["threshold"] is None else said["doubt"] or ""
-    return contract.Opinion(said["statistic"], said["threshold"], "", doubt=doubt, parts=said["parts"] or {})
+    return contract.Opinion(said["statistic"], said["threshold"], "", doubt, searches=searches)
 
 
 def exceeds(said: dict) -> bool:

@@ -1,11 +1,40 @@
-"""What a detector is given and what it returns: of images, of inputs that it learns for, and of encoders."""
+"""What you write to add a detector: which base class, what it is given, what it returns.
+
+Put one file on the shelf `sslbd_cli/detect/methods/`. What the detector judges says which base class it takes:
+
+    judges                                     base               you write     given              returned
+    inputs: images that the encoder is given   InputDetector      learn, look   images, Setting    State, Observation
+    samples: images that it was trained on     ImageDetector (*)  run           Evidence, Session  Findings
+    encoder: the encoder itself                EncoderDetector    examine       Clues, Session     Opinion
+
+(*) and the class attribute `judges = "samples"`; `Scores.flagged` holds what the detector decided. Other detectors
+leave the decision to the caller, who sets a threshold on clean images or compares with clean encoders.
+
+A higher score is always more suspicious. A detector sees neither the truth nor the history. It leaves the encoder as it
+was, and draws from `session.generator(self.name, "what the draw is for")` only, so that equal seeds give equal scores.
+This is a complete detector of inputs:
+
+    @dataclass(frozen=True, kw_only=True)
+    class LongEmbedding(InputDetector):
+        '''Flag inputs whose embedding is longer than clean ones usually are.'''
+
+        cue = "whose embedding is longer than clean ones usually are"
+        cost = 1
+
+        def learn(self, images: np.ndarray, setting: Setting) -> State:
+            return {"usual": setting.embed(images).norm(dim=1).median()}
+
+        def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
+            excess = setting.embed(images).norm(dim=1) - state["usual"]
+            return Observation({"score": excess.double().cpu().numpy()})
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 from torch import Tensor
@@ -18,21 +47,12 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin, key
 from sslbd_cli.triggers._found import Witness
 
-if TYPE_CHECKING:
-    from sslbd_cli.core.nets import ImageEncoder
-
 
 @dataclass(frozen=True, kw_only=True)
 class Detector(Plugin):
-    """Base of `detect --method`. Higher is more suspicious. Blind to truth and history by construction.
-
-    What it judges says which of its two kinds it is: ImageDetector below, or EncoderDetector.
-    """
+    """Base of `detect --method`. Derive from one of the three classes named at the top of this file."""
 
     shelf: ClassVar[str] = "detector"
-    #: inputs: images that the encoder may be given, judged against others held to be clean (`evidence.aux`);
-    #: samples: the images that it was trained on, judged among themselves, with no clean one at hand;
-    #: encoder: the encoder itself, by clean images and, where there are any, encoders known to be clean.
     judges: ClassVar[Literal["encoder", "inputs", "samples"]]
     #: rough cost, by which `--method all` orders detectors: 1 embeds the images once, 10 trains on what was embedded,
     #: 100 goes through the encoder at every step of a search or of a training.
@@ -45,9 +65,25 @@ class Detector(Plugin):
         return False
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What the report shows of a judgement. images: uint8 arrays by name, their rows are pictures.
+
+    rows: which judged images they show, int64, where each picture shows one. arrays: further arrays, by their name in
+    the report.
+    """
+
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+# --- images: what a detector of inputs or samples is given and returns --------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageDetector(Detector):
-    """Base of detectors that judge images: inputs or samples."""
+    """Base of detectors of samples; detectors of inputs derive from InputDetector, which implements `run`."""
 
     least_learning: ClassVar[int] = 0  #: how many images of aux it needs beside those that set the threshold
 
@@ -80,112 +116,55 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What a detector says. scores: float64 N of the judged images; calibration: float64 of held-out aux images.
+class Scores:
+    """How suspicious each judged image is. values: float64 N, higher is more suspicious.
 
-    A detector of samples has no calibration: `flagged`, bool N, is its own decision. windows: int32 N,4 as x, y, width
-    and height, where it saw the trigger (zeros where it did not look); ranking: rows that it is surest of, best first.
-    pictures: named uint8 arrays for the report (rows are images), picture_rows: which judged images they show.
-    controls: scores of the judged images that should rank them worse (another score, a severed cue); rules: what other
-    decision rules flag, bool N. outside: scores again with only the pixels kept, bool N,H,W (for evaluation).
-    search_space: what was looked for; doubt: why the result cannot be vouched for, empty where it can. is_evidence:
-    whether flags are; those of a fixed share of any set, or drawn at random, are not.
-    extras: further named arrays; summary: plain values. learned: tensors that a guard needs to judge other images.
+    calibration: float64, scores of clean images that the detector has not learned on; they set the threshold. A
+    detector of samples has none and decides by itself: flagged, bool N. is_evidence: whether a flagged image speaks for
+    a backdoor; it does not where a fixed share of any set is flagged, or images drawn at random. ranking: int64, rows
+    that the detector is surest of, best first; None: the order of the values. windows: int32 N,4 as x, y, width and
+    height, where it saw the trigger (zeros where it did not look).
     """
 
-    scores: np.ndarray
+    values: np.ndarray
     calibration: np.ndarray = field(default_factory=lambda: np.zeros(0))
     flagged: np.ndarray | None = None
-    windows: np.ndarray | None = None
+    is_evidence: bool = True
     ranking: np.ndarray | None = None
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    picture_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    windows: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is there only to measure the detector, once the truth is known. It decides nothing.
+
+    controls: other scores of the judged images by name, float64 N, that should rank them worse. rules: what other
+    decision rules flag, bool N. outside: scores the images again by the pixels marked in bool N,H,W alone.
+    """
+
     controls: dict[str, np.ndarray] = field(default_factory=dict)
     rules: dict[str, np.ndarray] = field(default_factory=dict)
     outside: Callable[[np.ndarray], np.ndarray] | None = None
-    search_space: str = ""
-    doubt: str = ""
-    is_evidence: bool = True
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
-    learned: dict[str, Tensor] = field(default_factory=dict, repr=False)
-
-    def scored(self, scores: np.ndarray, calibration: np.ndarray, learned: dict[str, Tensor]) -> Findings:
-        """Return these findings with scores, calibration and what was learned put in."""
-        return replace(self, scores=scores, calibration=calibration, learned=learned)
 
 
 @dataclass(frozen=True)
-class Clues:
-    """What the auditor of an encoder holds. Clean images uint8, to search on and, held out, to test a witness on.
+class Findings:
+    """What a detector says of images. search_space: what was looked for.
 
-    labels and held_labels: int64, for detectors that need a downstream task, which has `classes`.
-    clean, backdoored: encoders known to be so, for detectors that learn from examples.
+    doubt: why the result cannot be vouched for, empty where it can. summary: plain values for the report. learned:
+    tensors that a guard needs to judge other images; InputDetector fills them in.
     """
 
-    images: np.ndarray
-    held: np.ndarray
-    labels: np.ndarray | None = None
-    held_labels: np.ndarray | None = None
-    classes: tuple[str, ...] = ()
-    clean: tuple[ImageEncoder, ...] = ()
-    backdoored: tuple[ImageEncoder, ...] = ()
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What a detector says of an encoder. statistic: higher is more suspicious; threshold: its own rule, or None.
-
-    witness: the trigger that was found, and success: what it does to held-out images, as a share of them, by the
-    detector's own definition. search_space: what was looked for; doubt: why the result cannot be vouched for, empty
-    where it can. parts: where several searches are made, the statistic of each, on scales of their own: among clean
-    encoders they are brought to one scale, and the one that stands out most has the witness (of `witnesses`, each with
-    its success). pool: statistics of clean encoders that a detector which learns has held out, by its own making
-    comparable with the encoder's. pictures: named uint8 K,3,H,W; extras: further arrays; summary: plain values.
-    """
-
-    statistic: float
-    threshold: float | None
+    scores: Scores
     search_space: str
-    witness: Witness | None = None
-    success: float | None = None
     doubt: str = ""
-    parts: dict[str, float] = field(default_factory=dict)
-    witnesses: dict[str, tuple[Witness, float]] = field(default_factory=dict)
-    pool: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    pictures: Pictures = field(default_factory=Pictures)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     summary: dict[str, Any] = field(default_factory=dict)
+    learned: State = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderDetector(Detector):
-    """Base of detectors that judge an encoder itself."""
-
-    judges = "encoder"
-    cost: ClassVar[float] = 100
-    needs_labels: ClassVar[bool] = False  # whether the images' labels make a downstream task for it
-    learns: ClassVar[bool] = False  # whether it learns from encoders known to be clean and known to be backdoored
-
-    @final
-    def __call__(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
-        """Judge an encoder. It is left as it was, on the device, in eval mode and without gradients.
-
-        Raises InputError for an encoder whose embeddings say nothing, and where the images do not do for the search.
-        """
-        net = encoder.to(session.device.torch).eval()
-        trained = [parameter.requires_grad for parameter in net.parameters()]
-        net.requires_grad_(False)  # gradients go through the encoder to the pixels, and leave none in it
-        try:
-            need_distinct(net, clues.images, session.device)
-            return self.examine(net, clues, session)
-        finally:
-            for parameter, flag in zip(net.parameters(), trained, strict=True):
-                parameter.requires_grad_(flag)
-
-    @abstractmethod
-    def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
-        """Judge an encoder that is on the device, in eval mode, and whose parameters take no gradients."""
+# --- inputs: learn on clean images, then look at any image --------------------------------------------------------
 
 
 State = dict[str, Tensor]
@@ -215,14 +194,48 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a detector saw in images. columns: float64 N each, by name; `score` is what it decides by.
+class Observation:
+    """What a detector saw in images. columns: scores by name, float64 N each; `score` is the one that it decides by.
 
-    The other columns are scores that it did not choose. aside: what its `explain` would otherwise compute again.
+    The other columns are scores that it did not choose. for_explain: what `explain` would otherwise compute again.
     """
 
     columns: dict[str, np.ndarray]
-    aside: Any = None
+    for_explain: Any = None
+
+    @classmethod
+    def of(cls, columns: dict[str, np.ndarray], chosen: str) -> Observation:
+        """Return several scores of the same images, of which the detector decides by the one called `chosen`."""
+        return cls({"score": columns[chosen]} | {name: column for name, column in columns.items() if name != chosen})
+
+    @property
+    def score(self) -> np.ndarray:
+        """Return the scores that the detector decides by, float64 N."""
+        return self.columns["score"]
+
+    @property
+    def other_columns(self) -> dict[str, np.ndarray]:
+        """Return the scores that it did not choose, by name."""
+        return {name: column for name, column in self.columns.items() if name != "score"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that a detector of inputs did in one run. images: uint8 N,3,H,W, judged; of_images: what it saw in them.
+
+    of_clean: what it saw in the clean images that set the threshold. state: what it had learned before.
+    """
+
+    images: np.ndarray
+    of_images: Observation
+    of_clean: Observation
+    state: State
+    setting: Setting
+
+    @property
+    def scores(self) -> Scores:
+        """Return the scores of the judged images and of those that set the threshold."""
+        return Scores(self.of_images.score, self.of_clean.score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,25 +257,125 @@ class InputDetector(ImageDetector):
         """Learn on images uint8 M,3,H,W held to be clean. Returns tensors by name: all that `look` goes by."""
 
     @abstractmethod
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         """Score images uint8 N,3,H,W. Draws, where there are any, belong to `learn`."""
 
-    def explain(self, judged: Looked, held: Looked, images: np.ndarray, state: State, setting: Setting) -> Findings:
-        """Say more of the judged images than their scores; `run` puts scores and calibration in."""
-        others = {name: column for name, column in judged.columns.items() if name != "score"}
-        return Findings(np.zeros(0), controls=others, search_space=f"judged inputs {self.cue}")
+    def explain(self, inspection: Inspection) -> Findings:
+        """Return what there is to say of the judged images; a detector may say more than their scores."""
+        controls = inspection.of_images.other_columns
+        return Findings(inspection.scores, f"judged inputs {self.cue}", evaluation=Evaluation(controls))
 
     def calibration_count(self, aux: int) -> int:
         return max(1, round(aux * self.held))
 
+    @final
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         """Learn, set a scale on the aux images held out, and judge; the state learned is kept for a guard."""
         setting = Setting(encoder, session, evidence.reference)
         if self.needs_reference:
             setting.need_reference(self.name)
-        rows, kept = split_rows(len(evidence.aux), self.held, session.generator(self.name, "held out"))
-        state = self.learn(evidence.aux[rows.numpy()], setting)
-        held = self.look(evidence.aux[kept.numpy()], state, setting)
-        judged = self.look(evidence.images, state, setting)
-        told = self.explain(judged, held, evidence.images, state, setting)
-        return told.scored(judged.columns["score"], held.columns["score"], state)
+        aux = evidence.aux
+        learning, calibrating = split_rows(len(aux), self.held, session.generator(self.name, "held out"))
+        state = self.learn(aux[learning.numpy()], setting)
+        of_clean = self.look(aux[calibrating.numpy()], state, setting)
+        of_images = self.look(evidence.images, state, setting)
+        findings = self.explain(Inspection(evidence.images, of_images, of_clean, state, setting))
+        return replace(findings, learned=state)
+
+
+# --- encoders: search the encoder itself --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What the auditor of an encoder holds. images: clean, uint8 N,3,H,W, to search on.
+
+    held_out_images: clean, uint8 M,3,H,W, to test on what was found. labels and held_out_labels: int64, for detectors
+    that need a downstream task, which has `classes`. clean_encoders, backdoored_encoders: encoders known to be so, for
+    detectors that learn from examples.
+    """
+
+    images: np.ndarray
+    held_out_images: np.ndarray
+    labels: np.ndarray | None = None
+    held_out_labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    clean_encoders: tuple[ImageEncoder, ...] = ()
+    backdoored_encoders: tuple[ImageEncoder, ...] = ()
+
+
+@dataclass(frozen=True)
+class FoundTrigger:
+    """A trigger that was found. witness: it can be stamped on images.
+
+    success: what it does to held-out images, as a share of them, by the detector's own definition; None where no image
+    was left to test it on.
+    """
+
+    witness: Witness
+    success: float | None
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What one of several searches came to: its statistic, and the trigger that it found."""
+
+    statistic: float
+    trigger: FoundTrigger | None = None
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a detector says of an encoder. statistic: higher is more suspicious; threshold: its own rule, or None.
+
+    search_space: what was looked for; doubt: why the result cannot be vouched for, empty where it can. trigger: what
+    was found. searches: where several searches are made, what each came to. Their statistics may be on different
+    scales: clean encoders bring them to one scale, and then the search that stands out most provides the trigger.
+    clean_statistics: float64, statistics of clean encoders that a detector which learns has held out; they are
+    comparable with the encoder's. pictures: images are uint8 K,3,H,W. summary: plain values for the report.
+    """
+
+    statistic: float
+    threshold: float | None
+    search_space: str
+    doubt: str = ""
+    trigger: FoundTrigger | None = None
+    searches: dict[str, SearchOutcome] = field(default_factory=dict)
+    clean_statistics: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    pictures: Pictures = field(default_factory=Pictures)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Return the statistic of each of several searches, by name."""
+        return {name: outcome.statistic for name, outcome in self.searches.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDetector(Detector):
+    """Base of detectors that judge an encoder itself."""
+
+    judges = "encoder"
+    cost: ClassVar[float] = 100
+    needs_labels: ClassVar[bool] = False  # whether the images' labels make a downstream task for it
+    learns: ClassVar[bool] = False  # whether it learns from encoders known to be clean and known to be backdoored
+
+    @final
+    def __call__(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
+        """Judge an encoder. It is left as it was, on the device, in eval mode and without gradients.
+
+        Raises InputError for an encoder whose embeddings say nothing, and where the images do not do for the search.
+        """
+        net = encoder.to(session.device.torch).eval()
+        were_trainable = [parameter.requires_grad for parameter in net.parameters()]
+        net.requires_grad_(False)  # gradients go through the encoder to the pixels, and leave none in it
+        try:
+            need_distinct(net, clues.images, session.device)
+            return self.examine(net, clues, session)
+        finally:
+            for parameter, is_trainable in zip(net.parameters(), were_trainable, strict=True):
+                parameter.requires_grad_(is_trainable)
+
+    @abstractmethod
+    def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
+        """Judge an encoder that is on the device, in eval mode, and whose parameters take no gradients."""

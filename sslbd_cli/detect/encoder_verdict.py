@@ -83,12 +83,11 @@ def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence
 
     Raises InputError where a clean encoder lacks parts.
     """
-    known = np.array([*pool, *opinion.pool], np.float64)
+    known = np.array([*pool, *opinion.clean_statistics], np.float64)
     own, others, decisive = opinion.statistic, known, None
-    if opinion.parts and len(known) >= POOL:
+    if opinion.searches and len(known) >= POOL:
         own, others, decisive = on_one_scale(opinion.parts, parts)
-        witness, success = opinion.witnesses.get(decisive, (opinion.witness, opinion.success))
-        opinion = replace(opinion, witness=witness, success=success)
+        opinion = replace(opinion, trigger=opinion.searches[decisive].trigger or opinion.trigger)
     p_value = float(metrics.conformal(others, np.array([own]))[0]) if len(known) else None
     if len(known) < POOL:
         return Standing(opinion, known, p_value, None)
@@ -144,7 +143,8 @@ def examined(report: Report, method: str) -> str:
 def results_of(standing: Standing, clues: Clues) -> dict[str, Any]:
     """Return the numbers of the report."""
     opinion, (verdict, doubt) = standing.opinion, standing.verdict()
-    witness = opinion.witness
+    n_held_out = len(clues.held_out_images)
+    trigger = opinion.trigger
     return {
         "verdict": verdict,
         "doubt": doubt or None,
@@ -157,7 +157,7 @@ def results_of(standing: Standing, clues: Clues) -> dict[str, Any]:
         "false_alarms": standing.false_alarms,
         "n_baseline": len(standing.pool),
         "baseline_statistics": [float(value) for value in standing.pool],
-        "witness": witness and {"area": witness.area, "success": opinion.success, "n_held": len(clues.held)},
+        "witness": trigger and {"area": trigger.witness.area, "success": trigger.success, "n_held": n_held_out},
         "n_images": len(clues.images),
         "details": opinion.summary,
     }
@@ -165,11 +165,12 @@ def results_of(standing: Standing, clues: Clues) -> dict[str, Any]:
 
 def arrays_of(opinion: Opinion, clues: Clues) -> dict[str, np.ndarray]:
     """Return the arrays of the report: the witness, and what it does to some held-out images."""
-    data = dict(opinion.extras)
-    if (witness := opinion.witness) is not None:
-        rows = spread(len(clues.held), SHOWN)
-        clean = torch.from_numpy(clues.held[rows])
+    data = dict(opinion.pictures.arrays)
+    if opinion.trigger is not None:
+        witness = opinion.trigger.witness
+        rows = spread(len(clues.held_out_images), SHOWN)
+        clean = torch.from_numpy(clues.held_out_images[rows])
         data["witness/keep"] = witness.keep.float().cpu().numpy()
         data["witness/add"] = witness.add.float().cpu().numpy()
         data["sheet/clean"], data["sheet/triggered"] = clean.numpy(), witness.stamp(clean).cpu().numpy()
-    return data | {f"pictures/{name}": images for name, images in opinion.pictures.items()}
+    return data | {f"pictures/{name}": images for name, images in opinion.pictures.images.items()}

@@ -12,7 +12,7 @@ from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard
 from sslbd_cli.artefacts.overlap import image_digests
 from sslbd_cli.core import metrics, nets
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.contract import Findings, ImageDetector, InputDetector, Setting, State
+from sslbd_cli.detect.contract import Findings, ImageDetector, InputDetector, Scores, Setting, State
 from sslbd_cli.errors import InputError
 
 # --- guards -------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def make_guard(
         search_space=findings.search_space,
         doubt=findings.doubt,
         aux=image_digests(aux),
-        calibration=findings.calibration,
+        calibration=findings.scores.calibration,
         state={name: tensor.detach().cpu().contiguous().numpy() for name, tensor in findings.learned.items()},
     )
 
@@ -49,12 +49,14 @@ class Post:
     def look(self, images: np.ndarray) -> Findings:
         """Score images uint8 N,3,H,W."""
         guard = self.guard
-        scores = self.detector.look(images, self.state, self.setting).columns["score"]
-        return Findings(scores, guard.calibration, search_space=guard.search_space, doubt=guard.doubt)
+        scores = self.detector.look(images, self.state, self.setting).score
+        return Findings(Scores(scores, guard.calibration), guard.search_space, guard.doubt)
 
     def rejects(self, images: np.ndarray, alpha: float) -> np.ndarray:
         """Return which images are turned away, bool N, of clean ones a share of alpha."""
-        flagged: np.ndarray = self.look(images).scores > metrics.conformal_threshold(self.guard.calibration, alpha)
+        flagged: np.ndarray = self.look(images).scores.values > metrics.conformal_threshold(
+            self.guard.calibration, alpha
+        )
         return flagged
 
 
@@ -80,7 +82,7 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: 
     state = {name: torch.from_numpy(np.array(array)).to(device.torch) for name, array in guard.state.items()}
     post = Post(detector, guard, setting, state)
     try:  # the file may be anybody's: what does not fit shows on two images
-        fits = np.isfinite(post.look(np.zeros((2, 3, guard.size, guard.size), np.uint8)).scores).all()
+        fits = np.isfinite(post.look(np.zeros((2, 3, guard.size, guard.size), np.uint8)).scores.values).all()
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError):
         fits = False
     if not fits:

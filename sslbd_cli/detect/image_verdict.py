@@ -15,7 +15,7 @@ from sslbd_cli.artefacts.kinds import Dataset, Report
 from sslbd_cli.core import metrics
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.plant import plant
 from sslbd_cli.triggers._contract import Trigger
@@ -162,13 +162,14 @@ def judge(detector: ImageDetector, net: ImageEncoder, case: Case, session: Sessi
 def rule(findings: Findings, case: Case) -> Ruling:
     """Decide by scores and calibration; detectors of samples have decided themselves."""
     if case.alpha is None:
-        assert findings.flagged is not None
-        return Ruling(findings, findings.flagged)
-    threshold = metrics.conformal_threshold(findings.calibration, case.alpha)
-    flagged: np.ndarray = findings.scores > threshold
+        assert findings.scores.flagged is not None
+        return Ruling(findings, findings.scores.flagged)
+    calibration = findings.scores.calibration
+    threshold = metrics.conformal_threshold(calibration, case.alpha)
+    flagged: np.ndarray = findings.scores.values > threshold
     counted = flagged[len(flagged) // 2 :] if case.paired else flagged
     tail, least = (
-        metrics.exceedance_tail(hits, len(counted), len(findings.calibration), case.alpha)
+        metrics.exceedance_tail(hits, len(counted), len(calibration), case.alpha)
         for hits in (int(counted.sum()), len(counted))
     )
     return Ruling(findings, flagged, threshold, counted, tail, least)
@@ -184,7 +185,7 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
     if ruling.findings.doubt:
         return "inconclusive", ruling.findings.doubt
     if ruling.p_value is None:
-        return ("found" if ruling.flagged.any() and ruling.findings.is_evidence else "nothing found"), ""
+        return ("found" if ruling.flagged.any() and ruling.findings.scores.is_evidence else "nothing found"), ""
     if ruling.p_value >= BEYOND_CHANCE:
         return few(int(ruling.counted.sum()), len(ruling.counted), ruling.least)
     if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:
@@ -207,28 +208,29 @@ def few(flagged: int, count: int, least: float) -> tuple[str, str]:
 
 def measure(ruling: Ruling, case: Case) -> dict[str, Any]:
     """Return detection metrics against the truth; without truth they are None."""
-    poisoned, findings = case.known(), ruling.findings
+    poisoned, scores = case.known(), ruling.findings.scores
     if poisoned is None:
         return dict.fromkeys(("auroc", "average_precision", "tpr_at_fpr", "tpr", "fpr"))
-    found = metrics.detection(findings.scores, poisoned) | rates(ruling.flagged, poisoned)
+    found = metrics.detection(scores.values, poisoned) | rates(ruling.flagged, poisoned)
     if case.alpha is None:
         found |= metrics.removal(ruling.flagged, poisoned)
-        order = np.argsort(-findings.scores, kind="stable") if findings.ranking is None else findings.ranking
+        order = np.argsort(-scores.values, kind="stable") if scores.ranking is None else scores.ranking
         found["top_accuracy"] = metrics.top_accuracy(order, poisoned)
-    if findings.windows is not None and case.boxes is not None:
-        found["localisation"] = localised(findings, poisoned, case.boxes)
+    if scores.windows is not None and case.boxes is not None:
+        found["localisation"] = localised(scores, poisoned, case.boxes)
     return found
 
 
-def localised(findings: Findings, poisoned: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
+def localised(scores: Scores, poisoned: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
     """Return how well the windows hit the triggers: over all poisoned images looked at, and those ranked first."""
-    assert findings.windows is not None
-    looked = (findings.windows[:, 2] > 0) & poisoned & (boxes[:, 2] > 0)
-    rows = {"all": np.flatnonzero(looked)}
-    if findings.ranking is not None:
-        first = findings.ranking[: metrics.TOP[-1]]
-        rows["top"] = first[looked[first]]
-    return {name: metrics.localisation(findings.windows[found], boxes[found]) for name, found in rows.items()}
+    windows = scores.windows
+    assert windows is not None
+    has_window = (windows[:, 2] > 0) & poisoned & (boxes[:, 2] > 0)
+    groups = {"all": np.flatnonzero(has_window)}
+    if scores.ranking is not None:
+        first = scores.ranking[: metrics.TOP[-1]]
+        groups["top"] = first[has_window[first]]
+    return {name: metrics.localisation(windows[rows], boxes[rows]) for name, rows in groups.items()}
 
 
 def rates(flagged: np.ndarray, poisoned: np.ndarray) -> dict[str, float]:
@@ -238,18 +240,18 @@ def rates(flagged: np.ndarray, poisoned: np.ndarray) -> dict[str, float]:
 
 def controls(ruling: Ruling, case: Case, clean: Ruling | None) -> dict[str, Any]:
     """Return what the same images come to through a clean encoder, by other rules and where cues are severed."""
-    findings, poisoned = ruling.findings, case.known()
+    evaluation, poisoned = ruling.findings.evaluation, case.known()
     keep = None if case.boxes is None or poisoned is None else outside(case.boxes, case.evidence.images.shape[2:])
     found: dict[str, Any] = {} if clean is None else _clean_controls(ruling, clean, poisoned, keep)
-    for name, flagged in findings.rules.items():
+    for name, flagged in evaluation.rules.items():
         found[f"flagged_{name}"] = int(flagged.sum())
         if poisoned is not None:
             found |= {f"{rate}_{name}": value for rate, value in rates(flagged, poisoned).items()}
     if poisoned is None:
         return found
-    found |= {f"auroc_{name}": area(scores, poisoned) for name, scores in findings.controls.items()}
-    if findings.outside is not None and keep is not None:
-        found["auroc_outside_box"] = area(findings.outside(keep), poisoned)
+    found |= {f"auroc_{name}": area(scores, poisoned) for name, scores in evaluation.controls.items()}
+    if evaluation.outside is not None and keep is not None:
+        found["auroc_outside_box"] = area(evaluation.outside(keep), poisoned)
     return found
 
 
@@ -258,12 +260,13 @@ def _clean_controls(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if poisoned is not None:
-        found["auroc_clean_encoder"] = area(clean.findings.scores, poisoned)
+        evaluation = clean.findings.evaluation
+        found["auroc_clean_encoder"] = area(clean.findings.scores.values, poisoned)
         for name in ("rank", "relative", "absolute"):
-            if name in clean.findings.controls:
-                found[f"auroc_{name}_clean_encoder"] = area(clean.findings.controls[name], poisoned)
-        if clean.findings.outside is not None and keep is not None:
-            found["auroc_outside_box_clean_encoder"] = area(clean.findings.outside(keep), poisoned)
+            if name in evaluation.controls:
+                found[f"auroc_{name}_clean_encoder"] = area(evaluation.controls[name], poisoned)
+        if evaluation.outside is not None and keep is not None:
+            found["auroc_outside_box_clean_encoder"] = area(evaluation.outside(keep), poisoned)
     found["flagged_clean_encoder"] = int(clean.flagged.sum())
     if ruling.p_value is None:
         return found
@@ -288,28 +291,28 @@ def outside(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
     """Return the arrays of the report."""
-    findings, shown = ruling.findings, ruling.findings.picture_rows
-    data = {"scores": findings.scores}
+    scores, pictures = ruling.findings.scores, ruling.findings.pictures
+    data = {"scores": scores.values}
     if case.alpha is None:
         data["flagged"] = ruling.flagged
     else:
-        data["calibration"] = findings.calibration
-        data["p_values"] = metrics.conformal(findings.calibration, findings.scores)
-    if findings.windows is not None:
-        data["windows"] = findings.windows
-    if findings.ranking is not None:
-        data["ranking"] = findings.ranking
-    data |= {f"control/{name}": scores for name, scores in findings.controls.items()}
-    data |= {f"pictures/{name}": images for name, images in findings.pictures.items()}
-    if len(shown):
-        data["pictures/score"] = findings.scores[shown]
+        data["calibration"] = scores.calibration
+        data["p_values"] = metrics.conformal(scores.calibration, scores.values)
+    if scores.windows is not None:
+        data["windows"] = scores.windows
+    if scores.ranking is not None:
+        data["ranking"] = scores.ranking
+    data |= {f"control/{name}": column for name, column in ruling.findings.evaluation.controls.items()}
+    data |= {f"pictures/{name}": images for name, images in pictures.images.items()}
+    if len(pictures.rows):
+        data["pictures/score"] = scores.values[pictures.rows]
     if case.poisoned is not None:
         data["truth/poisoned"] = case.poisoned
-        if len(shown):
-            data["pictures/poisoned"] = case.poisoned[shown]
-        if "found/rows" in findings.extras:
-            data["found/poisoned"] = case.poisoned[findings.extras["found/rows"]]
-    return data | findings.extras
+        if len(pictures.rows):
+            data["pictures/poisoned"] = case.poisoned[pictures.rows]
+        if "found/rows" in pictures.arrays:
+            data["found/poisoned"] = case.poisoned[pictures.arrays["found/rows"]]
+    return data | pictures.arrays
 
 
 def said_of(report: Report, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -75,8 +75,8 @@ def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> Report:
     results = {
         "verdict": answer, "doubt": doubt or None, "search_space": findings.search_space,
         "threshold": ruling.threshold, "alpha": case.alpha, "flagged": int(ruling.flagged.sum()),
-        "p_value": ruling.p_value, "n_aux": len(case.evidence.aux), "n_calibration": len(findings.calibration),
-        "n_judged": len(findings.scores), **image_verdict.measure(ruling, case),
+        "p_value": ruling.p_value, "n_aux": len(case.evidence.aux), "n_calibration": len(findings.scores.calibration),
+        "n_judged": len(findings.scores.values), **image_verdict.measure(ruling, case),
         "controls": image_verdict.controls(ruling, case, control), "details": findings.summary,
     }  # fmt: skip
     return Report(command="detect", results=results, data=image_verdict.arrays(ruling, case))
@@ -105,7 +105,8 @@ def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
         raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
     _check_once(encoder, {"--baseline": digests, "--backdoored": [each.sha256 for each in backdoored]})
     if method.learns:
-        clues = replace(clues, clean=tuple(map(nets.load, clean)), backdoored=tuple(map(nets.load, backdoored)))
+        clues = replace(clues, clean_encoders=tuple(map(nets.load, clean)),
+                        backdoored_encoders=tuple(map(nets.load, backdoored)))  # fmt: skip
         clean = []  # it has learned from them: those that it held out are the scale, and it brings them
 
     def examine(net: ImageEncoder) -> Opinion:

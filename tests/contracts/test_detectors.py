@@ -64,30 +64,31 @@ def test_encoder_and_images_are_left_as_they_were(name, make, cpu):
 def test_every_image_gets_a_finite_score_and_an_answer(name, make, cpu):
     data = make_poisoned()
     found, count = look(make(name), data, cpu), len(data.images)
-    assert found.scores.shape == (count,) and found.scores.dtype == np.float64
-    assert np.isfinite(found.scores).all()
-    assert found.flagged is not None and found.flagged.shape == (count,) and found.flagged.dtype == bool
-    assert len(found.calibration) == 0
+    scores = found.scores
+    assert scores.values.shape == (count,) and scores.values.dtype == np.float64
+    assert np.isfinite(scores.values).all()
+    assert scores.flagged is not None and scores.flagged.shape == (count,) and scores.flagged.dtype == bool
+    assert len(scores.calibration) == 0
     assert found.search_space
     assert json.loads(json.dumps(found.summary)) == found.summary
-    if found.ranking is not None:
-        assert len(np.unique(found.ranking)) == len(found.ranking) and set(found.ranking) <= set(range(count))
-    if found.windows is not None:
-        assert found.windows.shape == (count, 4)
+    if scores.ranking is not None:
+        assert len(np.unique(scores.ranking)) == len(scores.ranking) and set(scores.ranking) <= set(range(count))
+    if scores.windows is not None:
+        assert scores.windows.shape == (count, 4)
 
 
 @every_sampler
 def test_one_seed_is_one_answer(name, make, cpu):
     data = make_poisoned()
     first, again = (look(make(name), data, cpu) for _ in range(2))
-    assert np.array_equal(first.scores, again.scores)
-    assert np.array_equal(first.flagged, again.flagged)
+    assert np.array_equal(first.scores.values, again.scores.values)
+    assert np.array_equal(first.scores.flagged, again.scores.flagged)
     assert first.summary == again.summary
 
 
 @every_ranker
 def test_a_clean_set_is_hardly_flagged(name, make, cpu):
-    assert look(make(name), make_scenes(), cpu).flagged.mean() <= 0.02
+    assert look(make(name), make_scenes(), cpu).scores.flagged.mean() <= 0.02
 
 
 @every_ranker
@@ -97,7 +98,7 @@ def test_a_planted_trigger_ranks_above_clean(name, make, cpu):
     if name in SCANS:
         data, net = make_scattered(), make_sharp()
     for clusters in (AS_MANY,) if name in SCANS else (AS_MANY, ALL_AT_ONCE):
-        areas.append(auroc(look(make(name, clusters), data, cpu, net=net).scores, data.truth.poisoned)["value"])
+        areas.append(auroc(look(make(name, clusters), data, cpu, net=net).scores.values, data.truth.poisoned)["value"])
         if areas[-1] > 0.95:
             return
     pytest.fail(f"AUROC {areas}")

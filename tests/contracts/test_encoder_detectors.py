@@ -16,7 +16,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import encoder_verdict
-from sslbd_cli.detect.contract import EncoderDetector, Opinion
+from sslbd_cli.detect.contract import EncoderDetector, Opinion, SearchOutcome
 from sslbd_cli.detect.encoder_verdict import stand
 from sslbd_cli.errors import InputError
 from wired import make_gated, make_scenes
@@ -76,8 +76,10 @@ def test_one_seed_is_one_opinion(name, make, cpu):
     clues = encoder_verdict.gather(make_scenes(80), detector, None, 0)
     first, again = (detector(make_gated(), clues, Session(cpu, 3)) for _ in range(2))
     assert first.statistic == again.statistic and first.summary == again.summary
-    assert torch.equal(first.witness.keep, again.witness.keep) and torch.equal(first.witness.add, again.witness.add)
-    assert all(np.array_equal(first.extras[key], again.extras[key], equal_nan=True) for key in first.extras)
+    witness, same = first.trigger.witness, again.trigger.witness
+    assert torch.equal(witness.keep, same.keep) and torch.equal(witness.add, same.add)
+    arrays, others = first.pictures.arrays, again.pictures.arrays
+    assert all(np.array_equal(arrays[key], others[key], equal_nan=True) for key in arrays)
 
 
 @every_detector
@@ -85,18 +87,18 @@ def test_the_opinion_is_whole(name, look):
     found = look(name, True)
     assert np.isfinite(found.statistic) and found.search_space
     assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
-    assert found.witness.keep.shape[1:] == found.witness.add.shape[1:] == (16, 16)
-    assert 0 <= found.success <= 1
-    assert 0 < found.witness.area <= 1 or found.parts  # what is added takes nothing away
-    assert all(images.dtype == np.uint8 and images.ndim == 4 for images in found.pictures.values())
-    assert {len(images) for images in found.pictures.values()} == {len(found.extras["pictures/score"])}
+    assert found.trigger.witness.keep.shape[1:] == found.trigger.witness.add.shape[1:] == (16, 16)
+    assert 0 <= found.trigger.success <= 1
+    assert 0 < found.trigger.witness.area <= 1 or found.parts  # what is added takes nothing away
+    assert all(images.dtype == np.uint8 and images.ndim == 4 for images in found.pictures.images.values())
+    assert {len(images) for images in found.pictures.images.values()} == {len(found.pictures.arrays["pictures/score"])}
 
 
 @every_detector
 def test_a_planted_trigger_ranks_above_its_clean_twin(name, look):
     planted, clean = look(name, True), look(name, False)
     assert planted.statistic > clean.statistic
-    assert planted.success > 0.7
+    assert planted.trigger.success > 0.7
 
 
 @every_detector
@@ -172,7 +174,7 @@ def test_the_witness_replays_on_other_images(name, look, files, cpu):
     trigger = plugin.parse("trigger", f"witness:file={path}")
     other = torch.from_numpy(make_scenes(100, seed=9).images)
     stamped = trigger(other, torch.Generator().manual_seed(0)).images
-    assert torch.equal(stamped, found.witness.stamp(other))
+    assert torch.equal(stamped, found.trigger.witness.stamp(other))
     net = make_gated()
     with torch.no_grad():
         before, after = net(other), net(stamped)
@@ -191,7 +193,8 @@ def test_truth_and_history_change_nothing(name, make, files, sslbd, tmp_path, mo
     labels = {} if make(name).needs_labels else {"labels": None, "classes": ()}
     kinds.write(dataclasses.replace(told, truth=truth), str(tmp_path / "told.h5"))
     kinds.write(dataclasses.replace(told, **labels), str(tmp_path / "bare.h5"))
-    pool = [Opinion(-1.0, None, "", parts=dict.fromkeys(("patch", "blend", "noise", "low-frequency"), 0.0))] * 4
+    searches = dict.fromkeys(("patch", "blend", "noise", "low-frequency"), SearchOutcome(0.0))
+    pool = [Opinion(-1.0, None, "", searches=searches)] * 4
     values = []
     for data in ("told.h5", "bare.h5"):
         detector = make(name, rounds=3, steps=3)

@@ -90,7 +90,7 @@ def see(name, detector, cpu, backdoor=True, **more):
 
 
 def area(ruling, case):
-    return auroc(ruling.findings.scores, case.poisoned)["value"]
+    return auroc(ruling.findings.scores.values, case.poisoned)["value"]
 
 
 def test_the_shelf_is_known():
@@ -133,9 +133,9 @@ def test_threshold_and_scores_do_not_depend_on_what_else_is_judged(name, build, 
     """Triggered images reach neither the calibration nor the scores of others."""
     both, _ = see(name, build(name, epochs=1), cpu)
     alone, _ = see(name, build(name, epochs=1), cpu, trigger=None)
-    assert np.array_equal(alone.findings.calibration, both.findings.calibration)
+    assert np.array_equal(alone.findings.scores.calibration, both.findings.scores.calibration)
     assert alone.threshold == both.threshold
-    assert np.allclose(alone.findings.scores, both.findings.scores[:60], rtol=1e-4, atol=1e-5)
+    assert np.allclose(alone.findings.scores.values, both.findings.scores.values[:60], rtol=1e-4, atol=1e-5)
 
 
 @every_learner
@@ -203,9 +203,9 @@ def test_a_guard_judges_as_the_detector_did(name, precision, build, cpu, tmp_pat
     kinds.write(guard.make_guard(detector, findings, net, reference, aux), str(tmp_path / "guard"))
     kept = kinds.read(str(tmp_path / "guard"), Guard)
     post = guard.station(kept, net, reference, Session(cpu), 0.05)
-    assert np.allclose(post.look(case.evidence.images).scores, findings.scores, rtol=1e-5, atol=1e-6)
-    assert np.array_equal(post.look(case.evidence.images[7:9]).scores.shape, (2,))
-    assert np.array_equal(kept.calibration, findings.calibration)
+    assert np.allclose(post.look(case.evidence.images).scores.values, findings.scores.values, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(post.look(case.evidence.images[7:9]).scores.values.shape, (2,))
+    assert np.array_equal(kept.calibration, findings.scores.calibration)
     with pytest.raises(InputError, match="made for another encoder"):
         guard.station(kept, nets.save(make_wired(False)), reference, Session(cpu), 0.05)
 

@@ -13,7 +13,7 @@ from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core import metrics, nets
 from sslbd_cli.detect import image_verdict
-from sslbd_cli.detect.contract import Evidence, Findings
+from sslbd_cli.detect.contract import Evidence, Findings, Scores
 from sslbd_cli.poison.plant import plant
 
 QUICK = "dede:width=32,decoder=1,epochs=25,batch=32,lr=0.005,neutral=32"
@@ -216,7 +216,7 @@ def test_the_exceedance_tail_by_hand():
 def flagging(*flags, paired=False):
     """Rule on images of which these are flagged, at 5 %, by 400 calibration scores."""
     case = image_verdict.Case(evidence=Evidence(np.zeros((0, 3, 4, 4), np.uint8)), alpha=0.05, paired=paired)
-    return image_verdict.rule(Findings(np.array(flags, float), np.linspace(-1, 0.5, 400), search_space=""), case)
+    return image_verdict.rule(Findings(Scores(np.array(flags, float), np.linspace(-1, 0.5, 400)), ""), case)
 
 
 @pytest.mark.parametrize(("flags", "answer"), [

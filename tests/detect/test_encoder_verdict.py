@@ -7,7 +7,7 @@ import torch
 from micro import make_dataset
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.detect import encoder_verdict
-from sslbd_cli.detect.contract import Opinion
+from sslbd_cli.detect.contract import FoundTrigger, Opinion, SearchOutcome
 from sslbd_cli.detect.encoder_verdict import stand
 from sslbd_cli.errors import InputError
 from sslbd_cli.triggers import _found
@@ -52,7 +52,7 @@ def test_leave_one_out_over_clean_encoders_gives_at_most_the_false_alarms_said()
 
 
 def test_clean_encoders_that_a_learner_held_out_are_a_pool_too():
-    brought = dataclasses.replace(opinion(0.5), pool=np.array([0.1, 0.2, 0.3, 0.4]))
+    brought = dataclasses.replace(opinion(0.5), clean_statistics=np.array([0.1, 0.2, 0.3, 0.4]))
     assert stand(brought, [], 0.05).p_value == pytest.approx(1 / 5)
     assert stand(brought, [0.6], 0.05).p_value == pytest.approx(2 / 6)
 
@@ -64,12 +64,18 @@ def test_a_doubtful_search_says_so_whatever_came_out():
 def test_the_part_that_stands_out_among_clean_encoders_decides_and_has_the_witness():
     """The large part is as usual, the small one is not: statistics on scales of their own are no scale for all."""
     pool = [{"patch": 5.0 + i / 10, "noise": 0.1 + i / 1000} for i in range(5)]
-    triggers = {name: (Witness(torch.ones(1, 4, 4), torch.zeros(3, 4, 4)), share) for name, share in
-                (("patch", 0.2), ("noise", 0.9))}  # fmt: skip
-    mine = Opinion(5.2, None, "", success=0.2, parts={"patch": 5.2, "noise": 0.2}, witnesses=triggers)
+    witness = Witness(torch.ones(1, 4, 4), torch.zeros(3, 4, 4))
+    searches = {name: SearchOutcome(statistic, FoundTrigger(witness, success)) for name, statistic, success in
+                (("patch", 5.2, 0.2), ("noise", 0.2, 0.9))}  # fmt: skip
+    mine = Opinion(5.2, None, "", trigger=searches["patch"].trigger, searches=searches)
     found = stand(mine, [each["patch"] for each in pool], 0.05, pool)
-    assert found.verdict()[0] == "found" and found.decisive == "noise" and found.opinion.success == 0.9
-    usual = stand(Opinion(5.2, None, "", parts={"patch": 5.2, "noise": 0.1}), [5.0] * 5, 0.05, pool)
+    assert found.verdict()[0] == "found" and found.decisive == "noise" and found.opinion.trigger.success == 0.9
+    usual = stand(
+        Opinion(5.2, None, "", searches={"patch": SearchOutcome(5.2), "noise": SearchOutcome(0.1)}),
+        [5.0] * 5,
+        0.05,
+        pool,
+    )
     assert usual.verdict()[0] == "nothing found"
     with pytest.raises(InputError, match="every search"):
         stand(mine, [5.0] * 4, 0.05, [{"patch": 5.0}] * 4)
@@ -80,7 +86,8 @@ def test_over_parts_too_one_of_the_clean_encoders_is_the_largest():
     alarms = 0
     for i, own in enumerate(parts):
         others = parts[:i] + parts[i + 1 :]
-        alarms += stand(Opinion(0.0, None, "", parts=own), [0.0] * 8, 0.05, others).verdict()[0] == "found"
+        mine = Opinion(0.0, None, "", searches={name: SearchOutcome(statistic) for name, statistic in own.items()})
+        alarms += stand(mine, [0.0] * 8, 0.05, others).verdict()[0] == "found"
     assert alarms == 1
 
 

@@ -15,7 +15,7 @@ from sslbd_cli.artefacts import parts
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core import nets
 from sslbd_cli.detect import contract, image_verdict, judge, panel, several
-from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion
+from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
 from sslbd_cli.errors import InputError, Unsound
 from sslbd_cli.poison.plant import plant
 
@@ -34,7 +34,7 @@ class Whiteness(ImageDetector):
         """Score the corner."""
         rng = np.random.default_rng(session.seed)
         aux, judged = (x[:, :, -4:, -4:].min((1, 2, 3)) + rng.random(len(x)) for x in (evidence.aux, evidence.images))
-        return Findings(judged, aux, search_space="white corners")
+        return Findings(Scores(judged, aux), "white corners")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Blind(Whiteness):
     def run(self, encoder, evidence, session):
         """Draw."""
         rng = np.random.default_rng(session.seed + 1)
-        return Findings(rng.random(len(evidence.images)), rng.random(len(evidence.aux)), search_space="nothing")
+        return Findings(Scores(rng.random(len(evidence.images)), rng.random(len(evidence.aux))), "nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ class Suspects(ImageDetector):
 
     def run(self, encoder, evidence, session):
         """Flag none."""
-        return Findings(np.zeros(len(evidence.images)), flagged=np.zeros(len(evidence.images), bool), search_space="s")
+        count = len(evidence.images)
+        return Findings(Scores(np.zeros(count), flagged=np.zeros(count, bool)), "s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +325,7 @@ def test_history_changes_no_other_triggers_score(look, shelf, files):
 def test_images_that_are_flagged_without_a_trigger_find_nothing(look, shelf, files, monkeypatch):
     shelf("whiteness")
     monkeypatch.setattr(Whiteness, "run", lambda self, e, evidence, *rest: Findings(
-        np.ones(len(evidence.images)), np.linspace(0, 0.5, len(evidence.aux)), search_space="all"))  # fmt: skip
+        Scores(np.ones(len(evidence.images)), np.linspace(0, 0.5, len(evidence.aux))), "all"))  # fmt: skip
     status, out, err = look("--method", "whiteness", "--json", "-q")
     assert status == 3 and json.loads(out)["verdict"] == "inconclusive"
     assert "images without any trigger are flagged as well" in err
@@ -349,9 +350,7 @@ def test_a_clean_encoder_answers_for_the_trigger_that_it_is_flagged_for_alone(th
     case = image_verdict.Case(evidence=Evidence(images), alpha=0.05)
     ours, control = (
         image_verdict.rule(
-            Findings(
-                (np.arange(each * groups) // each == at).astype(float), np.linspace(-1, 0.5, 400), search_space="all"
-            ),
+            Findings(Scores((np.arange(each * groups) // each == at).astype(float), np.linspace(-1, 0.5, 400)), "all"),
             case,
         )
         for at in (1, theirs)
@@ -407,7 +406,7 @@ def test_a_panel_on_ones_own_images_judges_none_that_set_the_threshold(files, lo
 
     def run(self, encoder, evidence, *rest):
         seen.update(aux=evidence.aux, judged=evidence.images)
-        return Findings(np.zeros(len(evidence.images)), np.zeros(len(evidence.aux)), search_space="")
+        return Findings(Scores(np.zeros(len(evidence.images)), np.zeros(len(evidence.aux))), "")
 
     monkeypatch.setattr(Whiteness, "run", run)
     assert look("--method", "whiteness", "--aux", "aux.h5", "-q")[0] == 0

@@ -77,7 +77,7 @@ class Capture:
 @torch.no_grad()
 def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar: float, device: Device) -> Capture:
     """Measure where a trigger takes images that it was not searched on."""
-    seen, held = (embed(net, images, device, witness.stamp) for images in (clues.images, clues.held))
+    seen, held = (embed(net, images, device, witness.stamp) for images in (clues.images, clues.held_out_images))
     goal = F.normalize(view(seen).mean(0), dim=0)
     z = view(held)
     target = F.normalize(F.normalize(seen, dim=1).mean(0), dim=0)

@@ -12,7 +12,7 @@ from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.detect.outliers import LEAST, pseudo_labels, silhouette, unjudged
 from sslbd_cli.plugin import key
 
@@ -72,8 +72,7 @@ class ActivationClustering(ImageDetector):
                 touched += 1
             clearest = max(clearest, split.silhouette)
         return Findings(
-            scores=scores.numpy(),
-            flagged=flagged.numpy(),
+            Scores(scores.numpy(), flagged=flagged.numpy()),
             search_space=f"smaller parts, under {self.share:g}, of {self.clusters} clusters that fall in two"
             f" (silhouette of at least {gate:g}); no poison that fills most of a cluster",
             doubt="" if flagged.any() else unjudged(clusters, self.name),

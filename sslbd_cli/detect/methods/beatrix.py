@@ -11,7 +11,7 @@ from torch import Tensor
 from sslbd_cli.core.features import Layer, embed, layers
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
@@ -83,7 +83,7 @@ class Beatrix(InputDetector):
             "high": torch.stack([high for _, high in bounds]),
         }
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         parts = []
         for start in range(0, len(images), STEP):
             chunk = images[start : start + STEP]
@@ -93,7 +93,7 @@ class Beatrix(InputDetector):
             below = (low - grams).clamp(min=0) / low.abs().clamp(min=1e-6)
             above = (grams - high).clamp(min=0) / high.abs().clamp(min=1e-6)
             parts.append((below + above).double().mean(1))
-        return Looked({"score": torch.cat(parts).cpu().numpy()})
+        return Observation({"score": torch.cat(parts).cpu().numpy()})
 
     def _bounds(self, grams: Tensor) -> tuple[Tensor, Tensor]:
         middle = grams.median(0).values

@@ -12,7 +12,7 @@ from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
+from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
 from sslbd_cli.detect.inversion.capture import capture, frame, likeness
 from sslbd_cli.detect.inversion.inversion import Course, Inverted, Patches, Weight, invert
 from sslbd_cli.plugin import key
@@ -76,11 +76,12 @@ class DECREE(EncoderDetector):
             threshold=-(self.threshold or (SMALL if side <= 224 else LARGE)),
             search_space=f"one opaque patch or mask, the same on all images, under which {self.embedding} embeddings"
             f" have a mean cosine above {self.similarity:g}; {self.starts} starts",
-            witness=witness,
-            success=caught.success,
             doubt=self._doubt(found, float(likeness(view(clean))), caught.similarity),
-            pictures=found.pictures(clues.held[0]),
-            extras={"witness/target": caught.target} | found.arrays(-np.minimum(shares, 1)),
+            trigger=FoundTrigger(witness, caught.success),
+            pictures=Pictures(
+                found.pictures(clues.held_out_images[0]),
+                arrays={"witness/target": caught.target} | found.arrays(-np.minimum(shares, 1)),
+            ),
             summary={
                 "pl1": _plain(shares[best]), "l1": _plain(found.size[best]), "pl1_of_starts": [*map(_plain, shares)],
                 "starts_succeeded": int(found.succeeded.sum()), "similarity_held_out": caught.similarity,

@@ -15,7 +15,16 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.detect import dede_decoder
-from sslbd_cli.detect.contract import Findings, InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import (
+    Evaluation,
+    Findings,
+    InputDetector,
+    Inspection,
+    Observation,
+    Pictures,
+    Setting,
+    State,
+)
 from sslbd_cli.plugin import key
 
 SHOWN, PASSES = 60_000, (15, 60)  # images that the decoder is shown by default, and passes that this may take
@@ -88,43 +97,45 @@ class DeDe(InputDetector):
             spreads["feature-relative"] = inverter.neutral_distances(images[some]).std(1).median()
         return state | {f"spread.{kind}": value for kind, value in spreads.items()}
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         feats = (setting.embed(images) - state["centre"]) / state["scale"]
         sight = self._sight(images, feats, state, setting)
         kinds = ("rank", "relative", "absolute") + (("feature", "feature-relative") if self.needs_reference else ())
         columns = {kind: sight.scores(kind) for kind in kinds}
-        return Looked({"score": columns[self.score]} | columns, sight)
+        return Observation({"score": columns[self.score]} | columns, sight)
 
-    def explain(self, judged: Looked, held: Looked, images: np.ndarray, state: State, setting: Setting) -> Findings:
-        sight, calm = judged.aside, held.aside
-        rows = _examples(judged.columns["score"])
-        pictures, painted = images[rows], sight.inverter.paint(images[rows], sight.feats[rows])
+    def explain(self, inspection: Inspection) -> Findings:
+        sight, of_clean = inspection.of_images.for_explain, inspection.of_clean.for_explain
         network = sight.inverter.network
-        shuffled = torch.randperm(len(images), generator=setting.session.generator("dede shuffled"))
         visible = len(sight.inverter.masks[0])
-        others = {name.replace("-", "_"): column for name, column in judged.columns.items()
-                  if name not in ("score", self.score)}  # fmt: skip
         return Findings(
-            scores=judged.columns["score"],
-            pictures={
-                "input": pictures,
-                "reconstruction": painted,
-                "error": np.abs(pictures.astype(np.int16) - painted).astype(np.uint8),
-            },
-            picture_rows=rows,
-            controls=others
-            | {
-                "shuffled_embeddings": sight.scores(self.score, feats=sight.feats[shuffled]),
-                "mean_colour": sight.energy(),
-            },
-            rules={"absolute_above_1.5_mean": sight.own > 1.5 * calm.own.mean()},
-            outside=None if self.needs_reference else lambda keep: sight.scores(self.score, keep=keep),
+            inspection.scores,
             search_space=f"judged inputs {self.cue}: {network.tokens} patches of"
             f" {network.patch} pixels, {visible} visible, against {len(sight.inverter.neutral)} other embeddings",
-            doubt="" if calm.informed() else f"F07 {WARNINGS['F07']}; give more --aux images or epochs",
+            doubt="" if of_clean.informed() else f"F07 {WARNINGS['F07']}; give more --aux images or epochs",
+            pictures=_pictures(inspection.images, inspection.of_images.score, sight),
+            evaluation=self._evaluation(inspection),
             summary={"patch": network.patch, "patches": network.tokens, "visible": visible,
-                     "aux_error_own": float(calm.own.mean()), "aux_error_neutral": float(calm.fit.neutral.mean())},
+                     "aux_error_own": float(of_clean.own.mean()),
+                     "aux_error_neutral": float(of_clean.fit.neutral.mean())},
         )  # fmt: skip
+
+    def _evaluation(self, inspection: Inspection) -> Evaluation:
+        """Score the same images by other kinds of score, under the embeddings of other images, and by colour alone."""
+        sight, of_clean = inspection.of_images.for_explain, inspection.of_clean.for_explain
+        gen = inspection.setting.session.generator("dede shuffled")
+        shuffled_rows = torch.randperm(len(inspection.images), generator=gen)
+        other_kinds = {name.replace("-", "_"): column for name, column in inspection.of_images.other_columns.items()
+                       if name != self.score}  # fmt: skip
+        return Evaluation(
+            controls=other_kinds
+            | {
+                "shuffled_embeddings": sight.scores(self.score, feats=sight.feats[shuffled_rows]),
+                "mean_colour": sight.energy(),
+            },
+            rules={"absolute_above_1.5_mean": sight.own > 1.5 * of_clean.own.mean()},
+            outside=None if self.needs_reference else lambda keep: sight.scores(self.score, keep=keep),
+        )
 
     def _sight(self, images: np.ndarray, feats: Tensor, state: State, setting: Setting) -> dede_decoder.Sight:
         """Put what was learned before images with their standardised embeddings."""
@@ -184,6 +195,14 @@ class DeDe(InputDetector):
 
 def _part(state: State, prefix: str) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _pictures(images: np.ndarray, scores: np.ndarray, sight: dede_decoder.Sight) -> Pictures:
+    """Show some images, what their embeddings paint, and how far the two differ."""
+    rows = _examples(scores)
+    inputs, painted_images = images[rows], sight.inverter.paint(images[rows], sight.feats[rows])
+    errors = np.abs(inputs.astype(np.int16) - painted_images).astype(np.uint8)
+    return Pictures({"input": inputs, "reconstruction": painted_images, "error": errors}, rows)
 
 
 def _examples(scores: np.ndarray) -> np.ndarray:

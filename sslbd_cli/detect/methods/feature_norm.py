@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
 
 
@@ -28,8 +28,8 @@ class FeatureNorm(InputDetector):
         away = (norms - norms.median()).abs().median()
         return {"median": norms.median(), "spread": away.clamp(min=1e-12)}
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         norms = setting.embed(images).double().norm(dim=1)
         away = (norms - state["median"]) / state["spread"]
         score = away.abs() if self.side == "both" else -away if self.side == "short" else away
-        return Looked({"score": score.cpu().numpy()})
+        return Observation({"score": score.cpu().numpy()})

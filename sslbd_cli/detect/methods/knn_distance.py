@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
@@ -33,8 +33,8 @@ class KnnDistance(InputDetector):
             raise InputError(f"{self.name}: k={self.k} of {len(images)} images of --aux to learn on; lower k")
         return {"bank": unit(setting.embed(images))}
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         feats, bank = unit(setting.embed(images)), state["bank"]
         parts = torch.split(feats, max(1, BLOCK // len(bank)))
         near = torch.cat([(part @ bank.T).topk(self.k, dim=1).values[:, -1] for part in parts])
-        return Looked({"score": (2 - 2 * near.double()).clamp(min=0).sqrt().cpu().numpy()})
+        return Observation({"score": (2 - 2 * near.double()).clamp(min=0).sqrt().cpu().numpy()})

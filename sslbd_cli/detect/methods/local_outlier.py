@@ -11,7 +11,7 @@ from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.detect.outliers import neighbours, robust_z
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
@@ -56,8 +56,7 @@ class LocalOutlier(ImageDetector):
         scores = measured if self.side == "sparse" else -measured
         away = robust_z(scores)
         return Findings(
-            scores=scores.numpy(),
-            flagged=(away > self.z).numpy(),
+            Scores(scores.numpy(), flagged=(away > self.z).numpy()),
             search_space=f"images whose neighbourhood is {self.side} for where it lies: {self.score} of {self.k}"
             f" neighbours among {batch} images",
             summary={"k": self.k, "searched": batch, "farthest_z": float(away.max())},

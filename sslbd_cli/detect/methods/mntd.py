@@ -13,7 +13,7 @@ from sslbd_cli.core import metrics
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import meta_classifier
-from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
+from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion, Pictures
 from sslbd_cli.detect.meta_classifier import Examples, Panel, Tuning
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
@@ -66,7 +66,7 @@ class MNTD(EncoderDetector):
 
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         self._check(encoder, clues)
-        clean, count = len(clues.clean), len(clues.clean) + len(clues.backdoored)
+        clean, count = len(clues.clean_encoders), len(clues.clean_encoders) + len(clues.backdoored_encoders)
         backdoored = torch.arange(count) >= clean
         turn = torch.cat([torch.arange(clean), torch.arange(count - clean)])  # twins fall into the same fold
         folds = min(self.folds, clean, count - clean or clean)
@@ -74,7 +74,9 @@ class MNTD(EncoderDetector):
         members = fold != torch.arange(folds).repeat_interleave(self.repeats)[:, None]  # K,S
         if self.variant == "one-class":
             members = members & ~backdoored
-        nets = tuple(meta_classifier.frozen(net, session.device) for net in (*clues.clean, *clues.backdoored))
+        nets = tuple(
+            meta_classifier.frozen(net, session.device) for net in (*clues.clean_encoders, *clues.backdoored_encoders)
+        )
         examples = Examples(nets, backdoored.to(session.device.torch), members.to(session.device.torch))
         others, own, queries = self._scores(meta_classifier.frozen(encoder, session.device), examples, clues, session)
         rows = fold * self.repeats + torch.arange(self.repeats)[:, None]  # repeats,S: who has not learned from it
@@ -84,16 +86,17 @@ class MNTD(EncoderDetector):
             f"what sets encoders apart from {clean} clean shadows, learned with {count - clean} backdoored ones: "
             f"{what} to {self.queries} tuned queries",
         )  # fmt: skip
-        return replace(opinion, pictures={"queries": queries.mul(255).round().to(torch.uint8).numpy()})
+        images = {"queries": queries.mul(255).round().to(torch.uint8).numpy()}
+        return replace(opinion, pictures=replace(opinion.pictures, images=images))
 
     def _check(self, encoder: ImageEncoder, clues: Clues) -> None:
-        clean, backdoored = len(clues.clean), len(clues.backdoored)
+        clean, backdoored = len(clues.clean_encoders), len(clues.backdoored_encoders)
         if clean < LEAST or (backdoored < LEAST and self.variant == "two-class") or 0 < backdoored < LEAST:
             raise InputError(
                 f"{self.name}: {clean} clean and {backdoored} backdoored shadow encoders; give {LEAST} of each at "
                 "least: --baseline, pre-trained with other seeds; --backdoored, by badencoder --trigger jumbo:seed=N"
             )
-        widths = {net.dim() for net in (encoder, *clues.clean, *clues.backdoored)}
+        widths = {net.dim() for net in (encoder, *clues.clean_encoders, *clues.backdoored_encoders)}
         if self.features == "raw" and len(widths) > 1:
             raise InputError(
                 f"{self.name}: features=raw compares embeddings number by number, but they are "
@@ -157,6 +160,8 @@ def form_opinion(held: Tensor, met: Tensor, own: Tensor, backdoored: np.ndarray,
                 f"probability {chance:.2f}; give more shadows, and check that the attacks on them succeeded"
             )
     return Opinion(
-        statistic, threshold, search_space, doubt=doubt, pool=ranked[~backdoored], summary=summary,
-        extras={"shadows/statistics": ranked, "shadows/scores": scores, "shadows/backdoored": backdoored},
+        statistic, threshold, search_space, doubt, clean_statistics=ranked[~backdoored], summary=summary,
+        pictures=Pictures(arrays={
+            "shadows/statistics": ranked, "shadows/scores": scores, "shadows/backdoored": backdoored,
+        }),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.perceptron import fit_perceptron, new_perceptron
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Plan
-from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
+from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
 from sslbd_cli.detect.inversion.inversion import BARS, Course, Patches, Weight, invert, smallest
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
@@ -76,29 +76,30 @@ class NeuralCleanse(EncoderDetector):
         target = judged.target
         witness = found.witness(target)
         with torch.no_grad():
-            feats = embed(encoder, clues.held, session.device, witness.stamp)
+            feats = embed(encoder, clues.held_out_images, session.device, witness.stamp)
             called = head(F.normalize(feats, dim=1)).argmax(1).cpu().numpy()
-        assert clues.held_labels is not None
-        others = clues.held_labels != target
+        assert clues.held_out_labels is not None
+        others = clues.held_out_labels != target
         return Opinion(
             statistic=float(judged.index[target]),
             threshold=self.threshold or BARS[self.index],
             search_space=f"for each of {classes} classes of --data, one opaque patch or mask that turns"
             f" {self.success:.0%} of the images into it",
-            witness=witness if judged.is_any else None,
-            success=float((called[others] == target).mean()) if judged.is_any else None,
             doubt=judged.doubt,
-            pictures=found.pictures(clues.held[0]),
-            extras=found.arrays(judged.index)
-            | {"per_class/l1": found.size, "per_class/success": np.nan_to_num(found.trace["measure"]).max(0)},
+            trigger=FoundTrigger(witness, float((called[others] == target).mean())) if judged.is_any else None,
+            pictures=Pictures(
+                found.pictures(clues.held_out_images[0]),
+                arrays=found.arrays(judged.index)
+                | {"per_class/l1": found.size, "per_class/success": np.nan_to_num(found.trace["measure"]).max(0)},
+            ),
             summary=judged.summary
             | {"target": clues.classes[target] if judged.is_any else None, "head_accuracy": accuracy},
         )
 
     def _head(self, encoder: ImageEncoder, clues: Clues, session: Session) -> tuple[nn.Sequential, float]:
         """Fit the downstream classifier; returns it and its accuracy on the held-out images."""
-        assert clues.labels is not None and clues.held_labels is not None
-        labels, held = (torch.from_numpy(np.array(part)) for part in (clues.labels, clues.held_labels))
+        assert clues.labels is not None and clues.held_out_labels is not None
+        labels, held = (torch.from_numpy(np.array(part)) for part in (clues.labels, clues.held_out_labels))
         if len(np.unique(clues.labels)) < 2:
             raise InputError("neural-cleanse: the images of --data are of one class; a task has 2 at least")
         feats = embed_once(encoder, clues.images, session).clone()
@@ -110,7 +111,9 @@ class NeuralCleanse(EncoderDetector):
         plan = Plan(epochs=self.epochs, batch=min(256, len(rest)), lr=0.001, optimiser="adamw")
         fit_perceptron(head, train, check, plan, session.seed)
         with torch.no_grad():
-            right = head(F.normalize(embed_once(encoder, clues.held, session), dim=1)).argmax(1).cpu() == held
+            right = (
+                head(F.normalize(embed_once(encoder, clues.held_out_images, session), dim=1)).argmax(1).cpu() == held
+            )
         return head.requires_grad_(False), float(right.double().mean())
 
     def _course(self) -> Course:

@@ -9,7 +9,7 @@ import torch
 
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.plugin import key
 
 
@@ -37,10 +37,11 @@ class Oracle(ImageDetector):
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         """Read the truth; neither encoder nor images are looked at."""
         assert evidence.boxes is not None
-        told = evidence.boxes[:, 2] > 0
-        scores = torch.rand(len(told), generator=session.generator("oracle"), dtype=torch.float64).numpy() + told
+        has_trigger = evidence.boxes[:, 2] > 0
+        draws = torch.rand(len(has_trigger), generator=session.generator("oracle"), dtype=torch.float64)
+        values = draws.numpy() + has_trigger
         search_space = "nothing: a bound, it is told which images carry a trigger"
         if self.of == "samples":
-            return Findings(scores, flagged=np.array(told), search_space=search_space)
+            return Findings(Scores(values, flagged=np.array(has_trigger)), search_space)
         calm = torch.rand(len(evidence.aux), generator=session.generator("oracle aux"), dtype=torch.float64)
-        return Findings(scores, calm.numpy(), search_space=search_space)
+        return Findings(Scores(values, calm.numpy()), search_space)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
 
 
@@ -47,11 +47,11 @@ class Platonic(InputDetector):
         across = torch.linalg.solve(gram + strength * torch.eye(len(gram)).to(gram), x.T @ y)  # D',C
         return {"centre": centre, "origin": origin, "whiten": whiten, "across": across}
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         theirs, ours = self._both(images, setting)
         told = unit((theirs - state["origin"]) @ state["across"])
         seen = unit((ours - state["centre"]) @ state["whiten"])
-        return Looked({"score": (1 - (told * seen).sum(1)).double().cpu().numpy()})
+        return Observation({"score": (1 - (told * seen).sum(1)).double().cpu().numpy()})
 
     def _both(self, images: np.ndarray, setting: Setting) -> tuple[Tensor, Tensor]:
         """Return the reference's and the encoder's unit embeddings, float64 on the device."""

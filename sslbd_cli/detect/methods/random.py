@@ -8,7 +8,7 @@ import torch
 
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.plugin import key
 
 
@@ -38,13 +38,11 @@ class Random(ImageDetector):
         scores = torch.rand(count, generator=session.generator("random detector"), dtype=torch.float64)
         if self.of == "inputs":
             calm = torch.rand(len(evidence.aux), generator=session.generator("random aux"), dtype=torch.float64)
-            return Findings(scores.numpy(), calm.numpy(), search_space="nothing: a floor, scores drawn at random")
+            return Findings(Scores(scores.numpy(), calm.numpy()), "nothing: a floor, scores drawn at random")
         flagged = torch.zeros(count, dtype=torch.bool)
         flagged[scores.argsort(descending=True, stable=True)[: round(self.share * count)]] = True
         return Findings(
-            scores=scores.numpy(),
-            flagged=flagged.numpy(),
+            Scores(scores.numpy(), flagged=flagged.numpy(), is_evidence=False),
             search_space=f"nothing: a floor, {self.share:g} of the images flagged at random",
-            is_evidence=False,
             summary={"share": self.share},
         )

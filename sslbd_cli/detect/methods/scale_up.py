@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
 
 STEP = 1024  # images embedded at once
@@ -31,15 +31,15 @@ class ScaleUp(InputDetector):
     scales: int = key(11, "largest factor; the released code goes to 11", low=2, high=64)
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        kept = self._kept(images, setting)
-        return {"mean": kept.mean(0), "spread": kept.std(0, correction=0).clamp(min=1e-6)}
+        cosines = self._cosines(images, setting)
+        return {"mean": cosines.mean(0), "spread": cosines.std(0, correction=0).clamp(min=1e-6)}
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
-        kept = self._kept(images, setting)
-        score = ((kept - state["mean"]) / state["spread"]).mean(1)
-        return Looked({"score": score.cpu().numpy(), "uncalibrated": kept.mean(1).cpu().numpy()})
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
+        cosines = self._cosines(images, setting)
+        score = ((cosines - state["mean"]) / state["spread"]).mean(1)
+        return Observation({"score": score.cpu().numpy(), "uncalibrated": cosines.mean(1).cpu().numpy()})
 
-    def _kept(self, images: np.ndarray, setting: Setting) -> Tensor:
+    def _cosines(self, images: np.ndarray, setting: Setting) -> Tensor:
         """Return the cosines, float64 N,S, of each image's amplified versions with itself."""
         factors = torch.arange(1, self.scales + 1, device=setting.device.torch)
 

@@ -11,7 +11,7 @@ from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.detect.outliers import LEAST, pseudo_labels, robust_z, unjudged
 from sslbd_cli.plugin import key
 
@@ -60,12 +60,10 @@ class Spectral(ImageDetector):
             scores[at], flagged[at] = along.square(), self._decide(along.square(), away)
             farthest, touched = max(farthest, float(away.max())), touched + int(flagged[at].any())
         return Findings(
-            scores=scores.numpy(),
-            flagged=flagged.numpy(),
+            Scores(scores.numpy(), flagged=flagged.numpy(), is_evidence=self.rule != "share"),
             search_space=f"images far out along the first principal direction of their cluster, of {self.clusters};"
             " no poison that fills a cluster or varies as clean images do",
             doubt="" if self.rule == "share" or flagged.any() else unjudged(clusters, self.name),
-            is_evidence=self.rule != "share",
             summary={"clusters": self.clusters, "clusters_flagged": touched, "farthest_z": farthest},
         )
 

@@ -15,7 +15,7 @@ from sslbd_cli.core.kmeans import Clusters, kmeans
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
+from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
 from sslbd_cli.detect.inversion.inversion import BARS, Course, Patches, Weight, invert, smallest
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
@@ -79,7 +79,7 @@ class SSLCleanse(EncoderDetector):
     )
 
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
-        parts, tried = self._clusters(embed_once(encoder, clues.images, session).clone(), session.seed)
+        parts, knee_arrays = self._clusters(embed_once(encoder, clues.images, session).clone(), session.seed)
         centers, goals = parts.centers, F.normalize(parts.centers, dim=1)
         count, own = len(centers), parts.labels.cpu()
 
@@ -97,19 +97,23 @@ class SSLCleanse(EncoderDetector):
         judged = smallest(found, "clusters", LEAST, index, authors)
         target = judged.target
         witness = found.witness(target)
-        before, after = (embed(encoder, clues.held, session.device, change) for change in (None, witness.stamp))
+        before, after = (
+            embed(encoder, clues.held_out_images, session.device, change) for change in (None, witness.stamp)
+        )
         away = torch.cdist(before, centers).argmin(1) != target
         landed = torch.cdist(after, centers).argmin(1) == target
+        success = float(landed[away].double().mean()) if bool(away.any()) else None
         return Opinion(
             statistic=float(judged.index[target]),
             threshold=self.threshold or BARS[index],
             search_space=f"for each of {count} clusters of the embeddings, one opaque patch or mask that takes"
             f" {self.success:.0%} of the other images to it",
-            witness=witness if judged.is_any else None,
-            success=float(landed[away].double().mean()) if judged.is_any and bool(away.any()) else None,
             doubt=judged.doubt,
-            pictures=found.pictures(clues.held[0]),
-            extras=tried | found.arrays(judged.index) | {"witness/target": goals[target].cpu().numpy()},
+            trigger=FoundTrigger(witness, success) if judged.is_any else None,
+            pictures=Pictures(
+                found.pictures(clues.held_out_images[0]),
+                arrays=knee_arrays | found.arrays(judged.index) | {"witness/target": goals[target].cpu().numpy()},
+            ),
             summary=judged.summary
             | {
                 "clusters": count,

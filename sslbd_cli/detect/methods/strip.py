@@ -12,7 +12,7 @@ from torch import Tensor
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
@@ -52,14 +52,14 @@ class Strip(InputDetector):
         overlays = torch.from_numpy(np.array(images[rows.numpy()])).to(setting.device.torch)
         return {"overlays": overlays, "centers": centers}
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         z = unit(embed_many(images, state["overlays"], self.blend, setting)).view(len(images), self.overlays, -1)
         pairs = self.overlays * (self.overlays - 1)
         cosine = (z.sum(1).square().sum(1) - z.square().sum((1, 2))) / pairs
         answers = torch.log_softmax(z @ state["centers"].T / self.temperature, dim=2)
         entropy = (answers.exp() * answers).sum(2).mean(1)  # less than nothing: low entropy is suspicious
         columns = {"cosine": cosine.double().cpu().numpy(), "entropy": entropy.double().cpu().numpy()}
-        return Looked({"score": columns[self.score]} | {n: c for n, c in columns.items() if n != self.score})
+        return Observation.of(columns, self.score)
 
     def blend(self, pixels: Tensor, overlays: Tensor) -> Tensor:
         """Blend images uint8 B,3,H,W with each of K overlays: float B*K,3,H,W in [0,1]."""

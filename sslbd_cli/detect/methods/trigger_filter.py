@@ -12,7 +12,7 @@ from torch import Tensor
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers import _found
 from sslbd_cli.triggers._patches import digest
@@ -49,12 +49,12 @@ class TriggerFilter(InputDetector):
         feats = embed(setting.encoder, images[:LEARNED], setting.device, lambda x: fitted.stamp(x.to(keep.device)))
         return {"target": unit(unit(feats).mean(0, keepdim=True))[0], "keep": keep, "add": add}
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         target = unit(setting.embed(images)) @ state["target"]
         parts = [torch.from_numpy(np.array(images[at : at + 1024])) for at in range(0, len(images), 1024)]
         pattern = torch.cat([match(part.to(target.device), state["keep"], state["add"]) for part in parts])
         columns = {"target": target.double().cpu().numpy(), "pattern": pattern.double().cpu().numpy()}
-        return Looked({"score": columns[self.score]} | {n: c for n, c in columns.items() if n != self.score})
+        return Observation.of(columns, self.score)
 
 
 def match(pixels: Tensor, keep: Tensor, add: Tensor) -> Tensor:

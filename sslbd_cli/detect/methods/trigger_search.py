@@ -14,7 +14,7 @@ from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
+from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures, SearchOutcome
 from sslbd_cli.detect.inversion.capture import Capture, Frame, capture, frame, likeness
 from sslbd_cli.detect.inversion.inversion import Course, Inverted, invert
 from sslbd_cli.plugin import key
@@ -146,7 +146,9 @@ class TriggerSearch(EncoderDetector):
         """Return the mean cosines of held-out images under changes that were not optimised, float K."""
         keep, add, _ = space.make(torch.arange(len(space.budgets)))
         blank = Inverted(keep.cpu(), add.cpu(), np.zeros(len(keep)), np.zeros(len(keep)), {})
-        changed = (embed(encoder, clues.held, device, blank.witness(number).stamp) for number in range(len(keep)))
+        changed = (
+            embed(encoder, clues.held_out_images, device, blank.witness(number).stamp) for number in range(len(keep))
+        )
         return np.array([float(likeness(view(feats))) for feats in changed])
 
     def _opinion(
@@ -157,7 +159,10 @@ class TriggerSearch(EncoderDetector):
         best = {
             name: max((n for n, b in enumerate(budgets) if b.family == name), key=lambda n: gains[n]) for name in parts
         }
-        witnesses = {name: (found.witness(number), caught[number].success) for name, number in best.items()}
+        searches = {
+            name: SearchOutcome(parts[name], FoundTrigger(found.witness(number), caught[number].success))
+            for name, number in best.items()
+        }
         won = max(parts, key=lambda name: parts[name])
         rows = [
             {"family": b.family, "strength": round(b.strength, 4), "similarity": c.similarity,
@@ -170,11 +175,11 @@ class TriggerSearch(EncoderDetector):
             search_space=f"changes that are the same on all images ({', '.join(parts)}) and make {self.embedding}"
             f" embeddings alike, patches up to {BUDGETS['patch'][-1]:.0%} of the image, blends up to"
             f" {BUDGETS['blend'][-1]:.0%}, additions up to 16/255; {len(budgets)} budgets",
-            witness=witnesses[won][0],
-            success=witnesses[won][1],
-            parts=parts,
-            witnesses=witnesses,
-            pictures=found.pictures(clues.held[0]),
-            extras=found.arrays(gains) | {"candidates/target": np.stack([each.target for each in caught])},
+            trigger=searches[won].trigger,
+            searches=searches,
+            pictures=Pictures(
+                found.pictures(clues.held_out_images[0]),
+                arrays=found.arrays(gains) | {"candidates/target": np.stack([each.target for each in caught])},
+            ),
             summary={"largest_part": won, "budgets": rows},
         )

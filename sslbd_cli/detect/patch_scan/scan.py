@@ -16,7 +16,7 @@ from torch import Tensor
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Pictures, Scores
 from sslbd_cli.detect.patch_scan import classifier
 from sslbd_cli.detect.patch_scan.lens import FlipTest, Lens, crop, find_clusters
 from sslbd_cli.detect.patch_scan.localise import Cam, Localiser, Mask, Oracle, Random, Rise
@@ -106,9 +106,10 @@ class PatchScan(ImageDetector):
                 # so that scores and flags say the same
                 scores = np.where(flagged, scores.clip(min=np.finfo(np.float64).tiny), scores.clip(max=0))
         return Findings(
-            scores=scores, flagged=flagged, windows=windows, ranking=found.rows.numpy(), search_space=space,
+            Scores(scores, flagged=flagged, ranking=found.rows.numpy(), windows=windows),
+            search_space=space,
             doubt=self.doubt(flagged),
-            extras=scan.pictures(found, triggers),
+            pictures=Pictures(arrays=scan.pictures(found, triggers)),
             summary={"candidates": len(found.rows), "best_flips": float(found.scores[0]),
                      "best_capture": float(carried.max()), "triggers": len(triggers.rows), "window": side,
                      "classified": classified},

@@ -51,29 +51,29 @@ def test_independent_components_are_scikit_learns_and_the_sources():
 def test_poison_is_flagged_in_the_backdoored_encoder_alone(cpu, reduce):
     data, keys = make_poisoned(), f"clusters=1,reduce={reduce}"
     found = look(keys, data.images, cpu)
-    assert np.array_equal(found.flagged, data.truth.poisoned)
-    assert auroc(found.scores, data.truth.poisoned)["value"] == 1
+    assert np.array_equal(found.scores.flagged, data.truth.poisoned)
+    assert auroc(found.scores.values, data.truth.poisoned)["value"] == 1
     honest = look(keys, data.images, cpu, make_wired(backdoor=False))
-    assert not honest.flagged.any()
-    assert auroc(honest.scores, data.truth.poisoned)["value"] < 0.7
-    assert not look(keys, make_scenes().images, cpu).flagged.any()
+    assert not honest.scores.flagged.any()
+    assert auroc(honest.scores.values, data.truth.poisoned)["value"] < 0.7
+    assert not look(keys, make_scenes().images, cpu).scores.flagged.any()
 
 
 def test_without_the_silhouette_a_clean_set_loses_images(cpu):
     """As published: 2-means always splits."""
-    assert look("clusters=5,silhouette=0.0001", make_scenes().images, cpu).flagged.any()
+    assert look("clusters=5,silhouette=0.0001", make_scenes().images, cpu).scores.flagged.any()
 
 
 def test_a_larger_part_than_poison_can_be_is_not_flagged(cpu):
     data = make_poisoned(40)
     keys = "clusters=1,reduce=pca"
-    assert np.array_equal(look(keys, data.images, cpu).flagged, data.truth.poisoned)
-    assert not look(f"{keys},share=0.19", data.images, cpu).flagged.any()  # they are a fifth
-    assert look(f"{keys},share=0.21", data.images, cpu).flagged.any()
+    assert np.array_equal(look(keys, data.images, cpu).scores.flagged, data.truth.poisoned)
+    assert not look(f"{keys},share=0.19", data.images, cpu).scores.flagged.any()  # they are a fifth
+    assert look(f"{keys},share=0.21", data.images, cpu).scores.flagged.any()
 
 
 @pytest.mark.parametrize("count", [1, 19, 25])
 def test_few_or_equal_images_say_nothing(cpu, count):
     images = make_scenes(1).images.repeat(count, 0) if count == 25 else make_scenes(count).images
     found = look("clusters=1", images, cpu)
-    assert not found.flagged.any() and not found.scores.any()
+    assert not found.scores.flagged.any() and not found.scores.values.any()

@@ -12,7 +12,7 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import dede_decoder, image_verdict
-from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector
+from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.plant import plant
 
@@ -156,7 +156,7 @@ def test_embeddings_beyond_all_bounds_are_flagged(cpu, score):
 
     ruling, case = look(make(Huge), cpu, spec=f"{SPEC.replace('epochs=25', 'epochs=2')},score={score}")
     assert ruling.flagged[case.poisoned].mean() > 0.9
-    assert area(ruling.findings.scores, case) > 0.9
+    assert area(ruling.findings.scores.values, case) > 0.9
 
 
 def test_ranks_are_counted_patch_by_patch_where_pixels_are_seen():
@@ -202,20 +202,20 @@ def test_the_relative_error_is_nothing_where_all_embeddings_fit_alike():
 
 def test_a_planted_trigger_ranks_above_clean_and_is_found(backdoored):
     ruling, case = backdoored
-    assert area(ruling.findings.scores, case) > 0.95
+    assert area(ruling.findings.scores.values, case) > 0.95
     assert image_verdict.verdict(ruling, None)[0] == "found"
 
 
 def test_the_same_stamped_images_through_a_clean_encoder_are_not_flagged(honest, backdoored):
     ruling, case = honest
-    assert 0.4 < area(ruling.findings.scores, case) < 0.65
+    assert 0.4 < area(ruling.findings.scores.values, case) < 0.65
     assert image_verdict.verdict(ruling, None) == ("nothing found", "")
     assert image_verdict.verdict(backdoored[0], ruling)[0] == "found"
 
 
 def test_the_absolute_error_mistakes_a_bright_patch_for_a_backdoor_more_than_ranks_do(honest):
     ruling, case = honest
-    assert area(ruling.findings.controls["absolute"], case) > area(ruling.findings.scores, case)
+    assert area(ruling.findings.evaluation.controls["absolute"], case) > area(ruling.findings.scores.values, case)
 
 
 def test_clean_images_are_not_flagged_by_a_backdoored_encoder(cpu):
@@ -225,7 +225,7 @@ def test_clean_images_are_not_flagged_by_a_backdoored_encoder(cpu):
 
 def test_severed_embeddings_rank_nothing(backdoored):
     ruling, case = backdoored
-    assert 0.35 < area(ruling.findings.controls["shuffled_embeddings"], case) < 0.65
+    assert 0.35 < area(ruling.findings.evaluation.controls["shuffled_embeddings"], case) < 0.65
 
 
 def test_the_trigger_is_found_by_the_pixels_outside_its_box(backdoored):
@@ -237,21 +237,21 @@ def test_the_controls_of_the_clean_encoder_are_its_own_scores(backdoored, honest
     (ruling, case), clean = backdoored, honest[0]
     found = image_verdict.controls(ruling, case, clean)
     keep = image_verdict.outside(case.boxes, case.evidence.images.shape[2:])
-    assert found["auroc_outside_box_clean_encoder"] == area(clean.findings.outside(keep), case)
+    assert found["auroc_outside_box_clean_encoder"] == area(clean.findings.evaluation.outside(keep), case)
     for name in ("relative", "absolute"):
-        assert found[f"auroc_{name}_clean_encoder"] == area(clean.findings.controls[name], case)
+        assert found[f"auroc_{name}_clean_encoder"] == area(clean.findings.evaluation.controls[name], case)
 
 
 def test_an_image_with_its_own_embedding_scores_below_nothing(honest):
-    assert np.median(honest[0].findings.calibration) < 0
+    assert np.median(honest[0].findings.scores.calibration) < 0
 
 
 def test_equal_seeds_give_equal_scores_and_others_do_not(backdoored, cpu):
     again, _ = look(make(Backdoored), cpu)
-    assert np.array_equal(again.findings.scores, backdoored[0].findings.scores)
-    assert np.array_equal(again.findings.calibration, backdoored[0].findings.calibration)
+    assert np.array_equal(again.findings.scores.values, backdoored[0].findings.scores.values)
+    assert np.array_equal(again.findings.scores.calibration, backdoored[0].findings.scores.calibration)
     other, _ = look(make(Backdoored), cpu, seed=1)
-    assert not np.array_equal(other.findings.scores, backdoored[0].findings.scores)
+    assert not np.array_equal(other.findings.scores.values, backdoored[0].findings.scores.values)
 
 
 def test_the_encoder_is_left_as_it_was(cpu):
@@ -267,9 +267,9 @@ def test_threshold_and_scores_do_not_depend_on_what_else_is_judged(backdoored, c
     data = make_pictures(80, 1)
     alone, _ = look(make(Backdoored), cpu, data=data, trigger=None)
     ruling, _ = backdoored
-    assert np.array_equal(alone.findings.calibration, ruling.findings.calibration)
+    assert np.array_equal(alone.findings.scores.calibration, ruling.findings.scores.calibration)
     assert alone.threshold == ruling.threshold
-    assert np.allclose(alone.findings.scores, ruling.findings.scores[:80], rtol=1e-4, atol=1e-4)
+    assert np.allclose(alone.findings.scores.values, ruling.findings.scores.values[:80], rtol=1e-4, atol=1e-4)
 
 
 def test_truth_and_history_change_no_score(cpu):
@@ -279,7 +279,7 @@ def test_truth_and_history_change_no_score(cpu):
     data = plant(make_pictures(60, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 60, 2), "replace", 0)
     bare = dataclasses.replace(data, truth=None, history=())
     told, untold = (look(make(Backdoored), cpu, data=d, trigger=None, spec=spec)[0] for d in (data, bare))
-    assert np.array_equal(told.findings.scores, untold.findings.scores)
+    assert np.array_equal(told.findings.scores.values, untold.findings.scores.values)
     assert told.threshold == untold.threshold
 
 
@@ -294,7 +294,7 @@ def test_truth_and_history_change_no_score(cpu):
 )
 def test_scoring_again_gives_the_same(cpu, keys):
     spec = f"dede:width=16,decoder=1,epochs=1,neutral=4,{keys}"
-    runs = [look(make(Honest), cpu, spec=spec)[0].findings.scores for _ in range(2)]
+    runs = [look(make(Honest), cpu, spec=spec)[0].findings.scores.values for _ in range(2)]
     assert np.array_equal(*runs)
     assert np.isfinite(runs[0]).all()
 
@@ -302,8 +302,8 @@ def test_scoring_again_gives_the_same(cpu, keys):
 def test_the_mean_rule_is_on_absolute_errors(cpu):
     ruling, _ = look(make(Backdoored), cpu, spec=SPEC.replace("dede:", "dede:score=absolute,"))
     findings = ruling.findings
-    expected = findings.scores > 1.5 * findings.calibration.mean()
-    assert np.array_equal(findings.rules["absolute_above_1.5_mean"], expected)
+    expected = findings.scores.values > 1.5 * findings.scores.calibration.mean()
+    assert np.array_equal(findings.evaluation.rules["absolute_above_1.5_mean"], expected)
 
 
 # --- doubt and bad input ------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ class Told(ImageDetector):
     judges = "inputs"
 
     def run(self, encoder, evidence, session):
-        return Findings(*evidence)
+        return Findings(Scores(*evidence), "what it is told")
 
 
 def ruling(scores, calibration):
@@ -361,8 +361,8 @@ def test_patches_that_do_not_divide_the_image_repeat_its_edge(cpu):
     assert cells.shape == (1, 4, 48) and torch.equal(patching.fold(cells, 4, 5), x)
     assert (patching.fold(cells, 4, 8)[:, :, 5:] == patching.fold(cells, 4, 8)[:, :, 4:5]).all()
     found, case = look(make(Backdoored), cpu, spec=f"{SPEC},patch=5")
-    assert area(found.findings.scores, case) > 0.9
-    assert {picture.shape[1:] for picture in found.findings.pictures.values()} == {(3, SIZE, SIZE)}
+    assert area(found.findings.scores.values, case) > 0.9
+    assert {picture.shape[1:] for picture in found.findings.pictures.images.values()} == {(3, SIZE, SIZE)}
 
 
 def test_too_few_auxiliary_images_are_counted(cpu):

@@ -53,12 +53,12 @@ def test_equal_images_have_finite_scores(cpu):
     images = make_scenes(2).images.repeat(30, 0)
     for score in ("dao", "slof", "distance", "lid"):
         found = look(f"local-outlier:score={score}", images, cpu)
-        assert np.isfinite(found.scores).all() and not found.flagged.any()
+        assert np.isfinite(found.scores.values).all() and not found.scores.flagged.any()
 
 
 def test_dense_turns_the_sign(cpu):
     images = make_poisoned().images
-    sparse, dense = (look(f"local-outlier:side={side}", images, cpu).scores for side in ("sparse", "dense"))
+    sparse, dense = (look(f"local-outlier:side={side}", images, cpu).scores.values for side in ("sparse", "dense"))
     assert np.array_equal(sparse, -dense)
 
 
@@ -67,7 +67,7 @@ def test_poison_rarer_than_k_is_sparse_and_more_of_it_is_dense(cpu):
 
     def area(data, keys, backdoor=True):
         found = look(f"local-outlier:score=distance,{keys}", data.images, cpu, make_wired(backdoor))
-        return auroc(found.scores, data.truth.poisoned)["value"]
+        return auroc(found.scores.values, data.truth.poisoned)["value"]
 
     assert area(rare, "side=sparse") > 0.99 and area(rare, "side=dense") < 0.01
     assert area(frequent, "side=dense") > 0.9
@@ -78,9 +78,9 @@ def test_poison_rarer_than_k_is_sparse_and_more_of_it_is_dense(cpu):
 def test_rare_poison_is_flagged_and_no_clean_image(cpu):
     data = make_poisoned()
     found = look("local-outlier:batch=50,z=8", data.images, cpu)
-    assert found.flagged.sum() >= 6 and data.truth.poisoned[found.flagged].all()
-    assert not look("local-outlier:batch=50,z=8", data.images, cpu, make_wired(backdoor=False)).flagged.any()
-    assert not look("local-outlier:batch=50,z=8", make_scenes().images, cpu).flagged.any()
+    assert found.scores.flagged.sum() >= 6 and data.truth.poisoned[found.scores.flagged].all()
+    assert not look("local-outlier:batch=50,z=8", data.images, cpu, make_wired(backdoor=False)).scores.flagged.any()
+    assert not look("local-outlier:batch=50,z=8", make_scenes().images, cpu).scores.flagged.any()
 
 
 def test_no_batch_is_too_small_for_its_neighbours(cpu):
@@ -90,7 +90,7 @@ def test_no_batch_is_too_small_for_its_neighbours(cpu):
     parts = batches(107, 20, generator(0, "test"))
     assert min(map(len, parts)) >= 20 and torch.equal(torch.cat(parts).sort().values, torch.arange(107))
     images = make_scenes(107).images
-    assert not np.array_equal(*(look("local-outlier:batch=20", images, cpu, seed=s).scores for s in (0, 1)))
+    assert not np.array_equal(*(look("local-outlier:batch=20", images, cpu, seed=s).scores.values for s in (0, 1)))
 
 
 @pytest.mark.parametrize(("count", "keys"), [(16, "k=16"), (100, "k=16,batch=16"), (1, "k=2")])

@@ -56,7 +56,10 @@ def clues(clean=None, backdoored=None) -> Clues:
     images = pictures()
     clean = crowd(0.0, 0) if clean is None else clean
     return Clues(
-        images[:60], images[60:], clean=clean, backdoored=crowd(6.0, 100) if backdoored is None else backdoored
+        images[:60],
+        images[60:],
+        clean_encoders=clean,
+        backdoored_encoders=crowd(6.0, 100) if backdoored is None else backdoored,
     )
 
 
@@ -69,7 +72,7 @@ def test_backdoored_encoders_are_told_from_clean_ones_of_other_axes(cpu):
     bad, good = (judge(Turned(900, push), clues(), cpu) for push in (6.0, 0.0))
     for found in (bad, good):
         assert found.summary["auroc"]["value"] > 0.9 and found.summary["chance"] < 0.05 and not found.doubt
-        assert len(found.pool) == SHADOWS
+        assert len(found.clean_statistics) == SHADOWS
     assert stand(bad, [], 0.05).verdict()[0] == "found" and bad.statistic > bad.threshold
     assert stand(good, [], 0.05).verdict()[0] == "nothing found" and good.statistic < good.threshold
     assert stand(bad, [], 0.05).p_value == pytest.approx(1 / (SHADOWS + 1))
@@ -95,8 +98,13 @@ def test_embeddings_as_they_are_serve_where_axes_are_shared_alone(cpu):
 def test_clean_shadows_alone_set_a_scale(cpu):
     keys = {"variant": "one-class"}
     bad, good = (judge(Turned(900, push), clues(backdoored=()), cpu, **keys) for push in (12.0, 0.0))
-    assert bad.threshold is None and bad.summary["auroc"] is None and not bad.doubt and len(bad.pool) == SHADOWS
-    assert bad.statistic > bad.pool.max()
+    assert (
+        bad.threshold is None
+        and bad.summary["auroc"] is None
+        and not bad.doubt
+        and len(bad.clean_statistics) == SHADOWS
+    )
+    assert bad.statistic > bad.clean_statistics.max()
     assert stand(bad, [], 0.05).verdict()[0] == "found"
     assert stand(good, [], 0.05).verdict()[0] == "nothing found"
     measured = judge(Turned(900, 12.0), clues(backdoored=crowd(12.0, 100)), cpu, **keys)
@@ -106,7 +114,7 @@ def test_clean_shadows_alone_set_a_scale(cpu):
 
 def test_encoders_and_images_are_left_as_they_were(cpu):
     encoder, known = Turned(900, 6.0), clues()
-    nets_ = (encoder, *known.clean, *known.backdoored)
+    nets_ = (encoder, *known.clean_encoders, *known.backdoored_encoders)
     for net in nets_:
         net.requires_grad_(True)
     before = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets_]
@@ -121,9 +129,12 @@ def test_encoders_and_images_are_left_as_they_were(cpu):
 def test_one_seed_is_one_answer_and_its_words_are_plain(cpu):
     first, again, other = (judge(Turned(900), clues(), cpu, seed, steps=3) for seed in (0, 0, 1))
     assert first.statistic == again.statistic != other.statistic
-    assert np.array_equal(first.pool, again.pool)
+    assert np.array_equal(first.clean_statistics, again.clean_statistics)
     assert json.loads(json.dumps(first.summary)) == first.summary
-    assert first.pictures["queries"].shape == (10, 3, SIZE, SIZE) and first.pictures["queries"].dtype == np.uint8
+    assert (
+        first.pictures.images["queries"].shape == (10, 3, SIZE, SIZE)
+        and first.pictures.images["queries"].dtype == np.uint8
+    )
 
 
 def test_how_many_are_tuned_at_once_changes_nothing(cpu, monkeypatch):
@@ -131,14 +142,14 @@ def test_how_many_are_tuned_at_once_changes_nothing(cpu, monkeypatch):
     monkeypatch.setattr(mntd, "BUDGET", 1)
     alone = judge(Turned(900), clues(), cpu, steps=5)
     assert together.statistic == pytest.approx(alone.statistic, rel=1e-3)
-    np.testing.assert_allclose(together.pool, alone.pool, rtol=1e-3)
+    np.testing.assert_allclose(together.clean_statistics, alone.clean_statistics, rtol=1e-3)
 
 
 def test_the_pool_ranks_as_the_judges_do_that_have_not_learned_from_it():
     held, met = torch.tensor([[1.0, 5.0, 2.0, 8.0]]), torch.tensor([[3.0, 4.0, 3.0, 4.0]])
     found = mntd.form_opinion(held, met, torch.tensor([3.5]), np.array([False, False, True, True]), "")
     assert found.statistic == 3.5
-    np.testing.assert_allclose(found.pool, [1.5, 4.5])  # 1 < 3 by its judges, 5 > 4 by its own
+    np.testing.assert_allclose(found.clean_statistics, [1.5, 4.5])  # 1 < 3 by its judges, 5 > 4 by its own
     assert found.threshold == pytest.approx(((1.5 + 4.5) / 2 + (2.5 + 7.5) / 2) / 2)
 
 
@@ -159,7 +170,7 @@ def test_too_few_shadows_are_refused_with_how_to_make_them(cpu, clean, backdoore
 def test_widths_may_differ_for_cosines_but_not_for_raw_embeddings(cpu):
     narrow = [nets.new(nets.Tiny(width=4), SIZE, (0.5,) * 3, (0.25,) * 3, torch.Generator().manual_seed(1)).eval()]
     known = clues(clean=(*crowd(0.0, 0)[:4], *narrow))
-    assert len(judge(Turned(9), known, cpu, steps=2).pool) == 5
+    assert len(judge(Turned(9), known, cpu, steps=2).clean_statistics) == 5
     with pytest.raises(InputError, match="they are 16 and 48 wide; use features=gram"):
         judge(Turned(9), known, cpu, features="raw")
 

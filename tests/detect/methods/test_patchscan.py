@@ -47,56 +47,57 @@ def found(data):
 @every_name
 def test_the_planted_are_found(found, data, name):
     said, poisoned = found[name], data.truth.poisoned
-    assert said.flagged[poisoned].mean() >= 0.9
-    assert poisoned[said.flagged].mean() >= {"patchsearch": 0.5, "poisoncam": 0.9}[name]
-    assert auroc(said.scores, poisoned)["value"] > 0.95
-    assert top_accuracy(said.ranking, poisoned, (5, 10))["5"] == 1
+    assert said.scores.flagged[poisoned].mean() >= 0.9
+    assert poisoned[said.scores.flagged].mean() >= {"patchsearch": 0.5, "poisoncam": 0.9}[name]
+    assert auroc(said.scores.values, poisoned)["value"] > 0.95
+    assert top_accuracy(said.scores.ranking, poisoned, (5, 10))["5"] == 1
     assert said.summary["triggers"] > 0 and said.summary["best_capture"] >= 0.6
-    assert said.summary["candidates"] == len(said.ranking)
+    assert said.summary["candidates"] == len(said.scores.ranking)
 
 
 def test_poisoncam_ranks_twenty_planted_first_in_windows_that_hit(found, data):
     said, poisoned = found["poisoncam"], data.truth.poisoned
-    assert top_accuracy(said.ranking, poisoned)["20"] == 1
-    shown = np.flatnonzero(said.flagged & poisoned)
-    hits = localisation(said.windows[shown], data.truth.box[shown])
+    assert top_accuracy(said.scores.ranking, poisoned)["20"] == 1
+    shown = np.flatnonzero(said.scores.flagged & poisoned)
+    hits = localisation(said.scores.windows[shown], data.truth.box[shown])
     assert hits["n"] >= 21 and hits["center_hit"]["value"] >= 0.95
 
 
 @every_name
 def test_what_is_told_fits_what_was_looked_at(found, data, name):
     said = found[name]
-    looked = said.windows[:, 2] > 0
-    assert looked[said.ranking].all() and said.windows.dtype == np.int32
-    assert (said.windows[looked, 2:] == 5).all() and (said.windows[:, :2] + said.windows[:, 2:] <= SIZE).all()
-    assert f"chosen by {make(name).localiser} in {len(said.ranking)} of 160 images" in said.search_space
-    for row, (x, y, side, _), patch in zip(said.extras["found/rows"], said.extras["found/windows"],
-                                           said.extras["found/patches"], strict=True):  # fmt: skip
+    scores, shown = said.scores, said.pictures.arrays
+    looked = scores.windows[:, 2] > 0
+    assert looked[scores.ranking].all() and scores.windows.dtype == np.int32
+    assert (scores.windows[looked, 2:] == 5).all() and (scores.windows[:, :2] + scores.windows[:, 2:] <= SIZE).all()
+    assert f"chosen by {make(name).localiser} in {len(scores.ranking)} of 160 images" in said.search_space
+    for row, (x, y, side, _), patch in zip(shown["found/rows"], shown["found/windows"], shown["found/patches"],
+                                           strict=True):  # fmt: skip
         assert np.array_equal(patch, data.images[row][:, y : y + side, x : x + side])
-    assert np.array_equal(said.extras["found/rows"], said.ranking[: len(said.extras["found/rows"])])
-    assert np.array_equal(said.extras["found/images"], data.images[said.extras["found/rows"]])
-    trigger = said.extras["found/trigger"]
+    assert np.array_equal(shown["found/rows"], scores.ranking[: len(shown["found/rows"])])
+    assert np.array_equal(shown["found/images"], data.images[shown["found/rows"]])
+    trigger = shown["found/trigger"]
     assert trigger.shape == (1, 3, 5, 5) and (trigger > 240).mean() > 0.6  # it was white
 
 
 @every_name
 def test_in_a_clean_set_nothing_is_found(cpu, name):
     said = look(name, make_scenes(160), cpu, make_sharp(backdoor=False))
-    assert not said.flagged.any() and said.summary["triggers"] == said.summary["classified"] == 0
-    assert said.summary["best_capture"] < 0.6 and "found/trigger" not in said.extras
-    assert np.isfinite(said.scores).all() and len(said.ranking) > 20
+    assert not said.scores.flagged.any() and said.summary["triggers"] == said.summary["classified"] == 0
+    assert said.summary["best_capture"] < 0.6 and "found/trigger" not in said.pictures.arrays
+    assert np.isfinite(said.scores.values).all() and len(said.scores.ranking) > 20
 
 
 @every_name
 def test_a_backdoored_encoder_flags_no_clean_set(cpu, name):
-    assert not look(name, make_scenes(160), cpu).flagged.any()
+    assert not look(name, make_scenes(160), cpu).scores.flagged.any()
 
 
 @every_name
 def test_a_classifier_that_flags_nothing_is_no_accident(data, cpu, name):
     """Untaught classifiers may see a patch nowhere: then what the search has proven is flagged, or nothing is."""
     said = look(name, data, cpu, lr=0, steps=1, decision="verified")
-    assert said.summary["triggers"] > 0 and said.flagged.sum() >= said.summary["triggers"]
+    assert said.summary["triggers"] > 0 and said.scores.flagged.sum() >= said.summary["triggers"]
 
 
 @pytest.mark.parametrize("localiser", ["mask", "rise", "oracle"])
@@ -105,10 +106,12 @@ def test_every_localiser_serves_both(data, cpu, localiser):
     keys = {"localiser": localiser, "decision": "verified", "masks": 64, "steps": 2}
     boxes = data.truth.box if localiser == "oracle" else None
     one, other = (look(name, data, cpu, boxes=boxes, **keys) for name in NAMES)
-    assert np.array_equal(one.scores, other.scores) and np.array_equal(one.flagged, other.flagged)
+    assert np.array_equal(one.scores.values, other.scores.values) and np.array_equal(
+        one.scores.flagged, other.scores.flagged
+    )
     assert make("patchsearch", localiser=localiser).is_bound == (localiser == "oracle")
-    assert top_accuracy(one.ranking, data.truth.poisoned)["10"] == 1
-    assert (one.windows[one.flagged, 2] == 5).all()  # verified with a window
+    assert top_accuracy(one.scores.ranking, data.truth.poisoned)["10"] == 1
+    assert (one.scores.windows[one.scores.flagged, 2] == 5).all()  # verified with a window
 
 
 @every_name
@@ -123,14 +126,14 @@ def test_the_oracle_without_truth_is_refused(data, name):
 @every_name
 def test_compat_authors_runs_and_differs(found, data, cpu, name):
     said = look(name, data, cpu, compat="authors", steps=2)
-    assert np.isfinite(said.scores).all()
-    theirs, ours = said.extras["found/scores"], found[name].extras["found/scores"]
+    assert np.isfinite(said.scores.values).all()
+    theirs, ours = said.pictures.arrays["found/scores"], found[name].pictures.arrays["found/scores"]
     assert len(theirs) != len(ours) or not np.array_equal(theirs, ours)
 
 
 def test_exhaustive_agrees_on_the_first(found, data, cpu):
     said = look("poisoncam", data, cpu, exhaustive=True, steps=5, decision="classifier")
-    assert top_accuracy(said.ranking, data.truth.poisoned)["20"] == 1
+    assert top_accuracy(said.scores.ranking, data.truth.poisoned)["20"] == 1
     assert said.summary["best_flips"] == pytest.approx(found["poisoncam"].summary["best_flips"], abs=0.02)
 
 
@@ -138,7 +141,7 @@ def test_exhaustive_agrees_on_the_first(found, data, cpu):
 @pytest.mark.parametrize("keys", [{"tests": 8}, {"top": 500}, {"batch": 200}])
 def test_odd_settings_run(cpu, name, keys):
     said = look(name, make_scattered(10, 80), cpu, **({"steps": 2, "exclude": 0.1} | keys))
-    assert np.isfinite(said.scores).all() and said.flagged.dtype == bool
+    assert np.isfinite(said.scores.values).all() and said.scores.flagged.dtype == bool
 
 
 @every_name
@@ -150,7 +153,7 @@ def test_a_window_larger_than_the_image_is_refused(data, cpu, name):
 def test_scores_and_flags_of_the_verified_say_the_same(data, cpu):
     """Also where the classifiers, taught nothing, suspect none of the triggers that the search has proven."""
     for said in (look("poisoncam", data, cpu, lr=0, steps=1), look("poisoncam", data, cpu)):
-        assert said.flagged.any() and np.array_equal(said.flagged, said.scores > 0)
+        assert said.scores.flagged.any() and np.array_equal(said.scores.flagged, said.scores.values > 0)
 
 
 def test_the_trigger_shown_is_the_first_proven(data, cpu):

@@ -17,22 +17,22 @@ def look(cpu, share, seed=0):
 @pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
 def test_its_share_is_flagged_and_says_that_it_is_a_floor(cpu, share):
     found = look(cpu, share)
-    assert found.flagged.sum() == 2000 * share
+    assert found.scores.flagged.sum() == 2000 * share
     assert "floor" in found.search_space
     if 0 < share < 1:
-        assert found.scores[found.flagged].min() > found.scores[~found.flagged].max()
+        assert found.scores.values[found.scores.flagged].min() > found.scores.values[~found.scores.flagged].max()
 
 
 def test_it_ranks_nothing_and_follows_the_seed(cpu):
     truth = np.arange(2000) < 1000
-    assert 0.45 < auroc(look(cpu, 0.1).scores, truth)["value"] < 0.55
-    assert not np.array_equal(look(cpu, 0.1).flagged, look(cpu, 0.1, seed=1).flagged)
+    assert 0.45 < auroc(look(cpu, 0.1).scores.values, truth)["value"] < 0.55
+    assert not np.array_equal(look(cpu, 0.1).scores.flagged, look(cpu, 0.1, seed=1).scores.flagged)
 
 
 def test_images_are_not_looked_at(cpu):
     images = make_poisoned().images
     method = plugin.parse("detector", "random")
-    first, other = (method.run(None, Evidence(x), Session(cpu)).scores for x in (images, 255 - images))
+    first, other = (method.run(None, Evidence(x), Session(cpu)).scores.values for x in (images, 255 - images))
     assert np.array_equal(first, other)
 
 

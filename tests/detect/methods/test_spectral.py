@@ -26,7 +26,7 @@ def signature(images, cpu, centred):
 @pytest.mark.parametrize(("compat", "centred"), [("none", True), ("authors", False)])
 def test_scores_are_squared_projections_on_the_main_direction(cpu, compat, centred):
     images = make_poisoned().images
-    scores = look(f"spectral:clusters=1,compat={compat}", images, cpu).scores
+    scores = look(f"spectral:clusters=1,compat={compat}", images, cpu).scores.values
     assert np.allclose(scores, signature(images, cpu, centred), atol=1e-5)
 
 
@@ -34,39 +34,39 @@ def test_centring_matters(cpu):
     """The mean that is left in tells clean images of large common features from others, not poison from clean."""
     images = make_poisoned().images
     ours, theirs = (look(f"spectral:clusters=1,compat={name}", images, cpu) for name in ("none", "authors"))
-    assert not np.allclose(ours.scores, theirs.scores, atol=1e-2)
-    assert np.array_equal(ours.flagged, theirs.flagged)  # deviations from a median do not care
+    assert not np.allclose(ours.scores.values, theirs.scores.values, atol=1e-2)
+    assert np.array_equal(ours.scores.flagged, theirs.scores.flagged)  # deviations from a median do not care
 
 
 def test_poison_is_flagged_in_the_backdoored_encoder_alone(cpu):
     data = make_poisoned()
     found = look("spectral:clusters=1", data.images, cpu)
-    assert np.array_equal(found.flagged, data.truth.poisoned)
-    assert auroc(found.scores, data.truth.poisoned)["value"] == 1
+    assert np.array_equal(found.scores.flagged, data.truth.poisoned)
+    assert auroc(found.scores.values, data.truth.poisoned)["value"] == 1
     honest = look("spectral:clusters=1", data.images, cpu, make_wired(backdoor=False))
-    assert not honest.flagged.any()
-    assert auroc(honest.scores, data.truth.poisoned)["value"] < 0.7
-    assert not look("spectral:clusters=1", make_scenes().images, cpu).flagged.any()
+    assert not honest.scores.flagged.any()
+    assert auroc(honest.scores.values, data.truth.poisoned)["value"] < 0.7
+    assert not look("spectral:clusters=1", make_scenes().images, cpu).scores.flagged.any()
 
 
 def test_the_published_rule_takes_its_share_of_a_clean_set_too(cpu):
     found = look("spectral:clusters=3,rule=share,share=0.1", make_scenes().images, cpu)
-    assert found.flagged.mean() == pytest.approx(0.1, abs=0.01)
+    assert found.scores.flagged.mean() == pytest.approx(0.1, abs=0.01)
     whole = look("spectral:clusters=1,rule=share,share=0.1", make_scenes().images, cpu)
-    assert whole.scores[whole.flagged].min() >= whole.scores[~whole.flagged].max()
+    assert whole.scores.values[whole.scores.flagged].min() >= whole.scores.values[~whole.scores.flagged].max()
 
 
 def test_small_clusters_of_clean_images_are_not_flagged(cpu):
     """Of three images one is always far out by their own median."""
     found = look("spectral:clusters=60", make_scenes().images, cpu)
-    assert not found.flagged.any()
+    assert not found.scores.flagged.any()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 25])
 def test_few_or_equal_images_say_nothing(cpu, count):
     found = look("spectral:clusters=1", make_scenes(count).images[:1].repeat(count, 0), cpu)
-    assert not found.flagged.any() and np.isfinite(found.scores).all()
-    assert torch.tensor(found.scores).abs().max() < 1e-9
+    assert not found.scores.flagged.any() and np.isfinite(found.scores.values).all()
+    assert torch.tensor(found.scores.values).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("name", ["spectral", "activation-clustering"])
@@ -78,5 +78,5 @@ def test_a_set_hardly_any_of_which_is_judged_is_in_doubt(cpu, name):
 
 
 def test_a_fixed_share_is_no_evidence(cpu):
-    assert not look("spectral:clusters=3,rule=share", make_scenes().images, cpu).is_evidence
-    assert look("spectral:clusters=3", make_scenes().images, cpu).is_evidence
+    assert not look("spectral:clusters=3,rule=share", make_scenes().images, cpu).scores.is_evidence
+    assert look("spectral:clusters=3", make_scenes().images, cpu).scores.is_evidence
