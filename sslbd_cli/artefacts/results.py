@@ -233,6 +233,11 @@ class LeftOut(Group):
     method: str | None = None
     reason: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The method, empty where the report names none."""
+        return self.method or ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CombinedResults(Group):

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from sslbd_cli import __version__, plugin
 from sslbd_cli.artefacts.container import atomic_output
 from sslbd_cli.artefacts.kinds import Report
+from sslbd_cli.artefacts.results import CombinedResults, DetectResults, PanelRow, read
 from sslbd_cli.cli.output import chance, finite, number
 from sslbd_cli.words import one_line
 
@@ -39,17 +40,19 @@ def write(path: str, source: str, report: Report, *, status: int) -> None:
 
 def log(source: str, report: Report, status: int) -> dict[str, Any]:
     """Return the log as JSON values."""
-    results = report.results
-    rows = results.get("methods", [results])
-    left_out = results.get("not_run", [])
-    names = list(dict.fromkeys(_name(row) for row in [*rows, *left_out]))
+    whole = read(report)
+    assert isinstance(whole, (DetectResults, CombinedResults)) and whole.encoder is not None
+    rows, left_out = ((whole,), ()) if isinstance(whole, DetectResults) else (whole.methods, whole.not_run)
+    names = list(dict.fromkeys([row.name for row in rows] + [row.name for row in left_out]))
     rules = [_rule(name) for name in names]
-    digest = results["encoder"]["sha256"]
-    guilty = [row for row in rows if row["verdict"] == "found" and not row.get("sees_truth")]
-    found = [_result(row, names, source, digest) for row in guilty]
-    told = [_notification("warning", row, names, f"inconclusive: {row['doubt']}")
-            for row in rows if row["verdict"] == "inconclusive"]  # fmt: skip
-    told += [_notification("note", row, names, f"did not run: {row['reason']}") for row in left_out]
+    digest = str(whole.encoder.sha256)
+    unread = report.results.get("methods", [report.results])  # a property bag takes numbers over as they are
+    found = [_result(row, numbers, names.index(row.name), (source, digest))
+             for row, numbers in zip(rows, unread, strict=True)
+             if row.verdict == "found" and not row.sees_truth]  # fmt: skip
+    told = [_notification("warning", row.name, names, f"inconclusive: {row.doubt}")
+            for row in rows if row.verdict == "inconclusive"]  # fmt: skip
+    told += [_notification("note", row.name, names, f"did not run: {row.reason}") for row in left_out]
     invocation: dict[str, Any] = {"executionSuccessful": status in (0, 1), "exitCode": status}
     if told:
         invocation["toolExecutionNotifications"] = told
@@ -59,13 +62,9 @@ def log(source: str, report: Report, status: int) -> dict[str, Any]:
         "invocations": [invocation],
         "artifacts": [{"location": {"uri": _uri(source)}, "properties": {"kind": "encoder", "contentDigest": digest}}],
         "results": found,
-        "properties": {"verdict": results["verdict"]},
+        "properties": {"verdict": whole.verdict},
     }
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
-
-
-def _name(row: dict[str, Any]) -> str:
-    return str(row["method"]).split(":")[0]
 
 
 def _rule(name: str) -> dict[str, Any]:
@@ -81,45 +80,45 @@ def _rule(name: str) -> dict[str, Any]:
     }
 
 
-def _result(row: dict[str, Any], names: list[str], source: str, digest: str) -> dict[str, Any]:
+def _result(said: DetectResults, numbers: dict[str, Any], rule: int, subject: tuple[str, str]) -> dict[str, Any]:
+    """Describe what one method found. rule: its place in the log; subject: the file judged and its digest."""
+    source, digest = subject
     place = {"artifactLocation": {"uri": _uri(source), "index": 0}, "region": {"startLine": 1}}  # scanners want a line
     return {
-        "ruleId": f"backdoor/{_name(row)}",
-        "ruleIndex": names.index(_name(row)),
+        "ruleId": f"backdoor/{said.name}",
+        "ruleIndex": rule,
         "kind": "fail",
         "level": "error",
-        "message": {"text": _message(row)},
+        "message": {"text": _message(said)},
         "locations": [{"physicalLocation": place}],
         "partialFingerprints": {"encoderDigest/v1": digest},
-        "properties": {"method": row["method"]} | {key: row[key] for key in PROPERTIES if row.get(key) is not None},
+        "properties": {"method": said.method}
+        | {key: numbers[key] for key in PROPERTIES if numbers.get(key) is not None},
     }
 
 
-def _message(row: dict[str, Any]) -> str:
+def _message(said: DetectResults) -> str:
     """Say in a sentence what was found, how surely, and where it was looked for."""
-    text = f"{SUBJECTS[row['flags']]} shows a backdoor to {_name(row)}"
-    p_value = row.get("p_value_adjusted", row.get("p_value"))
-    if row.get("statistic") is not None:
-        text += f": statistic {number(row['statistic'])}"
-    elif row.get("flagged") is not None:
-        text += f": {row['flagged']} of {row['n_judged']} images flagged"
-    text += f" (p-value {chance(p_value)})" if p_value is not None else ""
-    witness = row.get("witness") or {}
-    if witness.get("success") is not None:
-        text += f"; the trigger it found works on {100 * witness['success']:.0f} % of the images held out"
-    triggers = [one["trigger"] for one in row.get("panel") or [] if _is_flagged(one)]
+    text = f"{SUBJECTS[str(said.judges)]} shows a backdoor to {said.name}"
+    if said.statistic is not None:
+        text += f": statistic {number(said.statistic)}"
+    elif said.flagged is not None:
+        text += f": {said.flagged} of {said.n_judged} images flagged"
+    text += f" (p-value {chance(said.final_p_value)})" if said.final_p_value is not None else ""
+    if said.witness is not None and said.witness.success is not None:
+        text += f"; the trigger it found works on {100 * said.witness.success:.0f} % of the images held out"
+    triggers = [str(row.trigger) for row in said.panel if _is_flagged(row)]
     text += f"; under {', '.join(triggers)}" if triggers else ""
-    return one_line(f"{text}. Searched: {row['search_space']}.")
+    return one_line(f"{text}. Searched: {said.search_space}.")
 
 
-def _is_flagged(one: dict[str, Any]) -> bool:
+def _is_flagged(row: PanelRow) -> bool:
     from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
 
-    return one["p_value_adjusted"] is not None and one["p_value_adjusted"] < BEYOND_CHANCE
+    return row.p_value_adjusted is not None and row.p_value_adjusted < BEYOND_CHANCE
 
 
-def _notification(level: str, row: dict[str, Any], names: list[str], text: str) -> dict[str, Any]:
-    name = _name(row)
+def _notification(level: str, name: str, names: list[str], text: str) -> dict[str, Any]:
     rule = {"id": f"backdoor/{name}", "index": names.index(name)}
     return {"level": level, "message": {"text": one_line(f"{name}: {text}")}, "associatedRule": rule}
 
