@@ -4,17 +4,20 @@ import json
 import sys
 from pathlib import Path
 
-before, after = (json.loads(Path(f"probe-{name}.json").read_text()) for name in ("backdoored", "purified"))
-found = json.loads(Path("detect-backdoored.json").read_text())
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the package of this folder, where none is installed
+from sslbd_cli.artefacts.results import DetectResults, ProbeResults
+
+before, after = (ProbeResults.of(json.loads(Path(f"probe-{of}.json").read_text())) for of in ("backdoored", "purified"))
+detected = DetectResults.of(json.loads(Path("detect-backdoored.json").read_text()))
 summary = {
-    "clean_accuracy": before["baseline"]["clean_accuracy"]["value"],
-    "backdoored_accuracy": before["clean_accuracy"]["value"],
-    "asr": before["asr"]["value"],
-    "asr_clean_encoder": before["baseline"]["asr"]["value"],
-    "dede_auroc": found["auroc"]["value"],
-    "dede_auroc_clean_encoder": found["controls"]["auroc_clean_encoder"],
-    "purified_accuracy": after["clean_accuracy"]["value"],
-    "purified_asr": after["asr"]["value"],
+    "clean_accuracy": before.baseline.clean_accuracy.value,
+    "backdoored_accuracy": before.clean_accuracy.value,
+    "asr": before.asr.value,
+    "asr_clean_encoder": before.baseline.asr.value,
+    "dede_auroc": detected.auroc.value,
+    "dede_auroc_clean_encoder": detected.controls["auroc_clean_encoder"],
+    "purified_accuracy": after.clean_accuracy.value,
+    "purified_asr": after.asr.value,
     "seconds": int(sys.argv[1]),
 }
 Path("summary.json").write_text(json.dumps(summary, indent=2) + "\n")

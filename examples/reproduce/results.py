@@ -16,6 +16,17 @@ from pathlib import Path
 
 import check
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # the package of this folder, where none is installed
+from sslbd_cli.artefacts.results import (
+    CertifiedMeasures,
+    DetectResults,
+    Estimate,
+    Localisation,
+    Measures,
+    ProbeResults,
+    WitnessResults,
+)
+
 SHARES = ("clean_accuracy", "patched_accuracy", "asr", "asr_all")
 COUNTS = ("fp_clean", "fp_triggered", "nfp")
 #: Of a certified classifier -> what it is called beside the head's own numbers.
@@ -56,51 +67,65 @@ COLUMNS = {
 SHOWN = ("--method", "--arch", "--epochs", "--batch", "--lr", "--optimiser", "--schedule", "--crop-scale")
 
 
-def numbers(result: dict) -> dict[str, float]:
+def parsed(file: Path) -> ProbeResults | DetectResults:
+    """Read what a probe or a detector printed."""
+    values = json.loads(file.read_text())
+    return DetectResults.of(values) if "verdict" in values else ProbeResults.of(values)
+
+
+def percent(share: Estimate | None) -> float | None:
+    """Return a share in percent, None where there is none."""
+    return None if share is None or share.value is None else 100 * share.value
+
+
+def known(values: dict[str, float | None]) -> dict[str, float]:
+    """Leave out what does not exist."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def numbers(said: Measures) -> dict[str, float]:
     """Return a probe's numbers by key, shares in percent; those of the clean encoder begin with `control_`."""
-    found = {key: 100 * result[key]["value"] for key in SHARES if key in result}
-    found |= {key: result[key] for key in COUNTS if key in result}
-    if "consistency" in result:
-        found["consistency"] = 100 * result["consistency"]
-    if result.get("baseline"):
-        found |= {f"control_{key}": value for key, value in numbers(result["baseline"]).items()}
+    shares = {key: percent(getattr(said, key)) for key in SHARES}
+    found = known(shares | {key: getattr(said, key) for key in COUNTS})
+    if not isinstance(said, ProbeResults):
+        return found
+    if said.consistency is not None:
+        found["consistency"] = 100 * said.consistency
+    if said.baseline:
+        found |= {f"control_{key}": value for key, value in numbers(said.baseline).items()}
         found["drop"] = found["control_clean_accuracy"] - found["clean_accuracy"]
         if "asr" in found:
             found["lift"] = found["asr"] - found["control_asr"]
-    if result.get("certify"):
-        found |= certified(result["certify"])
-    return found
+    return found | (certified(said.certify) if said.certify else {})
 
 
-def certified(result: dict) -> dict[str, float]:
+def certified(said: CertifiedMeasures) -> dict[str, float]:
     """Return a certified classifier's numbers by key, shares in percent; the clean encoder's as `numbers` does."""
-    found = {name: 100 * result[key]["value"] for key, name in CERTIFIED.items() if key in result}
-    if result.get("baseline"):
-        found |= {f"control_{key}": value for key, value in certified(result["baseline"]).items()}
+    found = known({name: percent(getattr(said, key)) for key, name in CERTIFIED.items()})
+    if said.baseline:
+        found |= {f"control_{key}": value for key, value in certified(said.baseline).items()}
     return found
 
 
-def detection(result: dict) -> dict[str, float]:
+def detection(said: DetectResults) -> dict[str, float]:
     """Return a detection's numbers by key, shares in percent; those that do not exist are left out."""
-    if result["flags"] == "encoder":
-        witness = result["witness"] or {}
-        shares = {key: 100 * witness[key] for key in ("area", "success") if witness.get(key) is not None}
-        return {"nothing": 100.0 * (result["verdict"] == "nothing found"), "statistic": result["statistic"]} | shares
-    found: dict[str, float] = {"removed": result["flagged"], "nothing": 100 * (result["verdict"] == "nothing found")}
-    found["false"] = result["flagged"] * (1 - result["precision"]["value"]) if result.get("precision") else None
-    found["recall"] = 100 * result["recall"]["value"] if result.get("recall") else None
-    found["precision"] = 100 * result["precision"]["value"] if result.get("precision") else None
-    found["auroc"] = 100 * result["auroc"]["value"] if result["auroc"] else None
-    if first := (result.get("top_accuracy") or {}).get("20"):
-        found["top"] = 100 * first
-    elif result.get("top_accuracy"):
-        found["top"] = 0.0
-    for place, suffix in (("top", ""), ("all", "_all")):
-        hits = (result.get("localisation") or {}).get(place, {"n": 0})
-        if hits["n"]:
-            found[f"center{suffix}"] = 100 * hits["center_hit"]["value"]
-            found[f"contained{suffix}"] = 100 * hits["contained"]["value"]
-    return {key: value for key, value in found.items() if value is not None}
+    nothing = 100 * (said.verdict == "nothing found")
+    if said.judges == "encoder":
+        witness = said.witness or WitnessResults()
+        shares = known({"area": witness.area, "success": witness.success})
+        return {"nothing": float(nothing), "statistic": said.statistic} | {key: 100 * v for key, v in shares.items()}
+    found: dict[str, float | None] = {"removed": said.flagged, "nothing": nothing}
+    precision = percent(said.precision)
+    found["false"] = None if precision is None else said.flagged * (1 - said.precision.value)
+    found |= {"recall": percent(said.recall), "precision": precision, "auroc": percent(said.auroc)}
+    if said.top_accuracy:
+        found["top"] = 100 * (said.top_accuracy.get("20") or 0.0)
+    hits = said.localisation or Localisation()
+    for place, suffix in ((hits.top, ""), (hits.all, "_all")):
+        if place is not None and place.n:
+            found[f"center{suffix}"] = percent(place.center_hit)
+            found[f"contained{suffix}"] = percent(place.contained)
+    return known(found)
 
 
 def history(encoder: Path) -> list[dict]:
@@ -130,8 +155,8 @@ def took(file: Path) -> dict[str, float]:
 
 def row(out: Path, name: str, files: list[Path]) -> dict:
     """Gather the seeds of one row."""
-    results = [json.loads(file.read_text()) for file in files]
-    if "verdict" in results[0]:
+    results = [parsed(file) for file in files]
+    if isinstance(results[0], DetectResults):
         return scan_row(files, results)
     _, method, kind = name.split("/")
     made = history(out / "encoders" / kind / method / f"{files[0].stem}.safetensors")
@@ -141,31 +166,31 @@ def row(out: Path, name: str, files: list[Path]) -> dict:
     ]
     return {
         "seeds": [int(file.stem) for file in files],
-        "n": [result["asr"]["n"] if "asr" in result else result["n_test"] for result in results],
-        "target": [result["target"] for result in results],
-        "trigger": [result["trigger"] for result in results],
-        "head": results[0]["head"],
-        "n_test": results[0]["n_test"],
-        "labels": results[0]["labels"],
-        "certificate": (results[0].get("certify") or {}).get("certificate", ""),
-        "arch": results[0]["encoder"]["arch"],
+        "n": [said.asr.n if said.asr else said.n_test for said in results],
+        "target": [said.target for said in results],
+        "trigger": [said.trigger for said in results],
+        "head": results[0].head,
+        "n_test": results[0].n_test,
+        "labels": results[0].labels,
+        "certificate": results[0].certify.certificate if results[0].certify else "",
+        "arch": results[0].encoder.arch,
         "recipe": recipe(made),
         "made_with": sorted({(e["version"], e["torch"], e["device"]) for e in made if "torch" in e}),
         "values": {key: [values[key] for values in each] for key in each[0]},
-        "asr_interval": [[100 * r["asr"]["low"], 100 * r["asr"]["high"]] for r in results if "asr" in r],
+        "asr_interval": [[100 * said.asr.low, 100 * said.asr.high] for said in results if said.asr],
     }
 
 
-def scan_row(files: list[Path], results: list[dict]) -> dict:
+def scan_row(files: list[Path], results: list[DetectResults]) -> dict:
     """Gather the seeds of one row of a detector; a number that one seed lacks (no precision where nothing is flagged)
     is of the others."""
     each = [detection(result) for result in results]
     keys = dict.fromkeys(key for values in each for key in values)
     return {
         "seeds": [int(file.stem) for file in files],
-        "n": [result["n_images" if result["flags"] == "encoder" else "n_judged"] for result in results],
-        "flags": results[0]["flags"],
-        "spec": results[0]["method"],
+        "n": [said.n_images if said.judges == "encoder" else said.n_judged for said in results],
+        "flags": results[0].judges,
+        "spec": results[0].method,
         "recipe": "",
         "made_with": [],
         "values": {key: [values[key] for values in each if key in values] for key in keys},

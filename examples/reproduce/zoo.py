@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import results
 
+from sslbd_cli.artefacts.results import ProbeResults
 from sslbd_cli.core import metrics
 from sslbd_cli.detect import contract, encoder_verdict
 
@@ -24,18 +25,18 @@ ALPHA = 0.05
 
 def attack(file: Path) -> dict:
     """Return what a probe said of an attack."""
-    result = json.loads(file.read_text())
-    clean, asr = result["baseline"], result["asr"]
-    drop = clean["clean_accuracy"]["value"] - result["clean_accuracy"]["value"]
+    said = ProbeResults.of(json.loads(file.read_text()))
+    clean, asr = said.baseline, said.asr
+    drop = clean.clean_accuracy.value - said.clean_accuracy.value
     return {
-        "trigger": result["trigger"],
-        "target": result["target"],
-        "n": asr["n"],
-        "asr": asr["value"],
-        "asr_clean": clean["asr"]["value"],
-        "accuracy": result["clean_accuracy"]["value"],
-        "accuracy_clean": clean["clean_accuracy"]["value"],
-        "works": metrics.attack_works(asr["value"], drop),
+        "trigger": said.trigger,
+        "target": said.target,
+        "n": asr.n,
+        "asr": asr.value,
+        "asr_clean": clean.asr.value,
+        "accuracy": said.clean_accuracy.value,
+        "accuracy_clean": clean.clean_accuracy.value,
+        "works": metrics.attack_works(asr.value, drop),
     }
 
 

@@ -188,7 +188,7 @@ class DetectResults(Group):
     fpr: float | None = None
     recall: Estimate | None = None
     precision: Estimate | None = None
-    top_accuracy: Mapping[str, float] = field(default_factory=dict)
+    top_accuracy: Mapping[str, float | None] = field(default_factory=dict)
     localisation: Localisation | None = None
     controls: Mapping[str, float] = field(default_factory=dict)
     panel: tuple[PanelRow, ...] = ()
@@ -287,13 +287,18 @@ def _known(kind: Any) -> Any:
 
 
 def _typed(kind: Any, value: Any) -> Any:
-    """Return a JSON value as a type, None where it is of another. Parts of rows and maps that are not are left out."""
+    """Return a JSON value as a type, None where it is of another. Parts of rows and maps that are not are left out.
+
+    A map to `X | None` keeps those parts as None.
+    """
     if get_origin(kind) is tuple:
         rows = value if isinstance(value, (list, tuple)) else ()
         return tuple(row for each in rows if (row := _typed(get_args(kind)[0], each)) is not None)
     if get_origin(kind) is Mapping:
-        items = value.items() if isinstance(value, Mapping) else ()
-        return {key: part for key, each in items if (part := _typed(get_args(kind)[1], each)) is not None}
+        wanted = get_args(kind)[1]
+        known = _known(wanted)
+        parts = {key: _typed(known, each) for key, each in value.items()} if isinstance(value, Mapping) else {}
+        return {key: part for key, part in parts.items() if part is not None or known is not wanted}
     if kind is Estimate and not isinstance(value, Mapping):
         return None if (number := _typed(float, value)) is None else Estimate(value=number)
     if is_dataclass(kind):
