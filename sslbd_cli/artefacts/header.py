@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 from sslbd_cli.errors import InputError
@@ -29,6 +30,11 @@ def parse(text: str) -> tuple[dict[str, Any], str | None, tuple[dict[str, Any], 
     if not _is_history(history):
         raise InputError("its history is damaged")
     return header, header.pop("sha256", None), tuple(history)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a JSON value is a finite number, none beyond what float64 holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _finite(text: str) -> float:

@@ -206,7 +206,7 @@ class Encoder(Artefact):
         assert isinstance(shape, dict)
         for name in ("mean", "std"):
             numbers = shape[name]
-            good = isinstance(numbers, list) and len(numbers) == 3 and all(map(validate.is_number, numbers))
+            good = isinstance(numbers, list) and len(numbers) == 3 and all(map(header.is_number, numbers))
             need(good, f"bad input {name}")
         need(all(s > 0 for s in shape["std"]), "an input std is not positive")
         need(

@@ -13,7 +13,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from sslbd_cli.artefacts.validate import is_number
+from sslbd_cli.artefacts.header import is_number
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -61,11 +60,6 @@ def only_keys(found: dict[str, Any], known: set[str]) -> None:
     """Refuse entries that the kind does not know."""
     unknown = sorted(set(found) - known)
     need(not unknown, f"unknown entries {', '.join(unknown[:5])}")
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether a JSON value is a finite number, none beyond what float64 holds."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_count(value: Any, most: int) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from sslbd_cli.artefacts import parts as report_parts
+from sslbd_cli.artefacts.header import is_number
 from sslbd_cli.artefacts.kinds import Dataset, Report, spread
-from sslbd_cli.artefacts.validate import is_number
 from sslbd_cli.core import metrics
 from sslbd_cli.core.device import generator
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
