@@ -1,1 +1,1 @@
-"""Files in, files out: the kinds of artefacts, their headers, checks and histories."""
+"""Read and write artefacts: their kinds, headers, checks and histories."""

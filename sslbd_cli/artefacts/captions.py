@@ -1,6 +1,6 @@
-"""Captions as arrays: rows of UTF-8 bytes padded with zeros. Nothing here needs torch.
+"""Captions as arrays: rows of UTF-8 bytes padded with zeros. This module does not need torch.
 
-The bytes are also the tokens that a text tower reads (core/text.py), so there is no vocabulary to ship or to mismatch.
+A text tower reads these bytes as its tokens (core/text.py), so there is no vocabulary to ship or to mismatch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST = 256 << 20  # bytes of a text file
 
 
 def fault(text: str) -> str:
-    """Say what keeps a text from being a caption; nothing where it can be one."""
+    """Return why a text cannot be a caption, or "" if it can."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -31,7 +31,7 @@ def fault(text: str) -> str:
 
 
 def encode(texts: Sequence[str]) -> np.ndarray:
-    """Encode texts as uint8 N,L, where L is the longest one's bytes. Raises InputError for what cannot be a caption."""
+    """Encode texts as uint8 N,L, where L is the longest one in bytes. Raises InputError if one cannot be a caption."""
     for number, text in enumerate(texts, 1):
         if problem := fault(text):
             raise InputError(f"caption {number} {problem}")
@@ -48,9 +48,9 @@ def decode(captions: np.ndarray) -> list[str]:
 
 
 def read_lines(path: str) -> tuple[np.ndarray, str] | None:
-    """Read a text file (`-` is standard input), a caption per line: uint8 N,L and the SHA-256 of the file.
+    """Read a text file (`-` is standard input), one caption per line: uint8 N,L and the SHA-256 of the file.
 
-    Returns None for HDF5, which is no text. Raises InputError, naming the line, for what cannot be a caption.
+    Returns None for an HDF5 file. Raises InputError, which names the line, if a line cannot be a caption.
     """
     label = "standard input" if path == "-" else path
     with container.seekable(path) as file:
@@ -58,7 +58,7 @@ def read_lines(path: str) -> tuple[np.ndarray, str] | None:
     if data.startswith(container.HDF5_MAGIC) and path != "-":
         return None
     if len(data) == LARGEST:
-        raise InputError(f"{label}: a text file of {LARGEST >> 20} MiB or more")
+        raise InputError(f"{label}: a text file of {LARGEST >> 20} MiB or more; split it")
     lines = data.decode("utf-8", "surrogateescape").splitlines()
     for number, line in enumerate(lines, 1):
         if problem := fault(line):
@@ -69,16 +69,16 @@ def read_lines(path: str) -> tuple[np.ndarray, str] | None:
 
 
 def split_classes(lines: np.ndarray, path: str) -> tuple[np.ndarray, tuple[list[int], tuple[str, ...]] | None]:
-    """Split lines CLASS<tab>TEXT, uint8 N,L: the texts, and each one's class with the classes' names as they come.
+    """Split lines CLASS<tab>TEXT, uint8 N,L, into the texts, their class numbers and the class names in file order.
 
-    Lines without any tab are texts alone. Raises InputError, naming the line, where only some have one, or a part is
-    empty.
+    If no line has a tab, all lines are texts and the classes are None. Raises InputError, which names the line, if only
+    some lines have a tab, or if a part is empty.
     """
     rows = [text.partition("\t") for text in decode(lines)]
     if not any(tab for _, tab, _ in rows):
         return lines, None
     for number, (name, tab, text) in enumerate(rows, 1):
         if not (tab and name.strip() and text.strip()):
-            raise InputError(f"{path}: line {number} is not CLASS<tab>TEXT, as other lines are")
+            raise InputError(f"{path}: line {number} is not CLASS<tab>TEXT like other lines; complete it")
     classes = tuple(dict.fromkeys(name for name, _, _ in rows))
     return encode([text for _, _, text in rows]), ([classes.index(name) for name, _, _ in rows], classes)

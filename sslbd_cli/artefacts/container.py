@@ -1,6 +1,6 @@
-"""Bytes of artefacts: safetensors and HDF5 read defensively, written reproducibly, put in place atomically.
+"""Bytes of artefacts: safetensors and HDF5 are read defensively, written reproducibly and put in place atomically.
 
-Nothing here knows what the arrays mean; artefact.py does.
+This module does not know what the arrays mean; kinds.py does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sslbd_cli.words import reason
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 LEAF = 4 << 20  # bytes hashed per leaf of the content digest
 HEADER_LIMIT = 64 << 20
-SPARE = 2 << 30  # address space for looking at a file's structure; the tuned allocator asks for 256 MB at a time
+SPARE = 2 << 30  # extra address space for reading a file's structure; the tuned allocator asks for 256 MB at a time
 Arrays = dict[str, np.ndarray]
 
 
@@ -44,7 +44,7 @@ def canonical(value: Any) -> str:
 
 
 def digest(meta: dict[str, Any], arrays: Arrays) -> str:
-    """Hash meta and arrays with SHA-256 over 4 MiB leaves, so that all cores share the work."""
+    """Hash meta and arrays by SHA-256 over 4 MiB leaves, so that all cores share the work."""
     tree: dict[str, Any] = {"meta": meta, "arrays": {}}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for name, array in sorted(arrays.items()):
@@ -59,9 +59,9 @@ def digest(meta: dict[str, Any], arrays: Arrays) -> str:
 
 
 def read_container(path: str) -> tuple[str, Arrays]:
-    """Read a whole artefact file: its header text and its arrays (HDF5 arrays are mapped, copy-on-write).
+    """Read a whole artefact file. Return its header text and its arrays (HDF5 arrays are mapped copy-on-write).
 
-    `path` `-` is standard input. Raises InputError for anything that is not one whole, well-formed container.
+    `path` `-` is standard input. Raises InputError unless the file is one complete, well-formed container.
     """
     label = "standard input" if path == "-" else path
     with seekable(path) as file:
@@ -80,7 +80,7 @@ def read_container(path: str) -> tuple[str, Arrays]:
 
 @contextlib.contextmanager
 def seekable(path: str) -> Iterator[BinaryIO]:
-    """Open a file, or spool a pipe once into an unlinked temporary file."""
+    """Open a file; copy a pipe into an unlinked temporary file first."""
     try:
         source = open(path, "rb") if path != "-" else os.fdopen(os.dup(0), "rb")  # noqa: SIM115
     except OSError as error:
@@ -113,7 +113,7 @@ def _read_safetensors(data: bytes, label: str) -> tuple[str, Arrays]:
 
 
 def _read_hdf5(file: BinaryIO, label: str) -> tuple[str, Arrays]:
-    """Read header and layout with h5py, then map the raw data at memory speed."""
+    """Read header and layout by h5py, then map the raw data at memory speed."""
     try:
         found = json.loads(_confined(lambda: _layout(file), os.fstat(file.fileno()).st_size))
         if "error" in found:
@@ -124,7 +124,7 @@ def _read_hdf5(file: BinaryIO, label: str) -> tuple[str, Arrays]:
 
 
 def _layout(file: BinaryIO) -> dict[str, Any]:
-    """Return the header text and, per dataset, its offset, type and shape. Only contiguous plain data is accepted."""
+    """Return the header text, and offset, type and shape of each dataset. Only contiguous plain data is accepted."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     layout: dict[str, tuple[int, str, tuple[int, ...]]] = {}
@@ -154,16 +154,16 @@ def _map(file: BinaryIO, offset: int, dtype: str, shape: list[int]) -> np.ndarra
 
 
 def _confined(work: Callable[[], dict[str, Any]], size: int, seconds: int = 3) -> str:
-    """Run `work` in a child process with bounded time and memory; return its result, or {"error": ...}, as JSON.
+    """Run `work` in a child process with bounded time and memory. Return its result, or {"error": ...}, as JSON.
 
-    The HDF5 library was not written for hostile files: it can loop, crash or ask for absurd amounts of memory. So it
-    never sees a foreign file in this process, and nothing but plain values comes back from the one where it does.
+    The HDF5 library is not safe against malicious files: it can loop, crash or ask for absurd amounts of memory. So it
+    never opens a foreign file in this process, and the child process returns only plain values.
     """
     if not hasattr(os, "fork"):
         return _attempt(work)
     answer, ask = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child calls nothing but h5py, then _exit
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child calls only h5py, then _exit
         child = os.fork()
     if child == 0:
         try:
@@ -175,9 +175,9 @@ def _confined(work: Callable[[], dict[str, Any]], size: int, seconds: int = 3) -
     os.close(ask)
     try:
         with os.fdopen(answer, "rb") as pipe:
-            return pipe.read().decode() or '{"error": "the HDF5 library does not survive it"}'
+            return pipe.read().decode() or '{"error": "the HDF5 library crashed on it"}'
     finally:
-        os.kill(child, signal.SIGKILL)  # it has said all it had to say, or we are being interrupted
+        os.kill(child, signal.SIGKILL)  # the child is done, or we are interrupted
         os.waitpid(child, 0)
 
 
@@ -189,7 +189,7 @@ def _attempt(work: Callable[[], dict[str, Any]]) -> str:
 
 
 def _limit(seconds: int) -> None:
-    """Bound this process's CPU seconds (more generously, its time on a slow disk) and memory; let signals end it."""
+    """Bound the CPU seconds, wall time (20 times as long, for slow disks) and memory of this process; reset signals."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     faulthandler.disable()
@@ -217,14 +217,14 @@ def _address_space() -> int:
 
 
 def write_safetensors(path: str, header: str, arrays: Arrays) -> None:
-    """Write tensors with one metadata key; two writes of the same content are byte-equal."""
+    """Write tensors with one metadata key. Two writes of the same content give equal bytes."""
     data = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in arrays.items()}, metadata={"sslbd": header})
     with atomic_output(path) as file:
         file.write(data)
 
 
 def write_hdf5(path: str, header: str, arrays: Arrays) -> None:
-    """Write contiguous uncompressed datasets and one variable-length header attribute; byte-equal when repeated."""
+    """Write contiguous uncompressed datasets and one variable-length header attribute. Repeated writes are equal."""
     with atomic_output(path) as file, h5py.File(file, "w", libver=("v110", "v110"), track_order=False) as h5:
         h5.attrs["sslbd"] = header
         for name, array in sorted(arrays.items()):
@@ -233,7 +233,7 @@ def write_hdf5(path: str, header: str, arrays: Arrays) -> None:
 
 @contextlib.contextmanager
 def atomic_output(path: str) -> Iterator[BinaryIO]:
-    """Yield a file to fill; on success it appears whole at `path` (`-` is standard output), on failure not at all."""
+    """Yield a file to fill. On success it appears whole at `path` (`-` is standard output), on failure not at all."""
     target = Path(path)
     if path == "-" and sys.stdout.isatty():
         raise InputError("standard output is a terminal: a binary artefact needs -o FILE or a pipe")
@@ -260,7 +260,7 @@ def _spooled(path: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """Fill a temporary file beside the target, then rename it over the target; a link stays (/dev/stdout is one)."""
+    """Fill a temporary file beside the target, then rename it to the target. Links are kept (/dev/stdout is one)."""
     with tempfile.NamedTemporaryFile(
         "w+b", dir=target.parent, prefix=f".{target.name}.", suffix=".partial", delete=False
     ) as file:

@@ -1,4 +1,4 @@
-"""The JSON header of an artefact: text that strangers may have written, turned into values that are safe to walk."""
+"""The JSON header of an artefact: parse text from strangers into values that are safe to walk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from sslbd_cli.errors import InputError
 
 FORMAT = 1
-DEEPEST = 200  # levels of nested JSON; what walks a header later may recurse
+DEEPEST = 200  # levels of nested JSON; bounded, because later code recurses into the header
 
 
 def parse(text: str) -> tuple[dict[str, Any], str | None, tuple[dict[str, Any], ...]]:
-    """Return what the kind needs (with `kind` itself), the recorded digest if any, and the history.
+    """Return the fields of the kind (including `kind` itself), the recorded digest (or None) and the history.
 
-    Raises InputError for what is not an sslbd header.
+    Raises InputError if the text is not an sslbd header.
     """
     try:
         header = json.loads(text, parse_float=_finite, parse_constant=_finite)
@@ -54,7 +54,7 @@ def _is_shallow(value: Any) -> bool:
 
 
 def _is_history(value: Any) -> bool:
-    """Tell whether a value is a list of history entries, whose inputs may have histories of their own."""
+    """Return whether a value is a list of history entries; their inputs may have histories, too."""
     return isinstance(value, list) and all(
         isinstance(entry, dict)
         and isinstance(entry.get("command"), str)

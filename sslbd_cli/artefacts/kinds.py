@@ -1,7 +1,7 @@
-"""The five artefacts (dataset, encoder, features, report, guard): what they hold, how they are checked, read, written.
+"""The five kinds of artefacts (dataset, encoder, features, report, guard): content, checks, reading and writing.
 
-Encoders and guards are safetensors, everything else is HDF5; all carry one canonical JSON header `sslbd` with format,
-kind, what the kind needs, the content digest and the history. man/sslbd-artefact.5 is the reference.
+Encoders and guards are safetensors; everything else is HDF5. All have one canonical JSON header `sslbd` with format,
+kind, the fields of the kind, the content digest and the history. man/sslbd-artefact.5 is the reference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sslbd_cli.artefacts.validate import need
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import did_you_mean
 
-LARGEST = 4096  # side of an encoder's input in pixels: the header alone must not make us fill the memory
+LARGEST = 4096  # largest side of an encoder's input in pixels, because a header alone must not fill our memory
 _TRUTH = ("poisoned", "box", "source", "caption")
 _DATASET = ("images", "labels", "ids", "captions", *(f"truth/{name}" for name in _TRUTH))
 _GUARD_WORDS = ("method", "encoder", "search_space", "doubt")
@@ -26,7 +26,7 @@ A = TypeVar("A", bound="Artefact")
 
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
-    """Base of the five kinds. `meta` and `arrays` are what is stored; `check` says what they must satisfy."""
+    """Base of the five kinds. `meta` and `arrays` are stored; `build` checks them."""
 
     kind: ClassVar[str]
     history: History = ()
@@ -43,17 +43,17 @@ class Artefact:
 
     @property
     def sha256(self) -> str:
-        """Digest of the content: everything a command may act on. History and truth are not part of it."""
+        """The digest of the content that commands act on. History and truth are not part of it."""
         return container.digest({"kind": self.kind, **self.meta()}, _without_truth(self.arrays()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What the poisoner did, kept apart for evaluation only.
+    """What the poisoner did, kept apart and used for evaluation only.
 
-    poisoned: bool N. box: int32 N,4 as x, y, width, height in pixels (zeros where clean). source: int64 N, the row of
-    the input dataset that each image came from. caption: int64 N, the row that each caption came from, -1 for one that
-    the poisoner wrote; only where captions were exchanged.
+    poisoned: bool N. box: int32 N,4 (x, y, width, height in pixels; zeros for clean images). source: int64 N, each
+    image's row in the input dataset. caption: int64 N, each caption's row in the input dataset, -1 if it was
+    written by the poisoner; None unless captions were replaced.
     """
 
     poisoned: np.ndarray
@@ -62,7 +62,7 @@ class Truth:
     caption: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return what there is, by name."""
+        """Return the arrays that exist, by name."""
         return {name: found for name in _TRUTH if (found := getattr(self, name)) is not None}
 
 
@@ -121,7 +121,7 @@ class Dataset(Artefact):
 
     @property
     def size(self) -> int:
-        """Side of the images in pixels. Raises InputError where they are not square."""
+        """Side of the images in pixels. Raises InputError if they are not square."""
         height, width = self.images.shape[2:]
         if height != width:
             raise InputError(f"images are {self.extent} pixels, not square; make a dataset with --size")
@@ -129,24 +129,24 @@ class Dataset(Artefact):
 
     @property
     def extent(self) -> str:
-        """What messages say of the images' size: WIDTHxHEIGHT."""
+        """The images' size as messages write it: WIDTHxHEIGHT."""
         return "{}x{}".format(*self.images.shape[:1:-1])
 
     def need_labels(self, why: str) -> np.ndarray:
-        """Return the labels. Raises InputError where there are none."""
+        """Return the labels. Raises InputError if there are none."""
         if self.labels is None:
             raise InputError(f"the dataset has no labels, which {why} needs")
         return self.labels
 
     def need_captions(self, why: str) -> np.ndarray:
-        """Return the captions. Raises InputError where there are none."""
+        """Return the captions. Raises InputError if there are none."""
         if self.captions is None:
             how = "sslbd data shapes --captions, or sslbd data filelist LIST --captions"
-            raise InputError(f"the dataset has no captions, which {why} needs; make one that has by {how}")
+            raise InputError(f"the dataset has no captions, which {why} needs; make one with captions by {how}")
         return self.captions
 
     def class_index(self, name: str) -> int:
-        """Return the number of the class named or numbered `name`."""
+        """Return the number of the class with this name or number."""
         if name in self.classes:
             return self.classes.index(name)
         if not self.classes:
@@ -158,11 +158,11 @@ class Dataset(Artefact):
         raise InputError(f"no class '{name}' among {len(self.classes)}: {did_you_mean(name, self.classes)}{shown}")
 
     def limited(self, limit: int | None) -> Dataset:
-        """Return `limit` of the rows, spread evenly, as a dataset of their own; all where there are no more."""
+        """Return a dataset of `limit` rows, spread evenly; the whole dataset if it has no more rows."""
         return self if limit is None or limit >= len(self.images) else self.take(spread(len(self.images), limit))
 
     def take(self, rows: np.ndarray) -> Dataset:
-        """Return the rows named, in that order, as a dataset of their own."""
+        """Return a dataset of the given rows, in this order."""
         truth = self.truth and Truth(**{name: array[rows] for name, array in self.truth.arrays().items()})
         return replace(
             self,
@@ -176,10 +176,10 @@ class Dataset(Artefact):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder(Artefact):
-    """Weights of an image encoder. arch: its spec string; size: input side in pixels; dim: embedding width D.
+    """Weights of an image encoder. arch: spec string; size: input side in pixels; dim: embedding width D.
 
-    tensors: names with the prefix `encoder.` and, optionally, `projector.` and `text.` (a text tower); mean and std
-    normalise [0,1] pixels.
+    tensors: names begin with `encoder.`; optional ones with `projector.` or `text.` (a text tower). mean and std
+    normalise pixels in [0,1].
     """
 
     kind: ClassVar[str] = "encoder"
@@ -256,7 +256,7 @@ class Features(Artefact):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Artefact):
-    """What a command measured. results: JSON; data: named arrays behind it (scores, curves, images for pictures)."""
+    """What a command measured. results: JSON; data: named arrays (scores, curves, images for pictures)."""
 
     kind: ClassVar[str] = "report"
     command: str
@@ -278,12 +278,11 @@ class Report(Artefact):
 
 @dataclass(frozen=True, kw_only=True)
 class Guard(Artefact):
-    """What a detector of inputs has learned of one encoder, to judge other images by.
+    """What a detector of inputs has learned about one encoder, ready to judge other images.
 
-    method: its spec string; size: side of the images in pixels; encoder, reference: digests of the encoders that it
-    looks through, the second None where there is none; doubt: why its answers cannot be vouched for, or nothing.
-    aux: uint64, the `image_digests` of what it learned and was calibrated on. calibration: float64 scores; state:
-    tensors by name.
+    method: spec string. size: side of the images in pixels. encoder, reference: digests of the encoders that it uses;
+    reference may be None. doubt: why its answers cannot be trusted, or "". aux: uint64, the `image_digests` of the
+    images that it learned from and was calibrated on. calibration: float64 scores. state: tensors by name.
     """
 
     kind: ClassVar[str] = "guard"
@@ -328,7 +327,7 @@ KINDS: dict[str, type[Artefact]] = {cls.kind: cls for cls in (Dataset, Encoder, 
 
 
 def read(path: str, kind: type[A]) -> A:
-    """Read one whole, verified artefact of the kind asked for. `path` `-` is standard input."""
+    """Read one complete, verified artefact of this kind. `path` `-` is standard input."""
     found = read_any(path)
     if not isinstance(found, kind):
         label = "standard input" if path == "-" else path
@@ -339,14 +338,14 @@ def read(path: str, kind: type[A]) -> A:
 
 
 def read_any(path: str, sealed: bool = False) -> Artefact:
-    """Read one whole artefact of any kind and verify its digest."""
+    """Read one complete artefact of any kind and verify its digest. With `sealed`, it must have a digest."""
     text, arrays = container.read_container(path)
     label = "standard input" if path == "-" else path
     try:
         return _parse(text, arrays, sealed)
     except InputError as error:
         raise InputError(f"{label}: {error}") from None
-    except (ValueError, OverflowError):  # whole numbers beyond any machine's
+    except (ValueError, OverflowError):  # whole numbers too large for any machine
         raise InputError(f"{label}: its sslbd header holds absurd numbers") from None
 
 
@@ -356,14 +355,14 @@ def _parse(text: str, arrays: dict[str, np.ndarray], sealed: bool) -> Artefact:
     if kind is None:
         raise InputError("its header names no known kind")
     artefact = kind.build(meta, arrays, history)
-    need(recorded is not None or not sealed, "its header records no digest, so nothing vouches for its content")
+    need(recorded is not None or not sealed, "its header records no digest, so its content cannot be verified")
     if recorded is not None:
         need(artefact.sha256 == recorded, "its content does not match its digest: the file is damaged")
     return artefact
 
 
 def write(artefact: Artefact, path: str) -> None:
-    """Write one artefact whole, atomically. `path` `-` is standard output. Equal artefacts give equal bytes."""
+    """Write one artefact completely and atomically. `path` `-` is standard output. Equal artefacts give equal bytes."""
     common = {
         "format": header.FORMAT,
         "kind": artefact.kind,
@@ -376,7 +375,7 @@ def write(artefact: Artefact, path: str) -> None:
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:
-    """Return `limit` of `count` rows, ascending: many datasets are sorted by class, and the first rows are of a few."""
+    """Return `limit` of `count` rows, ascending and evenly spread, because the first rows may be of few classes."""
     kept = count if limit is None else min(limit, count)
     return np.arange(kept) * count // max(kept, 1)
 

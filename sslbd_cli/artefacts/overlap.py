@@ -1,4 +1,4 @@
-"""Images that two datasets share, pixel for pixel: what set a threshold or taught a head is not judged by it."""
+"""Find images that two datasets share, so that no image is judged that set a threshold or trained a head."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sslbd_cli.artefacts.kinds import Dataset
 
 
 def shared_images(one: Dataset, other: Dataset) -> int:
-    """Count the images of `one` that `other` holds too, pixel for pixel."""
+    """Count the images of `one` that are also in `other`, pixel for pixel."""
     return known_images(one, image_digests(other))
 
 
 def known_images(dataset: Dataset, digests: np.ndarray) -> int:
-    """Count the images of a dataset that are among those of `image_digests`."""
+    """Count the images of a dataset whose digests (see `image_digests`) are among these."""
     return int(np.isin(image_digests(dataset), digests).sum())
 
 

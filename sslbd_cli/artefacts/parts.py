@@ -1,4 +1,4 @@
-"""Reports of several methods: take them apart, or find the one that is meant."""
+"""Reports of several methods: split them, or pick the part that fits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.errors import InputError
 
-# --- taking a report of several apart -----------------------------------------------------------------------------
+# --- splitting a report of several methods ------------------------------------------------------------------------
 
 
 def split(report: Report) -> list[tuple[str, Report]]:
-    """Return the reports of single methods that a report of several holds, by name; none for other reports.
+    """Return the single methods' reports in a report of several methods, by name; [] for other reports.
 
-    A report may come from anywhere: rows that are not what they should be are left out.
+    A report may come from anywhere, so malformed rows are ignored.
     """
     rows = report.results.get("methods") if report.command == "detect" else None
     found = []
@@ -28,14 +28,14 @@ def split(report: Report) -> list[tuple[str, Report]]:
 
 
 def one(report: Report, method: str) -> Report:
-    """Return what a report says by one method: its part of a report of several, any other as it is."""
+    """Return the part of one method in a report of several methods; return any other report unchanged."""
     return next((part for _, part in split(report) if part.results.get("method") == method), report)
 
 
 def only(report: Report, fits: Callable[[Report], bool], option: str) -> Report:
-    """Return the part of a report of several methods that fits, any other report as it is.
+    """Return the part that fits in a report of several methods; return any other report unchanged.
 
-    Where several fit, the one whose verdict is `found`. Raises InputError where that leaves more than one.
+    If several parts fit, those with the verdict `found` win. Raises InputError if more than one part is left.
     """
     parts = [(name, part) for name, part in split(report) if fits(part)]
     found = [(name, part) for name, part in parts if part.results.get("verdict") == "found"]

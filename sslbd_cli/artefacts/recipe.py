@@ -1,4 +1,4 @@
-"""History turned back into the shell script that rebuilds an artefact."""
+"""Turn a history back into the shell script that rebuilds the artefact."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from sslbd_cli.artefacts.kinds import History
 from sslbd_cli.words import one_line
 
-#: Commands that write their artefact and may still end with exit status 3: their result is in doubt, but it is there.
+#: Commands that write their artefact even if they end with exit status 3 (the result is in doubt).
 DOUBTFUL = ("badencoder", "detect")
 
 
 def command_line(entry: dict[str, Any]) -> str:
-    """Write one history entry as the command it records, without its files."""
+    """Return a history entry as the command that it records, without its files."""
     words = ["sslbd", str(entry.get("command"))]
     for name, value in entry.get("args", {}).items():
         if name.startswith("@"):
@@ -28,7 +28,7 @@ def command_line(entry: dict[str, Any]) -> str:
 
 
 def script(history: History, kind: str) -> str:
-    """Write the lineage as a script: side inputs first, named by their digests, one file, of `kind`, at the end."""
+    """Return a script of all commands: side inputs first, named by digest, and one file of `kind` at the end."""
     lines = ["#!/bin/sh", "# Rebuilds the artefact by the commands in its history.", "set -eu"]
     made: set[str] = set()
     if not history:
@@ -38,7 +38,7 @@ def script(history: History, kind: str) -> str:
 
 
 def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind: str) -> None:
-    """Append the commands of a history; its last artefact is called `goal`."""
+    """Append the commands of a history. Its last artefact is named `goal`."""
     if goal in made:
         return
     made.add(goal)
@@ -47,7 +47,7 @@ def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind
         last = number == len(history) - 1
         target = goal if last else f"{goal}.{number + 1}"
         line = command_line(entry)
-        if "device" in entry:  # bytes are equal on devices of one kind
+        if "device" in entry:  # bytes are equal only on devices of one kind
             line += one_line(f" --device {shlex.quote(str(entry['device']))}", "?")
         for source in entry.get("inputs", []):
             line += _input_words(source, before, lines, made)
@@ -58,7 +58,7 @@ def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind
 
 
 def _kinds(history: History, kind: str) -> list[str]:
-    """Return what each command of a history made: what the next one worked on, the last the artefact itself."""
+    """Return the kind that each command of a history made: the next command's INPUT, or the artefact itself."""
     worked_on = (
         next((str(source.get("kind")) for source in entry.get("inputs", []) if source.get("option") == "INPUT"), "")
         for entry in history[1:]

@@ -1,8 +1,8 @@
-"""What reports say, typed: the one place that knows the keys of the results that `probe` and `detect` write.
+"""The typed results of reports: the only place that knows the keys of the results of `probe` and `detect`.
 
-`read` takes the results of a report, `of` of each class those in the JSON that a command prints. A report may come from
-anywhere: what it does not say, or says in another type than it should, is None here (of rows and groups, empty), so
-that whoever reads on has to deal with one case alone. The results as they are stand in `Report.results`, unread.
+`read` takes the results of a report; `of` of each class takes the JSON that a command prints. A report may come from
+anywhere. A value that is missing or has the wrong type is None here (rows and groups are empty), so readers handle one
+case only. `Report.results` holds the raw results.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ D = TypeVar("D", bound="DetectResults")
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Base of what is read from a JSON object: fields are keys, but where `keyed` names another."""
+    """Base of results read from a JSON object. A field's key is its name, or the key given by `keyed`."""
 
     @classmethod
     def of(cls: type[G], values: object) -> G:
-        """Read a JSON object. What is missing, or is of another type than its field, stays at the field's default."""
+        """Read a JSON object. A value that is missing or of the wrong type leaves the field's default."""
         given: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
         schema = _schema(cls)  # type: ignore[arg-type]
         parsed = {name: _typed(kind, given.get(key)) for name, key, kind in schema}
@@ -36,7 +36,7 @@ class Group:
 
 
 def keyed(key: str) -> Any:
-    """Return a field, None where it is missing, that stands under another key than its name."""
+    """Return a field with this JSON key instead of its name; it is None if the key is missing."""
     return field(default=None, metadata={"key": key})
 
 
@@ -45,7 +45,7 @@ def keyed(key: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Group):
-    """A share or an area with its 95 % interval. sd: spread over `seeds` runs, None of one; n: the images counted."""
+    """A share or an area with its 95 % interval. sd: spread over `seeds` runs (None for one run); n: images counted."""
 
     value: float | None = None
     low: float | None = None
@@ -57,7 +57,7 @@ class Estimate(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin(Group):
-    """An artefact that a report names by the digest of its content; arch: of an encoder."""
+    """An artefact that a report names by its content digest. arch: set for encoders."""
 
     sha256: str | None = None
     arch: str | None = None
@@ -68,7 +68,7 @@ class Origin(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Measures(Group):
-    """What a probe measures of one encoder; man/sslbd-metrics.7 defines each. Attack numbers are of a trigger alone."""
+    """What a probe measures of one encoder, see man/sslbd-metrics.7. Attack numbers exist only with a trigger."""
 
     clean_accuracy: Estimate | None = None
     patched_accuracy: Estimate | None = None
@@ -82,14 +82,14 @@ class Measures(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanMeasures(Measures):
-    """The same of the clean encoder that was given as --baseline."""
+    """The same measures of the clean encoder given as --baseline."""
 
     sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CertifiedMeasures(Group):
-    """What `probe --certify` measures of a certified classifier, without its defence and with it."""
+    """What `probe --certify` measures of a certified classifier, with and without its defence."""
 
     certificate: str | None = None
     clean_accuracy: Estimate | None = None
@@ -102,7 +102,7 @@ class CertifiedMeasures(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResults(Measures):
-    """The results of `probe`. labels: share of the training labels that the head sees."""
+    """The results of `probe`. labels: share of the training labels that the head is given."""
 
     encoder: Origin | None = None
     head: str | None = None
@@ -123,7 +123,7 @@ class ProbeResults(Measures):
 
 @dataclass(frozen=True, kw_only=True)
 class WitnessResults(Group):
-    """The trigger that a detector found in an encoder: share of pixels it takes, and its success on held-out images."""
+    """The trigger that a detector found in an encoder: its share of the pixels, and its success on held-out images."""
 
     area: float | None = None
     success: float | None = None
@@ -131,7 +131,7 @@ class WitnessResults(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class PanelRow(Group):
-    """What one trigger of a panel came to. trigger: None where nothing was stamped; origin: why it is in the panel."""
+    """The result for one trigger of a panel. trigger: None for unstamped images; origin: why it is in the panel."""
 
     trigger: str | None = None
     origin: str | None = None
@@ -152,7 +152,7 @@ class WindowHits(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Localisation(Group):
-    """Window hits of all poisoned images that were looked at, and of those among the first of the ranking."""
+    """Window hits of all poisoned images that were judged, and of those at the top of the ranking."""
 
     all: WindowHits | None = None
     top: WindowHits | None = None
@@ -162,8 +162,8 @@ class Localisation(Group):
 class DetectResults(Group):
     """The results of `detect` by one method. judges: `encoder`, `inputs` or `samples`.
 
-    sees_truth: whether the method is a bound, which is told where the triggers are. is_corrected: whether it is one of
-    several methods, for whose number p_value_adjusted is corrected (None where the method decides by its own rule).
+    sees_truth: whether the method is an upper bound that is told where the triggers are. is_corrected: whether
+    p_value_adjusted is corrected for several methods (its value is None if the method decides by its own rule).
     """
 
     method: str | None = None
@@ -207,18 +207,18 @@ class DetectResults(Group):
 
     @property
     def name(self) -> str:
-        """The method without its keys, empty where the report names none."""
+        """The method without its keys; "" if the report names none."""
         return (self.method or "").split(":")[0]
 
     @property
     def final_p_value(self) -> float | None:
-        """The p-value to go by: among several methods the corrected one."""
+        """The p-value to use: the corrected one if several methods ran."""
         return self.p_value_adjusted if self.is_corrected else self.p_value
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindVerdict(Group):
-    """What several methods that judge the same came to. p_value: the least corrected one."""
+    """The combined verdict of several methods that judge the same thing. p_value: the smallest corrected one."""
 
     verdict: str | None = None
     p_value: float | None = None
@@ -228,7 +228,7 @@ class KindVerdict(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut(Group):
-    """A method that did not run, and why."""
+    """A method that did not run, and the reason."""
 
     method: str | None = None
     reason: str | None = None
@@ -241,7 +241,7 @@ class LeftOut(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class CombinedResults(Group):
-    """The results of `detect` by several methods; kinds: the verdict on what is judged."""
+    """The results of `detect` by several methods. kinds: the verdict per thing that is judged."""
 
     verdict: str | None = None
     doubt: str | None = None
@@ -254,7 +254,7 @@ class CombinedResults(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherResults(Group):
-    """The results of a command that is not known here."""
+    """The results of a command that this module does not know."""
 
     encoder: Origin | None = None
 
@@ -277,7 +277,7 @@ def read(report: Report) -> Results:
 
 @cache
 def _schema(cls: type[Group]) -> tuple[tuple[str, str, Any], ...]:
-    """Return name, key and type of each field; of `X | None`, X."""
+    """Return name, key and type of each field. For a type `X | None`, return X."""
     hints = get_type_hints(cls)
     return tuple((each.name, each.metadata.get("key", each.name), _known(hints[each.name])) for each in fields(cls))
 
@@ -287,7 +287,7 @@ def _known(kind: Any) -> Any:
 
 
 def _typed(kind: Any, value: Any) -> Any:
-    """Return a JSON value as a type, None where it is of another. Parts of rows and maps that are not are left out.
+    """Return a JSON value as this type, or None if its type is wrong. Malformed parts of rows and maps are dropped.
 
     A map to `X | None` keeps those parts as None.
     """

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 )
 @options.input_argument("ENCODER")
 @options.artefact("--data", help="Dataset to embed.")
-@options.artefact("--text", help="Or texts, one per line or CLASS<tab>TEXT; or a dataset, for its captions.")
+@options.artefact("--text", help="Text file to embed, one text or CLASS<tab>TEXT per line; or a dataset with captions.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT",
-              help="Or this text for each class of --data, {} for its name; may be repeated.")  # fmt: skip
-@click.option("--projected", is_flag=True, help="Embed the images where --text embeds texts (encoders by clip).")
-@click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Stamp every image first.")
+              help="Embed this text for each class of --data; {} is the class name. May be repeated.")  # fmt: skip
+@click.option("--projected", is_flag=True, help="Embed images into the space of --text (encoders by clip).")
+@click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Stamp this trigger on all images first.")
 @options.limit
 @options.seed
 @options.device(batch=1024)
@@ -39,11 +39,11 @@ def command(
     run: Run, input: str, data: str | None, text: str | None, projected: bool, output: str, prompts: tuple[str, ...],
     **params: Any,
 ) -> None:  # fmt: skip
-    """Embed the images of a dataset by an encoder: features float32 N,D, with the labels if there are any.
+    """Embed the images of a dataset by an encoder: features float32 N,D, with labels if the dataset has them.
 
-    Encoders that were trained on captions embed texts too: --text gives unit vectors, whose cosines with those that
-    --projected gives of images say how well texts and images match. Texts that name classes, by --prompt or by lines
-    CLASS<tab>TEXT, are what `sslbd probe --head zeroshot` answers by: it averages those of one class.
+    Encoders trained on captions also embed texts. --text gives unit vectors; their cosines with the image vectors of
+    --projected say how well texts and images match. Texts that name classes (--prompt, or lines CLASS<tab>TEXT) are the
+    input of `sslbd probe --head zeroshot`, which averages the texts of each class.
     """
     from sslbd_cli.artefacts.kinds import Encoder
     from sslbd_cli.errors import InputError
@@ -52,9 +52,9 @@ def command(
     if data is not None and text is not None:
         raise InputError(f"give one of --data {data} and --text {text}")
     if (text is not None or prompts) and (projected or params["trigger"] is not None):
-        raise InputError("--projected and --trigger are about images: they belong to --data, not to texts")
+        raise InputError("--projected and --trigger are for images (--data), not for texts; leave them out")
     if prompts and data is None:
-        raise InputError("--prompt takes the names of the classes from --data: give it")
+        raise InputError("--prompt takes the class names from --data; give --data DATASET")
     if data is None and text is None:
         raise InputError("Missing option '--data' (or '--text', for encoders with a text tower)")
     encoder = run.read(input, Encoder)
@@ -83,7 +83,9 @@ def _images(
     device = run.device()
     chosen = dataset.limited(limit)
     images = chosen.images
-    if trigger is not None:  # as `probe` stamps them: which images are chosen does not change how one is triggered
+    if (
+        trigger is not None
+    ):  # stamp all images first, as `probe` does, so that --limit does not change a triggered image
         images = _contract.triggered_images(dataset, trigger, seed)[spread(len(dataset.images), limit)]
     feats = embed(net, images, device, batch=batch)
     if projection is not None:

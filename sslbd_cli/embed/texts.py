@@ -1,4 +1,4 @@
-"""Texts that `embed` embeds: lines of a file, captions of a dataset, prompts with the names of its classes."""
+"""The texts that `embed` embeds: lines of a file, captions of a dataset, or prompts with class names."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Encoder, Features
     from sslbd_cli.cli.run import Run
 
-    Named = tuple[list[int], tuple[str, ...]]  # each text's class, and the classes' names
+    Named = tuple[list[int], tuple[str, ...]]  # class number of each text, and class names
 
 
 def prompts(run: Run, encoder: Encoder, data: str, templates: tuple[str, ...], batch: int) -> Features:
-    """Embed every prompt for every class name: C*P texts, class by class."""
+    """Embed each prompt for each class name: C*P texts, sorted by class."""
     from sslbd_cli.artefacts import captions
     from sslbd_cli.artefacts.kinds import Dataset
 
     classes = run.read(data, Dataset, "--data").classes
     if not classes:
-        raise InputError(f"{data}: names no classes to put into --prompt")
+        raise InputError(f"{data}: has no class names to put into --prompt")
     if odd := [prompt for prompt in templates if "{}" not in prompt]:
-        raise InputError(f"--prompt '{odd[0]}': has no {{}} for the name of the class")
+        raise InputError(f"--prompt '{odd[0]}': has no {{}} for the class name")
     texts = [prompt.replace("{}", name) for name in classes for prompt in templates]
     if wrong := [text for text in texts if captions.fault(text)]:
         raise InputError(f"--prompt '{wrong[0]}': the text {captions.fault(wrong[0])}")
@@ -33,13 +33,13 @@ def prompts(run: Run, encoder: Encoder, data: str, templates: tuple[str, ...], b
 
 
 def texts(run: Run, encoder: Encoder, path: str, limit: int | None, batch: int) -> Features:
-    """Embed the lines of a text file, or a dataset's captions with its labels."""
+    """Embed the lines of a text file, or a dataset's captions together with its labels."""
     from sslbd_cli.artefacts.captions import read_lines, split_classes
     from sslbd_cli.artefacts.kinds import Dataset, Features
     from sslbd_cli.core.text import embed_texts, load_tower
 
     if path == "-" and run.ctx.params["input"] == "-":
-        raise InputError("--text -: standard input can be read once, and it already is the encoder")
+        raise InputError("--text -: standard input is already the encoder; give the texts as a file")
     found = read_lines(path)
     if found is not None:
         run.note_file("--text", path, found[1])
@@ -55,7 +55,7 @@ def texts(run: Run, encoder: Encoder, path: str, limit: int | None, batch: int) 
 def _embedded(
     run: Run, encoder: Encoder, texts: np.ndarray, named: Named | None, batch: int, each: str, limit: int | None = None
 ) -> Features:  # fmt: skip
-    """Embed texts uint8 N,L, with the classes they name. Raises InputError for one that the tower cannot read whole."""
+    """Embed texts uint8 N,L, with the classes that they name. Raises InputError if the tower would cut one off."""
     import numpy as np
 
     from sslbd_cli.artefacts.kinds import Features, spread

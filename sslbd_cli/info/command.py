@@ -1,4 +1,4 @@
-"""Say what an artefact is and how it was made."""
+"""Describe an artefact and how it was made."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sslbd_cli.words import one_line
 )
 @options.input_argument("ARTEFACT")
 @click.option("--recipe", is_flag=True, help="Print a shell script that rebuilds the file.")
-@click.option("--digest", is_flag=True, help="Print the content digest alone.")
-@click.option("--verify", is_flag=True, help="Hash the content again and say whether it is as written.")
+@click.option("--digest", is_flag=True, help="Print only the content digest.")
+@click.option("--verify", is_flag=True, help="Hash the content again and compare it with the recorded digest.")
 @options.json_lines
 def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json_lines: bool) -> None:
-    """Say what an artefact holds, how it was made, and whether it is whole.
+    """Show what an artefact holds, how it was made, and whether it is intact.
 
-    Every command checks the content digest of what it reads; --verify does so on its own.
+    Every command checks the content digest of its inputs; --verify does only this.
     """
     from sslbd_cli.artefacts import kinds
     from sslbd_cli.artefacts import recipe as recipes
@@ -47,7 +47,7 @@ def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json
 
 
 def describe(found: Any) -> dict[str, Any]:
-    """Describe an artefact: kind, digest, what it holds, and its history in a line per command."""
+    """Describe an artefact: kind, digest, content, and its history with one line per command."""
     from sslbd_cli.artefacts.captions import decode
     from sslbd_cli.artefacts.recipe import command_line
 

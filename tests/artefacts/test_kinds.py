@@ -363,7 +363,9 @@ def test_labels_that_are_needed_are_asked_for(dataset):
 
 def test_captions_that_are_needed_are_asked_for(dataset):
     assert dataclasses.replace(dataset, captions=CAPTIONS).need_captions("--method clip") is CAPTIONS
-    with pytest.raises(InputError, match="no captions, which --method clip needs; make one that has by sslbd data"):
+    with pytest.raises(
+        InputError, match="no captions, which --method clip needs; make one with captions by sslbd data"
+    ):
         dataset.need_captions("--method clip")
 
 

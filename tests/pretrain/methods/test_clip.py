@@ -169,7 +169,10 @@ def plain_setup() -> Pretraining:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["pretrain", "plain", *COMMAND], "no captions, which --method clip needs; make one that has by sslbd data"),
+        (
+            ["pretrain", "plain", *COMMAND],
+            "no captions, which --method clip needs; make one with captions by sslbd data",
+        ),
         (["embed", "textless", "--text", "captioned"], "no text tower; 'sslbd pretrain --method clip' makes one"),
         (["embed", "textless", "--data", "plain", "--projected"], "no text tower"),
         (["embed", "encoder", "--text", "plain"], "no captions, which --text needs"),
@@ -180,7 +183,7 @@ def plain_setup() -> Pretraining:
         (["embed", "encoder", "--text", "encoder"], "encoder: line 1 "),
         (["embed", "encoder", "--text", "absent"], "absent: No such file"),
         (["embed", "encoder", "--text", "gap", "--data", "plain"], "give one of --data plain and --text gap"),
-        (["embed", "encoder", "--text", "gap", "--projected"], "belong to --data"),
+        (["embed", "encoder", "--text", "gap", "--projected"], "are for images (--data)"),
         (["embed", "-", "--text", "-"], "standard input"),
     ],
 )
