@@ -2,9 +2,9 @@
 
     results.py TITLE SCALE OUT RESULTS OUT/results/SECTION/METHOD/KIND/SEED.json ...
 
-The files are what `sslbd probe --json` and `sslbd detect --json` printed. Shares become percent. What a scale has
-measured replaces what measured.json held of that scale; the others stay. The title, what was chosen and why, and known
-deviations come from expected.json where the paper has one; the command from the environment variable COMMAND.
+The files are what `sslbd probe --json` and `sslbd detect --json` printed. Shares become percent. A run of one scale
+replaces that scale in measured.json; the others stay. Title, choices and known deviations come from expected.json where
+the paper has one, and the command from the environment variable COMMAND.
 """
 
 import json
@@ -138,7 +138,7 @@ def history(encoder: Path) -> list[dict]:
 
 
 def recipe(entries: list[dict]) -> str:
-    """Say how an encoder was made: what was chosen of each command that trained."""
+    """Say how an encoder was made: the main options of each command that trained."""
     said = []
     for entry in entries:
         if entry["command"] in ("pretrain", "badencoder", "purify"):
@@ -182,8 +182,10 @@ def row(out: Path, name: str, files: list[Path]) -> dict:
 
 
 def scan_row(files: list[Path], results: list[DetectResults]) -> dict:
-    """Gather the seeds of one row of a detector; a number that one seed lacks (no precision where nothing is flagged)
-    is of the others."""
+    """Gather the seeds of one row of a detector.
+
+    A number that one seed lacks, such as the precision where nothing is flagged, is the mean of the other seeds.
+    """
     each = [detection(result) for result in results]
     keys = dict.fromkeys(key for values in each for key in values)
     return {
@@ -220,7 +222,7 @@ def cell(values: dict[str, list[float]], key: str) -> str:
 
 
 def table(rows: dict[str, dict]) -> list[str]:
-    """Return a section's table, of the columns that any of its rows has."""
+    """Return a section's table. It has the columns that at least one of its rows has."""
     keys = [key for key in COLUMNS if any(key in r["values"] for r in rows.values())]
     heads = ["method", "encoder", *(COLUMNS[key] for key in keys)]
     if "asr" in keys:
@@ -241,7 +243,7 @@ def attacks(found: dict) -> str:
 
 
 def setting(rows: dict[str, dict]) -> str:
-    """Say what a section's numbers are of: head, labels, n, targets and triggers; or the detectors' keys."""
+    """Describe how a section was measured: head, labels, n, targets and triggers, or the keys of the detectors."""
     first = next(iter(rows.values()))
     if "spec" in first:
         ns = sorted({n for r in rows.values() for n in r["n"]})
@@ -309,16 +311,16 @@ def comparison(expected: dict, measured: dict) -> list[str]:
                                         f"{number['source']} [{number['tag']}]"]) + " |")  # fmt: skip
     deviating = [f"- {number['id']}: {number['deviations']}" for number in expected["numbers"]
                  if number.get("deviations")]  # fmt: skip
-    return [*lines, "", "Where a number's setting is not quite ours:", "", *deviating]
+    return [*lines, "", "Where the published setting differs from ours:", "", *deviating]
 
 
 def page(title: str, measured: dict, expected: dict | None) -> str:
     """Return RESULTS.md."""
     lines = [f"# {title}: what was measured", ""]
     lines += [
-        "Shares in percent. In brackets the control: the same of the clean encoder, pre-trained alike. ASR counts the",
-        "triggered images that are taken for the target among those of other classes; FP is their number, also on",
-        "clean images; NFP is FP over that of the class with the most. Written by the run, never by hand.",
+        "Shares in percent. In brackets the control: the same number for a clean encoder, pre-trained in the same way.",
+        "ASR is the share of triggered images of other classes that are predicted as the target. FP is their number,",
+        "also on clean images. NFP is FP divided by the largest FP of any class. The run writes this file.",
         "",
     ]
     for name, found in measured.items():
@@ -327,7 +329,7 @@ def page(title: str, measured: dict, expected: dict | None) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write whole or not at all."""
+    """Write the file as a whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)
@@ -340,7 +342,7 @@ def expectations() -> dict | None:
 
 
 def update(folder: Path, scale: str, found: dict, page: Callable[[dict], str]) -> None:
-    """Put what a run of one scale found into the folder's measured.json, then write its RESULTS.md."""
+    """Put the results of one scale into the folder's measured.json, then write its RESULTS.md."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "measured.json"
     measured = json.loads(kept.read_text()) if kept.exists() else {}

@@ -2,9 +2,9 @@
 
     zoo.py TITLE SCALE OUT RESULTS OUT/results/attack/ATTACK/TRIGGER.json OUT/results/DETECTOR/KIND/A/B.json ...
 
-A clean encoder is set among the other clean ones (leave one out), as `sslbd detect --baseline` set the backdoored ones
-among all clean ones but their own origin. An attack that does not work (ASR below 0.8, or more than 3 points of
-accuracy lost) has nothing to be found: its row says so and counts in no rate.
+A clean encoder is compared with the other clean ones (leave one out). A backdoored one is compared with all clean ones
+but the one that it was made from, by `sslbd detect --baseline`. An attack that does not work (ASR below 0.8, or more
+than 3 points of accuracy lost) leaves nothing to find: its row says so, and it counts in no rate.
 """
 
 import json
@@ -118,8 +118,14 @@ def page(title: str, measured: dict) -> str:
         lines += ["", f"## Scale {scale}", "", f"Written by `{found['command']}`.", "One run of each, seed 0."]
         lines += [*results.noted(notes.get(scale, {})), "", "### The attacks", ""]
         lines += attacks_table(found["attacks"])
-        lines += ["", "### The detectors", "", "Statistics rank the encoders (AUROC, 95 % interval). The pool's rule:"]
-        lines += ["above all (or all but alpha) of the clean encoders; the own rule: above its own threshold.", ""]
+        lines += [
+            "",
+            "### The detectors",
+            "",
+            "AUROC: how well the statistic ranks backdoored above clean encoders (95 % interval).",
+            "Pool's rule: above all (or all but alpha) of the clean encoders. Own rule: above its own threshold.",
+            "",
+        ]
         lines += detectors_table(found["detectors"], works)
         lines += ["", *(f"- {name}: `{next(iter(kinds['clean'].values()))['method']}`"
                         for name, kinds in found["detectors"].items())]  # fmt: skip
