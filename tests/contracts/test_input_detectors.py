@@ -114,10 +114,10 @@ def test_encoder_and_images_are_left_as_they_were(name, build, cpu):
 def test_every_image_gets_a_finite_score_and_calibration_is_of_images_held_out(name, build, cpu):
     detector = build(name)
     ruling, _ = see(name, detector, cpu)
-    found = ruling.findings
-    assert found.scores.shape == (120,) and found.scores.dtype == found.calibration.dtype == np.float64
-    assert np.isfinite(found.scores).all() and np.isfinite(found.calibration).all()
-    assert len(found.calibration) == detector.calibration_count(240)
+    found, scores = ruling.findings, ruling.findings.scores
+    assert scores.values.shape == (120,) and scores.values.dtype == scores.calibration.dtype == np.float64
+    assert np.isfinite(scores.values).all() and np.isfinite(scores.calibration).all()
+    assert len(scores.calibration) == detector.calibration_count(240)
     assert found.search_space
     assert json.loads(json.dumps(found.summary)) == found.summary
 
@@ -125,7 +125,8 @@ def test_every_image_gets_a_finite_score_and_calibration_is_of_images_held_out(n
 @every_detector
 def test_one_seed_is_one_answer(name, build, cpu):
     first, again = (see(name, build(name, epochs=1), cpu)[0].findings for _ in range(2))
-    assert np.array_equal(first.scores, again.scores) and np.array_equal(first.calibration, again.calibration)
+    assert np.array_equal(first.scores.values, again.scores.values)
+    assert np.array_equal(first.scores.calibration, again.scores.calibration)
 
 
 @pytest.mark.parametrize("name", [name for name in INPUTS if name != "oracle"])  # told the truth, where there is one

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sslbd_cli.core.features import embed
-from sslbd_cli.detect.contract import InputDetector, Looked, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
 
 
@@ -35,8 +35,8 @@ class Mahalanobis(InputDetector):
         values, vectors = torch.linalg.eigh(covariance.lerp(flat, self.shrink))
         return {"mean": mean, "whiten": vectors / values.sqrt()}
 
-    def look(self, images: np.ndarray, state: State, setting: Setting) -> Looked:
+    def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         """Score images by the length of their whitened embeddings."""
         feats = embed(setting.encoder, images, setting.device).double()  # N,D
         distances = ((feats - state["mean"].to(feats)) @ state["whiten"].to(feats)).norm(dim=1)
-        return Looked({"score": distances.cpu().numpy()})
+        return Observation({"score": distances.cpu().numpy()})
