@@ -1,1 +1,1 @@
-"""The small GPU core library: tensors in, tensors out; files only in artefact.py, storage.py and loader.py."""
+"""The small GPU core library that all commands share: tensors in, tensors out."""

@@ -1,11 +1,11 @@
-"""Augment whole batches on their device: one random view per image, every parameter drawn per sample.
+"""Augment whole batches on their device: one random view per image, with all parameters drawn per sample.
 
-Semantics are torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur and
-RandomSolarize, in that order, on float pixels (torchvision and PIL round to 8 bits after each step; we never round).
+The operations are torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur and
+RandomSolarize, in this order, on float pixels. (torchvision and PIL round to 8 bits after each step; we never round.)
 Crop, antialiased resize and flip are two batched matrix products with per-sample weights.
 
-Nothing here synchronises with the host: every chance is a column of one table of uniform numbers, drawn by one call,
-and is applied by arithmetic. So a view can be captured in a CUDA graph, and `compiled` can fuse it.
+No operation synchronises with the host: one call draws a table of uniform numbers with one column per random choice,
+and arithmetic applies them. So a CUDA graph can capture a view, and `compiled` can fuse it.
 """
 
 import math
@@ -18,11 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-_GREY = (0.2989, 0.587, 0.114)  # torchvision's rounding of ITU-R 601 luma; it sums to 0.9999 and we keep that
-# The RGB matrix that drops luma and turns YIQ's chroma plane by 90 degrees, the way hue grows.
+_GREY = (0.2989, 0.587, 0.114)  # torchvision's rounding of ITU-R 601 luma; it sums to 0.9999, and we keep that
+# The RGB matrix that removes luma and turns YIQ's chroma plane by 90 degrees, in the direction of growing hue.
 _HUE = ((-0.1677, -0.3293, 0.4970), (0.3281, -0.0355, -0.2926), (-1.2497, 1.0465, 0.2032))
-_TRIES = 10  # RandomResizedCrop gives up after ten boxes that stick out
-# Columns of the table of uniforms. Every column is always drawn, so switching one operation on shifts no other draw.
+_TRIES = 10  # RandomResizedCrop gives up after ten boxes that leave the image
+# Columns of the table of uniforms. All columns are always drawn, so enabling an operation shifts no other draw.
 _COLUMNS = {
     "area": _TRIES, "ratio": _TRIES, "top": 1, "left": 1, "flip": 1, "jitter": 1, "factors": 3, "hue": 1,
     "order": 3, "row": 1, "gray": 1, "blur": 1, "sigma": 1, "solarize": 1,
@@ -31,14 +31,14 @@ _COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Say what one random view is; the defaults are SimCLR's on 32-pixel images, without blur.
+    """Describe one random view. The defaults are SimCLR's for 32-pixel images, without blur.
 
-    `flip jitter gray blur solarize` are probabilities per sample; `brightness contrast saturation hue` are
-    ColorJitter's strengths; `scale` is the crop's share of the area, `ratio` its width / height; `sigma` is in pixels.
-    `colour=exact` is ColorJitter (random order, clamped after each step, hue in HSV); `colour=fast` is one affine map
-    per sample (fixed order, one clamp, hue as a YIQ rotation): another augmentation, 4.5/255 away on average where
-    the jitter moves pixels by 28/255 (2,000 CIFAR-10 images, same draws). It also blurs before the colour, inside the
-    resize for free; that is the same as torchvision's blur after it wherever the colour does not clamp.
+    `flip jitter gray blur solarize` are probabilities per sample. `brightness contrast saturation hue` are
+    ColorJitter's strengths. `scale` is the crop's share of the area, `ratio` its width / height; `sigma` is in pixels.
+    `colour=exact` is ColorJitter (random order, clamped after each step, hue in HSV). `colour=fast` is one affine map
+    per sample (fixed order, one clamp, hue as a YIQ rotation). This is another augmentation: it differs by 4.5/255 on
+    average, while the jitter changes pixels by 28/255 (2,000 CIFAR-10 images, same draws). It also blurs before the
+    colour, inside the resize at no cost; this equals torchvision's later blur wherever the colour does not clamp.
     """
 
     size: int = 32
@@ -72,13 +72,13 @@ class Recipe:
 def augment(images: Tensor, recipe: Recipe, gen: torch.Generator) -> Tensor:
     """Return one random view of each image: B,3,H,W uint8 or float in [0,1] -> B,3,size,size float32 in [0,1].
 
-    `gen` lives on the images' device and is advanced by B x 36 numbers whatever the recipe says.
+    `gen` must be on the images' device. It advances by B x 36 numbers for every recipe.
     """
     return _render(images, _draw(images, gen), recipe)
 
 
 def compiled(recipe: Recipe) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """Return `augment` for one recipe through torch.compile: same draws; building takes 10-40 s per batch shape."""
+    """Return `augment` for one recipe through torch.compile, with the same draws. Building takes 10-40 s per shape."""
     render = torch.compile(partial(_render, recipe=recipe), dynamic=False)
     return lambda images, gen: render(images, _draw(images, gen))
 
@@ -89,7 +89,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def cut(images: Tensor, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Cut boxes (1 or B),4 (x, y, width, height) out of B,C,H,W images and resize to shape, as `resize` does."""
+    """Cut boxes (1 or B),4 (x, y, width, height) out of B,C,H,W images and resize them to `shape` like `resize`."""
     x, y, width, height = boxes.to(images.device).float().view(-1, 4, 1, 1).unbind(1)
     grid_y, grid_x = (torch.arange(side, device=images.device).view(1, side, 1) + 0.5 for side in shape)
     rows = _weights(grid_y, y, height, images.shape[2], "bilinear")
@@ -98,7 +98,7 @@ def cut(images: Tensor, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def crop_boxes(count: int, shape: tuple[int, int], recipe: Recipe, gen: torch.Generator) -> Tensor:
-    """Draw the boxes (x, y, width, height), float32 count,4, that `augment` would crop from images of shape H,W."""
+    """Draw the crop boxes (x, y, width, height) of `augment`, float32 count,4, for images of shape H,W."""
     names = ("area", "ratio", "top", "left")
     sizes = [_COLUMNS[name] for name in names]
     uniforms = torch.rand(count, sum(sizes), generator=gen, device=gen.device)
@@ -108,7 +108,7 @@ def crop_boxes(count: int, shape: tuple[int, int], recipe: Recipe, gen: torch.Ge
 
 
 def _draw(images: Tensor, gen: torch.Generator) -> Tensor:
-    """Draw the B,36 uniforms that decide one view of each image."""
+    """Draw the B,36 uniform numbers that decide one view of each image."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images B,3,H,W, got {tuple(images.shape)}")
     return torch.rand(len(images), sum(_COLUMNS.values()), generator=gen, device=images.device)
@@ -119,12 +119,12 @@ def _columns(uniforms: Tensor) -> dict[str, Tensor]:
 
 
 def _render(images: Tensor, uniforms: Tensor, recipe: Recipe) -> Tensor:
-    """Do everything that `augment` promises, as a pure function of the images and the B,36 uniforms."""
+    """Render views (see `augment`) as a pure function of the images and the B,36 uniform numbers."""
     u = _columns(uniforms)
     if recipe.colour == "fast":
         views = _fast_colour(_resample(images, u, recipe), u, recipe)
     else:
-        # Rows are shuffled because a row's number says after how many blends its hue turns: see _exact_jitter.
+        # Rows are shuffled, because a row's number decides after how many blends its hue turns: see _exact_jitter.
         rows = u["row"].squeeze(1).argsort()
         shuffled = _columns(uniforms.index_select(0, rows))
         views = _resample(images.index_select(0, rows), shuffled, recipe).clamp_(0, 1)
@@ -135,12 +135,12 @@ def _render(images: Tensor, uniforms: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _chance(uniform: Tensor, probability: float) -> Tensor:
-    """Toss one coin per sample: B,1 uniforms -> B,1,1,1 booleans."""
+    """Toss one coin per sample: uniforms B,1 -> booleans B,1,1,1."""
     return (uniform < probability).view(-1, 1, 1, 1)
 
 
 def _boxes(u: dict[str, Tensor], height: int, width: int, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw RandomResizedCrop.get_params boxes: top, left, height, width, each B,1 whole numbers in float32."""
+    """Compute RandomResizedCrop.get_params boxes: top, left, height, width, each B,1 whole numbers in float32."""
     low, high = (math.log(r) for r in recipe.ratio)
     area = height * width * (recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * u["area"])
     ratio = torch.exp(low + (high - low) * u["ratio"])
@@ -150,7 +150,7 @@ def _boxes(u: dict[str, Tensor], height: int, width: int, recipe: Recipe) -> tup
     none, (centre_h, centre_w) = ~fits.any(1, keepdim=True), _centre_box(height, width, recipe.ratio)
     h = h.gather(1, first).masked_fill(none, centre_h)
     w = w.gather(1, first).masked_fill(none, centre_w)
-    # u < 1 keeps floor(u * n) < n in float32 for every n an image can have
+    # u < 1 ensures floor(u * n) < n in float32 for every possible n
     top = (u["top"] * (height - h + 1)).floor().masked_fill(none, (height - centre_h) // 2)
     left = (u["left"] * (width - w + 1)).floor().masked_fill(none, (width - centre_w) // 2)
     return top, left, h, w
@@ -166,7 +166,7 @@ def _centre_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[in
 
 
 def _resample(images: Tensor, u: dict[str, Tensor], recipe: Recipe) -> Tensor:
-    """Crop, resize and flip (and blur, in fast mode): B,3,H,W -> B,3,size,size; bicubic may leave [0,1]."""
+    """Crop, resize and flip (and blur, in fast mode): B,3,H,W -> B,3,size,size. Bicubic results may leave [0,1]."""
     height, width = images.shape[2:]
     zero = torch.zeros_like(u["top"])
     boxes = _boxes(u, height, width, recipe) if recipe.crop else (zero, zero, zero + height, zero + width)
@@ -180,7 +180,7 @@ def _resample(images: Tensor, u: dict[str, Tensor], recipe: Recipe) -> Tensor:
 def _crop_weights(
     boxes: tuple[Tensor, Tensor, Tensor, Tensor], flipped: Tensor, shape: tuple[int, int], recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
-    """Return the weights of rows B,size,H and columns B,size,W that cut B,1 boxes out, resize and mirror them."""
+    """Return the weights of rows B,size,H and columns B,size,W that cut out B,1 boxes, resize and mirror them."""
     top, left, h, w = (side.unsqueeze(2) for side in boxes)
     grid = torch.arange(recipe.size, device=top.device).view(1, -1, 1) + 0.5
     mirrored = torch.where(flipped.unsqueeze(2), recipe.size - grid, grid)
@@ -191,13 +191,13 @@ def _crop_weights(
 def _weights(grid: Tensor, start: Tensor, extent: Tensor, length: int, interpolation: str) -> Tensor:
     """Return the antialiased resampling weights B,S,length of one axis (PIL's and torch's `antialias=True`).
 
-    Output pixel centres `grid` (1 or B),S,1 run over 0..S; they map onto [start, start + extent), B,1,1 each.
+    Output pixel centres `grid` (1 or B),S,1 run over 0..S. They map onto [start, start + extent), each B,1,1.
     """
     step = extent / grid.shape[1]
     pixel = torch.arange(length, device=grid.device) + 0.5
-    # A pixel outside the crop is put infinitely far away: one small B,1,L step instead of masking B,S,L weights.
+    # Pixels outside the crop get an infinite distance: one small B,1,L step instead of a mask of B,S,L weights.
     pixel = pixel.masked_fill((pixel < start) | (pixel > start + extent), math.inf)  # 1 or B,1,length
-    squeeze = 1 / step.clamp(min=1)  # the filter widens when shrinking, never narrows
+    squeeze = 1 / step.clamp(min=1)  # the filter widens when the image shrinks, and never narrows
     away = (pixel * squeeze - (start + grid * step) * squeeze).abs_()
     weights = 1 - away.clamp_(max=1) if interpolation == "bilinear" else _cubic(away.clamp_(max=2))
     return weights / weights.sum(2, keepdim=True)
@@ -211,16 +211,16 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def _separable(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Apply rows (1 or B),S,H and columns (1 or B),S,W to B,C,H,W, scaling 8-bit pixels to [0,1] on the way."""
+    """Apply rows (1 or B),S,H and columns (1 or B),S,W to B,C,H,W. Also scale 8-bit pixels to [0,1]."""
     if not images.is_floating_point():
-        cols = cols / 255  # on the small matrix, so the batch is not passed over once more
+        cols = cols / 255  # scale the small matrix, to save one pass over the batch
     across = images.float().flatten(1, 2) @ cols.mT  # B,CH,S
     result: Tensor = rows.unsqueeze(1) @ across.view(*images.shape[:3], -1)
     return result
 
 
 def _blur_weights(u: dict[str, Tensor], recipe: Recipe) -> Tensor:
-    """Return Gaussian blur with reflected borders as matrices B,S,S; the identity where no blur was drawn.
+    """Return Gaussian blur with reflected borders as matrices B,S,S; the identity for samples without blur.
 
     The kernel spans a tenth of the image (SimCLR, appendix A): radius size // 20, at least 1 (3x3 at 32 pixels).
     """
@@ -232,7 +232,7 @@ def _blur_weights(u: dict[str, Tensor], recipe: Recipe) -> Tensor:
     bell = torch.where(u["blur"] < recipe.blur, bell, (tap == 0).float())
     pixel = torch.arange(size, device=tap.device)
     near, column, tap = pixel.view(-1, 1), pixel.view(1, -1), tap.view(-1, 1, 1)
-    # Reflection without repeating the border: column j also stands for -j and for 2(size-1)-j.
+    # Reflection without a repeated border: column j also stands for -j and for 2(size-1)-j.
     left = (near + column == tap) & (column > 0)
     right = (2 * (size - 1) - near - column == tap) & (column < size - 1)
     places = ((near - column).abs() == tap).float() + left.float() + right.float()  # radius+1,size,size
@@ -270,10 +270,11 @@ def _exact_colour(views: Tensor, u: dict[str, Tensor], recipe: Recipe) -> Tensor
 
 
 def _exact_jitter(x: Tensor, factors: Tensor, order: Tensor, hue: Tensor) -> Tensor:
-    """Apply ColorJitter to B,3,S,S: blends by factors B,3 in each row's `order` B,3 of them, hue by B,1 turns.
+    """Apply ColorJitter to B,3,S,S: blend by factors B,3 in each row's `order` B,3, turn hue by B,1 turns.
 
-    Row i turns its hue after 4 i // B of the three blends (0 brightness, 1 contrast, 2 saturation). Hue is the dear
-    step; as rows come in random order, each sample gets any of the 24 orders (batches under four: fewer) for one hue.
+    Row i turns its hue after 4 i // B of the three blends (0 brightness, 1 contrast, 2 saturation). Hue is the
+    expensive step. Rows come in random order, so each sample can get each of the 24 orders (fewer if B < 4) for the
+    cost of one hue turn.
     """
     ordered = factors.gather(1, order)
     cuts = [(len(x) * place + 3) // 4 for place in range(5)]
@@ -290,7 +291,7 @@ def _exact_jitter(x: Tensor, factors: Tensor, order: Tensor, hue: Tensor) -> Ten
 
 
 def _blend(x: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
-    """Blend with black, the mean grey or each pixel's grey (kind 0, 1, 2): B,3,S,S and B,1,1,1; clamped to [0,1]."""
+    """Blend with black, the mean grey or each pixel's grey (kind 0, 1, 2): B,3,S,S and B,1,1,1. Clamp to [0,1]."""
     grey = _grey(x)
     mean = grey.mean((2, 3), keepdim=True)
     rest = torch.addcmul((1 - factor) * (kind == 1) * mean, grey, (1 - factor) * (kind == 2))
@@ -298,15 +299,15 @@ def _blend(x: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
 
 
 def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of B,3,S,S in [0,1] by B,1,1 turns, as through HSV.
+    """Turn the hue of B,3,S,S in [0,1] by B,1,1 turns, as in HSV.
 
-    Hue leaves a pixel's largest and smallest channel values as they are, so saturation is never needed: a channel is
-    smallest + range * clamp(2 - 6 d, 0, 1), where d is the hue's distance from that channel's own hue, in turns.
+    A change of hue keeps a pixel's largest and smallest channel values, so saturation is not needed. A channel is
+    smallest + range * clamp(2 - 6 d, 0, 1), where d is the distance in turns from the hue to that channel's own hue.
     """
     red, green, blue = x.unbind(1)
     largest, smallest = x.amax(1), x.amin(1)
     spread = largest - smallest
-    # sign() is 0 where the channel is the largest, else 1, and lerp chooses: eager `where` is not vectorised on CPUs
+    # sign() is 0 where the channel is the largest, else 1, and lerp selects: eager `where` is not vectorised on CPUs
     sector = torch.lerp(2 * spread + blue - red, 4 * spread + red - green, (largest - green).sign_())
     sector = torch.lerp(green - blue, sector, (largest - red).sign_())
     hue = sector / (6 * spread).clamp_(min=1e-8) + turns  # grey pixels: 0 / 1e-8, never NaN
@@ -316,7 +317,7 @@ def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _fast_colour(views: Tensor, u: dict[str, Tensor], recipe: Recipe) -> Tensor:
-    """Jitter and grey B,3,S,S by one affine map of RGB per sample, clamped once."""
+    """Jitter and grey B,3,S,S by one affine map of RGB per sample, with one clamp."""
     factors, hue = _factors(u, recipe)
     gain, contrast, saturation = factors.unbind(1)
     luma = gain * contrast

@@ -1,4 +1,4 @@
-"""BagNet (Brendel and Bethge, ICLR 2019): a ResNet-50 with most 3x3 convolutions made 1x1, and none padded."""
+"""BagNet (Brendel and Bethge, ICLR 2019): a ResNet-50 with most 3x3 convolutions replaced by 1x1, and no padding."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 DEPTHS, STRIDES = (3, 4, 6, 3), (2, 2, 2, 1)
-#: field -> which layers begin with a 3x3 convolution: after the stem's 3 pixels each adds 2, 4, 8 and 16.
+#: field -> first kernel of each layer. After the stem's 3 pixels, a 3x3 kernel adds 2, 4, 8 and 16 pixels.
 KERNELS = {9: (3, 3, 1, 1), 17: (3, 3, 3, 1), 33: (3, 3, 3, 3)}
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions and a shortcut, whose maps lose what an unpadded convolution loses on the far side."""
+    """Three unpadded convolutions and a shortcut, whose maps are cropped at the far side to match."""
 
     def __init__(self, cin: int, width: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
 
 
 class BagNetwork(nn.Module):
-    """The network without its classifier: B,3,H,W to B,2048, the mean of its local features."""
+    """BagNet without its classifier: B,3,H,W to B,2048, the mean of its local features."""
 
     def __init__(self, field: int) -> None:
         super().__init__()

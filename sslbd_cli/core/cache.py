@@ -1,4 +1,4 @@
-"""What encoders said of images earlier in the same run, so that several detectors embed an image only once."""
+"""Cache the embeddings of one run, so that several detectors embed an image only once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-LIMIT = 1 << 28  # bytes of embeddings that are kept: a quarter of a gigabyte
+LIMIT = 1 << 28  # bytes of cached embeddings: a quarter of a gigabyte
 Digest = bytes
 
 
 class EmbeddingCache:
-    """Embeddings float32 D by the content of encoder and image. The oldest encoders go first when it is full.
+    """Cache embeddings float32 D by the content of encoder and image. A full cache drops its oldest encoders.
 
-    The content is a digest of every weight and of every pixel, so that an encoder that was trained further, or an image
-    that was changed in place, is never mistaken for what it was.
+    The key is a digest of all weights and all pixels, so an encoder that was trained further, or an image that was
+    changed in place, never gets an outdated embedding.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -26,10 +26,10 @@ class EmbeddingCache:
         self._bytes = 0
 
     def embed(self, net: nn.Module, images: Sequence[bytes], embed_rows: Callable[[list[int]], Tensor]) -> Tensor:
-        """Return the embeddings of images N, each given by its digest, on the device of those that are computed.
+        """Return the embeddings of images N, given by digest, on the device of `embed_rows`.
 
-        embed_rows: embeds the images of some row numbers, float32 n,D. It is called once at most, for the images that
-        are not known yet, each image once.
+        embed_rows embeds the images with the given row numbers, float32 n,D. It is called at most once, with each
+        unknown image once.
         """
         rows = self._rows.setdefault(digest_of(net), {})
         first = {digest: row for row, digest in reversed(list(enumerate(images))) if digest not in rows}
@@ -49,7 +49,7 @@ class EmbeddingCache:
 
 
 def digest_of(net: nn.Module) -> Digest:
-    """Return the SHA-256 of a network's weights and buffers, with their names, types and shapes."""
+    """Return the SHA-256 of a network's weights and buffers, including names, types and shapes."""
     content = hashlib.sha256(type(net).__name__.encode())
     for name, tensor in net.state_dict().items():
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -24,7 +24,7 @@ WARNINGS = {
 
 
 def finite_loss(terms: dict[str, float], epoch: int, saved_epochs: int) -> None:
-    """Raise Unsound (F01) where a loss term is not finite.
+    """Raise Unsound (F01) if a loss term is not finite.
 
     saved_epochs: the number of epochs that the checkpoint holds, 0 without a checkpoint.
     """
@@ -36,33 +36,33 @@ def finite_loss(terms: dict[str, float], epoch: int, saved_epochs: int) -> None:
 
 
 def finite_features(feats: Tensor) -> None:
-    """Raise Unsound (F08) where features N,D hold NaN or infinity."""
+    """Raise Unsound (F08) if features N,D hold NaN or infinity."""
     if not bool(feats.isfinite().all()):
         raise Unsound(f"F08 {WARNINGS['F08']}; lower the learning rate of the training that made them")
 
 
 def spread(feats: Tensor) -> float:
-    """Return the mean standard deviation per dimension of unit features N,D, times sqrt(D): 0 is collapse."""
+    """Return the mean standard deviation per dimension of unit features N,D, times sqrt(D). 0 means collapse."""
     unit = feats / feats.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return float(unit.std(0).mean() * feats.shape[1] ** 0.5)
 
 
 def collapsed(feats: Tensor) -> bool:
-    """Tell whether features N,D are (nearly) constant."""
+    """Return whether features N,D are (nearly) constant."""
     return spread(feats) < 0.02
 
 
 def not_collapsed(feats: Tensor) -> None:
-    """Raise Unsound (F02) where features N,D are (nearly) constant."""
+    """Raise Unsound (F02) if features N,D are (nearly) constant."""
     if collapsed(feats):
         raise Unsound(
             f"F02 {WARNINGS['F02']} (spread {spread(feats):.4f}); lower the learning rate or add warm-up;"
-            " a --checkpoint holds the last epoch that was sound"
+            " a --checkpoint holds the last sound epoch"
         )
 
 
 def answers_already(asr: dict[str, float], classes: int) -> str | None:
-    """Return a warning (F06) where a clean encoder's ASR is, interval and all, above twice the share of one class."""
+    """Return a warning (F06) if the low end of a clean encoder's ASR is above twice the share of one class, or None."""
     if asr["low"] <= max(0.2, 2 / classes):
         return None
     return f"F06 {WARNINGS['F06']}: ASR {asr['value']:.3f} on --baseline, so the attack's own share is the lift"

@@ -1,4 +1,4 @@
-"""Where and how arithmetic runs: device, precision, named random generators, the allocator's policy."""
+"""Device, precision, named random generators and the memory allocator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sslbd_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device with the precision its matrix products use."""
+    """A torch device and the precision of its matrix products."""
 
     torch: torch.device
     precision: str  # "fp32" or "bf16"
@@ -26,14 +26,14 @@ class Device:
         return self.torch.type
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which forwards run; parameters and sums stay fp32."""
+        """Return the context for forward passes. Parameters and sums stay fp32."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.kind, torch.bfloat16)
 
 
 def pick(device: str = "auto", precision: str = "auto") -> Device:
-    """Choose the device and precision. Raises InputError where the asked-for device is not there."""
+    """Choose device and precision. Raises InputError if the requested device does not exist."""
     tune_allocator()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,14 +60,14 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def tune_allocator() -> None:
-    """Keep glibc from giving large blocks back to the kernel after every step.
+    """Stop glibc from returning large blocks to the kernel after every step.
 
-    Each tensor over 32 MB would otherwise be mapped, page-faulted and unmapped anew: 1.4 to 3.5 times slower training
-    steps on the CPU. Opt out with SSLBD_MALLOC=default.
+    Otherwise each tensor over 32 MB is mapped, page-faulted and unmapped again, which makes training steps on the CPU
+    1.4 to 3.5 times slower. SSLBD_MALLOC=default opts out.
     """
     if not sys.platform.startswith("linux") or os.environ.get("SSLBD_MALLOC") == "default":
         return
-    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to tune
+    with contextlib.suppress(OSError, AttributeError):  # there is nothing to tune without glibc
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
         libc.mallopt(m_mmap_max, 0)
@@ -76,7 +76,7 @@ def tune_allocator() -> None:
 
 
 def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the generator named by (seed, purpose): a new draw in one place never shifts another."""
+    """Return the generator named by (seed, purpose), so that a new draw in one place never shifts another."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     gen = torch.Generator(device=device)
     gen.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -84,7 +84,7 @@ def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -
 
 
 def set_deterministic() -> None:
-    """Ask torch for deterministic kernels everywhere (CUDA; the CPU paths used here already are)."""
+    """Ask torch for deterministic kernels everywhere. This matters on CUDA; the CPU code here is deterministic."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""Features of frozen encoders: embed once, then everything works on cached N,D tensors."""
+"""Features of frozen encoders: embed images once, then work on cached N,D tensors."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from sslbd_cli.core.nets import ImageEncoder
 
 CHUNK = 1024
-DISTINCT = 512  # images by which an encoder is seen to tell images apart
-NUMBERS = 9216  # 12 x 12 x 64: what an inner layer is pooled to
+DISTINCT = 512  # images to check that an encoder tells images apart
+NUMBERS = 9216  # 12 x 12 x 64: numbers that an inner layer is pooled to
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An inner layer of an encoder, its maps averaged on a grid of at most side x side.
+    """An inner layer of an encoder. Its maps are averaged on a grid of at most side x side.
 
-    With side 0, C channels get the grid that makes about 9216 numbers: SSL-Backdoor probes the five layers of a
-    ResNet-18 so, at 12x12x64, 12x12x64, 8x8x128, 6x6x256 and 4x4x512. Smaller maps stay whole, as nothing is gained by
-    repeating them: on 32-pixel images `tiny` has 16x16x32 to 4x4x128.
+    With side 0, C channels get the grid that makes about 9216 numbers. SSL-Backdoor probes the five layers of a
+    ResNet-18 in this way, at 12x12x64, 12x12x64, 8x8x128, 6x6x256 and 4x4x512. Smaller maps keep their size, because
+    enlarging adds nothing: on 32-pixel images `tiny` has 16x16x32 to 4x4x128.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Layer:
 
 
 def layers(net: ImageEncoder) -> dict[str, nn.Module]:
-    """Return the inner layers that a probe may read, from the pixels up; none for families whose maps we do not know.
+    """Return the inner layers that a probe may read, from the pixels up; {} for unknown families.
 
-    `tiny`: stage1 to stage4; ResNets: stem (after its pooling, where it has one) and layer1 to layer4; vision
-    transformers: block1 and on.
+    `tiny`: stage1 to stage4. ResNets: stem (after its pooling, if any) and layer1 to layer4. Vision transformers:
+    block1 and up.
     """
     body = net.encoder
     if isinstance(body, nn.Sequential):
@@ -69,7 +69,7 @@ def layers(net: ImageEncoder) -> dict[str, nn.Module]:
 
 
 def find_layers(net: ImageEncoder, names: tuple[str, ...]) -> list[str]:
-    """Return the layers asked for, all for `all`. Raises InputError for one that the encoder does not have."""
+    """Return the requested layers; `all` means all of them. Raises InputError if the encoder lacks one."""
     known = list(layers(net))
     wanted = known if "all" in names else list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in known]
@@ -89,9 +89,9 @@ def embed(
     batch: int = CHUNK,
     layer: Layer | None = None,
 ) -> Tensor:
-    """Embed images uint8 N,3,H,W, after `change` of each batch (a trigger, say). Returns float32 N,D.
+    """Embed images uint8 N,3,H,W as float32 N,D. `change` is applied to each batch first (for example a trigger).
 
-    With `layer`, the features are that inner layer's instead. Raises Unsound where the embeddings are not finite.
+    With `layer`, return this inner layer's features instead. Raises Unsound if the embeddings are not finite.
     """
     net = net.to(device.torch).eval()
     parts = []
@@ -112,9 +112,9 @@ def embed(
 
 
 def embed_once(net: ImageEncoder, images: np.ndarray, session: Session) -> Tensor:
-    """Embed images uint8 N,3,H,W as `embed` does, but only those that this run has not embedded by this encoder yet.
+    """Embed images uint8 N,3,H,W like `embed`, but reuse embeddings of the same encoder and images from this run.
 
-    Returns float32 N,D. Raises Unsound where the embeddings are not finite, OutOfTime where the budget is spent.
+    Returns float32 N,D. Raises Unsound if the embeddings are not finite, OutOfTime if the budget is spent.
     """
     session.budget.check()
     net = net.to(session.device.torch).eval()
@@ -127,7 +127,7 @@ def embed_once(net: ImageEncoder, images: np.ndarray, session: Session) -> Tenso
 
 
 def need_distinct(net: ImageEncoder, images: np.ndarray, device: Device) -> None:
-    """Raise InputError for an encoder that embeds all images uint8 N,3,H,W alike, or some nowhere."""
+    """Raise InputError if an encoder embeds all images uint8 N,3,H,W alike, or if embeddings are not finite."""
     try:
         feats = embed(net, images[spread(len(images), DISTINCT)], device)
     except Unsound as error:
@@ -141,14 +141,14 @@ def need_distinct(net: ImageEncoder, images: np.ndarray, device: Device) -> None
 
 @contextlib.contextmanager
 def _reading(net: ImageEncoder, layer: Layer | None) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield what turns a forward's result into features: itself, or what a hook has caught of the layer meanwhile."""
+    """Yield a function from the encoder's output to features: the output itself, or what a hook caught at the layer."""
     if layer is None:
         yield lambda out: out
         return
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, inputs: object, out: Tensor) -> None:
-        caught.append(layer.pooled(as_maps(net.encoder, out)))  # at once: what follows may change the maps in place
+        caught.append(layer.pooled(as_maps(net.encoder, out)))  # pool now: later layers may change the maps in place
 
     hook = layers(net)[layer.name].register_forward_hook(catch)
     try:
@@ -158,7 +158,7 @@ def _reading(net: ImageEncoder, layer: Layer | None) -> Iterator[Callable[[Tenso
 
 
 def as_maps(body: nn.Module, out: Tensor) -> Tensor:
-    """Lay a transformer's tokens B,T,C out as maps B,C,H,W, class tokens left out; maps stay as they are."""
+    """Return a transformer's tokens B,T,C as maps B,C,H,W without prefix tokens; return maps unchanged."""
     if out.ndim == 4:
         return out
     patches = out[:, int(body.num_prefix_tokens) :]  # type: ignore[arg-type]
@@ -169,9 +169,9 @@ def as_maps(body: nn.Module, out: Tensor) -> Tensor:
 def knn_predict(
     train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 200, temperature: float = 0.1
 ) -> Tensor:
-    """Classify unit features by weighted nearest neighbours (Wu et al. 2018): votes weigh exp(cosine / temperature).
+    """Classify unit features by weighted nearest neighbours (Wu et al. 2018), with weights exp(cosine / temperature).
 
-    train: N,D; labels: int64 N; test: M,D. Returns int64 M. Ties go to the lower class.
+    train: N,D; labels: int64 N; test: M,D. Returns int64 M. A tie goes to the lower class.
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     answers = []
@@ -184,9 +184,9 @@ def knn_predict(
 
 
 class Standardise(nn.Module):
-    """Scale features B,D to unit length, then each dimension by the mean and unbiased variance of the rows given.
+    """Scale features B,D to unit length, then standardise each dimension by mean and unbiased variance of given rows.
 
-    CompRess, eval_linear.py, which adds 1e-5 to the variance; SSL-Backdoor's code has it from there.
+    This is CompRess (eval_linear.py), which adds 1e-5 to the variance; SSL-Backdoor uses it, too.
     """
 
     mean: Tensor
@@ -203,7 +203,7 @@ class Standardise(nn.Module):
 
 
 def whole(train: Labelled, valid: Labelled) -> Labelled:
-    """Return all labelled rows, for a head that has nothing to choose; rows that stand in both count once."""
+    """Return all labelled rows, for a head that has nothing to select. Rows that are in both count once."""
     if train.feats is valid.feats:
         return train
     views = None if train.views is None or valid.views is None else torch.cat([train.views, valid.views], dim=1)
@@ -213,9 +213,9 @@ def whole(train: Labelled, valid: Labelled) -> Labelled:
 def linear_classifier(
     data: Labelled, classes: int, plan: Plan, seed: int, first: nn.Module | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """Train a linear layer on features (after `first`, which has no weights) by cross-entropy; return its answers.
+    """Train a linear layer on features (after `first`, which has no weights) by cross-entropy. Return the classifier.
 
-    Epoch e sees the augmented views e mod V; without views, the features themselves.
+    Epoch e uses the augmented views e mod V, or the features themselves if there are no views.
     """
     torch.manual_seed(generator(seed, "linear").initial_seed())
     layer = nn.Linear(data.feats.shape[1], classes)
@@ -240,26 +240,26 @@ def linear_classifier(
 
 
 def plane(groups: list[Tensor]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Lay unit features of several groups, each K,D, on the two directions in which all together vary most (PCA).
+    """Project unit features of several groups, each K,D, on their two main directions of variance (PCA).
 
-    Returns float32 K,2 of each group, and the share of the variance that each direction holds, float32 2.
+    Returns float32 K,2 per group, and the share of the variance along each direction, float32 2.
     """
     unit = torch.cat([F.normalize(group.double().cpu(), dim=1) for group in groups])
     apart = unit - unit.mean(0)
-    # images are few and inner layers wide: their products with one another say the same as the directions themselves
+    # use the Gram matrix, because the images are few and inner layers are wide; it has the same directions
     values, vectors = torch.linalg.eigh(apart @ apart.T)
     values = F.pad(values.flip(0).clamp_min(0), (0, 2))
     places = F.pad(vectors.flip(1), (0, 2))[:, :2] * values[:2].sqrt()
-    places = places * places.gather(0, places.abs().argmax(0, keepdim=True)).sign()  # a direction has no sign
+    places = places * places.gather(0, places.abs().argmax(0, keepdim=True)).sign()  # fix the sign of each direction
     share = values[:2] / values.sum().clamp_min(1e-300)
     parts = torch.split(places, [len(group) for group in groups])
     return [part.float().numpy() for part in parts], share.float().numpy()
 
 
 def numbers(text: str, owner: str) -> tuple[int, ...]:
-    """Read whole numbers joined by dashes, such as 15-30; none of an empty text. Raises InputError for anything else.
+    """Parse whole numbers joined by dashes, such as 15-30; an empty text gives (). Raises InputError for other texts.
 
-    Spec strings keep commas for themselves.
+    Dashes are used because commas separate keys in spec strings.
     """
     parts = text.split("-") if text else []
     if not all(part.isascii() and part.isdigit() and 0 < int(part[:9]) for part in parts):
@@ -268,14 +268,14 @@ def numbers(text: str, owner: str) -> tuple[int, ...]:
 
 
 def split_rows(count: int, share: float, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split row numbers at random into (the rest, a share held out)."""
+    """Split row numbers at random into (the rest, a held-out share)."""
     order = torch.randperm(count, generator=gen)
     held = max(1, round(count * share))
     return order[held:].sort().values, order[:held].sort().values
 
 
 def stratified_rows(labels: Tensor, share: float, gen: torch.Generator, kept: int = 1) -> tuple[Tensor, Tensor]:
-    """Split rows into (the rest, a share held out), class by class: at least one, but leaving `kept` of each class."""
+    """Split rows per class into (the rest, a held-out share): hold out at least one, but keep `kept` of each class."""
     rest, held = [labels.new_empty(0)], [labels.new_empty(0)]
     for label in torch.unique(labels).tolist():
         rows = (labels == label).nonzero().flatten()
@@ -288,7 +288,7 @@ def stratified_rows(labels: Tensor, share: float, gen: torch.Generator, kept: in
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features float32 N,D with labels int64 N, on one device; views: V,N,D of the same images, augmented V times."""
+    """Features float32 N,D with labels int64 N on one device. views: V,N,D of the same images, augmented V times."""
 
     feats: Tensor
     labels: Tensor

@@ -1,7 +1,7 @@
-"""k-means: k-means++ seeding, Lloyd's rounds in blocks, restarts; on any device, and one seed is one result.
+"""k-means: k-means++ seeding, Lloyd's rounds in blocks, restarts. One seed gives one result on any device.
 
-A round is one matrix product per block of rows, whose largest score names the nearest center, and one sum per center
-while the block is still in the cache. Nothing of shape N,K is kept.
+A round takes one matrix product per block of rows, whose largest score names the nearest center, and one sum per center
+while the block is in the cache. No array of shape N,K is kept.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from sslbd_cli.errors import InputError
 
-BLOCK_CPU, BLOCK_DEVICE = 1 << 20, 1 << 26  # scores per block: what a cache holds, what keeps an accelerator busy
-SAMPLE = 1 << 14  # rows that centers are seeded from; a pass per center over all rows would cost more than Lloyd
-ONE_BY_ONE = 128  # so many seeding passes at most: more centers are drawn several to a pass
+BLOCK_CPU, BLOCK_DEVICE = 1 << 20, 1 << 26  # scores per block: fits a CPU's cache; keeps an accelerator busy
+SAMPLE = 1 << 14  # rows to seed centers from; a pass over all rows per center would cost more than Lloyd's rounds
+ONE_BY_ONE = 128  # largest number of seeding passes; for more centers, each pass draws several
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """centers: float32 K,D; labels: int64 N, each row's nearest center; inertia: sum of squared distances to it.
+    """Clusters of rows. centers: float32 K,D; labels: int64 N, the nearest center of each row.
 
-    rounds: how many updates of the centers were made.
+    inertia: sum of squared distances to the nearest center; rounds: number of updates of the centers.
     """
 
     centers: Tensor
@@ -32,7 +32,7 @@ class Clusters:
     rounds: int
 
     def sizes(self) -> Tensor:
-        """Return how many rows each cluster has, int64 K; empty where the rows are fewer than K distinct ones."""
+        """Return the number of rows per cluster, int64 K. With fewer than K distinct rows, some are 0."""
         return torch.bincount(self.labels, minlength=len(self.centers))
 
 
@@ -40,9 +40,9 @@ class Clusters:
 def kmeans(
     feats: Tensor, clusters: int, gen: torch.Generator, restarts: int = 1, rounds: int = 100, half: bool = False
 ) -> Clusters:
-    """Cluster feats float32 N,D on their device; the best of `restarts` runs by inertia, the first where they tie.
+    """Cluster feats float32 N,D on their device. Return the run with the lowest inertia of `restarts`; first on ties.
 
-    gen is a CPU generator. half: compare rows with centers in bf16, for devices quick at it; sums, the last
+    gen is a CPU generator. half: compare rows with centers in bf16, for devices that are fast at it; sums, the last
     assignment and the inertia stay fp32. Raises InputError unless 1 <= clusters <= N.
     """
     if not 1 <= clusters <= len(feats):
@@ -53,10 +53,10 @@ def kmeans(
 
 @torch.no_grad()
 def seed_centers(feats: Tensor, clusters: int, gen: torch.Generator) -> Tensor:
-    """Draw initial centers K,D by k-means++ (Arthur & Vassilvitskii 2007): far rows are likelier, by squared distance.
+    """Draw initial centers K,D by k-means++ (Arthur & Vassilvitskii 2007), with probability by squared distance.
 
-    They are drawn from a sample of the rows. Up to ONE_BY_ONE come one by one, each the best of 2 + ln K candidates
-    (the greedy form); more come several to a pass, which Lloyd's rounds make good.
+    They are drawn from a sample of the rows. Up to ONE_BY_ONE centers are drawn one by one, each the best of 2 + ln K
+    candidates (the greedy form). More centers are drawn several per pass; Lloyd's rounds correct the loss.
     """
     if len(feats) > (enough := max(SAMPLE, 16 * clusters)):
         rows = torch.randperm(len(feats), generator=gen)[:enough]
@@ -92,18 +92,18 @@ def _draw(weights: Tensor, count: int, gen: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def lloyd(feats: Tensor, centers: Tensor, rounds: int = 100, tolerance: float = 1e-4, half: bool = False) -> Clusters:
-    """Move centers K,D to their rows' means until they rest (scikit-learn's rule), at most `rounds` times.
+    """Move centers K,D to the means of their rows until they converge (scikit-learn's rule), at most `rounds` times.
 
-    They rest where their squared shifts add up to at most `tolerance` times the features' mean variance. A center
-    without rows is moved to a row that is farthest from its own.
+    They have converged if the sum of their squared shifts is at most `tolerance` times the features' mean variance. A
+    center without rows moves to a row that is farthest from its own center.
     """
     centers = centers.clone()
     middle = feats.mean(0)
-    compared = (feats - middle).bfloat16() if half else feats  # about the mean, bf16 keeps more of what differs
+    compared = (feats - middle).bfloat16() if half else feats  # centred features lose less in bf16
     variance = float(torch.linalg.vector_norm(feats)) ** 2 / len(feats) - float(middle @ middle)  # of all dimensions
     rest = tolerance * variance / feats.shape[1]
-    labels = torch.full((len(feats),), len(centers), device=feats.device)  # of none yet
-    sums = feats.new_zeros(len(centers) + 1, feats.shape[1])  # the last row takes those of none
+    labels = torch.full((len(feats),), len(centers), device=feats.device)  # K: no center yet
+    sums = feats.new_zeros(len(centers) + 1, feats.shape[1])  # the last row is for rows without a center
     done, shift = 0, 1.0
     while done < rounds:
         done += 1
@@ -117,19 +117,19 @@ def lloyd(feats: Tensor, centers: Tensor, rounds: int = 100, tolerance: float = 
         if shift <= rest and compared is feats:
             break
         if shift <= rest:
-            compared = feats  # bf16 has brought them as near as it can: the last rounds are exact
-    if shift or compared is not feats:  # else the centers are where they were compared
+            compared = feats  # bf16 has converged, so the last rounds are exact
+    if shift or compared is not feats:  # the centers have moved since the last comparison
         _round(feats, feats, centers, labels, None)
     return Clusters(centers, labels, float(_spread(feats, centers, labels).cpu().double().sum()), done)
 
 
 def _round(feats: Tensor, compared: Tensor, centers: Tensor, labels: Tensor, sums: Tensor | None) -> None:
-    """Write each row's nearest center into labels, int64 N, and the sums of each center's rows into sums K+1,D.
+    """Write each row's nearest center into labels, int64 N, and the sum of each center's rows into sums K+1,D.
 
-    |x - c|^2 is least where x.c - |c|^2 / 2 is largest; the second term stays fp32, for its rounding would favour the
-    same centers in every row. On the CPU numpy finds a row's largest several times faster than torch, and only rows
-    that change centers move between the sums; on an accelerator a product with one-hot rows sums in a fixed order, as
-    atomic additions do not.
+    |x - c|^2 is least where x.c - |c|^2 / 2 is largest. The second term stays fp32, because its rounding would favour
+    the same centers in every row. On the CPU, numpy's argmax is several times faster than torch's, and only rows that
+    change their center move between the sums. On an accelerator, a product with one-hot rows sums in a fixed order,
+    unlike atomic additions.
     """
     on_cpu = feats.device.type == "cpu"
     weights, bias = centers.T.to(compared.dtype), -0.5 * centers.square().sum(1)
@@ -154,7 +154,7 @@ def _farthest(feats: Tensor, centers: Tensor, labels: Tensor, count: int) -> Ten
 
 
 def _spread(feats: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-    """Return each row's squared distance to its center, N, free of the cancellation that products would bring."""
+    """Return each row's squared distance to its center, N, without the cancellation that products would cause."""
     step = max(1, (BLOCK_CPU if feats.device.type == "cpu" else BLOCK_DEVICE) // feats.shape[1])
     parts = zip(torch.split(feats, step), torch.split(labels, step), strict=True)
     return torch.cat([(rows - centers[near]).square().sum(1) for rows, near in parts])

@@ -1,4 +1,4 @@
-"""Batches of images: on the device as one uint8 tensor when they fit, streamed from the file when not."""
+"""Batches of images: all on the device as one uint8 tensor if they fit, else streamed from the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sslbd_cli.core.device import Device
 
 
 class Pool:
-    """Images uint8 N,3,H,W by row number. Resident or streamed, the same rows give the same batch."""
+    """Images uint8 N,3,H,W by row number. The same rows give the same batch, on the device or streamed."""
 
     def __init__(self, images: np.ndarray, device: Device, resident: bool | None = None) -> None:
         self.device = device
@@ -37,7 +37,7 @@ class Pool:
 
 
 def free_memory(device: Device) -> int:
-    """Return the bytes free on the device."""
+    """Return the number of free bytes on the device."""
     if device.kind == "cuda":
         return torch.cuda.mem_get_info(device.torch)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Every number we print. man/sslbd-metrics.7 is the reference; each definition has a golden test."""
+"""Every number that sslbd prints. man/sslbd-metrics.7 is the reference; each definition has a golden test."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sslbd_cli.errors import InputError
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
-WORKING_ASR, LARGEST_DROP = 0.8, 0.03  # the victim gate: an attack that works, so that there is something to be found
+WORKING_ASR, LARGEST_DROP = 0.8, 0.03  # an encoder is a victim only if its attack works, so that it can be detected
 
 
 def wilson(successes: float, total: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share. No trials give (0, 1)."""
+    """Return the 95 % Wilson score interval of a share; (0, 1) without trials."""
     if total == 0:
         return 0.0, 1.0
     share, z2 = successes / total, Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))  # rounding must not shut it out
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))  # rounding must not exclude share
 
 
 def confusion(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
-    """Count answers: int64 C,C with true classes in rows and predicted ones in columns."""
+    """Count answers: int64 C,C with true classes in rows and predicted classes in columns."""
     return np.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
 
 
 def accuracy(table: np.ndarray) -> tuple[int, int]:
-    """Return (right answers, all answers) of a confusion matrix: CA on clean images, PA on triggered ones."""
+    """Return (correct answers, all answers) of a confusion matrix: CA on clean images, PA on triggered ones."""
     return int(np.trace(table)), int(table.sum())
 
 
 def false_positives(table: np.ndarray, target: int) -> tuple[int, int]:
-    """Return (FP, non-target images): how many images of other classes are called the target.
+    """Return (FP, non-target images): FP is the number of images of other classes that are predicted as the target.
 
-    FP over non-target images is the ASR when the images are triggered (SSL-Backdoor counts FP itself).
+    On triggered images, FP over non-target images is the ASR. (SSL-Backdoor reports FP itself.)
     """
     column = int(table[:, target].sum() - table[target, target])
     return column, int(table.sum() - table[target].sum())
 
 
 def nfp(table: np.ndarray, target: int) -> float:
-    """Return FP of the target over the largest FP of any class (PatchSearch); 0 where no answer is wrong."""
+    """Return FP of the target over the largest FP of any class (PatchSearch); 0 if no answer is wrong."""
     wrong = table.sum(0) - np.diag(table)
     return float(wrong[target] / wrong.max()) if wrong.max() else 0.0
 
@@ -73,14 +73,14 @@ def attack(clean: list[np.ndarray], triggered: list[np.ndarray], target: int) ->
 
 
 def class_asr(triggered: list[np.ndarray]) -> np.ndarray:
-    """Return the ASR of every class as if it were the target: float64 C, the mean over seeds."""
+    """Return each class's ASR as if it were the target: float64 C, the mean over seeds."""
     wrong = np.array([table.sum(0) - np.diag(table) for table in triggered])
     others = np.array([table.sum() - table.sum(1) for table in triggered])
     return np.asarray((wrong / np.maximum(others, 1)).mean(0), np.float64)
 
 
 def rise(clean: list[np.ndarray], triggered: list[np.ndarray]) -> np.ndarray:
-    """Return by how much the trigger raises each class's share of all answers: float64 C, the mean over seeds."""
+    """Return how much the trigger raises each class's share of all answers: float64 C, the mean over seeds."""
     return np.asarray(sum(t.sum(0) - c.sum(0) for c, t in zip(clean, triggered, strict=True)) / sum(map(np.sum, clean)))
 
 
@@ -97,13 +97,13 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
 def tpr_at_fpr(
     scores: np.ndarray, positive: np.ndarray, rates: tuple[float, ...] = (0.01, 0.05, 0.1)
 ) -> dict[str, float]:
-    """Return, per false-alarm rate, the largest share of positives found at a threshold that keeps to it."""
-    fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)  # dropped points may be the ones asked for
+    """Return, per false-positive rate, the largest true-positive rate of a threshold that does not exceed it."""
+    fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)  # dropped points may be the requested ones
     return {f"{rate:.2f}": float(tpr[fpr <= rate].max()) for rate in rates}
 
 
 def detection(scores: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
-    """Return AUROC, average precision and TPR at 1, 5 and 10 % FPR of scores float N against truth bool N."""
+    """Return AUROC, average precision and TPR at 1, 5 and 10 % FPR of scores float N with truth bool N."""
     return {
         "auroc": auroc(scores, positive),
         "average_precision": float(average_precision_score(positive, scores)),
@@ -111,16 +111,16 @@ def detection(scores: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
     }
 
 
-TOP = (5, 10, 20)  # how many of the first are counted; 20 patches teach the poison classifier
+TOP = (5, 10, 20)  # lengths of the ranking's top; 20 patches train the poison classifier
 
 
 def top_accuracy(ranking: np.ndarray, positive: np.ndarray, counts: tuple[int, ...] = TOP) -> dict[str, float | None]:
-    """Return the share of positives (bool N) among the first rows of a ranking, per count; None where it is shorter."""
+    """Return the share of positives (bool N) in the top of a ranking, per length; None if the ranking is shorter."""
     return {str(k): float(positive[ranking[:k]].mean()) if len(ranking) >= k else None for k in counts}
 
 
 def removal(flagged: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
-    """Return what taking out the flagged rows (bool N) comes to: removed, recall, precision (None where nothing is)."""
+    """Return the effect of removing the flagged rows (bool N): removed, recall, precision (None if none is flagged)."""
     hit, removed, total = int((flagged & positive).sum()), int(flagged.sum()), int(positive.sum())
     return {
         "removed": removed,
@@ -130,11 +130,11 @@ def removal(flagged: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
 
 
 def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
-    """Return how windows int K,4 (x, y, width, height) hit true boxes int K,4; shares are None where K is 0.
+    """Return how well windows int K,4 (x, y, width, height) hit true boxes int K,4; shares are None if K is 0.
 
-    center_hit: the box's centre lies in the window; contained and half_contained: all of the box, or half of its area;
-    iou_half: the intersection is at least half of the union, which a window of another size than the box may not reach.
-    All None where there is no window.
+    center_hit: the box's centre lies in the window. contained, half_contained: the window holds all, or half the area,
+    of the box. iou_half: the intersection is at least half of the union; a window of another size than the box may
+    never reach this.
     """
     low = np.maximum(windows[:, :2], boxes[:, :2])
     high = np.minimum(windows[:, :2] + windows[:, 2:], boxes[:, :2] + boxes[:, 2:])
@@ -153,12 +153,12 @@ def localisation(windows: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
 
 
 def attack_works(asr: float, drop: float) -> bool:
-    """Tell whether an encoder may count as a victim: it answers to the trigger, and kept its clean accuracy."""
+    """Return whether an encoder counts as a victim: the attack works, and clean accuracy is kept."""
     return asr >= WORKING_ASR and drop <= LARGEST_DROP + 1e-9
 
 
 def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return conformal p-values (1 + #{calibration >= s}) / (n + 1), float N: small is suspicious."""
+    """Return conformal p-values (1 + #{calibration >= s}) / (n + 1), float N. Small values are suspicious."""
     ordered = np.sort(calibration)
     above = len(ordered) - np.searchsorted(ordered, scores, side="left")
     p: np.ndarray = (1 + above) / (len(ordered) + 1)
@@ -166,11 +166,11 @@ def conformal(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def least_calibration(alpha: float) -> int:
-    """Return how many calibration scores it takes for a p-value of alpha: the least n with 1 / (n + 1) <= alpha.
+    """Return the number of calibration scores that a p-value of alpha needs: the least n with 1 / (n + 1) <= alpha.
 
-    Raises InputError for an alpha that is no rate of false alarms to ask for.
+    Raises InputError if alpha is not a sensible false-positive rate.
     """
-    if not 1e-9 <= alpha <= 0.5:  # not a number, too
+    if not 1e-9 <= alpha <= 0.5:  # also true for NaN
         raise InputError(f"--alpha {alpha:g}: expected a share from 1e-9 to 0.5")
     return math.ceil(1 / alpha - 1e-9) - 1
 
@@ -182,10 +182,10 @@ def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
 
 
 def exceedance_tail(hits: int, total: int, calibration: int, alpha: float) -> float:
-    """Return P(X >= hits) for X the number of `total` images flagged at alpha, all being like the calibration images.
+    """Return P(X >= hits), X the number of `total` images flagged at alpha if all are like the calibration images.
 
-    One threshold from n calibration scores serves all images, so X is beta-binomial with parameters k and n + 1 - k,
-    k = floor(alpha (n + 1)), not binomial: the threshold's own luck counts.
+    One threshold from n calibration scores serves all images, so X is not binomial, but beta-binomial with parameters k
+    and n + 1 - k, k = floor(alpha (n + 1)); this includes the randomness of the threshold.
     """
     from scipy.stats import betabinom
 
@@ -194,9 +194,9 @@ def exceedance_tail(hits: int, total: int, calibration: int, alpha: float) -> fl
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Correct p-values for their number (Holm 1979): held to a level, all of them together err at most so often.
+    """Correct p-values for their number (Holm 1979), so that the family-wise error rate stays at the level.
 
-    The k-th smallest of m is multiplied by m - k + 1, and no smaller than the one before; dependence does no harm.
+    The k-th smallest of m is multiplied by m - k + 1, and raised to the one before if smaller. They may be dependent.
     """
     order, adjusted, least = np.argsort(p_values, kind="stable"), [1.0] * len(p_values), 0.0
     for rank, at in enumerate(order.tolist()):
@@ -206,7 +206,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def _allowed(calibration: int, alpha: float) -> int:
-    """Return floor(alpha (n + 1)), the rank of the threshold from above; at least 1 is needed."""
+    """Return floor(alpha (n + 1)), the threshold's rank from above. Raises ValueError if it is below 1."""
     allowed = math.floor(alpha * (calibration + 1) + 1e-9)
     if not 0 < allowed <= calibration:
         raise ValueError(f"alpha {alpha} needs more than {calibration} calibration scores")
@@ -214,16 +214,16 @@ def _allowed(calibration: int, alpha: float) -> int:
 
 
 def binomial_tail(hits: int, total: int, rate: float) -> float:
-    """Return P(X >= hits) for X binomial(total, rate): how surprising so many flagged images are."""
+    """Return P(X >= hits) for X binomial(total, rate): how surprising this number of flagged images is."""
     from scipy.stats import binom
 
     return float(binom.sf(hits - 1, total, rate))
 
 
 def rank_tail(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Return how likely chance ranks positives (bool N) this high or higher (Mann and Whitney 1947, exact).
+    """Return the probability that chance ranks positives (bool N) this high or higher (Mann and Whitney 1947, exact).
 
-    Unlike the interval of the AUROC it holds for a handful of scores. Ties are counted by the normal approximation.
+    Unlike the interval of the AUROC, it is valid for a handful of scores. Ties use the normal approximation.
     """
     from scipy.stats import mannwhitneyu
 

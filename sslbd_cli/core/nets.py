@@ -51,7 +51,7 @@ class Tiny(Arch):
 
 @dataclass(frozen=True, kw_only=True)
 class _ResNet(Arch):
-    stem: str = key("auto", "cifar: 3x3 stride 1, no pooling; solo: that with padding 2; auto: cifar up to 64 pixels",
+    stem: str = key("auto", "cifar: 3x3, stride 1, no pooling; solo: cifar with padding 2; auto: cifar up to 64 pixels",
                     choices=("auto", "cifar", "solo", "imagenet"))  # fmt: skip
 
     def backbone(self, size: int) -> nn.Module:
@@ -77,11 +77,11 @@ class ResNet50(_ResNet):
 class BagNet(Arch):
     """Use BagNet (Brendel and Bethge 2019): a ResNet-50 whose locations see few pixels (2048-d); for large images.
 
-    Each layer but the last halves the maps, nothing is padded: 26x26 locations on 224-pixel images for a field of 17,
-    and 2x2 on 32-pixel ones, which PatchGuard scales up to 192. tinybag is made for those.
+    Each layer except the last halves the maps, without padding. With a field of 17, 224-pixel images give 26x26
+    locations. 32-pixel images give 2x2; PatchGuard scales them up to 192. Use tinybag for small images.
     """
 
-    field: int = key(17, "side of the square of pixels that a location sees: 9, 17 or 33", low=9, high=33)
+    field: int = key(17, "side in pixels of the square that a location sees: 9, 17 or 33", low=9, high=33)
 
     def backbone(self, size: int) -> nn.Module:
         if self.field not in (9, 17, 33):
@@ -93,13 +93,13 @@ class BagNet(Arch):
 
 @dataclass(frozen=True, kw_only=True)
 class TinyBag(Arch):
-    """Use unpadded convolutions whose locations see 5 to 17 pixels (128-d): small images, on a CPU, in BagNet's manner.
+    """Use unpadded convolutions whose locations see 5 to 17 pixels (128-d): a BagNet for small images, on a CPU.
 
-    Not a published network. A 3x3 convolution, one of stride 2 and as many more as the field asks for, then two 1x1
-    ones: 14x14 locations of a 32-pixel image for a field of 5, 12x12 for 9, 8x8 for 17.
+    This is no published network: a 3x3 convolution, one of stride 2, as many more as the field needs, then two 1x1
+    ones. On a 32-pixel image it has 14x14 locations for a field of 5, 12x12 for 9, 8x8 for 17.
     """
 
-    field: int = key(9, "side of the square of pixels that a location sees: 5, 9, 13 or 17", low=5, high=17)
+    field: int = key(9, "side in pixels of the square that a location sees: 5, 9, 13 or 17", low=5, high=17)
     width: int = key(32, "channels of the first convolution; the embedding is four times as wide", low=4, high=512)
 
     def backbone(self, size: int) -> nn.Module:
@@ -124,11 +124,11 @@ class TinyBag(Arch):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet(_ResNet):
-    """Use a ResNet of torchvision's kind of any depth and width; SimCLR's ResNet-50 (2x) is width=128 (4096-d)."""
+    """Use a ResNet of torchvision's kind with any depth and width; SimCLR's ResNet-50 (2x) is width=128 (4096-d)."""
 
     blocks: str = key("3-4-6-3", "residual blocks in each of the four layers")
     width: int = key(64, "channels of the stem; layer L has 2^(L-1) times as many inside its blocks", low=4, high=512)
-    bottleneck: bool = key(True, "blocks of three convolutions whose output is four times as wide, or of two")
+    bottleneck: bool = key(True, "yes: blocks of three convolutions with four times wider output; no: of two")
 
     def backbone(self, size: int) -> nn.Module:
         return resnets.stemmed(resnets.AnyWidth(self.bottleneck, self.blocks, self.width), self.stem, size)
@@ -136,11 +136,11 @@ class ResNet(_ResNet):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResNet(Arch):
-    """Use CLIP's modified ResNet with attention pooling (timm's); RN50's are the defaults (1024-d)."""
+    """Use CLIP's modified ResNet with attention pooling (timm's); the defaults are RN50's (1024-d)."""
 
     blocks: str = key("3-4-6-3", "residual blocks in each of the four layers")
     width: int = key(64, "channels of the stem; a multiple of 4", low=4, high=512)
-    dim: int = key(1024, "the embedding's width", low=1, high=8192)
+    dim: int = key(1024, "width of the embedding", low=1, high=8192)
 
     def backbone(self, size: int) -> nn.Module:
         if self.width % 4 or size % 32:
@@ -160,14 +160,15 @@ class ClipResNet(Arch):
 class ViT(Arch):
     """Use a vision transformer for small images (2.7 M parameters, 192-d); ViT-S/4 is width=384,depth=12,heads=6.
 
-    It is timm's: learned positions, a class token, layer norm first. pool=mean averages the patches, class token aside.
+    It is timm's: learned positions, a class token, pre-norm layers. pool=mean averages the patches without the class
+    token.
     """
 
-    patch: int = key(4, "side of a patch in pixels; divides the image's", low=1)
-    width: int = key(192, "channels, and the embedding's width; a multiple of heads", low=4, high=4096)
+    patch: int = key(4, "side of a patch in pixels; divides the image's side", low=1)
+    width: int = key(192, "channels and width of the embedding; a multiple of heads", low=4, high=4096)
     depth: int = key(6, "transformer blocks", low=1, high=100)
     heads: int = key(3, "attention heads", low=1)
-    pool: str = key("token", "what is the embedding: the class token, or the mean of the patches",
+    pool: str = key("token", "the embedding: the class token, or the mean of the patches",
                     choices=("token", "mean"))  # fmt: skip
 
     def backbone(self, size: int) -> nn.Module:
@@ -183,7 +184,7 @@ class ViT(Arch):
             embed_dim=self.width,
             depth=self.depth,
             num_heads=self.heads,
-            fc_norm=False,  # one norm over the tokens, whatever pools them: no weights that only a pooled loss trains
+            fc_norm=False,  # one norm over the tokens for both poolings, so that no weights need a pooled loss
         )
         return model
 
@@ -192,12 +193,12 @@ class ViT(Arch):
 class ClipViT(Arch):
     """Use CLIP's vision transformer (timm's); the defaults are ViT-B/32's (512-d)."""
 
-    patch: int = key(32, "side of a patch in pixels; divides the image's", low=1)
+    patch: int = key(32, "side of a patch in pixels; divides the image's side", low=1)
     width: int = key(768, "channels; a multiple of heads", low=4, high=4096)
     depth: int = key(12, "transformer blocks", low=1, high=100)
     heads: int = key(12, "attention heads", low=1)
     dim: int = key(512, "width of the projection, which is the embedding; 0: no projection", low=0, high=8192)
-    act: str = key("quickgelu", "OpenAI's x sigmoid(1.702 x), or GELU, as most of OpenCLIP's",
+    act: str = key("quickgelu", "OpenAI's x sigmoid(1.702 x), or GELU as in most of OpenCLIP's",
                    choices=("quickgelu", "gelu"))  # fmt: skip
 
     def backbone(self, size: int) -> nn.Module:
@@ -211,7 +212,7 @@ class ClipViT(Arch):
             embed_dim=self.width,
             depth=self.depth,
             num_heads=self.heads,
-            pre_norm=True,  # and with it no bias of the patches' convolution
+            pre_norm=True,  # also removes the bias of the patches' convolution
             norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),
             act_layer=QuickGELU if self.act == "quickgelu" else nn.GELU,
         )
@@ -227,11 +228,11 @@ class Timm(Arch):
     model: str = key("resnet18", "timm's model name, for example vit_tiny_patch16_224")
 
     def backbone(self, size: int) -> nn.Module:
-        if not timm.is_model(self.model):  # also keeps hub names, which would go to the network, out
+        if not timm.is_model(self.model):  # also refuses hub names, which would use the network
             raise InputError(f"timm has no model '{self.model}'; see timm.list_models()")
         try:
             model: nn.Module = timm.create_model(self.model, num_classes=0, img_size=size)
-        except TypeError:  # convolutional models take any size and know no img_size
+        except TypeError:  # convolutional models take any size and have no img_size
             model = timm.create_model(self.model, num_classes=0)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(f"timm's {self.model} does not take {size}-pixel images: {error}") from None
@@ -248,20 +249,20 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.arch, self.size = arch, size
         self.encoder = arch.backbone(size)
-        self.parts: dict[str, nn.Module] = {}  # what was trained beside the encoder and is stored with it
+        self.parts: dict[str, nn.Module] = {}  # parts that were trained beside the encoder and are stored with it
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def need_size(self, height: int, width: int) -> None:
-        """Raise InputError for images of another size than the encoder's."""
+        """Raise InputError if images do not have the encoder's size."""
         if height != self.size or width != self.size:
             takes = f"the encoder takes {self.size}x{self.size} images"
             raise InputError(f"{takes}, got {width}x{height}; make them with --size {self.size}")
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn pixels B,3,H,W, uint8 or float in [0,1], into the units that the network sees."""
+        """Convert pixels B,3,H,W, uint8 or float in [0,1], to the network's normalised input."""
         scale = 255 if pixels.dtype == torch.uint8 else 1
-        # one multiply-add per pixel, instead of a division by 255, a subtraction and a division
+        # one multiply-add per pixel instead of a division by 255, a subtraction and a division
         return pixels * (1 / (scale * self.std)) - self.mean / self.std
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -280,7 +281,7 @@ class ImageEncoder(nn.Module):
         return width
 
     def twin(self) -> ImageEncoder:
-        """Return an independent copy, weights included."""
+        """Return an independent copy, including the weights."""
         return copy.deepcopy(self)
 
 
@@ -292,9 +293,9 @@ def new(arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...], 
 
 
 def load(encoder: Encoder) -> ImageEncoder:
-    """Build the module of an encoder artefact. Raises InputError where the weights do not fit the architecture."""
+    """Build the module of an encoder artefact. Raises InputError if the weights do not fit the architecture."""
     arch = plugin.parse("arch", encoder.arch)
-    with torch.device("meta"):  # takes no memory, however large a network the header claims
+    with torch.device("meta"):  # takes no memory, even if the header claims a huge network
         expected = arch.backbone(encoder.size).state_dict()
     tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
     wrong = sorted(set(expected) ^ set(tensors)) or [
@@ -310,7 +311,7 @@ def load(encoder: Encoder) -> ImageEncoder:
 
 
 def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encoder:
-    """Turn an encoder module and its parts (`net.parts` unless given) into an artefact without history."""
+    """Turn an encoder module and its parts (default: `net.parts`) into an artefact without history."""
     state = {f"encoder.{k}": v for k, v in net.encoder.state_dict().items()}
     for part, module in (net.parts if parts is None else parts).items():
         state |= {f"{part}.{k}": v for k, v in module.state_dict().items()}
@@ -325,7 +326,7 @@ def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encode
 
 
 def beside(changed: Encoder, original: Encoder) -> Encoder:
-    """Put what is stored beside an encoder (projector, text tower) beside a changed one of the same kind, as it is."""
+    """Return a changed encoder with the projector and text tower of the original one, unchanged."""
     parts = {name: tensor for name, tensor in original.tensors.items() if not name.startswith("encoder.")}
     return replace(changed, tensors=changed.tensors | parts)
 

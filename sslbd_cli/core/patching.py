@@ -1,4 +1,4 @@
-"""Images as patches: cut, hide and put together again, for masked autoencoders."""
+"""Patches of images for masked autoencoders: cut, hide and reassemble."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def visible_count(tokens: int, mask: float) -> int:
-    """Return how many of `tokens` patches a mask ratio leaves visible: rounded down, as in the released code."""
+    """Return how many of `tokens` patches stay visible at a mask ratio, rounded down as in the released code."""
     return int(tokens * (1 - mask) + 1e-9)  # 64 * (1 - 0.75) must not become 15.99
 
 
@@ -18,18 +18,18 @@ def draw_visible(count: int, tokens: int, mask: float, gen: torch.Generator) -> 
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turn uint8 pixels B,3,H,W into the float units that the encoder sees."""
+    """Normalise uint8 pixels B,3,H,W to the encoder's input."""
     return (pixels.float() / 255 - mean) / std
 
 
 def fill(x: Tensor, patch: int) -> Tensor:
-    """Repeat the last row and column of square images B,3,S,S until patches fill them."""
+    """Repeat the last row and column of square images B,3,S,S until the patch size divides S."""
     short = -x.shape[-1] % patch
     return nn.functional.pad(x, (0, short, 0, short), mode="replicate") if short else x
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """Cut square images B,3,S,S, filled up, into patches B,T,3*patch*patch, row by row."""
+    """Cut square images B,3,S,S (see `fill`) into patches B,T,3*patch*patch, row by row."""
     x = fill(x, patch)
     count, channels, height, width = x.shape
     cells = x.reshape(count, channels, height // patch, patch, width // patch, patch)
@@ -37,7 +37,7 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 
 
 def fold(cells: Tensor, patch: int, size: int) -> Tensor:
-    """Put patches B,T,3*patch*patch of square images together again: B,3,size,size."""
+    """Reassemble patches B,T,3*patch*patch of square images: B,3,size,size."""
     count, tokens, _ = cells.shape
     side = round(tokens**0.5)
     x = cells.view(count, side, side, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
@@ -45,5 +45,5 @@ def fold(cells: Tensor, patch: int, size: int) -> Tensor:
 
 
 def hidden_patches(visible: Tensor, tokens: int) -> Tensor:
-    """Mark the patches that are not among the visible B,K: float B,tokens of 0 and 1."""
+    """Mark the patches that are not in visible B,K: float B,tokens of 0 and 1."""
     return torch.ones(len(visible), tokens, device=visible.device).scatter_(1, visible, 0.0)

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons on unit features: downstream classifiers that gradients can pass."""
+"""Multi-layer perceptrons on unit features: downstream classifiers that are differentiable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sslbd_cli.core.train import Fit, Plan, Terms
 
 
 def new_perceptron(dim: int, hidden: tuple[int, ...], classes: int, dropout: float, seed: int) -> nn.Sequential:
-    """Build the network with weights drawn from the seed; dropout follows the first hidden layer alone (BadEncoder)."""
+    """Build the network with weights drawn from the seed. Dropout follows the first hidden layer only (BadEncoder)."""
     torch.manual_seed(generator(seed, "mlp").initial_seed())
     layers: list[nn.Module] = []
     for width in hidden:
@@ -25,9 +25,9 @@ def new_perceptron(dim: int, hidden: tuple[int, ...], classes: int, dropout: flo
 
 
 def fit_perceptron(net: nn.Sequential, train: Labelled, valid: Labelled, plan: Plan, seed: int) -> int:
-    """Fit a network to unit features, and leave it in eval mode as it was after the epoch best on `valid`.
+    """Fit a network to unit features. Leave it in eval mode with the weights of the best epoch on `valid`.
 
-    Returns that epoch, counted from 1. Rows are shuffled.
+    Returns this epoch, counted from 1. Rows are shuffled.
     """
     net.to(train.feats.device)
     unit, held = F.normalize(train.feats, dim=1), F.normalize(valid.feats, dim=1)
@@ -41,7 +41,7 @@ def fit_perceptron(net: nn.Sequential, train: Labelled, valid: Labelled, plan: P
         nonlocal best
         with torch.no_grad():
             right = float((net.eval()(held).argmax(1) == valid.labels).float().mean())
-        if right >= best[0]:  # of equally good epochs the last, which has learned most
+        if right >= best[0]:  # of equally good epochs, take the last one
             best = right, epoch + 1, copy.deepcopy(net.state_dict())
         return ""
 

@@ -1,4 +1,4 @@
-"""torchvision's ResNets with the stems and widths that self-supervised encoders have."""
+"""torchvision's ResNets with the stems and widths of self-supervised encoders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sslbd_cli.errors import InputError
 
 
 class AnyWidth(torchvision.models.ResNet):  # type: ignore[misc]
-    """torchvision's ResNet with all channels times `width`/64; its own width_per_group widens block middles only."""
+    """torchvision's ResNet with all channels times `width`/64. (Its own width_per_group widens only block middles.)"""
 
     def __init__(self, bottleneck: bool, blocks: str, width: int) -> None:
         self.width = width
         super().__init__(Bottleneck if bottleneck else BasicBlock, list(four(blocks)))
 
     def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
-        if planes == 64:  # the first of the four: the stem is behind us
+        if planes == 64:  # the first of the four layers, just after the stem
             self.inplanes = self.width
             self.conv1 = nn.Conv2d(3, self.width, 7, 2, 3, bias=False)
             self.bn1 = nn.BatchNorm2d(self.width)
@@ -28,7 +28,7 @@ class AnyWidth(torchvision.models.ResNet):  # type: ignore[misc]
 
 
 def stemmed(model: nn.Module, stem: str, size: int) -> nn.Module:
-    """Give a torchvision ResNet the stem asked for (auto: by the images' size) and take its classifier away."""
+    """Give a torchvision ResNet the requested stem (auto: by image size) and remove its classifier."""
     if stem in ("cifar", "solo") or (stem == "auto" and size <= 64):
         # BadEncoder's and lightly's CIFAR stem keeps 32x32 maps; solo-learn's (no-label backdoors) makes them 34x34
         width = int(model.conv1.out_channels)  # type: ignore[union-attr,arg-type]
@@ -39,7 +39,7 @@ def stemmed(model: nn.Module, stem: str, size: int) -> nn.Module:
 
 
 def four(text: str) -> tuple[int, ...]:
-    """Read the blocks of four layers. Raises InputError for anything else."""
+    """Parse the blocks of four layers. Raises InputError for other texts."""
     parts = text.split("-")
     if len(parts) != 4 or not all(part.isascii() and part.isdigit() and 0 < int(part[:9]) <= 1000 for part in parts):
         raise InputError(f"blocks={text}: expected four whole numbers joined by dashes, such as 3-4-6-3")

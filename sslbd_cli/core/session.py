@@ -1,4 +1,4 @@
-"""What one run computes with: the device, the seed, who watches, how much memory and how much time it has."""
+"""The session of one run: device, seed, progress, memory and time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sslbd_cli.errors import OutOfTime
 
 
 class TimeBudget:
-    """The seconds that a run may take, counted from now; None is no limit."""
+    """The seconds that a run may take from now on; None means no limit."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds, self.started = seconds, time.monotonic()
@@ -25,13 +25,13 @@ class TimeBudget:
         return self.seconds is not None and time.monotonic() - self.started > self.seconds
 
     def check(self) -> None:
-        """Raise OutOfTime when the seconds are spent."""
+        """Raise OutOfTime if the seconds are spent."""
         if self.is_spent():
             raise OutOfTime(f"the budget of {self.seconds:g} s was spent")
 
 
 class _Timed:
-    """A ticker that passes everything on and looks at the budget each time."""
+    """A ticker that forwards every call and then checks the budget."""
 
     def __init__(self, ticker: Ticker, budget: TimeBudget) -> None:
         self.ticker, self.budget = ticker, budget
@@ -47,10 +47,10 @@ class _Timed:
 
 @dataclass(frozen=True)
 class Session:
-    """Everything that travels with the work of one run.
+    """Hold everything that travels with the work of one run.
 
-    watch: shows progress. memory: bytes that images may take on the device, None for half of what is free there.
-    budget: the time that the run has. embeddings: what encoders said of images before, kept for the whole run.
+    watch: shows progress. memory: bytes that images may take on the device; None: half of the free memory. budget: the
+    time that the run has. embeddings: earlier embeddings of this run.
     """
 
     device: Device
@@ -61,7 +61,7 @@ class Session:
     embeddings: EmbeddingCache = field(default_factory=EmbeddingCache, repr=False, compare=False)
 
     def exact(self) -> Session:
-        """Return the session with fp32 arithmetic, for work that bf16 would spoil."""
+        """Return the session with fp32 arithmetic, for work that is too delicate for bf16."""
         return replace(self, device=Device(self.device.torch, "fp32"))
 
     def with_seed(self, seed: int) -> Session:
@@ -74,7 +74,7 @@ class Session:
 
     @contextlib.contextmanager
     def work(self, total: int, unit: str, label: str) -> Iterator[Ticker]:
-        """Show a loop of `total` units, whose ticker also looks at the budget.
+        """Show a loop of `total` units. Its ticker also checks the budget.
 
         Raises OutOfTime at the first `advance` or `note` after the budget is spent.
         """

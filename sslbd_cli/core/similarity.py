@@ -1,6 +1,6 @@
-"""Search by cosine similarity among N rows, in blocks: the N x N matrix is never held.
+"""Search by cosine similarity among N rows, in blocks, so that the N x N matrix is never stored.
 
-Products are fp32 (no TF32, no bf16): neighbouring anchors' scores differ by little.
+Products are fp32 (not TF32 or bf16), because the scores of neighbouring anchors differ by little.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from sslbd_cli.errors import InputError
 
-BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 28  # similarities held at once: 32 MB and 1 GB
+BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 28  # similarities stored at once: 32 MB and 1 GB
 
 
 @torch.no_grad()
 def unit(feats: Tensor) -> Tensor:
-    """Return rows of length 1, float32 N,D; rows of zeros stay zeros."""
+    """Return rows of length 1, float32 N,D; zero rows stay zero."""
     return F.normalize(feats.float(), dim=1)
 
 
 @torch.no_grad()
 def mean_cosine(feats: Tensor, others: Tensor) -> float:
-    """Return the mean cosine between rows of the same images, N,D each: 1 where no embedding has turned."""
+    """Return the mean cosine between two embeddings of the same images, N,D each; 1 if no direction changed."""
     return float((unit(feats) * unit(others)).sum(1).mean())
 
 
@@ -33,8 +33,8 @@ def mean_cosine(feats: Tensor, others: Tensor) -> float:
 def linear_cka(feats: Tensor, others: Tensor) -> float:
     """Return linear CKA of the same images' features N,D and N,E (Kornblith et al. 2019, equation 5).
 
-    It is |Y'X|^2 / (|X'X| |Y'Y|), Frobenius norms of centred features: 1 for features equal up to rotation and scale,
-    0 where either is constant.
+    It is |Y'X|^2 / (|X'X| |Y'Y|) with Frobenius norms of centred features: 1 for features that are equal up to rotation
+    and scale, 0 if either is constant.
     """
     x, y = (part.double() - part.double().mean(0) for part in (feats.cpu(), others.cpu()))
     below = (x.T @ x).norm() * (y.T @ y).norm()
@@ -45,9 +45,9 @@ def linear_cka(feats: Tensor, others: Tensor) -> float:
 def anchor_scores(z: Tensor, near: int, top: float, after: float) -> Tensor:
     """Score each row of unit features z N,D as an anchor: float64 N on the CPU.
 
-    With s_1 >= s_2 >= ... its similarities to all rows, itself included, a score is
-    top * (s_1 + ... + s_near) + after * (s_(near+1) + ... + s_(2 near)); the second sum is left out where after is 0.
-    Only the two sums are needed, so nothing is sorted. Raises InputError where the rows are too few.
+    Let s_1 >= s_2 >= ... be its similarities to all rows, including itself. The score is
+    top * (s_1 + ... + s_near) + after * (s_(near+1) + ... + s_(2 near)); without the second sum if after is 0.
+    Only the two sums are needed, so nothing is sorted. Raises InputError if there are too few rows.
     """
     times = 2 if after else 1
     reach = times * near
@@ -70,8 +70,8 @@ def _bands_cpu(
 ) -> tuple[Tensor, Tensor]:
     """Sum a block's largest `near` similarities, and the following ones up to `reach`; each float64 B.
 
-    numpy's partition selects in place with wide vector instructions, in less than half of torch.topk's time; the
-    products are negated so that the wanted end comes first, and the second cut looks at `reach` entries only.
+    numpy's partition selects in place with wide vector instructions, in less than half the time of torch.topk. Products
+    are negated, so that the largest similarities come first. The second partition works on `reach` entries only.
     """
     near, reach = bands
     torch.matmul(-rows, z.T, out=out)
@@ -101,17 +101,17 @@ def _bands_device(
 
 @torch.no_grad()
 def nearest(z: Tensor, anchor: int, count: int) -> Tensor:
-    """Return the rows most similar to the anchor, int64 count on the CPU; ties go to the lower row."""
+    """Return the rows most similar to the anchor, int64 count on the CPU. A tie goes to the lower row."""
     similar = (z @ z[anchor]).cpu()
     return similar.sort(descending=True, stable=True).indices[:count]
 
 
 @torch.no_grad()
 def within_and_across(z: Tensor, rows: Tensor, total: Tensor) -> tuple[float, float]:
-    """Return the sums of all similarities between the chosen rows, and between them and the rest.
+    """Return the sum of all similarities between the chosen rows, and the sum between them and the rest.
 
-    With s the sum of the chosen rows and t that of all rows, `total`, they are s.s (each row with itself too) and
-    s.(t - s): no similarity is computed.
+    Let s be the sum of the chosen rows and t the sum of all rows (`total`). The results are s.s (which includes each
+    row with itself) and s.(t - s), so no single similarity is computed.
     """
     s, t = z[rows.to(z.device)].sum(0).double(), total.double()
     return float(s @ s), float(s @ (t - s))

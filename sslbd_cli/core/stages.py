@@ -1,7 +1,7 @@
-"""Stages of an encoder, for what works on it stage by stage, and the channels in them that can be switched off.
+"""The stages of an encoder, for methods that work stage by stage, and their channels that can be switched off.
 
-`tiny` and other plain sequences have a stage per activation, ResNets a stem and four layers, vision transformers a stem
-and four groups of blocks.
+`tiny` and other plain sequences have one stage per activation; ResNets have a stem and four layers; vision transformers
+have a stem and four groups of blocks.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sslbd_cli.core.features import as_maps, layers
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.errors import InputError
 
-GROUPS = 4  # of a transformer's blocks: as many as a ResNet has layers
+GROUPS = 4  # groups of a transformer's blocks, as many as a ResNet has layers
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of an encoder: the module that its maps come out of, and the modules with weights of their own, by name.
+    """A part of an encoder: the module that outputs its maps, and its modules with weights, by name.
 
-    What comes before the first output belongs to the first stage, what comes after the last one to the last.
+    Modules before the first output belong to the first stage; modules after the last one belong to the last stage.
     """
 
     name: str
@@ -34,9 +34,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Channels:
-    """Channels that can be switched off for good: `read` puts out their activations, `writers` make them.
+    """Channels that can be switched off for good: `read` outputs their activations, `writers` make them.
 
-    With weight and bias of row c zero in all writers, channel c is zero whatever the image.
+    If weight and bias of row c are zero in all writers, channel c is zero for every image.
     """
 
     stage: str
@@ -45,14 +45,14 @@ class Channels:
 
     @torch.no_grad()
     def switch_off(self, dead: Tensor) -> None:
-        """Zero the channels marked, bool C."""
+        """Zero the marked channels, bool C."""
         for writer in self.writers:
             for weight in writer.parameters(recurse=False):
                 weight[dead.to(weight.device)] = 0
 
 
 def stages(net: ImageEncoder) -> list[Stage]:
-    """Return the stages from the pixels up. Raises InputError for families whose inner parts we do not know."""
+    """Return the stages from the pixels up. Raises InputError for unknown families."""
     outputs = _outputs(net)
     order = {module: number for number, (_, module) in enumerate(net.encoder.named_modules())}
     ends = [max(order[inner] for inner in output.modules()) for output in outputs.values()]
@@ -79,7 +79,7 @@ def _outputs(net: ImageEncoder) -> dict[str, nn.Module]:
 def channels(net: ImageEncoder, last: int) -> list[Channels]:
     """Return the channels of the last few stages: a stage's own, or the hidden ones of a transformer's blocks.
 
-    Raises InputError where they cannot be switched off.
+    Raises InputError if they cannot be switched off.
     """
     found = []
     for stage in stages(net)[-last:]:
@@ -97,7 +97,7 @@ def _inside(module: nn.Module, stage: Stage) -> bool:
 
 
 def _writers(net: ImageEncoder, stage: Stage) -> tuple[nn.Module, ...]:
-    """Return the layers that write to a stage's maps: the last norm of a sequence, or those of each residual block."""
+    """Return the layers that write a stage's maps: the last norm of a sequence, or the norms of each residual block."""
     if not isinstance(stage.output, nn.Sequential):
         norms = [m for m in stage.modules.values() if isinstance(m, nn.BatchNorm2d)]
         if norms:
@@ -107,7 +107,7 @@ def _writers(net: ImageEncoder, stage: Stage) -> tuple[nn.Module, ...]:
         norm = getattr(block, "bn3", None) or getattr(block, "bn2", None)
         shortcut = getattr(block, "downsample", None)
         if shortcut is None and number == 0:
-            shortcut = nn.Sequential(getattr(net.encoder, "bn1", nn.Identity()))  # the stem's maps go straight through
+            shortcut = nn.Sequential(getattr(net.encoder, "bn1", nn.Identity()))  # the stem's maps pass unchanged
         writers += [norm, *([] if shortcut is None else [list(shortcut.children())[-1]])]
     if not writers or not all(isinstance(writer, nn.BatchNorm2d) for writer in writers):
         raise InputError(
@@ -118,7 +118,7 @@ def _writers(net: ImageEncoder, stage: Stage) -> tuple[nn.Module, ...]:
 
 @contextlib.contextmanager
 def reading(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Yield a list that holds, after each forward, what the modules put out, in their order."""
+    """Yield a list that holds the modules' outputs, in order, after each forward pass."""
     caught: list[Tensor] = [torch.empty(0)] * len(modules)
 
     def keep(number: int, out: Tensor) -> None:
@@ -136,5 +136,5 @@ def reading(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def maps_of(net: ImageEncoder, outputs: list[Tensor]) -> list[Tensor]:
-    """Return what stages put out as maps B,C,H,W."""
+    """Return the outputs of stages as maps B,C,H,W."""
     return [as_maps(net.encoder, out) for out in outputs]

@@ -1,4 +1,4 @@
-"""Texts beside images: a small transformer over bytes, and the space that it shares with an image encoder."""
+"""A small text transformer over bytes, and the joint space that it shares with an image encoder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sslbd_cli.errors import InputError
 
 HEAD = 32  # width of one attention head
 BATCH = 1024
-LARGEST = 1 << 16  # of any width or length: a file's shapes alone must not make us fill the memory
-SHARPEST = math.log(100)  # bound on the log temperature (Radford et al. 2021, section 2.5)
+LARGEST = 1 << 16  # largest width or length, because a file's shapes alone must not fill our memory
+SHARPEST = math.log(100)  # bound on the log of the logit scale (Radford et al. 2021, section 2.5)
 M = TypeVar("M", bound=nn.Module)
 
 
 class TextBlock(nn.Module):
-    """One pre-norm transformer layer; every byte attends to every other one of its caption, but not to padding."""
+    """One pre-norm transformer layer. Every byte attends to all bytes of its caption, but not to padding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TextBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """Transform x B,L,W; real: bool B,L, False where there is padding."""
+        """Transform x B,L,W. real: bool B,L, False for padding."""
         count, length, width = x.shape
         qkv = self.qkv(self.norms[0](x)).view(count, length, 3, self.heads, HEAD).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=real[:, None, None, :])
@@ -43,11 +43,10 @@ class TextBlock(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Captions uint8 B,L to float B,out: byte and position embeddings, `depth` layers, the mean over the bytes.
+    """Embed captions uint8 B,L as float B,out: byte and position embeddings, `depth` layers, mean over the bytes.
 
-    Unlike CLIP's there is no byte-pair vocabulary, attention is not causal, and the mean takes the place of the last
-    token's state. The log temperature lives here, because it has to be stored with one of the two it belongs to. Only
-    the first `context` bytes of a caption are read.
+    Unlike CLIP's tower, it has no byte-pair vocabulary, its attention is not causal, and the mean replaces the last
+    token's state. It also stores the log of the logit scale. It reads only the first `context` bytes of a caption.
     """
 
     def __init__(self, width: int, depth: int, context: int, out: int) -> None:
@@ -62,7 +61,7 @@ class TextTower(nn.Module):
 
     @property
     def context(self) -> int:
-        """Bytes of a caption that are read."""
+        """The number of bytes that are read of a caption."""
         return len(self.place)
 
     def forward(self, captions: Tensor) -> Tensor:
@@ -77,11 +76,11 @@ class TextTower(nn.Module):
 
 
 def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Return CLIP's loss of B pairs B,D: each image finds its text and each text its image (figure 3).
+    """Return CLIP's loss of B pairs B,D: each image selects its text and each text its image (figure 3).
 
-    Equal captions in a batch are no special case. Their embeddings are equal, so for an image the loss is the same
-    whichever of m equal texts is called its own; and the m texts together ask for the m images in equal shares. It is
-    the same number as with all of them as positives of weight 1/m.
+    Equal captions in a batch need no special case. Their embeddings are equal, so an image's loss is the same for each
+    of m equal texts, and the m texts together ask for their m images in equal shares. The loss equals one with all of
+    them as positives of weight 1/m.
     """
     with torch.autocast(images.device.type, enabled=False):
         logits = scale.float() * F.normalize(images.float(), dim=1) @ F.normalize(texts.float(), dim=1).T
@@ -93,7 +92,7 @@ def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 
 def load_tower(encoder: Encoder) -> TextTower:
-    """Build the text tower of an encoder artefact. Raises InputError where there is none, or it does not fit."""
+    """Build the text tower of an encoder artefact. Raises InputError if there is none, or if it does not fit."""
     tensors = _part(encoder, "text", "text tower")
     blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
     sides = [tensors[name].shape if name in tensors else () for name in ("bytes.weight", "place", "projection.weight")]
@@ -109,7 +108,7 @@ def load_tower(encoder: Encoder) -> TextTower:
 
 
 def load_projection(encoder: Encoder) -> nn.Linear:
-    """Build the map from embeddings D to the joint space. Raises InputError where there is none, or it does not fit."""
+    """Build the map from embeddings D to the joint space. Raises InputError if there is none, or if it does not fit."""
     _part(encoder, "text", "text tower")
     tensors = _part(encoder, "projector", "projection")
     out = len(encoder.tensors["text.projection.weight"]) if "text.projection.weight" in encoder.tensors else 0
@@ -120,14 +119,16 @@ def load_projection(encoder: Encoder) -> nn.Linear:
 def _part(encoder: Encoder, part: str, title: str) -> dict[str, np.ndarray]:
     tensors = {k.removeprefix(f"{part}."): v for k, v in encoder.tensors.items() if k.startswith(f"{part}.")}
     if not tensors:
-        raise InputError(f"the encoder has no {title}; 'sslbd pretrain --method clip' makes one that has")
+        raise InputError(f"the encoder has no {title}; make one with 'sslbd pretrain --method clip'")
     return tensors
 
 
 def _need_fit(expected: dict[str, tuple[int, ...]], tensors: dict[str, np.ndarray]) -> None:
     wrong = sorted(set(expected) ^ set(tensors)) or [k for k, v in expected.items() if v != tensors[k].shape]
     if wrong:
-        raise InputError(f"its space of images and texts is damaged: {len(wrong)} tensors differ, first {wrong[0]}")
+        raise InputError(
+            f"its joint space of images and texts is damaged: {len(wrong)} tensors differ, first {wrong[0]}"
+        )
 
 
 def _filled(module: M, tensors: dict[str, np.ndarray]) -> M:
@@ -137,7 +138,7 @@ def _filled(module: M, tensors: dict[str, np.ndarray]) -> M:
 
 @torch.inference_mode()
 def embed_texts(tower: TextTower, captions: np.ndarray, device: Device, batch: int = BATCH) -> Tensor:
-    """Embed captions uint8 N,L in the joint space: unit vectors, float32 N,D. Raises Unsound where not finite."""
+    """Embed captions uint8 N,L in the joint space: unit vectors, float32 N,D. Raises Unsound if they are not finite."""
     tower = tower.to(device.torch).eval()
     parts = []
     for start in range(0, len(captions), batch):

@@ -1,7 +1,7 @@
-"""The only training loop: epochs over row numbers, a schedule, checkpoints that resume to the same bytes.
+"""The only training loop: epochs over row numbers, a schedule, and checkpoints that resume to the same bytes.
 
 Every random draw of an epoch comes from generators named by (seed, purpose, epoch), so a checkpoint needs no random
-state: an epoch that starts again draws the same numbers. Nothing inside the loop waits for the device.
+state: a repeated epoch draws the same numbers. The loop never waits for the device.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Loss = Callable[[Tensor, torch.Generator], Terms]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how fast to train. warmup: epochs of linear increase.
+    """How long and how fast to train. warmup: epochs of linear increase of the learning rate.
 
-    schedule: cosine to zero, constant, or step: the rate is multiplied by `factor` at each epoch of `milestones`.
-    keep_last: whether rows that fill no batch make a short one, or sit the epoch out.
+    schedule: cosine to zero; constant; or step: the rate is multiplied by `factor` at each epoch in `milestones`.
+    keep_last: whether rows that do not fill a batch make a short batch; if not, they skip the epoch.
     """
 
     epochs: int
@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training's state is kept. `fingerprint` names the run: another run's checkpoint is refused."""
+    """Where to store a training's state. `fingerprint` names the run; checkpoints of other runs are refused."""
 
     path: str
     fingerprint: str
@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 def check_checkpoint(path: str | None, resume: bool, output: str) -> None:
-    """Refuse, before any work, a checkpoint that is no use or would replace something else."""
+    """Refuse, before any work, a checkpoint that cannot be used or that would replace another file."""
     if path is None:
         if resume:
             raise InputError("--resume needs --checkpoint FILE")
@@ -86,7 +86,7 @@ def check_checkpoint(path: str | None, resume: bool, output: str) -> None:
 
 
 def is_checkpoint(path: str) -> bool:
-    """Tell whether a file is a checkpoint of any run; everything else is too good to be overwritten by one."""
+    """Return whether a file is a checkpoint of some run. A checkpoint may replace no other file."""
     try:
         return "checkpoint" in _header(container.read_container(path)[0])
     except InputError:
@@ -102,9 +102,9 @@ def _header(text: str) -> dict[str, Any]:
 
 
 def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """Build the optimiser over all trainable parameters; LARS leaves one-dimensional ones alone (You et al. 2017)."""
+    """Build the optimiser of all trainable parameters. LARS does not adapt one-dimensional ones (You et al. 2017)."""
     trainable = [p for p in module.parameters() if p.requires_grad]
-    if plan.optimiser == "adam":  # weight decay as a part of the gradient
+    if plan.optimiser == "adam":  # weight decay is part of the gradient
         return torch.optim.Adam(trainable, plan.lr, (0.9, plan.beta2), weight_decay=plan.weight_decay)
     if plan.optimiser == "adamw":
         return torch.optim.AdamW(trainable, plan.lr, (0.9, plan.beta2), weight_decay=plan.weight_decay)
@@ -120,12 +120,12 @@ def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
 
 
 class Fit:
-    """One training: `run` goes through the epochs that are left and returns the last epoch's mean of each loss term.
+    """One training. `run` trains the epochs that are left and returns the last epoch's mean of each loss term.
 
-    module holds the whole state. loss(rows, gen) gives the terms of one batch, `loss` among them; rows are int64 on
-    the CPU, gen draws on the device. after_step(progress) follows each optimiser step, begin_epoch starts each epoch,
-    end_epoch(terms) gets its mean terms; vet(epoch) tells after each epoch whether its state is fit to be kept in the
-    checkpoint, or raises.
+    module holds the whole state. loss(rows, gen) returns the terms of one batch, including `loss`; rows are int64 on
+    the CPU, and gen is on the device. after_step(progress) follows each optimiser step. begin_epoch starts each epoch.
+    end_epoch(terms) gets the epoch's mean terms. vet(epoch) returns after each epoch whether its state may be stored in
+    the checkpoint, or raises.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, session: Session) -> None:
@@ -141,7 +141,7 @@ class Fit:
         self.vet: Callable[[int], bool] = lambda epoch: True
 
     def run(self, label: str) -> dict[str, float]:
-        """Train. Raises Unsound where a loss is not finite."""
+        """Train. Raises Unsound if a loss is not finite."""
         plan, first, terms = self.plan, 0, dict[str, float]()
         if self.checkpoint and self.checkpoint.resume and Path(self.checkpoint.path).exists():
             first, terms = self._load(self.checkpoint)
@@ -150,7 +150,7 @@ class Fit:
         with self.session.work((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
             for epoch in range(first, plan.epochs):
                 terms = self._epoch(epoch, steps, ticker)
-                checks.finite_loss(terms, epoch, kept)  # first: a remark may look at the features, which say less
+                checks.finite_loss(terms, epoch, kept)  # check first, because a remark on the features would say less
                 self.end_epoch(terms)
                 shown = ", ".join(f"{k} {v:.4f}" for k, v in terms.items())
                 ticker.note(f"epoch {epoch + 1}/{plan.epochs} {shown}{self.remark(epoch)}")
@@ -217,5 +217,5 @@ def ema(target: nn.Module, online: nn.Module, keep: float) -> None:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Stop gradients to a module's parameters and return it."""
+    """Disable the gradients of a module's parameters and return the module."""
     return module.requires_grad_(False)

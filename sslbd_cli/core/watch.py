@@ -1,4 +1,4 @@
-"""Who watches long work. Without torch, so that `sslbd data`, which computes on no device, starts at once."""
+"""Progress of long work. This module needs no torch, so that `sslbd data`, which uses no device, starts at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Ticker(Protocol):
-    """Receives progress: counts of finished units, and a remark now and then."""
+    """Receives progress: counts of finished units and occasional remarks."""
 
     def advance(self, count: int = 1) -> None: ...
     def note(self, text: str) -> None: ...
@@ -31,5 +31,5 @@ class Silent:
 
 @contextlib.contextmanager
 def unwatched(total: int, unit: str, label: str) -> Iterator[Silent]:
-    """Watch work that is too small to be shown."""
+    """Watch work that is too small to show."""
     yield Silent()

@@ -156,7 +156,7 @@ def test_a_damaged_tower_is_refused_in_a_line(joint, damage) -> None:
 @pytest.mark.parametrize("shape", [(8, 31), (7, 32), (8,)])
 def test_a_projection_that_does_not_fit_is_refused(joint, shape) -> None:
     joint.tensors["projector.weight"] = np.zeros(shape, np.float32)
-    with pytest.raises(InputError, match="its space of images and texts is damaged"):
+    with pytest.raises(InputError, match="its joint space of images and texts is damaged"):
         text.load_projection(joint)
     del joint.tensors["projector.weight"]
     with pytest.raises(InputError, match="no projection"):
