@@ -130,6 +130,12 @@ def test_pages_name_only_pages_that_are_there():
         assert named, name
 
 
+def test_an_installation_puts_every_page_where_man_looks():
+    settings = (MAN.parent / "pyproject.toml").read_text(encoding="utf-8")
+    for number in {name.rsplit(".")[1] for name in EVERY}:
+        assert f'"share/man/man{number}" = ["man/*.{number}"]' in settings
+
+
 # --- the roff is sound --------------------------------------------------------------------------------------------
 
 
