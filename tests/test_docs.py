@@ -19,6 +19,7 @@ from micro import make_encoder
 from sslbd_cli import main, plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core import checks, metrics, nets
+from sslbd_cli.detect import panel
 from sslbd_cli.manual import build
 from warm import bash
 
@@ -75,17 +76,19 @@ def folder(stage, tmp_path):
 
 
 def few_epochs(patch: pytest.MonkeyPatch) -> None:
-    """Let whatever comes from a spec string train for two epochs, or solve in ten steps, at most."""
+    """Let whatever comes from a spec string train for two epochs or solve in ten steps at most, and draw few images."""
     parse = plugin.parse
 
     def shortened(shelf, text):
         made = parse(shelf, text)
-        most = {"epochs": 2, "steps": 10}
+        most = {"epochs": 2, "steps": 10, "rounds": 2}
         return dataclasses.replace(  # 0 leaves the number open
             made, **{k: min(getattr(made, k) or n, n) for k, n in most.items() if type(getattr(made, k, None)) is int}
         )
 
     patch.setattr(plugin, "parse", shortened)
+    patch.setattr(panel, "AUX", 240)
+    patch.setattr(panel, "EACH", 12)
 
 
 def small(argv: list[str]) -> list[str]:

@@ -48,7 +48,7 @@ def refused(path) -> str:
 
 @pytest.mark.parametrize("write", WRITERS)
 @given(arrays=ARRAYS)
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_round_trip_and_equal_bytes(tmp_path_factory, write, arrays):
     folder = tmp_path_factory.getbasetemp()
     for name in ("first", "second"):

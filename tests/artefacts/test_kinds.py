@@ -105,7 +105,7 @@ def same(a: Artefact, b: Artefact) -> bool:
     "kind", [datasets(), ENCODERS, FEATURES, REPORTS], ids=["dataset", "encoder", "features", "report"]
 )
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_round_trip_with_equal_bytes(tmp_path_factory, kind, data):
     path, again = (tmp_path_factory.getbasetemp() / name for name in ("first", "second"))
     made = data.draw(kind)

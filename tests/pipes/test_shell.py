@@ -48,12 +48,13 @@ def test_a_pipe_carries_an_artefact(bash):
     assert (status, err) == (0, "") and "images\t20\n" in out and out.endswith("\n0 0\n")
 
 
+@pytest.mark.story
 def test_a_real_pipe_is_the_same_as_files(bash, tmp_path):
     status, _, err = bash(f"{DATA} -o a.h5; {DATA} | tee b.h5 | sslbd poison --target 3 --count 1 -q -o piped.h5")
     assert (status, err) == (0, "")
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
-    status, out, err = bash("sslbd poison a.h5 --target 3 --count 1 -q > files.h5; cmp files.h5 piped.h5")
-    assert (status, out, err) == (0, "", "")
+    done = warm.bash("sslbd poison a.h5 --target 3 --count 1 -q > files.h5; cmp files.h5 piped.h5", tmp_path)
+    assert (done.status, done.out, done.err) == (0, "", "")
 
 
 def test_a_dead_upstream_is_noticed(bash, tmp_path):
@@ -232,6 +233,7 @@ CHAIN = (
 PROBE = "sslbd probe --train b.h5 --test c.h5 --trigger patch --target 3 --json --device cpu --precision fp32"
 
 
+@pytest.mark.story
 def test_one_pipe_is_the_same_as_files(tmp_path):
     done = warm.bash(
         f"""

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html import escape, unescape
 from html.parser import HTMLParser
 
@@ -16,6 +15,7 @@ from sslbd_cli.artefacts import kinds
 from sslbd_cli.artefacts.kinds import Dataset, Report
 from sslbd_cli.detect.combine import combine
 from sslbd_cli.main import run
+from warm import bash
 
 EVIL = '<script>alert(\'x\')</script>" onerror="y" & \x1b\u202e'
 RNG = np.random.default_rng(0)
@@ -398,23 +398,18 @@ def test_equal_reports_give_an_equal_page(draw):
     assert draw(a=report) == draw(a=report)
 
 
-def in_a_pipe(*arguments, data=b""):
-    program = "from sslbd_cli.main import entry; entry()"
-    return subprocess.run([sys.executable, "-c", program, "report", *arguments], input=data, capture_output=True)
-
-
 def test_a_report_comes_through_a_pipe_and_the_page_goes_into_one(tmp_path):
     kinds.write(probe(), str(tmp_path / "a.h5"))
-    ended = in_a_pipe(data=(tmp_path / "a.h5").read_bytes())
-    assert (ended.returncode, ended.stderr) == (0, b"")
-    assert ended.stdout.startswith(b"<!DOCTYPE html>")
-    assert b"standard input" in ended.stdout
+    done = bash("cat a.h5 | sslbd report | cat", tmp_path)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("<!DOCTYPE html>")
+    assert "standard input" in done.out
 
 
-def test_an_empty_pipe_is_exit_2():
-    ended = in_a_pipe()
-    assert (ended.returncode, ended.stdout) == (2, b"")
-    assert ended.stderr == b"sslbd report: standard input: is empty: the command before the pipe failed\n"
+def test_an_empty_pipe_is_exit_2(tmp_path):
+    done = bash("true | sslbd report", tmp_path)
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "sslbd report: standard input: is empty: the command before the pipe failed\n"
 
 
 def bad_files(folder):
