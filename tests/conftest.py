@@ -17,6 +17,7 @@ from budget import Budget
 from contracts.package import parameters, plugins_of
 from micro import make_dataset, make_encoder
 from sslbd_cli import main
+from sslbd_cli.artefacts import container
 from sslbd_cli.artefacts.kinds import Dataset, Encoder
 from sslbd_cli.core.device import Device
 
@@ -49,6 +50,19 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="minutes of work: --runslow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def confined():
+    """Read HDF5 files in this process, as where there is no fork: a child of this large process for each costs seconds.
+
+    Yields what reads them by a child. tests/artefacts puts it back; the processes of tests/pipes and of test_fuzz.py
+    never lost it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        by_a_child = container._confined
+        patch.setattr(container, "_confined", lambda work, size: container._attempt(work))
+        yield by_a_child
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,10 @@ import pytest
 from micro import make_dataset
 from sslbd_cli.artefacts import container, kinds
 
-WORDS = "pretrain data.h5 --arch tiny:width=4 --method byol:hidden=32 --epochs 20 --batch 20 --device cpu --precision fp32 -q"
+WORDS = (
+    "pretrain data.h5 --arch tiny:width=4 --method byol:hidden=32 --epochs 20 --batch 20 "
+    "--device cpu --precision fp32 --quiet"
+)
 #: Forks a command for each line, once everything is imported; answers with its number. `? N`: how it ended, or nothing.
 NURSERY = """
 import os, sys
