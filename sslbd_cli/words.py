@@ -1,9 +1,10 @@
-"""Words of messages: a line that is safe to print, what an error says, what a wrong name may have meant."""
+"""Words of messages: numbers, a line that is safe to print, what an error says, what a wrong name may have meant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+LEAST_CHANCE = 1e-15  # p-values below are differences of numbers near 1
 LONGEST = 200  # characters of another library's error message
 
 
@@ -29,3 +30,15 @@ def did_you_mean(got: str, known: Sequence[str]) -> str:
 def suggest(got: str, known: Sequence[str], intro: str) -> str:
     """Say what a wrong name may have meant, and which names there are."""
     return f"{did_you_mean(got, known)}{intro} {', '.join(known)}"
+
+
+def number(value: float) -> str:
+    """Write a number with four significant digits; whole numbers and large ones with thousands apart."""
+    if isinstance(value, int) or abs(value) >= 1e4:
+        return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.3e}"
+    return f"{value:.4g}"
+
+
+def chance(p_value: float) -> str:
+    """Write a p-value; one that is lost in rounding is not nothing."""
+    return number(p_value) if p_value >= LEAST_CHANCE else f"below {LEAST_CHANCE:g}"

@@ -358,7 +358,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
             [*SAMPLES, "--method", "neural-cleanse:hidden=x"],
             "neural-cleanse: hidden=x: expected whole numbers",
         ),
-        ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against images held to be clean: give them as --aux"),
+        ("detect", [*SAMPLES, "--method", "dede"], "judges inputs against clean images: give them as --aux"),
         (
             "detect",
             [*SAMPLES, "--aux", "test", "--method", "strip", "--reference", "encoder"],

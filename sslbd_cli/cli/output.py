@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sslbd_cli.artefacts.results import Estimate
 from sslbd_cli.errors import InputError
-from sslbd_cli.words import one_line
+from sslbd_cli.words import number, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,6 @@ LABELS = {
     "tpr_at_fpr": "TPR at FPR",
 }
 MISSING = "–"
-LEAST_CHANCE = 1e-15  # p-values below are differences of numbers near 1
 GAP, EDGES = 3, 2  # characters between a table's columns, and at its sides
 
 
@@ -119,18 +118,6 @@ def plain(value: Any) -> str:
 def label(key: object) -> str:
     """Return a key's human name."""
     return LABELS.get(str(key), one_line(key).replace("_", " "))
-
-
-def number(value: float) -> str:
-    """Write a number with four significant digits; whole numbers and large ones with thousands apart."""
-    if isinstance(value, int) or abs(value) >= 1e4:
-        return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.3e}"
-    return f"{value:.4g}"
-
-
-def chance(p_value: float) -> str:
-    """Write a p-value; one that is lost in rounding is not nothing."""
-    return number(p_value) if p_value >= LEAST_CHANCE else f"below {LEAST_CHANCE:g}"
 
 
 def is_interval(value: Any) -> bool:

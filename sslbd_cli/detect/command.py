@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sslbd_cli.cli import options
 from sslbd_cli.cli.run import Run
 from sslbd_cli.cli.spec import Spec
+
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Report
+    from sslbd_cli.detect.request import Screening
 
 
 @options.command(
@@ -26,10 +30,8 @@ from sslbd_cli.cli.spec import Spec
     "--method",
     type=Spec("detector", also=("all",)),
     multiple=True,
-    default=("dede",),
-    show_default=True,
     metavar="SPEC|all",
-    help="Detector; 'help' lists, 'NAME:help' explains; repeat it, or all that apply.",
+    help="Detector; 'help' lists, 'NAME:help' explains; repeat it, or all that apply.  [default: dede]",
 )
 @options.artefact("--data", help="Images to judge; of an encoder, clean ones to search a trigger with; "
                                  "left out, common triggers on --aux or on built-in images.")  # fmt: skip
@@ -45,8 +47,8 @@ from sslbd_cli.cli.spec import Spec
                   help="An independent encoder, for detectors of inputs that compare with one.")  # fmt: skip
 @options.artefact("--save-guard", help="Write what a detector of inputs has learned here, to judge other images by.")
 @options.artefact("--guard", help="A guard of this encoder, made by --save-guard, to judge --data by.")
-@click.option("--alpha", default=0.05, show_default=True, type=options.Number(1e-9, 0.5),
-              help="Share of clean inputs, or of clean encoders, that may be flagged.")  # fmt: skip
+@click.option("--alpha", type=options.Number(1e-9, 0.5),
+              help="Share of clean inputs, or of clean encoders, that may be flagged.  [default: 0.05]")  # fmt: skip
 @click.option("--budget", type=options.Number(0, min_open=True), metavar="SECONDS",
               help="Time for all methods, the cheapest first; what is left then does not run.")  # fmt: skip
 @click.option("--exit-code", is_flag=True, help="Exit 1 where a backdoor is found.")
@@ -57,9 +59,7 @@ from sslbd_cli.cli.spec import Spec
 @options.seed
 @options.device()
 @options.report_output
-def command(
-    run: Run, input: str, output: str | None, json_lines: bool, exit_code: bool, sarif: str | None, **params: Any
-) -> None:
+def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sarif: str | None, **params: Any) -> None:
     """Look for a backdoor, and say how far the answer can be trusted.
 
     The verdict is found, nothing found (within the search space named) or inconclusive (exit 3); never clean. Detectors
@@ -80,9 +80,8 @@ def command(
     rule of its own has none, and counts as it is. The verdict over all is found where any method's is after the
     correction; inconclusive where a finding does not outlast it, or where no method came to an answer.
     """
-    from sslbd_cli.artefacts.kinds import Encoder
     from sslbd_cli.cli.output import print_results
-    from sslbd_cli.detect import guarding, several
+    from sslbd_cli.detect import guarding, inputs, judge, several
     from sslbd_cli.errors import InputError, Unsound
 
     if sarif == "-":
@@ -91,21 +90,64 @@ def command(
     run.claim(sarif, "--sarif")
     speed: dict[str, float] = {}
     if params["guard"]:
-        guarding.check_options(run)
-        report, speed = guarding.judge_stream(run, run.read(input, Encoder), params)
+        by_guard = inputs.read_guard_request(run, params)
+        report, speed = guarding.judge_stream(by_guard, run.session())
+        resolved = {"method": None, "alpha": by_guard.alpha}
     else:
-        report = several.judge(run, run.read(input, Encoder), params)
+        screening = inputs.read(run, params)
+        if (request := screening.single) is None:
+            report = several.judge_all(screening, run.session(), run)
+        else:
+            report, guard = judge.judge(request, run.session(), run)
+            if guard is not None:
+                run.write(guard, params["save_guard"], method=[request.method], alpha=screening.alpha)
+        resolved = _resolved(report, screening, params)
     if output != "-":  # where the report goes by itself
-        print_results(several.shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
+        print_results(_shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
-        run.write(report, output, **several.resolved(report, params))
+        run.write(report, output, **resolved)
     doubt = report.results["doubt"]
     is_stop = exit_code and report.results["verdict"] == "found" and not report.results.get("sees_truth")
     if sarif is not None:
         from sslbd_cli.detect.sarif import write
 
-        write(sarif, input, report, status=3 if doubt else int(is_stop))
+        write(sarif, params["input"], report, status=3 if doubt else int(is_stop))
     if doubt:
         raise Unsound(f"inconclusive: {doubt}")
     if is_stop:
         raise click.exceptions.Exit(1)
+
+
+def _resolved(report: Report, screening: Screening, params: dict[str, Any]) -> dict[str, Any]:
+    """Return what the history says in place of options: the methods that ran, and --alpha where one of them takes it.
+
+    Of several methods, the history names what was asked for, or what a budget left time for.
+    """
+    rows = report.results.get("methods")
+    method: Any = params["method"]
+    if rows is None:
+        method = report.results["method"]
+    elif params["budget"] is not None:
+        method = [row["method"] for row in rows]
+    takes_alpha = {row["flags"] for row in ([report.results] if rows is None else rows)} != {"samples"}
+    return {"method": method, "alpha": screening.alpha if takes_alpha else None}
+
+
+def _shown(report: Report, *, json_lines: bool) -> dict[str, Any]:
+    """Return what is printed: of several methods, a JSON line each and one over all, or a table of them."""
+    results = report.results
+    if "methods" not in results:
+        return results
+    rows = [{key: value for key, value in row.items() if key != "part"} for row in results["methods"]]
+    if json_lines:
+        return {"rows": [*rows, results | {"methods": [row["method"] for row in rows]}]}
+    return results | {"methods": [_brief(row) for row in rows]}
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a method's row of the table: the witness by its area and what it does."""
+    witness = row.get("witness") or {}
+    name = {"method": row["method"].split(":")[0]}
+    columns = ("flags", "verdict", "p_value", "p_value_adjusted", "statistic", "flagged", "n_judged")
+    more = {"witness_area": witness.get("area"), "witness_success": witness.get("success"), "doubt": row.get("doubt")}
+    return name | {key: row.get(key) for key in columns} | more

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from sslbd_cli import plugin
-from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard
-from sslbd_cli.artefacts.overlap import image_digests
+from sslbd_cli.artefacts.kinds import Encoder, Guard
 from sslbd_cli.core import metrics, nets
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Findings, ImageDetector, InputDetector, Scores, Setting, State
@@ -19,9 +18,11 @@ from sslbd_cli.errors import InputError
 
 
 def make_guard(
-    detector: ImageDetector, findings: Findings, encoder: Encoder, reference: Encoder | None, aux: Dataset
+    detector: ImageDetector, findings: Findings, encoder: Encoder, reference: Encoder | None, aux_digests: np.ndarray
 ) -> Guard:
-    """Keep what a detector of inputs has learned. Raises InputError for one that learns nothing."""
+    """Keep what a detector of inputs has learned. aux_digests: uint64 M, one of each auxiliary image.
+
+    Raises InputError for one that learns nothing."""
     if not isinstance(detector, InputDetector):
         raise InputError(f"--save-guard: {detector.name} learns nothing that could be kept; choose another --method")
     return Guard(
@@ -31,7 +32,7 @@ def make_guard(
         reference=None if reference is None else reference.sha256,
         search_space=findings.search_space,
         doubt=findings.doubt,
-        aux=image_digests(aux),
+        aux=aux_digests,
         calibration=findings.scores.calibration,
         state={name: tensor.detach().cpu().contiguous().numpy() for name, tensor in findings.learned.items()},
     )

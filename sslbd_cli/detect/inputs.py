@@ -1,68 +1,201 @@
-"""Read what `detect` is given and refuse what does not fit."""
+"""Read what `detect` is given, each file once, refuse what does not fit, and make requests of the rest."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+
+from sslbd_cli import plugin
+from sslbd_cli.artefacts import kinds, parts
+from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard, Report
+from sslbd_cli.artefacts.overlap import image_digests, known_images
+from sslbd_cli.cli.run import Run
+from sslbd_cli.detect import encoder_verdict, image_verdict, panel
+from sslbd_cli.detect.contract import Clues, Detector, EncoderDetector, ImageDetector
+from sslbd_cli.detect.image_verdict import Case
+from sslbd_cli.detect.panel import Panel
+from sslbd_cli.detect.request import CleanStatistic, EncoderRequest, GuardRequest, ImageRequest, NotRun, Screening
 from sslbd_cli.errors import InputError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from sslbd_cli.artefacts.kinds import Artefact, Dataset, Encoder
-    from sslbd_cli.cli.run import Run
-    from sslbd_cli.detect.contract import Clues, Detector
-    from sslbd_cli.detect.image_verdict import Case
-
-#: Options that only some kinds of detectors take, and what those judge by instead.
-REFUSED = {
-    "inputs": ((), "inputs"),
-    "samples": (("aux", "trigger", "alpha"), "a training set by itself"),
-    "encoder": (("aux", "trigger"), "an encoder, not images,"),
+ALL = "all"
+METHOD, ALPHA = "dede", 0.05  # what --method and --alpha are where they are not given
+#: What a detector judges -> the words for it, and which of the options that only some detectors take it takes.
+TAKES = {
+    "inputs": ("inputs", ("aux", "trigger", "alpha")),
+    "samples": ("a training set by itself", ()),
+    "encoder": ("an encoder, not images,", ("alpha",)),
 }
+SOME_TAKE = ("aux", "trigger", "alpha", "backdoored", "reference")
+#: Options that were settled when a guard was made.
+SETTLED = ("method", "aux", "baseline", "backdoored", "save_guard", "budget")
 
 
-def check_options(run: Run, params: dict[str, Any]) -> None:
-    """Raise InputError where options do not belong to what the detector judges."""
-    method = params["method"]
-    refused, what = REFUSED[method.judges]
-    given = [f"--{name}" for name in refused if is_given(run, params, name)]
+@dataclass(frozen=True)
+class Files:
+    """What was read. baselines: clean encoders, or reports on such."""
+
+    encoder: Encoder
+    data: Dataset | None
+    aux: Dataset | None
+    backdoored: tuple[Encoder, ...]
+    baselines: tuple[Encoder | Report, ...]
+    reference: Encoder | None
+
+
+def read(run: Run, params: dict[str, Any]) -> Screening:
+    """Read everything and make a request for each method.
+
+    Raises InputError where an option or a file does not fit, where a method that was named cannot run, or none can.
+    """
+    alpha = ALPHA if params["alpha"] is None else params["alpha"]
+    is_open = ALL in params["method"]
+    methods, not_run = _shelf() if is_open else (list(params["method"]) or [plugin.parse("detector", METHOD)], [])
+    if is_open:
+        _warn_of_packages(run, not_run)
+    _check_options(methods, is_open, params)
+    files = _read_files(run, params)
+    desk = _Desk(run, files, params | {"alpha": alpha}, len(methods) == 1 and not is_open)
+    requests = []
+    for method in sorted(methods, key=lambda each: (each.cost, str(each))):
+        try:
+            requests.append(desk.request(method))
+        except InputError as error:
+            if not is_open:
+                raise
+            not_run.append(NotRun(method.name, reason_of(method.name, error), method.cost))
+    if not requests:
+        raise InputError("; ".join(f"{each.method}: {each.reason}" for each in not_run[:3]))
+    desk.note_baselines()
+    return Screening(files.encoder, tuple(requests), alpha, tuple(not_run), is_open)
+
+
+def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
+    """Read a guard and the images that it is to judge. Raises InputError where options are given that it settles."""
+    given = [f"--{name.replace('_', '-')}" for name in SETTLED if params[name]]
     if given:
-        raise InputError(f"--method {method.name} judges {what} and takes no {' or '.join(given)}")
-    learns = getattr(method, "learns", False)
-    if params["backdoored"] and not learns:
+        raise InputError(f"--guard has learned already and takes no {' or '.join(given)}")
+    if not params["data"]:
+        raise InputError("Missing option '--data': the images that the guard is to judge")
+    alpha = ALPHA if params["alpha"] is None else params["alpha"]
+    encoder = run.read(params["input"], Encoder)
+    guard, reference = read_guard(run, encoder, params["guard"], params["reference"])
+    data = run.read(params["data"], Dataset, "--data")
+    _check_size(encoder, "--data", data)
+    chosen = data.limited(params["limit"])
+    _check_new(run, chosen, guard.aux, "among those that the guard was made on")
+    case = image_verdict.make_case(chosen, None, params["trigger"], alpha, params["seed"])
+    return GuardRequest(guard, encoder, reference, case, data.sha256, alpha, params["trigger"])
+
+
+def read_guard(run: Run, encoder: Encoder, path: str, reference: str | None) -> tuple[Guard, Encoder | None]:
+    """Read a guard of an encoder, and the reference encoder that it compares with, if there is one."""
+    guard = run.read(path, Guard, "--guard")
+    return guard, _read_encoder(run, reference, encoder, "--reference") if reference else None
+
+
+def reason_of(method: str, error: InputError) -> str:
+    """Return what an error says, without the name of the method, which stands beside it."""
+    return str(error).removeprefix(f"{method}: ")
+
+
+# --- methods and options ------------------------------------------------------------------------------------------
+
+
+def _shelf() -> tuple[list[Detector], list[NotRun]]:
+    """Return all detectors but floors and bounds, with their defaults, and those that cannot do without a key."""
+    methods, not_run = [], []
+    for name in plugin.listing("detector"):
+        try:
+            method: Detector = plugin.parse("detector", name)
+        except InputError as error:
+            not_run.append(NotRun(name, reason_of(name, error), lacks_key=True))
+            continue
+        if not method.is_floor and not method.is_bound:
+            methods.append(method)
+    return methods, not_run
+
+
+def _warn_of_packages(run: Run, not_run: Sequence[NotRun]) -> None:
+    """Warn of the detectors of other packages that cannot be read or imported."""
+    shelf = plugin.listing("detector")
+    rows = [f"{each.method}: {each.reason}" for each in not_run if shelf[each.method].package]
+    for text in [*plugin.complaints("detector"), *rows]:
+        run.warn(text)
+
+
+def _takes(method: Detector, option: str) -> bool:
+    if option == "backdoored":
+        return isinstance(method, EncoderDetector) and method.learns
+    if option == "reference":
+        return isinstance(method, ImageDetector) and method.needs_reference
+    return option in TAKES[method.judges][1]
+
+
+def _check_options(methods: Sequence[Detector], is_open: bool, params: dict[str, Any]) -> None:
+    """Raise InputError for options that do not go together, or with the methods, before anything is read."""
+    is_several = is_open or len(methods) > 1
+    if is_open and len(params["method"]) > 1:
+        raise InputError("--method all takes every method there is; name it alone")
+    if params["budget"] is not None and not is_several:
+        raise InputError("--budget divides time among several methods; leave it out, or name more of them")
+    if params["save_guard"] and is_several:
+        raise InputError("--save-guard keeps what one detector has learned; name one --method")
+    given = [name for name in SOME_TAKE if params[name] not in (None, ())]
+    if not is_several:
+        _check_single(methods[0], given, params)
+    for name in given:
+        if not any(_takes(method, name) for method in methods):
+            raise InputError(f"none of the methods takes --{name}; leave it out")
+    samples = [method.name for method in methods if method.judges == "samples"]
+    if samples and not params["data"] and not is_open:
+        raise InputError(f"Missing option '--data': --method {samples[0]} judges the training set")
+
+
+def _check_single(method: Detector, given: Sequence[str], params: dict[str, Any]) -> None:
+    """Raise InputError where an option does not belong to the only method."""
+    judges = TAKES[method.judges][0]
+    refused = [name for name in given if not _takes(method, name)]
+    of_images = [f"--{name}" for name in refused if name in ("aux", "trigger", "alpha")]
+    if of_images:
+        raise InputError(f"--method {method.name} judges {judges} and takes no {' or '.join(of_images)}")
+    if "backdoored" in refused:
         raise InputError(f"--method {method.name} does not learn from backdoored encoders; leave --backdoored out")
     if method.judges != "encoder" and len(params["baseline"]) > 1:
         raise InputError(f"--method {method.name} takes one --baseline, the clean encoder to judge the same images by")
-    if method.judges == "inputs" and not params["aux"]:
-        raise InputError(f"--method {method.name} judges inputs against images held to be clean: give them as --aux")
-    needed = method.judges != "encoder" and method.needs_reference
-    if params["reference"] and not needed:
+    if "reference" in refused:
         raise InputError(f"--method {method.name} compares with no independent encoder; leave --reference out")
-    if needed and not params["reference"]:
-        raise InputError(f"--method {method.name} compares with an independent encoder: give one as --reference")
-    check_place(params["save_guard"], method)
-
-
-def check_place(path: str | None, method: Detector) -> None:
-    """Refuse, before any work is done, a guard that could not be written after it."""
-    if path is None:
-        return
-    if method.judges != "inputs":
+    if params["save_guard"] is not None and method.judges != "inputs":
         raise InputError(f"--save-guard keeps what a detector of inputs learned; --method {method.name} is none")
-    if path == "-":
+    if params["save_guard"] == "-":
         raise InputError("--save-guard -: standard output carries the report; name a file")
 
 
-def is_given(run: Run, params: dict[str, Any], name: str) -> bool:
-    """Tell whether the user gave an option, and nothing has taken it away since (from a method that takes none)."""
-    from click.core import ParameterSource
-
-    given = run.ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
-    return given and params[name] is not None and params[name] != ()
+# --- files --------------------------------------------------------------------------------------------------------
 
 
-def check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
+def _read_files(run: Run, params: dict[str, Any]) -> Files:
+    """Read every file once. Raises InputError for one of another kind or size."""
+    encoder = run.read(params["input"], Encoder)
+    data, aux = (_read_images(run, encoder, f"--{name}", params[name]) for name in ("data", "aux"))
+    backdoored = tuple(_read_encoder(run, path, encoder, "--backdoored") for path in params["backdoored"])
+    baselines = tuple(_read_baseline(path, encoder) for path in params["baseline"])
+    reference = params["reference"] and _read_encoder(run, params["reference"], encoder, "--reference")
+    return Files(encoder, data, aux, backdoored, baselines, reference)
+
+
+def _read_images(run: Run, encoder: Encoder, option: str, path: str | None) -> Dataset | None:
+    """Read images, if there are any. Raises InputError for another size than the encoder takes."""
+    if not path:
+        return None
+    dataset = run.read(path, Dataset, option)
+    _check_size(encoder, option, dataset)
+    return dataset
+
+
+def _check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
     side = encoder.size
     if dataset.images.shape[2:] != (side, side):
         raise InputError(
@@ -70,28 +203,31 @@ def check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
         )
 
 
-def read_clean(run: Run, path: str, encoder: Encoder, option: str = "--baseline") -> Encoder:
-    from sslbd_cli.artefacts.kinds import Encoder
-
-    found = run.read(path, Encoder, option)
-    if found.size != encoder.size:
-        raise InputError(f"{option} takes images of {found.size} pixels, the encoder of {encoder.size}")
-    return found
+def _read_encoder(run: Run, path: str, encoder: Encoder, option: str) -> Encoder:
+    """Read another encoder. Raises InputError where it takes images of another size."""
+    return _same_size(run.read(path, Encoder, option), encoder, option)
 
 
-def read_either(path: str) -> Artefact:
-    """Read a --baseline, an encoder or a report. Raises InputError for a pipe, which is read once."""
-    from sslbd_cli.artefacts import kinds
+def _same_size(other: Encoder, encoder: Encoder, option: str) -> Encoder:
+    if other.size != encoder.size:
+        raise InputError(f"{option} takes images of {other.size} pixels, the encoder of {encoder.size}")
+    return other
 
+
+def _read_baseline(path: str, encoder: Encoder) -> Encoder | Report:
+    """Read a clean encoder, or a report on one. Raises InputError for a pipe, and for any other kind of file."""
     if path == "-":
         raise InputError("--baseline -: it may be an encoder or a report, which takes a second look; name a file")
-    return kinds.read_any(path)
+    baseline = kinds.read_any(path)
+    if isinstance(baseline, Report):
+        return baseline
+    if not isinstance(baseline, Encoder):
+        baseline = kinds.read(path, Encoder)  # says what is wrong with it
+    return _same_size(baseline, encoder, "--baseline")
 
 
-def check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> None:
+def _check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> None:
     """Refuse to judge nothing but images that a detector has learned on, and warn of some. digests: uint64 M."""
-    from sslbd_cli.artefacts.overlap import known_images
-
     known, count = known_images(chosen, digests), len(chosen.images)
     if known == count:
         raise InputError(f"--data: all its images are {place}; a threshold needs other ones")
@@ -99,41 +235,123 @@ def check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> Non
         run.warn(f"{known} of {count} images of --data are {place} too, which are held to be clean")
 
 
-def _case(chosen: Dataset, aux: Dataset | None, params: dict[str, Any]) -> Case:
-    from sslbd_cli.detect import image_verdict
-
-    if aux is None:
-        return image_verdict.make_samples_case(chosen, params["method"])
-    image_verdict.need_calibration(params["method"], len(aux.images), params["alpha"])
-    case = image_verdict.make_case(chosen, aux, params["trigger"], params["alpha"], params["seed"])
-    return image_verdict.tell(case, params["method"]) if params["method"].is_bound else case
-
-
-def _baselines(
-    run: Run, encoder: Encoder, data: Dataset, clues: Clues, params: dict[str, Any]
-) -> tuple[list[tuple[float, dict[str, float]]], list[Encoder], list[str]]:
-    """Read the clean encoders, and what was said of those that were examined before; and the digests of all of them."""
-    from sslbd_cli.artefacts import kinds
-    from sslbd_cli.detect import encoder_verdict
-
-    told, clean, digests = [], [], []
-    for path in params["baseline"]:
-        found = read_either(path)
-        if isinstance(found, kinds.Report):
-            run.note("--baseline", found)
-            told.append(encoder_verdict.statistic_of(found, str(params["method"]), data, len(clues.images)))
-            digests.append(encoder_verdict.examined(found, str(params["method"])))
-        else:
-            clean.append(read_clean(run, path, encoder))
-            digests.append(clean[-1].sha256)
-    return told, clean, digests
-
-
-def _check_once(encoder: Encoder, groups: dict[str, list[str]]) -> None:
-    """Refuse an encoder that is told of twice: it would count as two, and what is judged sets no scale for itself."""
+def _check_once(encoder: Encoder, groups: Mapping[str, Iterable[str]]) -> None:
+    """Raise InputError for an encoder that is given twice: it would count as two, or set a scale for itself."""
     seen = {encoder.sha256: "the encoder to judge"}
     for option, digests in groups.items():
         for digest in digests:
             if digest in seen:
                 raise InputError(f"{option}: an encoder that is {seen[digest]}, too; give each only once")
             seen[digest] = f"given as {option}"
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+class _Desk:
+    """Makes the request of each method. What several methods share is made once."""
+
+    def __init__(self, run: Run, files: Files, params: dict[str, Any], is_single: bool) -> None:
+        self.run, self.files, self.params, self.is_single = run, files, params, is_single
+        self.panel: Panel | None = None
+        self._input_case: Case | None = None
+        self._clues: dict[bool, Clues] = {}
+        self._serving: set[int] = set()
+        if files.data is None:
+            limit, seed = params["limit"], params["seed"]
+            self.panel = panel.make(files.encoder, files.aux, params["trigger"], limit, seed, run)
+
+    def request(self, method: Detector) -> ImageRequest | EncoderRequest:
+        """Make a method's request. Raises InputError where the method cannot run on what was given."""
+        if isinstance(method, EncoderDetector):
+            return self._of_encoder(method)
+        assert isinstance(method, ImageDetector)
+        return self._of_inputs(method) if method.judges == "inputs" else self._of_samples(method)
+
+    def note_baselines(self) -> None:
+        """Record the baselines that serve a method as inputs of the run."""
+        for baseline in self.files.baselines:
+            if id(baseline) in self._serving:
+                self.run.note("--baseline", baseline)
+
+    def _of_inputs(self, method: ImageDetector) -> ImageRequest:
+        data, aux = (self.files.data, self.files.aux) if self.panel is None else (self.panel.judged, self.panel.aux)
+        assert data is not None
+        if aux is None:
+            raise InputError(f"--method {method.name} judges inputs against clean images: give them as --aux")
+        self._reference(method)  # what is missing is told before what is too little
+        image_verdict.need_calibration(method, len(aux.images), self.params["alpha"])
+        if self._input_case is None:
+            self._input_case = self._make_case(data, aux)
+        case = image_verdict.tell(self._input_case, method) if method.is_bound else self._input_case
+        request = self._image_request(method, case, data)
+        if self.params["save_guard"] is None:
+            return request
+        return replace(request, aux_digests=image_digests(aux))
+
+    def _make_case(self, data: Dataset, aux: Dataset) -> Case:
+        """Gather the images to judge, and those to learn and calibrate on."""
+        is_given, params = self.panel is None, self.params
+        chosen = data.limited(params["limit"] if is_given else None)
+        _check_new(self.run, chosen, image_digests(aux), "in --aux")
+        return image_verdict.make_case(
+            chosen, aux, params["trigger"] if is_given else None, params["alpha"], params["seed"]
+        )
+
+    def _of_samples(self, method: ImageDetector) -> ImageRequest:
+        if self.files.data is None:
+            raise InputError("judges a training set: give it as --data")
+        chosen = self.files.data.limited(self.params["limit"])
+        return self._image_request(method, image_verdict.make_samples_case(chosen, method), self.files.data)
+
+    def _image_request(self, method: ImageDetector, case: Case, data: Dataset) -> ImageRequest:
+        encoders = [each for each in self.files.baselines if isinstance(each, Encoder)]
+        if self.is_single and len(encoders) < len(self.files.baselines):
+            raise InputError("--baseline: expected an encoder, got a report; give the encoder that it is on")
+        baseline = encoders[0] if encoders else None
+        reference = self._reference(method)
+        others = {"--baseline": baseline, "--reference": reference}
+        _check_once(self.files.encoder, {option: [each.sha256] for option, each in others.items() if each is not None})
+        if baseline is not None:
+            self._serving.add(id(baseline))
+        trigger = self.params["trigger"] if self.panel is None and method.judges == "inputs" else None
+        return ImageRequest(method, self.files.encoder, case, data.sha256, trigger, baseline, reference, self.panel)
+
+    def _reference(self, method: ImageDetector) -> Encoder | None:
+        """Return the encoder that a method compares with. Raises InputError where it needs one and none was given."""
+        if not method.needs_reference:
+            return None
+        if self.files.reference is None:
+            raise InputError(f"--method {method.name} compares with an independent encoder: give one as --reference")
+        return self.files.reference
+
+    def _of_encoder(self, method: EncoderDetector) -> EncoderRequest:
+        data = self.files.data if self.panel is None else self.panel.clean
+        assert data is not None
+        clues = self._gather(data, method)
+        clean, reported, digests = [], [], []
+        for baseline in self.files.baselines:
+            if isinstance(baseline, Encoder):
+                clean.append(baseline)
+                digests.append(baseline.sha256)
+            elif self.is_single or parts.one(baseline, str(method)).results.get("method") == str(method):
+                value, searches = encoder_verdict.statistic_of(baseline, str(method), data, len(clues.images))
+                reported.append(CleanStatistic(value, searches))
+                digests.append(encoder_verdict.examined(baseline, str(method)))
+            else:
+                continue
+            self._serving.add(id(baseline))
+        backdoored = self.files.backdoored if method.learns else ()
+        if method.learns and reported:
+            raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
+        groups = {"--baseline": digests, "--backdoored": [each.sha256 for each in backdoored]}
+        _check_once(self.files.encoder, groups)
+        known = tuple(clean), tuple(reported), backdoored
+        return EncoderRequest(method, self.files.encoder, clues, data.sha256, self.params["alpha"], *known)
+
+    def _gather(self, data: Dataset, method: EncoderDetector) -> Clues:
+        """Gather the images of an audit, once for the methods that need labels and once for those that do not."""
+        limit = self.params["limit"] if self.panel is None else None
+        if method.needs_labels not in self._clues:
+            self._clues[method.needs_labels] = encoder_verdict.gather(data, method, limit, self.params["seed"])
+        return self._clues[method.needs_labels]

@@ -1,75 +1,73 @@
-"""What `detect` reads for each kind of detector, and the report it makes."""
+"""Judge one request: from what was read to a report."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sslbd_cli.detect.inputs import _baselines, _case, _check_once, check_new, check_size, read_clean
-from sslbd_cli.errors import InputError
+from sslbd_cli.artefacts.kinds import Encoder, Guard, Report
+from sslbd_cli.core import nets
+from sslbd_cli.core.features import need_distinct
+from sslbd_cli.core.session import Session
+from sslbd_cli.detect import encoder_verdict, image_verdict, panel
+from sslbd_cli.detect.contract import Opinion
+from sslbd_cli.detect.guard import make_guard
+from sslbd_cli.detect.image_verdict import Case, Ruling
+from sslbd_cli.detect.panel import Voice
+from sslbd_cli.detect.request import CleanStatistic, EncoderRequest, ImageRequest, Request
 
-if TYPE_CHECKING:
-    from sslbd_cli.artefacts.kinds import Encoder, Report
-    from sslbd_cli.cli.run import Run
-    from sslbd_cli.core.nets import ImageEncoder
-    from sslbd_cli.detect.contract import Opinion
-    from sslbd_cli.detect.image_verdict import Case, Ruling
+
+def judge(request: Request, session: Session, voice: Voice) -> tuple[Report, Guard | None]:
+    """Return the report on a request, and the guard that keeps what the detector learned, where one was asked for.
+
+    The user is warned of what limits the answer.
+
+    Raises InputError where the method cannot work on the encoder or the images, Unsound where it comes to no answer,
+    OutOfTime where the session's budget is spent.
+    """
+    if isinstance(request, EncoderRequest):
+        return _judge_encoder(request, session, voice), None
+    return _judge_images(request, session, voice)
 
 
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def judge_images(run: Run, encoder: Encoder, params: dict[str, Any]) -> tuple[Report, Ruling, Ruling | None]:
-    """Judge inputs or samples: the report, the ruling behind it, and that on a clean encoder where one is asked."""
-    from sslbd_cli.artefacts.kinds import Dataset
-    from sslbd_cli.artefacts.overlap import image_digests
-    from sslbd_cli.core import nets
-    from sslbd_cli.core.features import need_distinct
-    from sslbd_cli.detect import image_verdict
-    from sslbd_cli.detect.guard import make_guard
-
-    method = params["method"]
-    data = run.read(params["data"], Dataset, "--data")
-    aux = run.read(params["aux"], Dataset, "--aux") if params["aux"] else None
-    baseline = read_clean(run, params["baseline"][0], encoder) if params["baseline"] else None
-    reference = read_clean(run, params["reference"], encoder, "--reference") if params["reference"] else None
-    others = {"--baseline": baseline, "--reference": reference}
-    _check_once(encoder, {option: [each.sha256] for option, each in others.items() if each is not None})
-    for option, dataset in (("--data", data), ("--aux", aux)):
-        if dataset is not None:
-            check_size(encoder, option, dataset)
-    chosen = data.limited(params["limit"])
-    if aux is not None:
-        check_new(run, chosen, image_digests(aux), "in --aux")
-    case = _case(chosen, aux, params)
-    if reference is not None:
-        case = replace(case, evidence=replace(case.evidence, reference=nets.load(reference)))
-
-    def ask(each: Encoder) -> Ruling:
-        net = nets.load(each).to(run.device().torch).eval()
-        need_distinct(net, case.evidence.images if aux is None else case.evidence.aux, run.device())
-        return image_verdict.judge(method, net, case, run.session())
-
-    ruling = ask(encoder)
-    control = None if baseline is None else ask(baseline)
-    if params["save_guard"] is not None:
-        assert aux is not None
-        run.write(make_guard(method, ruling.findings, encoder, reference, aux), params["save_guard"])
+def _judge_images(request: ImageRequest, session: Session, voice: Voice) -> tuple[Report, Guard | None]:
+    method, case = request.method, request.case
+    if request.reference is not None:
+        case = replace(case, evidence=replace(case.evidence, reference=nets.load(request.reference)))
+    ruling = _rule(request.encoder, request, case, session)
+    control = None if request.baseline is None else _rule(request.baseline, request, case, session)
     report = report_of(ruling, case, control)
     results = {
         "method": str(method), "flags": method.judges, **report.results, "sees_truth": method.is_bound,
-        "trigger": params["trigger"] and str(params["trigger"]), "data": {"sha256": data.sha256},
-        "encoder": named(encoder), "baseline": baseline and named(baseline),
-        "reference": reference and named(reference),
+        "trigger": request.trigger and str(request.trigger), "data": {"sha256": request.data},
+        "encoder": named(request.encoder), "baseline": request.baseline and named(request.baseline),
+        "reference": request.reference and named(request.reference),
     }  # fmt: skip
-    return replace(report, results=results), ruling, control
+    report = replace(report, results=results)
+    if request.panel is not None:
+        report = panel.rule(report, request.panel, ruling, control)
+        if report.results["verdict"] == "found" and control is None:
+            voice.warn(f"{method.name}: found without a control; a trigger may move a clean encoder's embeddings as"
+                       " much: give one as --baseline")  # fmt: skip
+    guard = None
+    if request.aux_digests is not None:
+        guard = make_guard(method, ruling.findings, request.encoder, request.reference, request.aux_digests)
+    return report, guard
+
+
+def _rule(encoder: Encoder, request: ImageRequest, case: Case, session: Session) -> Ruling:
+    """Let the detector judge the images through an encoder."""
+    net = nets.load(encoder).to(session.device.torch).eval()
+    judges_samples = request.method.judges == "samples"
+    need_distinct(net, case.evidence.images if judges_samples else case.evidence.aux, session.device)
+    return image_verdict.judge(request.method, net, case, session)
 
 
 def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> Report:
-    """Return what a ruling on images comes to."""
-    from sslbd_cli.artefacts.kinds import Report
-    from sslbd_cli.detect import image_verdict
-
+    """Return the report on images: the verdict, and where the truth is known, how good the detector is."""
     answer, doubt = image_verdict.verdict(ruling, control)
     findings = ruling.findings
     results = {
@@ -83,46 +81,38 @@ def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> Report:
 
 
 def named(encoder: Encoder) -> dict[str, str]:
+    """Return what a report says of an encoder to name it."""
     return {"arch": encoder.arch, "sha256": encoder.sha256}
 
 
 # --- encoders -----------------------------------------------------------------------------------------------------
 
 
-def judge_encoder(run: Run, encoder: Encoder, params: dict[str, Any]) -> Report:
+def _judge_encoder(request: EncoderRequest, session: Session, voice: Voice) -> Report:
     """Judge an encoder among those known to be clean."""
-    from sslbd_cli.artefacts.kinds import Dataset, Report
-    from sslbd_cli.core import nets
-    from sslbd_cli.detect import encoder_verdict
+    method, clues = request.method, request.clues
+    pool, clean = list(request.reported), request.clean
+    if method.learns:  # the encoders that it holds out of its learning are the scale
+        backdoored = tuple(map(nets.load, request.backdoored))
+        clues = replace(clues, clean_encoders=tuple(map(nets.load, clean)), backdoored_encoders=backdoored)
+        clean = ()
 
-    method, seed = params["method"], params["seed"]
-    data = run.read(params["data"], Dataset, "--data")
-    check_size(encoder, "--data", data)
-    clues = encoder_verdict.gather(data, method, params["limit"], seed)
-    backdoored = [read_clean(run, path, encoder, "--backdoored") for path in params["backdoored"]]
-    pool, clean, digests = _baselines(run, encoder, data, clues, params)
-    if method.learns and pool:
-        raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
-    _check_once(encoder, {"--baseline": digests, "--backdoored": [each.sha256 for each in backdoored]})
-    if method.learns:
-        clues = replace(clues, clean_encoders=tuple(map(nets.load, clean)),
-                        backdoored_encoders=tuple(map(nets.load, backdoored)))  # fmt: skip
-        clean = []  # it has learned from them: those that it held out are the scale, and it brings them
-
-    def examine(net: ImageEncoder) -> Opinion:
-        opinion: Opinion = method(net, clues, run.session())
+    def examine(encoder: Encoder) -> Opinion:
+        opinion: Opinion = method(nets.load(encoder), clues, session)
         return opinion
 
     for each in clean:
-        known = examine(nets.load(each))
-        pool.append((known.statistic, known.parts))
-    statistics, parts = [value for value, _ in pool], [part for _, part in pool]
-    standing = encoder_verdict.stand(examine(nets.load(encoder)), statistics, params["alpha"], parts)
+        known = examine(each)
+        pool.append(CleanStatistic(known.statistic, known.parts))
+    statistics, searches = [each.value for each in pool], [each.parts for each in pool]
+    standing = encoder_verdict.stand(examine(request.encoder), statistics, request.alpha, searches)
     if standing.verdict()[0] == "found" and standing.false_alarms is None:
-        run.warn(f"{method.name}: found by a published threshold, which does not carry over to every architecture and"
-                 f" resolution; give {encoder_verdict.POOL} clean encoders of the same kind as --baseline")  # fmt: skip
-    results = {
+        voice.warn(
+            f"{method.name}: found by a published threshold, which does not carry over to every architecture and"
+            f" resolution; give {encoder_verdict.POOL} clean encoders of the same kind as --baseline"
+        )
+    results: dict[str, Any] = {
         "method": str(method), "flags": method.judges, **encoder_verdict.results_of(standing, clues),
-        "data": {"sha256": data.sha256}, "encoder": named(encoder),
+        "data": {"sha256": request.data}, "encoder": named(request.encoder),
     }  # fmt: skip
     return Report(command="detect", results=results, data=encoder_verdict.arrays_of(standing.opinion, clues))

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
+import numpy as np
+import torch
+
+from sslbd_cli import plugin
+from sslbd_cli.artefacts.kinds import Dataset, Encoder, History, Report
+from sslbd_cli.core import metrics
+from sslbd_cli.core.device import generator
+from sslbd_cli.data.source import SourceWish
+from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, Ruling, few, more_than
 from sslbd_cli.errors import InputError
+from sslbd_cli.triggers._contract import Trigger
 
-if TYPE_CHECKING:
-    from sslbd_cli.artefacts.kinds import Dataset, Encoder, History, Report
-    from sslbd_cli.cli.run import Run
-    from sslbd_cli.detect.image_verdict import Ruling
-    from sslbd_cli.triggers._contract import Trigger
+
+class Voice(Protocol):
+    """Tells the user something while the work goes on."""
+
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+
 
 AUX, EACH = 1600, 60  # built-in images to learn and calibrate on, and those that each trigger is stamped on
 SMALLEST, LARGEST = 16, 256  # pixels that the built-in source draws
@@ -38,28 +50,27 @@ class Panel:
     each: int
 
 
-def make(run: Run, encoder: Encoder, aux: Dataset | None, trigger: Trigger | None, params: dict[str, Any]) -> Panel:
-    """Make the images. `aux` are the user's own, of which some are taken out to be judged; without them, built-in ones.
+def make(
+    encoder: Encoder, aux: Dataset | None, trigger: Trigger | None, limit: int | None, seed: int, voice: Voice
+) -> Panel:
+    """Make the images, and tell what is judged.
+
+    aux: the user's own images, of which some are taken out to be judged; None takes built-in images.
 
     Raises InputError where the built-in images cannot be of the encoder's size, or a trigger does not fit them.
     """
-    import numpy as np
-    import torch
 
-    from sslbd_cli.artefacts.kinds import Dataset
-    from sslbd_cli.core.device import generator
-
-    each, seed = min(EACH, params["limit"] or EACH), params["seed"]
+    each = min(EACH, limit or EACH)
     clean = aux if aux is not None else _drawn(encoder.size, AUX + each, seed)
     if len(clean.images) <= each:
         raise InputError(f"--aux holds {len(clean.images)} images, of which {each} are judged; give more, or --data")
     order = torch.randperm(len(clean.images), generator=generator(seed, "panel")).numpy()
     base, rest = clean.take(np.sort(order[:each])), clean.take(np.sort(order[each:]))
-    known = {str(one): (one, origin) for one, origin in _triggers(run, encoder, trigger)}
+    known = {str(one): (one, origin) for one, origin in _triggers(encoder, trigger, voice)}
     images = [base.images]
     for one, _ in known.values():
         images.append(one(torch.from_numpy(base.images), generator(seed, "panel", str(one)), "test").images.numpy())
-    _say(run, aux is None, each, [origin for _, origin in known.values()])
+    _say(voice, aux is None, each, [origin for _, origin in known.values()])
     return Panel(
         judged=Dataset(images=np.concatenate(images)),
         aux=rest,
@@ -72,9 +83,6 @@ def make(run: Run, encoder: Encoder, aux: Dataset | None, trigger: Trigger | Non
 
 def _drawn(size: int, count: int, seed: int) -> Dataset:
     """Draw built-in images of the encoder's size."""
-    from sslbd_cli import plugin
-    from sslbd_cli.core.device import generator
-    from sslbd_cli.data.source import SourceWish
 
     if not SMALLEST <= size <= LARGEST:
         span = f"{SMALLEST} to {LARGEST} pixels, the encoder takes {size}"
@@ -86,9 +94,8 @@ def _drawn(size: int, count: int, seed: int) -> Dataset:
     return found
 
 
-def _triggers(run: Run, encoder: Encoder, given: Trigger | None) -> Iterator[tuple[Trigger, str]]:
+def _triggers(encoder: Encoder, given: Trigger | None, voice: Voice) -> Iterator[tuple[Trigger, str]]:
     """Yield the panel's triggers and why each is there; of one that is there twice, the last reason counts."""
-    from sslbd_cli import plugin
 
     for spec in (*plugin.own("trigger"), *USUAL):  # the same on every machine, whatever else is installed
         try:
@@ -99,7 +106,7 @@ def _triggers(run: Run, encoder: Encoder, given: Trigger | None) -> Iterator[tup
         try:
             yield plugin.parse("trigger", spec), "documented"
         except InputError as error:
-            run.warn(f"the encoder's history names a trigger that cannot be made here: {error}")
+            voice.warn(f"the encoder's history names a trigger that cannot be made here: {error}")
     if given is not None:
         yield given, "given"
 
@@ -113,15 +120,15 @@ def documented(history: History) -> Iterator[str]:
             yield from documented(tuple(source.get("history", ())))
 
 
-def _say(run: Run, is_built_in: bool, each: int, origins: list[str]) -> None:
+def _say(voice: Voice, is_built_in: bool, each: int, origins: list[str]) -> None:
     """Tell what is judged, and what that does to the answer."""
     counts = f"{each} clean images, and the same with each of {len(origins)} triggers"
     if "documented" in origins:
         counts += f" ({origins.count('documented')} named by the encoder's own history)"
     if not is_built_in:
-        run.say(f"no --data: judging {counts}; the images are taken out of --aux")
+        voice.say(f"no --data: judging {counts}; the images are taken out of --aux")
         return
-    run.warn(
+    voice.warn(
         f"no --data and no --aux: judging {counts}; all images are synthetic, perhaps unlike those that the encoder was"
         " trained on, so a trigger may fail on them that works on real ones: give clean images of your own as --aux"
     )
@@ -136,8 +143,6 @@ def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) -
     A clean encoder, where one was asked, must be flagged less on the images of that very trigger: what both flag of one
     trigger neither hides nor vouches for another. The report stands for its panel alone.
     """
-    from sslbd_cli.core import metrics
-    from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, few, more_than
 
     results, shape = report.results, (len(panel.triggers), panel.each)
     flagged = ruling.flagged.reshape(shape)

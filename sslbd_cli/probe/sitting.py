@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sslbd_cli.detect import guarding
 from sslbd_cli.probe import guarded, inputs
 
 if TYPE_CHECKING:
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from sslbd_cli.cli.run import Run
     from sslbd_cli.core.features import Layer
     from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.detect.guard import Post
     from sslbd_cli.probe.exam import Exam
 
 SHEET = 12  # pairs of clean and triggered images kept for the report
@@ -63,8 +63,16 @@ class Sitting:
     def _behind(self) -> guarded.GuardFilter | None:
         if not self.params["guard"]:
             return None
-        post = guarding.read_post(self.run, self.encoders[0], self.params)
+        post = self._station()
         return guarded.GuardFilter(post, self.exam, self.stamped, self.params["alpha"])
+
+    def _station(self) -> Post:
+        """Read the guard and put it before the encoder."""
+        from sslbd_cli.detect.guard import station
+        from sslbd_cli.detect.inputs import read_guard
+
+        guard, reference = read_guard(self.run, self.encoders[0], self.params["guard"], self.params.get("reference"))
+        return station(guard, self.encoders[0], reference, self.session, self.params["alpha"])
 
     def _row(self, layer: Layer | None, behind: guarded.GuardFilter | None, is_named: bool) -> dict[str, Any]:
         """Measure one layer, or the embedding; warn of what the answers raise, keep what is behind the numbers."""

@@ -20,9 +20,10 @@ from sslbd_cli import __version__
 from sslbd_cli.artefacts.kinds import Encoder, History, Report
 from sslbd_cli.artefacts.recipe import command_line
 from sslbd_cli.artefacts.results import DetectResults, ProbeResults, Results, read
-from sslbd_cli.cli.output import MISSING, cell, chance, label
+from sslbd_cli.cli.output import MISSING, cell, label
 from sslbd_cli.core.metrics import WORKING_ASR
 from sslbd_cli.report.tables import code, table, text
+from sslbd_cli.words import chance
 
 TASK = "image-feature-extraction"
 LIFT = 0.5  # how much of a working attack's ASR a clean encoder must lack

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from sslbd_cli import __version__
 from sslbd_cli.artefacts.results import CombinedResults, Estimate
-from sslbd_cli.cli.output import cell, chance, label
-from sslbd_cli.words import one_line
+from sslbd_cli.cli.output import cell, label
+from sslbd_cli.words import chance, one_line
 
 
 def render(template: str, title: str, subject: str, **values: Any) -> str:

@@ -195,12 +195,11 @@ def test_truth_and_history_change_nothing(name, make, files, sslbd, tmp_path, mo
     kinds.write(dataclasses.replace(told, **labels), str(tmp_path / "bare.h5"))
     searches = dict.fromkeys(("patch", "blend", "noise", "low-frequency"), SearchOutcome(0.0))
     pool = [Opinion(-1.0, None, "", searches=searches)] * 4
-    values = []
+    values, stand = [], encoder_verdict.stand
     for data in ("told.h5", "bare.h5"):
         detector = make(name, rounds=3, steps=3)
-        monkeypatch.setattr(
-            "sslbd_cli.detect.inputs._baselines", lambda *given: ([(o.statistic, o.parts) for o in pool], [], [])
-        )
+        monkeypatch.setattr(encoder_verdict, "stand", lambda opinion, values, alpha, parts: stand(
+            opinion, [each.statistic for each in pool], alpha, [each.parts for each in pool]))  # fmt: skip
         out = str(tmp_path / f"{data}.report")
         status, _, err = sslbd(
             "detect", files / "net", "--method", detector, "--data", tmp_path / data, "--device", "cpu", "-q", "-o", out

@@ -13,6 +13,7 @@ from planted import FIRM_TRIGGER, SIZE, Firm, Honest, Other, make, make_pictures
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.artefacts.kinds import Guard, Report
+from sslbd_cli.artefacts.overlap import image_digests
 from sslbd_cli.core import nets
 from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.session import Session
@@ -201,7 +202,7 @@ def test_a_guard_judges_as_the_detector_did(name, precision, build, cpu, tmp_pat
     if reference is not None:
         case = dataclasses.replace(case, evidence=dataclasses.replace(case.evidence, reference=nets.load(reference)))
     findings = image_verdict.judge(detector, nets.load(net), case, Session(cpu)).findings
-    kinds.write(guard.make_guard(detector, findings, net, reference, aux), str(tmp_path / "guard"))
+    kinds.write(guard.make_guard(detector, findings, net, reference, image_digests(aux)), str(tmp_path / "guard"))
     kept = kinds.read(str(tmp_path / "guard"), Guard)
     post = guard.station(kept, net, reference, Session(cpu), 0.05)
     assert np.allclose(post.look(case.evidence.images).scores.values, findings.scores.values, rtol=1e-5, atol=1e-6)
