@@ -11,12 +11,6 @@ from sslbd_cli.convert.statedict import State, shape
 from sslbd_cli.core import nets
 from sslbd_cli.errors import InputError
 
-#: (whether the blocks are bottlenecks, blocks per layer) -> architecture.
-DEPTHS: dict[tuple[bool, tuple[int, ...]], type[nets.ResNet18 | nets.ResNet34 | nets.ResNet50]] = {
-    (False, (2, 2, 2, 2)): nets.ResNet18,
-    (False, (3, 4, 6, 3)): nets.ResNet34,
-    (True, (3, 4, 6, 3)): nets.ResNet50,
-}
 DEEPER = {(3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)}
 CLIP_DEPTHS = {(3, 4, 6, 3), (3, 4, 23, 3), (4, 6, 10, 6), (6, 8, 18, 8), (3, 15, 36, 10)}
 VIT_DEPTHS = {12, 24, 32, 40, 48}
@@ -24,7 +18,7 @@ VIT_DEPTHS = {12, 24, 32, 40, 48}
 WIDE = {1280: 16, 1408: 16, 1664: 16}
 #: Our family -> its classes of --arch.
 CLASSES: dict[str, tuple[type[nets.Arch], ...]] = {
-    "resnet": (nets.ResNet18, nets.ResNet34, nets.ResNet50, nets.ResNet),
+    "resnet": (*nets.RESNETS.values(), nets.ResNet),
     "clip-resnet": (nets.ClipResNet,),
     "vit": (nets.ViT,),
     "clip-vit": (nets.ClipViT,),
@@ -75,7 +69,7 @@ def _resnet(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list
         return [type(asked)(stem=stem) for stem in fixed], size
     blocks = tuple(_count(inner, f"layer{number}.#.conv1.weight") for number in range(1, 5))
     bottleneck = "layer1.0.conv3.weight" in inner
-    named = DEPTHS.get((bottleneck, blocks)) if width == 64 and asked is None else None
+    named = nets.RESNETS.get((bottleneck, blocks)) if width == 64 and asked is None else None
     if named:
         return [named(stem=stem) for stem in stems], size
     if asked is None and not (bottleneck and blocks in DEEPER):

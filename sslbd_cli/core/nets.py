@@ -35,6 +35,14 @@ class Arch(Plugin):
         """Build the network without a classifier: float B,3,size,size to embeddings B,D."""
 
 
+def _convolutional(convolutions: list[tuple[int, int, int, int]], padding: int) -> nn.Module:
+    """Build convolutions (channels in and out, kernel, stride), each with its norm and ReLU, and their maps' mean."""
+    layers: list[nn.Module] = []
+    for cin, cout, kernel, stride in convolutions:
+        layers += [nn.Conv2d(cin, cout, kernel, stride, padding, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tiny(Arch):
     """Use four convolutions (0.27 M parameters, 128-d): learns small images in a minute on a CPU."""
@@ -43,10 +51,8 @@ class Tiny(Arch):
 
     def backbone(self, size: int) -> nn.Module:
         w = self.width
-        layers: list[nn.Module] = []
-        for cin, cout, kernel, stride in ((3, w, 4, 2), (w, 2 * w, 3, 2), (2 * w, 4 * w, 3, 2), (4 * w, 4 * w, 3, 1)):
-            layers += [nn.Conv2d(cin, cout, kernel, stride, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        convolutions = [(3, w, 4, 2), (w, 2 * w, 3, 2), (2 * w, 4 * w, 3, 2), (4 * w, 4 * w, 3, 1)]
+        return _convolutional(convolutions, padding=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,14 @@ class ResNet34(_ResNet):
 @dataclass(frozen=True, kw_only=True)
 class ResNet50(_ResNet):
     """Use torchvision's ResNet-50 (2048-d)."""
+
+
+#: (whether the blocks are bottlenecks, blocks in each layer) -> torchvision's ResNet of that shape.
+RESNETS: dict[tuple[bool, tuple[int, ...]], type[ResNet18 | ResNet34 | ResNet50]] = {
+    (False, (2, 2, 2, 2)): ResNet18,
+    (False, (3, 4, 6, 3)): ResNet34,
+    (True, (3, 4, 6, 3)): ResNet50,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +123,14 @@ class TinyBag(Arch):
         if size < self.field:
             raise InputError(f"tinybag: images of {size} pixels are smaller than field={self.field}")
         w = self.width
-        plan = [
+        convolutions = [
             (3, w, 3, 1),
             (w, 2 * w, 3, 2),
             *[(2 * w, 2 * w, 3, 1)] * more,
             (2 * w, 4 * w, 1, 1),
             (4 * w, 4 * w, 1, 1),
         ]
-        layers: list[nn.Module] = []
-        for cin, cout, kernel, stride in plan:
-            layers += [nn.Conv2d(cin, cout, kernel, stride, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return _convolutional(convolutions, padding=0)
 
 
 @dataclass(frozen=True, kw_only=True)
