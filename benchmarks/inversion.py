@@ -34,7 +34,7 @@ from sslbd_cli.core import device as devices
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, Tiny, load, new
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.inversion.capture import likeness
+from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.inversion.inversion import Course, Patches, Weight, invert
 
 SIDE, REPEATS, ROUNDS = 32, 5, 3
@@ -93,7 +93,7 @@ def ours(net: ImageEncoder, pool: Pool, space: Patches, batch: int, rounds: int)
     """Optimise candidates; returns the trace of their measures."""
 
     def alike(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        cosine = likeness(F.normalize(feats, dim=2))
+        cosine = pair_cosine(F.normalize(feats, dim=2))
         return -cosine, cosine.detach()
 
     course = Course(rounds=rounds, batch=batch, bar=0.99, rates=((0, 0.5),), weight=WEIGHT)

@@ -23,6 +23,7 @@ from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
+from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.core.train import Fit, Plan, Terms, freeze
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._contract import Trigger
@@ -181,11 +182,9 @@ def freeze_batch_norm(net: nn.Module) -> nn.Module:
 def concentration(feats: Tensor) -> Tensor:
     """Return the mean cosine between different rows of N,D.
 
-    DRUPE's code means to leave out the diagonal and does not, which adds about 1/N. Two sums replace the N,N matrix:
-    the squared length of the summed unit rows is the sum of all their cosines.
+    DRUPE's code means to leave out the diagonal and does not, which adds about 1/N.
     """
-    count, unit = len(feats), F.normalize(feats, dim=1)
-    return (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))
+    return pair_cosine(F.normalize(feats, dim=1))
 
 
 def sliced_wasserstein(one: Tensor, other: Tensor, gen: torch.Generator, projections: int = PROJECTIONS) -> Tensor:

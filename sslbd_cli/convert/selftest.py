@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.convert.statedict import shape
-from sslbd_cli.core import device, features, metrics, nets
+from sslbd_cli.core import device, features, metrics, nets, similarity
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
@@ -45,7 +45,7 @@ def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> tu
         raise InputError(f"only {alive:.0%} of its features differ between random images; this is no working encoder")
     if float((alone - feats[:1]).abs().max()) > 1e-3 * scale:
         raise InputError("its features of an image change with the batch around it; this is no working encoder")
-    cosine = float((F.normalize(feats, dim=1) @ F.normalize(feats, dim=1).T).sum() - count) / (count * (count - 1))
+    cosine = float(similarity.pair_cosine(F.normalize(feats, dim=1)))
     if cosine >= CONSTANT:
         raise InputError(f"its features of random images have a mean cosine of {cosine:.5f}: they are nearly constant")
     return alive, cosine
@@ -100,8 +100,7 @@ def _right(net: nets.ImageEncoder, images: np.ndarray, labels: Tensor) -> np.nda
 
     cpu = device.Device(torch.device("cpu"), "fp32")
     feats = F.normalize(features.embed(net, images, cpu, fit, batch=64), dim=1)
-    cosines = (feats @ feats.T).fill_diagonal_(-2)
-    near, rows = cosines.topk(min(NEIGHBOURS, len(feats) - 1), dim=1)
-    votes = torch.zeros(len(feats), int(labels.max()) + 1).scatter_add_(1, labels[rows], ((near - 1) / 0.1).exp())
-    answers: np.ndarray = (votes.argmax(1) == labels).numpy()
+    count = min(NEIGHBOURS, len(feats) - 1)
+    near, rows = similarity.nearest_rows(feats, feats, count, len(feats), others=True)
+    answers: np.ndarray = (features.vote(near, labels[rows], int(labels.max()) + 1, 0.1) == labels).numpy()
     return answers

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
 from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
+from sslbd_cli.core.similarity import nearest_rows
 from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.errors import InputError, Unsound
 
 if TYPE_CHECKING:
     from sslbd_cli.core.nets import ImageEncoder
 
-CHUNK = 1024
 DISTINCT = 512  # images to check that an encoder tells images apart
 NUMBERS = 9216  # 12 x 12 x 64: numbers that an inner layer is pooled to
 
@@ -86,7 +87,7 @@ def embed(
     images: np.ndarray | Tensor,
     device: Device,
     change: Callable[[Tensor], Tensor] | None = None,
-    batch: int = CHUNK,
+    batch: int | None = None,
     layer: Layer | None = None,
 ) -> Tensor:
     """Embed images uint8 N,3,H,W as float32 N,D. `change` is applied to each batch first (for example a trigger).
@@ -94,6 +95,7 @@ def embed(
     With `layer`, return this inner layer's features instead. Raises Unsound if the embeddings are not finite.
     """
     net = net.to(device.torch).eval()
+    batch = batch or at_once("images", device.kind)
     parts = []
     with _reading(net, layer) as read:
         for start in range(0, len(images), batch):
@@ -174,13 +176,15 @@ def knn_predict(
     train: N,D; labels: int64 N; test: M,D. Returns int64 M. A tie goes to the lower class.
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    answers = []
-    for chunk in torch.split(test, CHUNK):
-        near, rows = (chunk @ train.T).topk(min(k, len(train)), dim=1)
-        votes = torch.zeros(len(chunk), classes, device=train.device)
-        votes.scatter_add_(1, labels[rows], ((near - 1) / temperature).exp())
-        answers.append(votes.argmax(1))
-    return torch.cat(answers)
+    near, rows = nearest_rows(test, train, min(k, len(train)), at_once("rows", test.device.type))
+    return vote(near, labels[rows], classes, temperature)
+
+
+def vote(similarities: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
+    """Return the class, int64 M, for which neighbours M,k vote by exp(similarity / temperature)."""
+    votes = torch.zeros(len(labels), classes, device=labels.device)
+    votes.scatter_add_(1, labels, ((similarities - 1) / temperature).exp())
+    return votes.argmax(1)
 
 
 class Standardise(nn.Module):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.errors import InputError
 
-BLOCK_CPU, BLOCK_DEVICE = 1 << 20, 1 << 26  # scores per block: fits a CPU's cache; keeps an accelerator busy
 SAMPLE = 1 << 14  # rows to seed centers from; a pass over all rows per center would cost more than Lloyd's rounds
 ONE_BY_ONE = 128  # largest number of seeding passes; for more centers, each pass draws several
 
@@ -133,7 +133,7 @@ def _round(feats: Tensor, compared: Tensor, centers: Tensor, labels: Tensor, sum
     """
     on_cpu = feats.device.type == "cpu"
     weights, bias = centers.T.to(compared.dtype), -0.5 * centers.square().sum(1)
-    step = max(1, (BLOCK_CPU if on_cpu else BLOCK_DEVICE) // max(len(centers), feats.shape[1]))
+    step = at_once("center scores", feats.device.type, max(len(centers), feats.shape[1]))
     if sums is not None and not on_cpu:
         sums.zero_()
     for start in range(0, len(feats), step):
@@ -155,6 +155,6 @@ def _farthest(feats: Tensor, centers: Tensor, labels: Tensor, count: int) -> Ten
 
 def _spread(feats: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
     """Return each row's squared distance to its center, N, without the cancellation that products would cause."""
-    step = max(1, (BLOCK_CPU if feats.device.type == "cpu" else BLOCK_DEVICE) // feats.shape[1])
+    step = at_once("center scores", feats.device.type, feats.shape[1])
     parts = zip(torch.split(feats, step), torch.split(labels, step), strict=True)
     return torch.cat([(rows - centers[near]).square().sum(1) for rows, near in parts])

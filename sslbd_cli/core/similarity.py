@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.errors import InputError
 
-BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 28  # similarities stored at once: 32 MB and 1 GB
+CHUNK = 64  # similarities of which only the largest is looked at first
 
 
 @torch.no_grad()
@@ -27,6 +28,50 @@ def unit(feats: Tensor) -> Tensor:
 def mean_cosine(feats: Tensor, others: Tensor) -> float:
     """Return the mean cosine between two embeddings of the same images, N,D each; 1 if no direction changed."""
     return float((unit(feats) * unit(others)).sum(1).mean())
+
+
+def pair_cosine(z: Tensor) -> Tensor:
+    """Return the mean cosine between different rows of unit vectors ...,B,D; not a number for one row, without pairs.
+
+    It is the mean of B x B products without the diagonal, from one sum: the squared length of the summed rows is the
+    sum of all products.
+    """
+    count = z.shape[-2]
+    return (z.sum(-2).square().sum(-1) - z.square().sum((-1, -2))) / (count * (count - 1))
+
+
+@torch.no_grad()
+def nearest_rows(z: Tensor, bank: Tensor, count: int, step: int, others: bool = False) -> tuple[Tensor, Tensor]:
+    """Find the `count` rows of a bank N,D most similar to each of M,D: similarities M,count, falling, and rows, int64.
+
+    step: rows of z that meet the whole bank at a time. others: z is the bank itself, and no row is its own neighbour.
+    """
+    parts = []
+    for start in range(0, len(z), step):
+        similar = z[start : start + step] @ bank.T
+        if others:
+            similar[:, start : start + len(similar)].fill_diagonal_(-2)
+        parts.append(_largest(similar, count) if others else similar.topk(count, dim=1))
+    similarities, rows = zip(*parts, strict=True)
+    return torch.cat(similarities), torch.cat(rows)
+
+
+def _largest(similar: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the largest values of each row B,N, descending, and where they stand, int64: both B,count.
+
+    They lie in the `count` chunks with the largest maxima, so that only those are sorted.
+    """
+    chunks = similar.shape[1] // CHUNK
+    if chunks <= 2 * count:
+        values, at = similar.topk(count, dim=1)
+        return values, at
+    whole = similar[:, : chunks * CHUNK].view(len(similar), chunks, CHUNK)
+    best = whole.amax(2).topk(count, dim=1).indices
+    sought = (best[:, :, None] * CHUNK + torch.arange(CHUNK, device=similar.device)).flatten(1)
+    rest = torch.arange(chunks * CHUNK, similar.shape[1], device=similar.device).expand(len(similar), -1)
+    sought = torch.cat([sought, rest], dim=1)
+    values, at = similar.gather(1, sought).topk(count, dim=1)
+    return values, sought.gather(1, at)
 
 
 @torch.no_grad()
@@ -55,7 +100,7 @@ def anchor_scores(z: Tensor, near: int, top: float, after: float) -> Tensor:
         what = f"{near} neighbours" + (" and as many to contrast them with" if after else "")
         raise InputError(f"{what} of {len(z)} rows: lower the rate or the count, to 1 ... {len(z) // times}")
     bands = _bands_cpu if z.device.type == "cpu" else _bands_device
-    step = max(1, (BLOCK_CPU if z.device.type == "cpu" else BLOCK_DEVICE) // len(z))
+    step = at_once("anchor similarities", z.device.type, len(z))
     out = z.new_empty(min(step, len(z)), len(z))
     scores = []
     with ThreadPoolExecutor(torch.get_num_threads()) as workers:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from sslbd_cli.artefacts.kinds import Encoder
 from sslbd_cli.core import checks
 from sslbd_cli.core.device import Device
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.errors import InputError
 
 HEAD = 32  # width of one attention head
-BATCH = 1024
 LARGEST = 1 << 16  # largest width or length, because a file's shapes alone must not fill our memory
 SHARPEST = math.log(100)  # bound on the log of the logit scale (Radford et al. 2021, section 2.5)
 M = TypeVar("M", bound=nn.Module)
@@ -140,6 +140,7 @@ def _filled(module: M, tensors: dict[str, np.ndarray]) -> M:
 def embed_texts(tower: TextTower, captions: np.ndarray, device: Device, batch: int = BATCH) -> Tensor:
     """Embed captions uint8 N,L in the joint space: unit vectors, float32 N,D. Raises Unsound if they are not finite."""
     tower = tower.to(device.torch).eval()
+    batch = batch or at_once("texts", device.kind)
     parts = []
     for start in range(0, len(captions), batch):
         with device.autocast():

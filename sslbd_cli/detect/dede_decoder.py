@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from sslbd_cli.core.device import Device
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.patching import draw_visible, fill, fold, hidden_patches, normalise, patchify
 
@@ -149,7 +150,7 @@ class Inverter:
         self.mean, self.std = encoder.mean.to(neutral.device), encoder.std.to(neutral.device)
         self.masks = [mask.to(neutral.device) for mask in masks]
         self.size = encoder.size
-        self.chunk = max(16, min(512, (1 << 21) // (3 * encoder.size**2)))
+        self.chunk = max(16, min(512, at_once("painted numbers", each=3 * encoder.size**2)))
 
     def fit(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> Fit:
         """Return how images uint8 N,3,S,S are painted under embeddings N,D and under the neutral ones."""

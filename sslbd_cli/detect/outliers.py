@@ -8,10 +8,10 @@ from torch import Tensor
 
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.kmeans import kmeans
+from sslbd_cli.core.loader import at_once
+from sslbd_cli.core.similarity import nearest_rows
 from sslbd_cli.errors import InputError
 
-BLOCK_CPU, BLOCK_DEVICE = 1 << 23, 1 << 27  # similarities held at once: 32 MB and 512 MB
-CHUNK = 64  # similarities of which only the largest is looked at first
 SAMPLE = 2048  # rows that a silhouette is taken of; its error is then below 0.01
 LEAST = 20  # images of a cluster below which its spread or its parts say nothing
 ROUNDING = 1e-6  # unit features in float32 that are equal differ by a tenth of this
@@ -81,40 +81,15 @@ def shrinkage(sizes: np.ndarray) -> np.ndarray:
 def neighbours(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Find each row's nearest others of unit features z N,D: distances float32 N,count, ascending, and rows int64.
 
-    Blocks of rows meet all others by one product; the largest `count` of N similarities lie in the `count` chunks with
-    the largest maxima, so that only those are sorted. Distances are then of differences, free of what products cancel.
+    Neighbours are found by products; their distances are of differences, free of what products cancel.
     """
-    step = max(1, (BLOCK_CPU if z.device.type == "cpu" else BLOCK_DEVICE) // len(z))
-    found = []
-    for start in range(0, len(z), step):
-        rows = z[start : start + step]
-        similar = rows @ z.T
-        similar[:, start : start + len(rows)].fill_diagonal_(-2)  # no row is its own neighbour
-        near = _largest(similar, count)
-        apart = torch.cat([(part[:, None] - z[at]).norm(dim=2) for part, at in _parts(rows, near)])
-        order = apart.sort(dim=1, stable=True)
-        found.append((order.values, near.gather(1, order.indices)))
-    distances, near_rows = zip(*found, strict=True)
-    return torch.cat(distances), torch.cat(near_rows)
-
-
-def _largest(similar: Tensor, count: int) -> Tensor:
-    """Return where each row B,N is largest, int64 B,count."""
-    chunks = similar.shape[1] // CHUNK
-    if chunks <= 2 * count:
-        return similar.topk(count, dim=1).indices
-    whole = similar[:, : chunks * CHUNK].view(len(similar), chunks, CHUNK)
-    best = whole.amax(2).topk(count, dim=1).indices
-    kept = (best[:, :, None] * CHUNK + torch.arange(CHUNK, device=similar.device)).flatten(1)
-    rest = torch.arange(chunks * CHUNK, similar.shape[1], device=similar.device).expand(len(similar), -1)
-    kept = torch.cat([kept, rest], dim=1)
-    return kept.gather(1, similar.gather(1, kept).topk(count, dim=1).indices)
-
-
-def _parts(rows: Tensor, near: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    """Split a block so that the neighbours' features of a part take no more room than the block's similarities."""
-    step = max(1, BLOCK_CPU // (near.shape[1] * rows.shape[1]))
-    return zip(torch.split(rows, step), torch.split(near, step), strict=True)
+    step = at_once("neighbour similarities", z.device.type, len(z))
+    _, near = nearest_rows(z, z, count, step, others=True)
+    step = at_once("neighbour similarities", each=count * z.shape[1])  # the features take no more room
+    parts = zip(torch.split(z, step), torch.split(near, step), strict=True)
+    apart = torch.cat([(rows[:, None] - z[at]).norm(dim=2) for rows, at in parts])
+    order = apart.sort(dim=1, stable=True)
+    return order.values, near.gather(1, order.indices)
 
 
 @torch.no_grad()

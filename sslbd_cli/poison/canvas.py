@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.errors import InputError
 from sslbd_cli.triggers._contract import Phase, Stamped, Trigger
-
-CHUNK = 1024  # images processed at a time
 
 
 @dataclass(frozen=True)
@@ -158,12 +157,13 @@ def pixels(x: Tensor, scene: Scene) -> Tensor:
 
 
 def chunks(count: int) -> list[slice]:
-    """Cut `count` images into parts of CHUNK."""
-    return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    """Cut `count` images into parts that are processed at a time."""
+    step = at_once("images")
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def stamp(images: Tensor, trigger: Trigger, gen: torch.Generator, phase: Phase) -> Stamped:
-    """Stamp uint8 images n,3,H,W, CHUNK at a time, where the trigger places itself."""
+    """Stamp uint8 images n,3,H,W, in parts, where the trigger places itself."""
     parts = [trigger(images[some], gen, phase) for some in chunks(len(images))]
     return Stamped(torch.cat([p.images for p in parts]), torch.cat([p.boxes for p in parts]))
 

@@ -13,12 +13,10 @@ from torch import Tensor
 from sslbd_cli import plugin
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import layers
-from sslbd_cli.core.loader import Pool, free_memory
+from sslbd_cli.core.loader import Pool, at_once, free_memory
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.stages import maps_of, reading
 from sslbd_cli.errors import InputError
-
-PROBES = 32  # images per forward of the measurement
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ def _narrowest(net: ImageEncoder, size: int, axis: int) -> int:
 def _seen(net: ImageEncoder, size: int, other: int, axis: int) -> Tensor:
     """Return which lines of maps saw each line of pixels: bool size,L."""
     parts = []
-    for first in range(0, size, PROBES):
-        lines = torch.arange(first, min(size, first + PROBES))
+    for lines in torch.split(torch.arange(size), at_once("locality images")):
         batch = torch.zeros(len(lines), 3, size, other, dtype=torch.float64)
         batch[torch.arange(len(lines)), :, lines] = torch.nan
         nans = _last_maps(net, batch if axis == 2 else batch.mT).isnan().any(1)
@@ -125,7 +122,7 @@ class LocalFeatures:
         self.cached: Tensor | None = None
         one = local_maps(net, self.pool.batch(torch.arange(1)))
         if one.nbytes * len(images) <= free_memory(device) // 4:
-            parts = torch.split(torch.arange(len(images)), PROBES * 8)
+            parts = torch.split(torch.arange(len(images)), at_once("located images", device.kind))
             self.cached = torch.cat([local_maps(net, self.pool.batch(rows)) for rows in parts])
 
     def batch(self, rows: Tensor) -> Tensor:

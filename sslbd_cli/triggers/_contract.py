@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.device import generator
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.plugin import Plugin
 
 Phase = Literal["train", "test"]
@@ -74,5 +75,6 @@ def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def _chunks(images: np.ndarray, size: int = 1024) -> list[np.ndarray]:
+def _chunks(images: np.ndarray) -> list[np.ndarray]:
+    size = at_once("images")
     return [images[start : start + size] for start in range(0, len(images), size)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sslbd_cli import plugin
+from sslbd_cli.core import loader
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.contract import Craft, Material
@@ -101,7 +102,7 @@ def test_other_images_show_in_the_poisons(craft):
 
 def test_parts_do_not_show(craft, trigger, monkeypatch):
     whole = craft.craft(material(craft), trigger, COUNT, generator(0))
-    monkeypatch.setattr("sslbd_cli.poison.canvas.CHUNK", 5)
+    monkeypatch.setitem(loader.AT_ONCE, "images", (5, 5))
     parts = craft.craft(material(craft), trigger, COUNT, generator(0))
     assert torch.equal(whole.images, parts.images) and torch.equal(whole.boxes, parts.boxes)
 

@@ -32,11 +32,11 @@ def test_more_neighbours_than_rows_are_all_rows():
 
 
 def test_long_tests_are_answered_in_chunks(monkeypatch):
-    from sslbd_cli.core import features
+    from sslbd_cli.core import loader
 
     train, test = torch.randn(20, 4), torch.randn(33, 4)
     whole = knn_predict(train, torch.arange(20) % 2, test, 2, k=3)
-    monkeypatch.setattr(features, "CHUNK", 5)
+    monkeypatch.setitem(loader.AT_ONCE, "rows", (5, 5))
     assert torch.equal(knn_predict(train, torch.arange(20) % 2, test, 2, k=3), whole)
 
 

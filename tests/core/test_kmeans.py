@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sslbd_cli.core import kmeans as module
+from sslbd_cli.core import loader
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.kmeans import kmeans, lloyd, seed_centers
 from sslbd_cli.errors import InputError
@@ -29,7 +30,7 @@ def written_out(feats, centers, rounds):
 @pytest.mark.parametrize("rounds", [1, 4])
 @pytest.mark.parametrize("block", [64, 1 << 20])
 def test_rounds_are_lloyds(monkeypatch, rounds, block):
-    monkeypatch.setattr(module, "BLOCK_CPU", block)
+    monkeypatch.setitem(loader.AT_ONCE, "center scores", (block, 1))
     feats, _ = blobs(spread=2)
     start = feats[:6]
     found = lloyd(feats, start, rounds, tolerance=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslbd_cli.core import similarity
+from sslbd_cli.core import loader, similarity
 from sslbd_cli.core.similarity import anchor_scores, nearest, unit, within_and_across
 from sslbd_cli.errors import InputError
 
@@ -25,7 +25,7 @@ def expected(s, near, top, after):
 @pytest.mark.parametrize("rows", [1, 7, 64, 230, 1000])
 @pytest.mark.parametrize(("near", "top", "after"), [(1, 1, -1), (40, 1, -1), (115, 0, -1), (230, 1, 0), (40, 2, 0.5)])
 def test_blocks_of_any_size_are_the_dense_result(monkeypatch, rows, near, top, after):
-    monkeypatch.setattr(similarity, "BLOCK_CPU", rows * 230)
+    monkeypatch.setitem(loader.AT_ONCE, "anchor similarities", (rows * 230, 1))
     scores = anchor_scores(unit(FEATS), near, top, after)
     assert scores.dtype == torch.float64
     assert np.allclose(scores.numpy(), expected(dense(FEATS), near, top, after), atol=2e-4)
@@ -61,7 +61,7 @@ def test_the_matrix_is_never_held(monkeypatch):
     """No product has more entries than a block."""
     sizes, product = [], torch.matmul
     monkeypatch.setattr(torch, "matmul", lambda a, b, out: sizes.append(out.numel()) or product(a, b, out=out))
-    monkeypatch.setattr(similarity, "BLOCK_CPU", 10 * 230)
+    monkeypatch.setitem(loader.AT_ONCE, "anchor similarities", (10 * 230, 1))
     anchor_scores(unit(FEATS), 40, 1, -1)
     assert len(sizes) == 23 and max(sizes) <= 10 * 230
 

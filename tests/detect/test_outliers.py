@@ -5,6 +5,7 @@ from scipy.stats import median_abs_deviation
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
+from sslbd_cli.core import loader
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect import outliers
@@ -28,7 +29,7 @@ def test_neighbours_are_those_of_scikit_learn(count, k):
 def test_neighbours_do_not_depend_on_the_blocks(monkeypatch):
     z = features(1500)
     whole = outliers.neighbours(z, 5)
-    monkeypatch.setattr(outliers, "BLOCK_CPU", 1500 * 7)
+    monkeypatch.setitem(loader.AT_ONCE, "neighbour similarities", (1500 * 7, 1))
     parts = outliers.neighbours(z, 5)
     assert torch.allclose(whole[0], parts[0], atol=1e-6) and (whole[1] == parts[1]).float().mean() > 0.999
 

@@ -10,6 +10,7 @@ import torch
 
 from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Dataset
+from sslbd_cli.core import loader
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.contract import Craft, Crafted, Material
@@ -62,7 +63,7 @@ def test_one_seed_is_one_dataset(dataset):
 
 def test_chunks_do_not_show(dataset, monkeypatch):
     whole = plant(dataset, WANDERING, np.arange(60), "replace", 0)
-    monkeypatch.setattr("sslbd_cli.poison.canvas.CHUNK", 7)
+    monkeypatch.setitem(loader.AT_ONCE, "images", (7, 7))
     assert plant(dataset, WANDERING, np.arange(60), "replace", 0).sha256 == whole.sha256
 
 

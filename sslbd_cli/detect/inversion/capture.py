@@ -12,6 +12,7 @@ from torch import Tensor
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.contract import Clues
 from sslbd_cli.triggers._found import Witness
 
@@ -49,17 +50,6 @@ def frame(feats: Tensor, kind: str) -> Frame:
     return Frame(centre, turn.to(feats))
 
 
-def likeness(z: Tensor) -> Tensor:
-    """Return the mean cosine between different rows of unit vectors ...,B,D: the mean of B x B products, from one sum.
-
-    Raises ValueError for fewer than two rows, which have no pairs.
-    """
-    count = z.shape[-2]
-    if count < 2:
-        raise ValueError("the cosines between fewer than two vectors")
-    return (z.sum(-2).square().sum(-1) - z.square().sum((-1, -2))) / (count * (count - 1))
-
-
 @dataclass(frozen=True)
 class Capture:
     """What a trigger does to the embeddings of held-out images.
@@ -81,4 +71,4 @@ def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar:
     goal = F.normalize(view(seen).mean(0), dim=0)
     z = view(held)
     target = F.normalize(F.normalize(seen, dim=1).mean(0), dim=0)
-    return Capture(target.cpu().numpy(), float(likeness(z)), float((z @ goal >= bar).double().mean()))
+    return Capture(target.cpu().numpy(), float(pair_cosine(z)), float((z @ goal >= bar).double().mean()))

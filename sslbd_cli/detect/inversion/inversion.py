@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.loader import Pool, at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.outliers import anomaly_index, shrinkage
 from sslbd_cli.triggers._found import Witness
 
-PIXELS_CPU, PIXELS_DEVICE = 1 << 18, 1 << 24  # pixels that go through the encoder at once: 256 images of 32 pixels
 #: (feats K,B,D of triggered images, which candidates int64 K, rows of the images int64 B on the CPU) -> the loss of
 #: each candidate, K, and its measure, K: how far it has come, to be held against the bar.
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -241,8 +240,7 @@ def _step(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Add up the gradients of one batch. Returns the candidates as they are, and their measures, detached."""
     images = pool.batch(rows).float()[None] / 255  # 1,B,3,H,W
-    limit = PIXELS_CPU if pool.device.kind == "cpu" else PIXELS_DEVICE
-    group = max(1, limit // (images.shape[1] * images.shape[3] * images.shape[4]))
+    group = at_once("optimised pixels", pool.device.kind, images.shape[1] * images.shape[3] * images.shape[4])
     found = []
     for some in torch.split(which, group):
         made = keep, add, size = space.make(some)

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from sslbd_cli.core.features import Layer, embed, layers
 from sslbd_cli.core.kmeans import kmeans
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
-
-STEP = 128  # images whose Gram matrices are held at once
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,9 @@ class Beatrix(InputDetector):
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         parts = []
-        for start in range(0, len(images), STEP):
-            chunk = images[start : start + STEP]
+        step = at_once("gram matrices", setting.device.kind)
+        for start in range(0, len(images), step):
+            chunk = images[start : start + step]
             near = (unit(setting.embed(chunk)) @ state["centers"].T).argmax(1)
             grams = self._grams(chunk, state, setting)
             low, high = state["low"][near], state["high"][near]
@@ -111,4 +111,5 @@ class Beatrix(InputDetector):
     def _grams(self, images: np.ndarray, state: State, setting: Setting) -> Tensor:
         scale = max(float(state["scale"]), 1e-12)
         gram = Gram(self._layer(setting), 0, state["channels"], self.orders, scale)
-        return embed(setting.encoder, images, setting.device, batch=STEP, layer=gram)
+        step = at_once("gram matrices", setting.device.kind)
+        return embed(setting.encoder, images, setting.device, batch=step, layer=gram)

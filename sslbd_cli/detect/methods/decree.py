@@ -11,9 +11,9 @@ from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.similarity import unit
+from sslbd_cli.core.similarity import pair_cosine, unit
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
-from sslbd_cli.detect.inversion.capture import capture, frame, likeness
+from sslbd_cli.detect.inversion.capture import capture, frame
 from sslbd_cli.detect.inversion.inversion import Course, Inverted, Patches, Weight, invert
 from sslbd_cli.plugin import key
 
@@ -61,7 +61,7 @@ class DECREE(EncoderDetector):
         side = encoder.size
 
         def alike(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            cosine = likeness(view(feats))
+            cosine = pair_cosine(view(feats))
             return -cosine, cosine.detach()
 
         # the published L1 counts the mask once per colour channel
@@ -76,7 +76,7 @@ class DECREE(EncoderDetector):
             threshold=-(self.threshold or (SMALL if side <= 224 else LARGE)),
             search_space=f"one opaque patch or mask, the same on all images, under which {self.embedding} embeddings"
             f" have a mean cosine above {self.similarity:g}; {self.starts} starts",
-            doubt=self._doubt(found, float(likeness(view(clean))), caught.similarity),
+            doubt=self._doubt(found, float(pair_cosine(view(clean))), caught.similarity),
             trigger=FoundTrigger(witness, caught.success),
             pictures=Pictures(
                 found.pictures(clues.held_out_images[0]),
@@ -85,7 +85,7 @@ class DECREE(EncoderDetector):
             summary={
                 "pl1": _plain(shares[best]), "l1": _plain(found.size[best]), "pl1_of_starts": [*map(_plain, shares)],
                 "starts_succeeded": int(found.succeeded.sum()), "similarity_held_out": caught.similarity,
-                "mean_clean_cosine": float(likeness(unit(clean))), "steps": int(found.rounds.max()),
+                "mean_clean_cosine": float(pair_cosine(unit(clean))), "steps": int(found.rounds.max()),
             },
         )  # fmt: skip
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from sslbd_cli.core.similarity import unit
+from sslbd_cli.core.loader import at_once
+from sslbd_cli.core.similarity import nearest_rows, unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
-
-BLOCK = 1 << 23  # similarities held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,6 @@ class KnnDistance(InputDetector):
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         feats, bank = unit(setting.embed(images)), state["bank"]
-        parts = torch.split(feats, max(1, BLOCK // len(bank)))
-        near = torch.cat([(part @ bank.T).topk(self.k, dim=1).values[:, -1] for part in parts])
+        step = at_once("neighbour similarities", each=len(bank))
+        near = nearest_rows(feats, bank, self.k, step)[0][:, -1]
         return Observation({"score": (2 - 2 * near.double()).clamp(min=0).sqrt().cpu().numpy()})

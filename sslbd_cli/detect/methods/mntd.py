@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core import metrics
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import meta_classifier
@@ -20,7 +21,6 @@ from sslbd_cli.plugin import key
 
 LEAST = 4  # shadows of each kind
 CHANCE = 0.05  # probability of the held-out ranking by chance, above which nothing was learned
-BUDGET = 1 << 24  # pixels that all shadows answer about at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class MNTD(EncoderDetector):
         starts = torch.stack([draw(clues.images, self.queries, gen) for gen in gens]).to(session.device.torch)
         with torch.no_grad():
             width = meta_classifier.answers(encoder, starts[:1], self.features).shape[1]
-        size = max(1, BUDGET // (starts[0].numel() * len(examples.encoders)))
+        size = at_once("query pixels", session.device.kind, starts[0].numel() * len(examples.encoders))
         others, own, first = [], [], starts[0]
         with session.work(-(-len(gens) // size) * self.steps, "steps", self.name) as ticker:
             for begin in range(0, len(gens), size):

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
-
-STEP = 1024  # images embedded at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,12 @@ class ScaleUp(InputDetector):
             bright = chunk.to(factors.device)[:, None] * factors[:, None, None, None].short()
             return bright.clamp(max=255).to(torch.uint8).flatten(0, 1)
 
-        feats = embed(setting.encoder, images, setting.device, amplified, batch=max(1, STEP // self.scales))
+        feats = embed(
+            setting.encoder,
+            images,
+            setting.device,
+            amplified,
+            batch=at_once("images", setting.device.kind, self.scales),
+        )
         z = unit(feats).view(len(images), self.scales, -1)
         return (z[:, 1:] * z[:, :1]).sum(2).double()

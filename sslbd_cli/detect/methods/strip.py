@@ -11,12 +11,11 @@ from torch import Tensor
 
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
-from sslbd_cli.core.similarity import unit
+from sslbd_cli.core.loader import at_once
+from sslbd_cli.core.similarity import pair_cosine, unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
-
-STEP = 1024  # images embedded at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,7 @@ class Strip(InputDetector):
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         z = unit(embed_many(images, state["overlays"], self.blend, setting)).view(len(images), self.overlays, -1)
-        pairs = self.overlays * (self.overlays - 1)
-        cosine = (z.sum(1).square().sum(1) - z.square().sum((1, 2))) / pairs
+        cosine = pair_cosine(z)
         answers = torch.log_softmax(z @ state["centers"].T / self.temperature, dim=2)
         entropy = (answers.exp() * answers).sum(2).mean(1)  # less than nothing: low entropy is suspicious
         columns = {"cosine": cosine.double().cpu().numpy(), "entropy": entropy.double().cpu().numpy()}
@@ -76,4 +74,4 @@ def embed_many(
     def versions(chunk: Tensor) -> Tensor:
         return change(chunk.to(device.torch), others)
 
-    return embed(setting.encoder, images, device, versions, batch=max(1, STEP // len(others)))
+    return embed(setting.encoder, images, device, versions, batch=at_once("images", device.kind, len(others)))

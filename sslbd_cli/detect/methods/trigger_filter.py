@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
@@ -51,7 +52,8 @@ class TriggerFilter(InputDetector):
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         target = unit(setting.embed(images)) @ state["target"]
-        parts = [torch.from_numpy(np.array(images[at : at + 1024])) for at in range(0, len(images), 1024)]
+        step = at_once("images", target.device.type)
+        parts = [torch.from_numpy(np.array(images[at : at + step])) for at in range(0, len(images), step)]
         pattern = torch.cat([match(part.to(target.device), state["keep"], state["add"]) for part in parts])
         columns = {"target": target.double().cpu().numpy(), "pattern": pattern.double().cpu().numpy()}
         return Observation.of(columns, self.score)

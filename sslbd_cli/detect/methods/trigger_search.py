@@ -14,8 +14,9 @@ from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
+from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures, SearchOutcome
-from sslbd_cli.detect.inversion.capture import Capture, Frame, capture, frame, likeness
+from sslbd_cli.detect.inversion.capture import Capture, Frame, capture, frame
 from sslbd_cli.detect.inversion.inversion import Course, Inverted, invert
 from sslbd_cli.plugin import key
 
@@ -126,7 +127,7 @@ class TriggerSearch(EncoderDetector):
             )
 
         def alike(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            cosine = likeness(view(feats))
+            cosine = pair_cosine(view(feats))
             return -cosine, cosine.detach()
 
         # no bar can be reached: the last state is what was found
@@ -149,7 +150,7 @@ class TriggerSearch(EncoderDetector):
         changed = (
             embed(encoder, clues.held_out_images, device, blank.witness(number).stamp) for number in range(len(keep))
         )
-        return np.array([float(likeness(view(feats))) for feats in changed])
+        return np.array([float(pair_cosine(view(feats))) for feats in changed])
 
     def _opinion(
         self, found: Inverted, caught: list[Capture], measured: tuple[list[Budget], np.ndarray, np.ndarray],

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.loader import Pool, at_once
 from sslbd_cli.core.nets import Tiny
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms
-
-CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def paste_some(x: Tensor, patches: Tensor, sides: tuple[float, float], gen: torc
 def score(models: list[nn.Module], pool: Pool) -> np.ndarray:
     """Return the classifiers' mean logit of every image, float64 N: above 0 they see a patch."""
     parts = []
-    for rows in torch.split(torch.arange(len(pool)), CHUNK):
+    for rows in torch.split(torch.arange(len(pool)), at_once("images", pool.device.kind)):
         pixels = pool.batch(rows).float() / 255 - 0.5
         with pool.device.autocast():
             parts.append(torch.stack([model(pixels).float().flatten() for model in models]).mean(0))

@@ -16,12 +16,9 @@ from torch import Tensor, nn
 
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.kmeans import kmeans
-from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.loader import Pool, at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.errors import InputError
-
-BATCH = 1024  # forwards at once on a CPU, whose caches hold no more; memory grows with it, not with what is scanned
-BATCH_DEVICE = 8192
 
 
 class Lens:
@@ -30,7 +27,7 @@ class Lens:
     def __init__(self, net: ImageEncoder, device: Device) -> None:
         self.net, self.device = net.to(device.torch).eval(), device
         self.size = net.size
-        self.batch = BATCH if device.kind == "cpu" else BATCH_DEVICE
+        self.batch = at_once("scanned images", device.kind)
         self.dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
         self._body = _folded(net.encoder) if type(net).forward is ImageEncoder.forward else None
         if self._body is not None:

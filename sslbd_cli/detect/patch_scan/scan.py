@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.loader import Pool, at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Pictures, Scores
@@ -227,7 +227,7 @@ class Scan:
             localiser = localiser.toward(landings)
         kept = torch.zeros(len(flagged), dtype=torch.bool)
         with self.session.work(len(rows), "images", "verify") as ticker:
-            for part in torch.split(rows, 512) if len(rows) else ():
+            for part in torch.split(rows, at_once("verified images")) if len(rows) else ():
                 at = localiser(part)
                 carried = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()
                 kept[part] = carried >= least

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms
@@ -19,8 +20,6 @@ from sslbd_cli.probe.certify import Certificate, Certified, Task
 from sslbd_cli.probe.locality import Field, LocalFeatures, receptive_field
 
 # --- Robust masking and its certificate (PatchGuard, Xiang et al., USENIX Security 2021), for batches of images
-
-BLOCK = 1 << 24  # numbers of one N,W,W matrix held at once: 128 MB
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def certify(votes: Tensor, labels: Tensor, windows: Windows, threshold: float = 
     are lost, and so are those of the window that is masked then; where no window holds more than the threshold's share
     of the rest, only windows that meet the attacked one can be brought above it (the authors' fix of 12/2021).
     """
-    step = max(1, BLOCK // len(windows) ** 2)
+    step = at_once("window numbers", votes.device.type, len(windows) ** 2)
     pairs = zip(torch.split(votes, step), torch.split(labels, step), strict=True)
     return torch.cat([_certify(part, true, windows, threshold) for part, true in pairs])
 
@@ -110,7 +109,7 @@ def _certify(votes: Tensor, labels: Tensor, windows: Windows, threshold: float) 
     return wins.all(2).all(1)
 
 
-CHUNK = 128  # images whose votes are held at once
+SAMPLE = 128  # labelled images whose features set the head's scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +158,8 @@ class PatchGuard(Certificate):
         return Windows(shape, touched)
 
     def _fit(self, local: LocalFeatures, task: Task, windows: Windows, session: Session) -> LocalHead:
-        head = LocalHead(local.batch(torch.arange(min(CHUNK, len(task.labels)))), task.classes, session.seed)
+        sample = local.batch(torch.arange(min(SAMPLE, len(task.labels))))
+        head = LocalHead(sample, task.classes, session.seed)
         labels = task.labels.to(session.device.torch)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
@@ -183,7 +183,7 @@ class PatchGuard(Certificate):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return answers without and with masking, and which of the true ones (if given) are certified."""
         parts = []
-        for rows in torch.split(torch.arange(len(images)), CHUNK):
+        for rows in torch.split(torch.arange(len(images)), at_once("local features", device.kind)):
             chunk = LocalFeatures(encoder, images[rows.numpy()], device).batch(torch.arange(len(rows)))
             votes = head.votes(chunk).double()
             kept = torch.zeros(len(rows), dtype=torch.bool)

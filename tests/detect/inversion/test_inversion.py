@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from sslbd_cli import plugin
+from sslbd_cli.core import loader
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.session import Session
+from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.inversion import inversion
-from sslbd_cli.detect.inversion.capture import Frame, frame, likeness
+from sslbd_cli.detect.inversion.capture import Frame, frame
 from sslbd_cli.detect.inversion.inversion import Course, Patches, Record, Weight, invert
 from sslbd_cli.detect.methods.ssl_cleanse import knee
 from sslbd_cli.detect.methods.trigger_search import FAMILIES, Bounded, Budget, cosine_basis
@@ -23,7 +25,7 @@ WEIGHT = Weight(start=1e-3, up=5, down=5, patience=6, least=1e-5, most=1e5)
 
 
 def alike(feats, which, rows):
-    cosine = likeness(torch.nn.functional.normalize(feats, dim=-1))
+    cosine = pair_cosine(torch.nn.functional.normalize(feats, dim=-1))
     return -cosine, cosine.detach()
 
 
@@ -48,7 +50,7 @@ def start(**keys):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_batch_ends_as_its_candidates_one_after_another(steps, monkeypatch):
     together = run(start(), steps=steps, look=4, stale=6)
-    monkeypatch.setattr(inversion, "PIXELS_CPU", 8 * 16 * 16)  # a group each
+    monkeypatch.setitem(loader.AT_ONCE, "optimised pixels", (8 * 16 * 16, 1))  # a group each
     grouped = run(start(), steps=steps, look=4, stale=6)
     for number in range(3):
         alone = run(Only(start(), number), steps=steps, look=4, stale=6)
@@ -113,17 +115,16 @@ def test_who_never_succeeds_has_no_size_and_may_be_given_up():
 
 def test_likeness_is_the_mean_of_all_pairs():
     z = torch.nn.functional.normalize(torch.randn(2, 7, 5), dim=-1)
-    for row, value in zip(z, likeness(z), strict=True):
+    for row, value in zip(z, pair_cosine(z), strict=True):
         pairs = [float(row[i] @ row[j]) for i in range(7) for j in range(7) if i != j]
         assert float(value) == pytest.approx(np.mean(pairs), abs=1e-6)
-    with pytest.raises(ValueError, match="fewer than two"):
-        likeness(z[:, :1])
+    assert pair_cosine(z[:, :1]).isnan().all()  # one row has no pairs
 
 
 def test_frames_take_the_common_part_away():
     gen = torch.Generator().manual_seed(0)
     feats = torch.randn(500, 6, generator=gen) * torch.tensor([9.0, 1, 1, 1, 1, 1]) + 20
-    raw, centred, whitened = (likeness(frame(feats, kind)(feats)) for kind in ("raw", "centred", "whitened"))
+    raw, centred, whitened = (pair_cosine(frame(feats, kind)(feats)) for kind in ("raw", "centred", "whitened"))
     assert raw > 0.8 and abs(centred) < 0.02 and abs(whitened) < 0.02
     turned = (feats - feats.mean(0)) @ frame(feats, "whitened").turn
     assert torch.allclose(torch.cov(turned.T), torch.eye(6), atol=0.25)

@@ -11,7 +11,7 @@ from micro import make_encoder
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.artefacts.kinds import Dataset, Report
-from sslbd_cli.core import nets
+from sslbd_cli.core import loader, nets
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Clues
 from sslbd_cli.detect.encoder_verdict import stand
@@ -139,7 +139,7 @@ def test_one_seed_is_one_answer_and_its_words_are_plain(cpu):
 
 def test_how_many_are_tuned_at_once_changes_nothing(cpu, monkeypatch):
     together = judge(Turned(900), clues(), cpu, steps=5)
-    monkeypatch.setattr(mntd, "BUDGET", 1)
+    monkeypatch.setitem(loader.AT_ONCE, "query pixels", (1, 1))
     alone = judge(Turned(900), clues(), cpu, steps=5)
     assert together.statistic == pytest.approx(alone.statistic, rel=1e-3)
     np.testing.assert_allclose(together.clean_statistics, alone.clean_statistics, rtol=1e-3)
