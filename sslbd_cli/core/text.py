@@ -137,7 +137,7 @@ def _filled(module: M, tensors: dict[str, np.ndarray]) -> M:
 
 
 @torch.inference_mode()
-def embed_texts(tower: TextTower, captions: np.ndarray, device: Device, batch: int = BATCH) -> Tensor:
+def embed_texts(tower: TextTower, captions: np.ndarray, device: Device, batch: int | None = None) -> Tensor:
     """Embed captions uint8 N,L in the joint space: unit vectors, float32 N,D. Raises Unsound if they are not finite."""
     tower = tower.to(device.torch).eval()
     batch = batch or at_once("texts", device.kind)
