@@ -29,9 +29,9 @@ class Group:
     @classmethod
     def of(cls: type[G], values: object) -> G:
         """Read a JSON object. A value that is missing or of the wrong type leaves the field's default."""
-        given: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
+        values_by_key: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
         schema = _schema(cls)  # type: ignore[arg-type]
-        parsed = {name: _typed(kind, given.get(key)) for name, key, kind in schema}
+        parsed = {name: _typed(kind, values_by_key.get(key)) for name, key, kind in schema}
         return cls(**{name: value for name, value in parsed.items() if value is not None})
 
 

@@ -185,8 +185,8 @@ def tables(results: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[
 
 def is_group(values: list[Any]) -> bool:
     """Tell whether the values of a column are groups, where there are any, with an estimate among their members."""
-    found = [value for value in values if value is not None]
-    return all(isinstance(value, dict) for value in found) and any(is_interval(v) for g in found for v in g.values())
+    groups = [value for value in values if value is not None]
+    return all(isinstance(value, dict) for value in groups) and any(is_interval(v) for g in groups for v in g.values())
 
 
 def _render(results: dict[str, Any]) -> str:

@@ -47,21 +47,21 @@ def log(source: str, report: Report, status: int) -> dict[str, Any]:
     rules = [_rule(name) for name in names]
     digest = str(whole.encoder.sha256)
     unread = report.results.get("methods", [report.results])  # a property bag takes numbers over as they are
-    found = [_result(row, numbers, names.index(row.name), (source, digest))
+    problems = [_result(row, numbers, names.index(row.name), (source, digest))
              for row, numbers in zip(rows, unread, strict=True)
              if row.verdict == "found" and not row.sees_truth]  # fmt: skip
-    told = [_notification("warning", row.name, names, f"inconclusive: {row.doubt}")
+    notifications = [_notification("warning", row.name, names, f"inconclusive: {row.doubt}")
             for row in rows if row.verdict == "inconclusive"]  # fmt: skip
-    told += [_notification("note", row.name, names, f"did not run: {row.reason}") for row in left_out]
+    notifications += [_notification("note", row.name, names, f"did not run: {row.reason}") for row in left_out]
     invocation: dict[str, Any] = {"executionSuccessful": status in (0, 1), "exitCode": status}
-    if told:
-        invocation["toolExecutionNotifications"] = told
+    if notifications:
+        invocation["toolExecutionNotifications"] = notifications
     driver = {"name": "sslbd", "version": __version__, "semanticVersion": __version__, "rules": rules}
     run = {
         "tool": {"driver": driver},
         "invocations": [invocation],
         "artifacts": [{"location": {"uri": _uri(source)}, "properties": {"kind": "encoder", "contentDigest": digest}}],
-        "results": found,
+        "results": problems,
         "properties": {"verdict": whole.verdict},
     }
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
@@ -80,36 +80,36 @@ def _rule(name: str) -> dict[str, Any]:
     }
 
 
-def _result(said: DetectResults, numbers: dict[str, Any], rule: int, subject: tuple[str, str]) -> dict[str, Any]:
+def _result(results: DetectResults, numbers: dict[str, Any], rule: int, subject: tuple[str, str]) -> dict[str, Any]:
     """Describe what one method found. rule: its place in the log; subject: the file judged and its digest."""
     source, digest = subject
     place = {"artifactLocation": {"uri": _uri(source), "index": 0}, "region": {"startLine": 1}}  # scanners want a line
     return {
-        "ruleId": f"backdoor/{said.name}",
+        "ruleId": f"backdoor/{results.name}",
         "ruleIndex": rule,
         "kind": "fail",
         "level": "error",
-        "message": {"text": _message(said)},
+        "message": {"text": _message(results)},
         "locations": [{"physicalLocation": place}],
         "partialFingerprints": {"encoderDigest/v1": digest},
-        "properties": {"method": said.method}
+        "properties": {"method": results.method}
         | {key: numbers[key] for key in PROPERTIES if numbers.get(key) is not None},
     }
 
 
-def _message(said: DetectResults) -> str:
+def _message(results: DetectResults) -> str:
     """Say in a sentence what was found, how surely, and where it was looked for."""
-    text = f"{SUBJECTS[str(said.judges)]} shows a backdoor to {said.name}"
-    if said.statistic is not None:
-        text += f": statistic {number(said.statistic)}"
-    elif said.flagged is not None:
-        text += f": {said.flagged} of {said.n_judged} images flagged"
-    text += f" (p-value {chance(said.final_p_value)})" if said.final_p_value is not None else ""
-    if said.witness is not None and said.witness.success is not None:
-        text += f"; the trigger it found works on {100 * said.witness.success:.0f} % of the images held out"
-    triggers = [str(row.trigger) for row in said.panel if _is_flagged(row)]
+    text = f"{SUBJECTS[str(results.judges)]} shows a backdoor to {results.name}"
+    if results.statistic is not None:
+        text += f": statistic {number(results.statistic)}"
+    elif results.flagged is not None:
+        text += f": {results.flagged} of {results.n_judged} images flagged"
+    text += f" (p-value {chance(results.final_p_value)})" if results.final_p_value is not None else ""
+    if results.witness is not None and results.witness.success is not None:
+        text += f"; the trigger it found works on {100 * results.witness.success:.0f} % of the images held out"
+    triggers = [str(row.trigger) for row in results.panel if _is_flagged(row)]
     text += f"; under {', '.join(triggers)}" if triggers else ""
-    return one_line(f"{text}. Searched: {said.search_space}.")
+    return one_line(f"{text}. Searched: {results.search_space}.")
 
 
 def _is_flagged(row: PanelRow) -> bool:

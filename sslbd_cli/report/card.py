@@ -80,26 +80,26 @@ def _from_history(history: History) -> Iterator[str]:
                     tuple(row for row in source.get("history", ()) if row["command"] == "poison")))  # fmt: skip
 
 
-def _from_report(name: str, said: Results) -> Iterator[str]:
-    if isinstance(said, DetectResults) and said.verdict == "found" and not said.sees_truth:
-        if said.judges in ("encoder", "inputs"):
-            sure = "" if said.final_p_value is None else f", p-value {chance(said.final_p_value)}"
-            yield f"{text(_method(said))} found a backdoor in it (report {text(name)}{sure})"
-        if said.judges == "samples":
-            yield f"{text(_method(said))} found poison in a training set, by this encoder (report {text(name)})"
-    if isinstance(said, ProbeResults) and said.asr is not None and said.lift is not None:
-        rate = said.asr.value
-        if rate is not None and rate >= WORKING_ASR and said.lift >= LIFT:
-            sure = f"{100 * rate:.1f} % of triggered images are called {text(said.target)}"
-            yield f"an attack on it works: {sure}, {100 * said.lift:.1f} points more than by a clean encoder"
+def _from_report(name: str, results: Results) -> Iterator[str]:
+    if isinstance(results, DetectResults) and results.verdict == "found" and not results.sees_truth:
+        if results.judges in ("encoder", "inputs"):
+            sure = "" if results.final_p_value is None else f", p-value {chance(results.final_p_value)}"
+            yield f"{text(_method(results))} found a backdoor in it (report {text(name)}{sure})"
+        if results.judges == "samples":
+            yield f"{text(_method(results))} found poison in a training set, by this encoder (report {text(name)})"
+    if isinstance(results, ProbeResults) and results.asr is not None and results.lift is not None:
+        rate = results.asr.value
+        if rate is not None and rate >= WORKING_ASR and results.lift >= LIFT:
+            sure = f"{100 * rate:.1f} % of triggered images are called {text(results.target)}"
+            yield f"an attack on it works: {sure}, {100 * results.lift:.1f} points more than by a clean encoder"
 
 
 def _is_purified(history: History) -> bool:
     return any(entry["command"] == "purify" for entry in history)
 
 
-def _method(said: DetectResults) -> str:
-    return said.name or "a detector"
+def _method(results: DetectResults) -> str:
+    return results.name or "a detector"
 
 
 def _warning(signs: list[str], purified: bool) -> list[str]:
@@ -145,13 +145,13 @@ QuotingDumper.add_representer(str, _quoted)
 
 def _index(name: str, report: Report) -> Iterator[EvalResult]:
     """Yield a probe's numbers as entries of the model index."""
-    said = read(report)
-    if not isinstance(said, ProbeResults):
+    results = read(report)
+    if not isinstance(results, ProbeResults):
         return
     digest = next((row["sha256"] for step in report.history for row in step["inputs"] if row["option"] == "--test"), "")
     kinds = (
-        ("accuracy", "clean accuracy", said.clean_accuracy),
-        ("attack_success_rate", "attack success rate", said.asr),
+        ("accuracy", "clean accuracy", results.clean_accuracy),
+        ("attack_success_rate", "attack success rate", results.asr),
     )
     for kind, words, estimate in kinds:
         if estimate is not None and estimate.value is not None:
@@ -193,11 +193,11 @@ def _measured(card: Card) -> Iterator[str]:
     """Write a table of what probes measured, each number beside the clean encoder's where there is one."""
     rows = []
     for name, report in card.reports:
-        said = read(report)
-        if not isinstance(said, ProbeResults):
+        results = read(report)
+        if not isinstance(results, ProbeResults):
             continue
         for key in MEASURED:
-            value, control = getattr(said, key), getattr(said.baseline, key, None)
+            value, control = getattr(results, key), getattr(results.baseline, key, None)
             if value is not None:
                 rows.append((text(name), label(key), text(cell(value)), text(cell(control))))
     if rows:
@@ -208,10 +208,10 @@ def _measured(card: Card) -> Iterator[str]:
 def _judged(card: Card) -> Iterator[str]:
     rows = []
     for name, report in card.reports:
-        said = read(report)
-        if isinstance(said, DetectResults) and said.verdict is not None and said.method is not None:
-            sure = MISSING if said.final_p_value is None else chance(said.final_p_value)
-            rows.append((text(name), text(_method(said)), f"**{text(said.verdict)}**", sure,
-                         text(said.search_space or MISSING)))  # fmt: skip
-    told = table(("report", "detector", "verdict", "p-value", "searched"), rows) if rows else "No report was given."
-    yield f"## Detectors\n\n{told}"
+        results = read(report)
+        if isinstance(results, DetectResults) and results.verdict is not None and results.method is not None:
+            sure = MISSING if results.final_p_value is None else chance(results.final_p_value)
+            rows.append((text(name), text(_method(results)), f"**{text(results.verdict)}**", sure,
+                         text(results.search_space or MISSING)))  # fmt: skip
+    body = table(("report", "detector", "verdict", "p-value", "searched"), rows) if rows else "No report was given."
+    yield f"## Detectors\n\n{body}"

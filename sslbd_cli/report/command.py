@@ -64,31 +64,37 @@ def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> N
     """
     from sslbd_cli.artefacts.container import atomic_output
     from sslbd_cli.artefacts.kinds import Report
-    from sslbd_cli.errors import InputError
     from sslbd_cli.report import exhibits
 
-    card, data, trigger, png, matrix = (params[name] for name in ("card", "data", "trigger", "png", "matrix"))
+    _check_options(output, params)
+    paths = reports or (() if params["card"] is not None else ("-",))
+    loaded = [run.read(path, Report, "REPORT") for path in paths]
+    if params["matrix"] is not None:
+        text = _matrix(paths, loaded, params["matrix"])
+    elif params["card"] is not None:
+        text = _card(run, exhibits.entries(paths, loaded), params)
+    else:
+        text = _draw(run, exhibits.entries(paths, loaded), params)
+    with atomic_output(output) as file:
+        file.write(text.encode())
+
+
+def _check_options(output: str, params: dict[str, Any]) -> None:
+    """Raise InputError where options do not go together."""
+    from sslbd_cli.errors import InputError
+
+    card, data, matrix = params["card"], params["data"], params["matrix"]
     if output == "-" and sys.stdout.isatty():
         raise InputError("standard output is a terminal: name a file with -o report.html, or pipe the page")
-    if trigger is not None and data is None:
+    if params["trigger"] is not None and data is None:
         raise InputError("--trigger needs the images of --data DATASET")
     if card is None and params["license"] is not None:
         raise InputError("--license is a line of the model card: give --card ENCODER too")
     if card is not None and matrix is not None:
         raise InputError("--card and --matrix are two outputs: write them by two runs")
-    if (card or matrix) is not None and (data is not None or png is not None):
+    if (card or matrix) is not None and (data is not None or params["png"] is not None):
         option = "--matrix" if card is None else "--card"
         raise InputError(f"{option} holds no figures: leave --data and --png out, or draw them by another run")
-    paths = reports or (() if card is not None else ("-",))
-    found = [run.read(path, Report, "REPORT") for path in paths]
-    if matrix is not None:
-        text = _matrix(paths, found, matrix)
-    elif card is not None:
-        text = _card(run, exhibits.entries(paths, found), params)
-    else:
-        text = _draw(run, exhibits.entries(paths, found), params)
-    with atomic_output(output) as file:
-        file.write(text.encode())
 
 
 def _draw(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
@@ -113,17 +119,17 @@ def _card(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
 
     encoder = run.read(params["card"], Encoder, "--card")
     name = "encoder" if params["card"] == "-" else Path(params["card"]).stem
-    return card.page(card.Card(name, encoder, exhibits.of(entries, encoder), params["license"] or "unknown"))
+    return card.page(card.Card(name, encoder, exhibits.of_encoder(entries, encoder), params["license"] or "unknown"))
 
 
 def _matrix(paths: Sequence[str], reports: Sequence[Report], form: str) -> str:
     """Write attacks by detectors."""
     from sslbd_cli.report import matrix, tables
 
-    found = matrix.tables(paths, reports)
+    drawn = matrix.tables(paths, reports)
     if form == "md":
-        return tables.to_markdown(found)
-    return tables.to_page("Attacks by detectors", f"{len(reports)} report" + "s" * (len(reports) > 1), found)
+        return tables.to_markdown(drawn)
+    return tables.to_page("Attacks by detectors", f"{len(reports)} report" + "s" * (len(reports) > 1), drawn)
 
 
 def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:

@@ -62,34 +62,36 @@ class _Canvas:
         return plots.compose(pixels, self.texts)
 
 
-def contact(found: Suspects) -> bytes:
+def contact(suspects: Suspects) -> bytes:
     """Draw the recovered trigger beside what the windows show, and below them the images with their windows."""
     canvas = _Canvas(2 * LEFT + COLUMNS * (TILE + GAP))
-    _patches(canvas, found)
-    if found.images is not None:
-        _images(canvas, found, found.images)
+    _patches(canvas, suspects)
+    if suspects.images is not None:
+        _images(canvas, suspects, suspects.images)
     return canvas.png()
 
 
-def _patches(canvas: _Canvas, found: Suspects) -> None:
+def _patches(canvas: _Canvas, suspects: Suspects) -> None:
     x = LEFT
-    if found.trigger is not None:
+    if suspects.trigger is not None:
         canvas.write(x, LINE / 2 + 4, "recovered trigger", weight="bold")
-        canvas.paste(x, LINE + 8, _enlarged(found.trigger[0], TILE))
+        canvas.paste(x, LINE + 8, _enlarged(suspects.trigger[0], TILE))
         x += TILE + 84
-    if found.patches is not None:
+    if suspects.patches is not None:
         canvas.write(x, LINE / 2 + 4, "what the windows show, surest first", weight="bold")
-        for at, patch in enumerate(found.patches):
+        for at, patch in enumerate(suspects.patches):
             row, column = divmod(at, PATCHES)
             canvas.paste(x + column * (PATCH + 4), LINE + 8 + row * (PATCH + 4), _enlarged(patch, PATCH))
 
 
-def _images(canvas: _Canvas, found: Suspects, images: np.ndarray) -> None:
+def _images(canvas: _Canvas, suspects: Suspects, images: np.ndarray) -> None:
     top = canvas.tall + (GAP if canvas.tall else 0)
-    title = "surest images" + ("" if found.windows is None else ", windows outlined")
+    title = "surest images" + ("" if suspects.windows is None else ", windows outlined")
     canvas.write(LEFT, top + LINE / 2 + 4, title, weight="bold")
-    captions = [_captions(found, row) for row in range(len(images))]
-    tiles = [_tile(image, None if found.windows is None else found.windows[at]) for at, image in enumerate(images)]
+    captions = [_captions(suspects, row) for row in range(len(images))]
+    tiles = [
+        _tile(image, None if suspects.windows is None else suspects.windows[at]) for at, image in enumerate(images)
+    ]
     centred = (TILE + 2 * EDGE - tiles[0].shape[1]) // 2  # narrow images in the middle of their captions
     step = len(tiles[0]) + LINE * len(captions[0]) + GAP
     for at, (tile, texts) in enumerate(zip(tiles, captions, strict=True)):
@@ -101,14 +103,14 @@ def _images(canvas: _Canvas, found: Suspects, images: np.ndarray) -> None:
             canvas.write(x + tile.shape[1] / 2, middle, text, ha="center", **style)
 
 
-def _captions(found: Suspects, row: int) -> Sequence[tuple[str, dict[str, Any]]]:
+def _captions(suspects: Suspects, row: int) -> Sequence[tuple[str, dict[str, Any]]]:
     """Return the lines below an image: its place and score, and what the truth says in a word, a sign and a colour."""
     text = f"{row + 1}"
-    if found.scores is not None:
-        text += ":  " + f"{found.scores[row]:#.3g}".rstrip(".")
+    if suspects.scores is not None:
+        text += ":  " + f"{suspects.scores[row]:#.3g}".rstrip(".")
     lines: list[tuple[str, dict[str, Any]]] = [(text, {"size": 11 if len(text) <= 12 else 8})]
-    if found.poisoned is not None:
-        word, colour = ("● poisoned", TRIGGERED) if found.poisoned[row] else ("○ clean", CLEAN)
+    if suspects.poisoned is not None:
+        word, colour = ("● poisoned", TRIGGERED) if suspects.poisoned[row] else ("○ clean", CLEAN)
         lines.append((word, {"color": colour, "weight": "bold"}))
     return lines
 

@@ -19,15 +19,15 @@ def entries(paths: Sequence[str], reports: Sequence[Report]) -> list[Entry]:
     return [part for name, report in zip(_labels(paths), reports, strict=True) for part in _apart(*name, report)]
 
 
-def of(shown: Sequence[Entry], encoder: Encoder) -> list[tuple[str, Report]]:
+def of_encoder(entries: Sequence[Entry], encoder: Encoder) -> list[tuple[str, Report]]:
     """Return label and report of single methods and probes. Raises InputError for a report of another encoder."""
-    for entry in shown:
+    for entry in entries:
         named = entry.results.encoder
         if named is None or named.sha256 != encoder.sha256:
             raise InputError(
                 f"{entry.label}: is no report of the encoder of --card (its content differs); leave it out"
             )
-    return [(entry.label, entry.report) for entry in shown if not isinstance(entry.results, CombinedResults)]
+    return [(entry.label, entry.report) for entry in entries if not isinstance(entry.results, CombinedResults)]
 
 
 def _labels(paths: Sequence[str]) -> list[tuple[str, str]]:
@@ -52,8 +52,8 @@ def _apart(label: str, slug: str, report: Report) -> list[Entry]:
         return [Entry(label, slug, report)]
     results = {key: value for key, value in report.results.items() if key != "methods"}
     whole = Report(command=report.command, results=results, history=report.history)
-    told = [
+    methods = [
         Entry(f"{label}: {name}", f"{slug}-method-{number}", part, is_part=True, digest=report.sha256)
         for number, (name, part) in enumerate(parts, 1)
     ]
-    return [Entry(label, slug, whole, digest=report.sha256), *told]
+    return [Entry(label, slug, whole, digest=report.sha256), *methods]

@@ -44,20 +44,20 @@ def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
     rows = [(label, _estimates(read(report))) for label, report in reports]
     rows = [(label, values) for label, values in rows if values]
     curves = {label: curve for label, report in reports if (curve := _judged(report)) is not None}
-    found = []
+    compared = []
     if len(rows) > 1:
         caption = "Accuracy on clean images and attack success rate of each encoder, with 95 % intervals."
-        found.append(Picture("overview", caption, plots.overview(rows)))
+        compared.append(Picture("overview", caption, plots.overview(rows)))
     if len(curves) > 1:
         named = {f"{label}{_area(dict(reports)[label])}": curve for label, curve in curves.items()}
         kinds = {_positive(report) for label, report in reports if label in curves}
         positive = kinds.pop() if len(kinds) == 1 else "triggered"
         caption = f"Detectors compared: share of {positive} images found against share of clean images flagged."
-        found.append(Picture("roc-all", caption, plots.roc(named, positive=positive)))
-    return found
+        compared.append(Picture("roc-all", caption, plots.roc(named, positive=positive)))
+    return compared
 
 
-def sheet(clean: np.ndarray, triggered: np.ndarray | None, found: bool = False) -> Picture:
+def sheet(clean: np.ndarray, triggered: np.ndarray | None, is_found: bool = False) -> Picture:
     """Return the same images without and with the trigger, uint8 K,3,H,W both; found: a detector found it."""
     rows, caption = [("clean", clean[:SHEET])], "Sample images."
     if triggered is not None:
@@ -65,7 +65,7 @@ def sheet(clean: np.ndarray, triggered: np.ndarray | None, found: bool = False) 
         factor = 255 // max(1, int(change.max()))  # a faint trigger is made visible, and by how much is said
         name = f"change ×{factor}" if factor > 1 else "change"
         rows += [("triggered", triggered[:SHEET]), (name, (change * factor).astype(np.uint8))]
-        named = "the trigger that was found" if found else "the trigger"
+        named = "the trigger that was found" if is_found else "the trigger"
         caption = f"The same images without and with {named}, and what it changed"
         caption += f": at most {change.max()}/255, drawn {factor} times as large." if factor > 1 else "."
     return Picture("samples", caption, plots.board([PictureRows("", INK, rows)]), fixed=True)
@@ -106,18 +106,18 @@ def _suspects(report: Report) -> Picture | None:
 
 def _panel(report: Report) -> Picture | None:
     """Draw how many images each trigger of a panel had flagged."""
-    said, rows = _detected(report), []
-    for row in said.panel:
+    results, rows = _detected(report), []
+    for row in results.panel:
         if row.flagged is None or row.n is None or not 0 <= row.flagged <= row.n or row.n < 1:
             return None
         origin = {"documented": " (documented)", "given": " (given)"}.get(row.origin or "", "")
         name = "no trigger" if row.trigger is None else row.trigger.split(",")[0] + origin
         is_beyond = row.p_value_adjusted is not None and row.p_value_adjusted < BEYOND_CHANCE
         rows.append((name, row.flagged / row.n, is_beyond))
-    if not rows or said.alpha is None:
+    if not rows or results.alpha is None:
         return None
     caption = "Images flagged under each trigger of the panel. Coloured: more than chance explains, corrected for the"
-    return Picture("panel", f"{caption} number of triggers.", plots.bars(rows[:MOST], said.alpha))
+    return Picture("panel", f"{caption} number of triggers.", plots.bars(rows[:MOST], results.alpha))
 
 
 def _map(report: Report) -> Picture | None:
@@ -184,15 +184,15 @@ def _histogram(report: Report) -> Picture | None:
     scores, calibration = _column(report, "scores"), _column(report, "calibration")
     if scores is None or not np.isfinite(scores).any():
         return None
-    judged, flagged, by_itself = _judged(report), _flagged(report, len(scores)), _is_of_samples(report)
+    truth, flagged, by_itself = _judged(report), _flagged(report, len(scores)), _is_of_samples(report)
     prefix, threshold = "judged, ", _detected(report).threshold
     caption = "Scores of the detector. The threshold is set on calibration images alone, which carry no trigger."
     if by_itself:
         prefix, threshold, calibration = "", None, None
         caption = "Scores of the training images. The detector judges them among themselves and decides by itself."
-    if judged is not None:
-        kept, poisoned = judged
-        groups = {f"{prefix}clean": kept[~poisoned], f"{prefix}{_positive(report)}": kept[poisoned]}
+    if truth is not None:
+        known, poisoned = truth
+        groups = {f"{prefix}clean": known[~poisoned], f"{prefix}{_positive(report)}": known[poisoned]}
     elif by_itself and flagged is not None and flagged.any():
         groups = {"not flagged": scores[~flagged], "flagged": scores[flagged]}
     else:
@@ -203,10 +203,10 @@ def _histogram(report: Report) -> Picture | None:
 
 
 def _retrieval(report: Report) -> Picture | None:
-    judged, scores = _judged(report), _column(report, "scores")
-    if judged is None or scores is None or not _is_of_samples(report):
+    truth, scores = _judged(report), _column(report, "scores")
+    if truth is None or scores is None or not _is_of_samples(report):
         return None
-    kept, poisoned = judged
+    known, poisoned = truth
     flagged = _flagged(report, len(scores))
     if flagged is not None:
         flagged = flagged[~np.isnan(scores)]
@@ -214,20 +214,20 @@ def _retrieval(report: Report) -> Picture | None:
     caption += f"{100 * poisoned.mean():.3g} %, as precision."
     if flagged is not None:
         caption += " Points are the images flagged." if flagged.any() else " No image is flagged."
-    return Picture("retrieval", caption, plots.retrieval(kept, poisoned, flagged))
+    return Picture("retrieval", caption, plots.retrieval(known, poisoned, flagged))
 
 
 def _roc(report: Report) -> Picture | None:
-    curve, said = _judged(report), _detected(report)
+    curve, results = _judged(report), _detected(report)
     if curve is None:
         return None
-    judged = "training" if _is_of_samples(report) else "judged"
-    caption = f"ROC curve of the {judged} images against the recorded truth, which the detector never sees."
-    if said.sees_truth:
-        caption = f"ROC curve of the {judged} images. This one is a bound: it was told the recorded truth."
-    threshold = None if _is_of_samples(report) else said.threshold
+    whose = "training" if _is_of_samples(report) else "judged"
+    caption = f"ROC curve of the {whose} images against the recorded truth, which the detector never sees."
+    if results.sees_truth:
+        caption = f"ROC curve of the {whose} images. This one is a bound: it was told the recorded truth."
+    threshold = None if _is_of_samples(report) else results.threshold
     return Picture(
-        "roc", caption, plots.roc({(said.name or "detector") + _area(report): curve}, threshold, _positive(report))
+        "roc", caption, plots.roc({(results.name or "detector") + _area(report): curve}, threshold, _positive(report))
     )
 
 
@@ -306,12 +306,12 @@ def _judged(report: Report) -> tuple[np.ndarray, np.ndarray] | None:
     return (scores[known], kinds) if 0 < kinds.sum() < len(kinds) else None
 
 
-def _estimates(said: Results) -> dict[str, tuple[float, float, float]]:
+def _estimates(results: Results) -> dict[str, tuple[float, float, float]]:
     """Return what the overview draws of one probe."""
-    if not isinstance(said, ProbeResults):
+    if not isinstance(results, ProbeResults):
         return {}
-    control = said.baseline and said.baseline.asr
-    named = {"clean accuracy": said.clean_accuracy, "ASR": said.asr, "ASR, clean encoder": control}
+    control = results.baseline and results.baseline.asr
+    named = {"clean accuracy": results.clean_accuracy, "ASR": results.asr, "ASR, clean encoder": control}
     rows = {}
     for name, estimate in named.items():
         if estimate and estimate.value is not None and estimate.low is not None and estimate.high is not None:
@@ -326,5 +326,5 @@ def _area(report: Report) -> str:
 
 def _detected(report: Report) -> DetectResults:
     """Return what one detector says; of any other report, that it says nothing."""
-    said = read(report)
-    return said if isinstance(said, DetectResults) else DetectResults()
+    results = read(report)
+    return results if isinstance(results, DetectResults) else DetectResults()

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from sslbd_cli.artefacts import results
 from sslbd_cli.artefacts.kinds import History, Report
 from sslbd_cli.artefacts.recipe import command_line
-from sslbd_cli.artefacts.results import CombinedResults, DetectResults, Estimate, Measures, ProbeResults, Results
+from sslbd_cli.artefacts.results import CombinedResults, DetectResults, Estimate, Measures, ProbeResults, Results, read
 from sslbd_cli.cli.output import MISSING, lines, tables
 from sslbd_cli.report.figures import Picture
 from sslbd_cli.report.plots import DPI
@@ -28,32 +27,35 @@ ORDER = (
 Column = tuple[str, Callable[[Any], object]]  # its title, and the value that it shows of results
 #: Columns of probes: those that are shown with the clean encoder's, and the rest.
 MEASURES: tuple[tuple[str, Callable[[Measures], Estimate | float | None]], ...] = (
-    ("clean accuracy", lambda said: said.clean_accuracy),
-    ("patched accuracy", lambda said: said.patched_accuracy),
-    ("ASR", lambda said: said.asr),
-    ("FP, clean images", lambda said: said.fp_clean),
-    ("FP, triggered images", lambda said: said.fp_triggered),
+    ("clean accuracy", lambda r: r.clean_accuracy),
+    ("patched accuracy", lambda r: r.patched_accuracy),
+    ("ASR", lambda r: r.asr),
+    ("FP, clean images", lambda r: r.fp_clean),
+    ("FP, triggered images", lambda r: r.fp_triggered),
 )
-PROBES: tuple[Column, ...] = (*MEASURES[:3], ("lift", lambda said: said.lift), *MEASURES[3:])
+PROBES: tuple[Column, ...] = (*MEASURES[:3], ("lift", lambda r: r.lift), *MEASURES[3:])
 ENCODERS: tuple[tuple[str, Callable[[DetectResults], object]], ...] = (
-    ("detector", lambda said: said.name or None),
-    ("statistic", lambda said: said.statistic),
-    ("threshold", lambda said: said.threshold),
-    ("p-value", lambda said: said.p_value),
-    ("clean encoders", lambda said: said.n_baseline),
-    ("trigger's area", lambda said: said.witness and said.witness.area),
-    ("trigger's success", lambda said: said.witness and said.witness.success),
-    ("verdict", lambda said: said.verdict),
+    ("detector", lambda r: r.name or None),
+    ("statistic", lambda r: r.statistic),
+    ("threshold", lambda r: r.threshold),
+    ("p-value", lambda r: r.p_value),
+    ("clean encoders", lambda r: r.n_baseline),
+    ("trigger's area", lambda r: r.witness and r.witness.area),
+    ("trigger's success", lambda r: r.witness and r.witness.success),
+    ("verdict", lambda r: r.verdict),
 )
 IMAGES: tuple[tuple[str, Callable[[DetectResults], object]], ...] = (
-    ("detector", lambda said: said.name or None),
-    ("AUROC", lambda said: said.auroc),
-    ("top 20", lambda said: said.top_accuracy.get("20")),
-    ("flagged", lambda said: said.flagged),
-    ("recall", lambda said: said.recall),
-    ("precision", lambda said: said.precision),
-    ("trigger hit", lambda said: said.localisation and said.localisation.all and said.localisation.all.center_hit),
-    ("verdict", lambda said: said.verdict),
+    ("detector", lambda r: r.name or None),
+    ("AUROC", lambda r: r.auroc),
+    ("top 20", lambda r: r.top_accuracy.get("20")),
+    ("flagged", lambda r: r.flagged),
+    ("recall", lambda r: r.recall),
+    ("precision", lambda r: r.precision),
+    (
+        "trigger hit",
+        lambda r: r.localisation and r.localisation.all and r.localisation.all.center_hit,
+    ),
+    ("verdict", lambda r: r.verdict),
 )
 
 
@@ -74,12 +76,12 @@ class Entry:
     @cached_property
     def results(self) -> Results:
         """What the report says, typed."""
-        return results.read(self.report)
+        return read(self.report)
 
 
 def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
     """Return the whole page. shared: figures that concern all reports."""
-    shown: dict[bytes, str] = {}
+    anchors: dict[bytes, str] = {}
     whole = sum(not entry.is_part for entry in entries)
     return render(
         "page.html",
@@ -87,17 +89,17 @@ def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
         f"{whole} report" + ("s" if whole > 1 else ""),
         judged=[entry for entry in entries if _is_evidence(entry.results)],
         headlines=_headlines(entries),
-        shared=list(_figures("all", shared, shown)),
-        sections=[_section(entry, shown) for entry in entries],
+        shared=list(_figures("all", shared, anchors)),
+        sections=[_section(entry, anchors) for entry in entries],
         environment=[(entry.label, _made_with(entry.report.history)) for entry in entries if not entry.is_part],
     )
 
 
-def _is_evidence(said: Results) -> bool:
+def _is_evidence(results: Results) -> bool:
     """Tell whether results hold a verdict of a detector, and not of a bound, which is told where the triggers are."""
-    if not isinstance(said, (DetectResults, CombinedResults)):
+    if not isinstance(results, (DetectResults, CombinedResults)):
         return False
-    return said.verdict is not None and not said.sees_truth
+    return results.verdict is not None and not results.sees_truth
 
 
 # --- tables over all reports --------------------------------------------------------------------------------------
@@ -141,39 +143,41 @@ def _headlines(entries: Sequence[Entry]) -> list[Headline]:
     return [_headline(title, columns, rows) for (title, columns), rows in groups.items() if rows]
 
 
-def _group(said: Results) -> tuple[str, tuple[Column, ...]]:
+def _group(results: Results) -> tuple[str, tuple[Column, ...]]:
     group: tuple[str, tuple[Column, ...]] = "Others", ()
-    if isinstance(said, ProbeResults):
+    if isinstance(results, ProbeResults):
         group = "Probes", PROBES
-    elif isinstance(said, DetectResults):
-        group = ("Detectors", IMAGES) if said.statistic is None else ("Encoders judged", ENCODERS)
-    return group if any(value(said) is not None for _, value in group[1]) else ("Others", ())
+    elif isinstance(results, DetectResults):
+        group = ("Detectors", IMAGES) if results.statistic is None else ("Encoders judged", ENCODERS)
+    return group if any(value(results) is not None for _, value in group[1]) else ("Others", ())
 
 
 def _headline(title: str, columns: Sequence[Column], entries: Sequence[Entry]) -> Headline:
     """Make one table, of the columns in which any report says something."""
-    used = [(name, value) for name, value in columns if any(value(entry.results) is not None for entry in entries)]
+    in_use = [(name, value) for name, value in columns if any(value(entry.results) is not None for entry in entries)]
     controls = [entry.results.baseline for entry in entries if isinstance(entry.results, ProbeResults)]
     clean = {control.sha256 for control in controls if control is not None} - {None}
     rows = []
     for entry in entries:
-        said = entry.results
-        is_clean = isinstance(said, ProbeResults) and said.asr is not None and _digest(said) in clean
-        numbers = [HeadlineNumber(name, value(said), "" if is_clean else _beside(said, name)) for name, value in used]
+        results = entry.results
+        is_clean = isinstance(results, ProbeResults) and results.asr is not None and _digest(results) in clean
+        numbers = [
+            HeadlineNumber(name, value(results), "" if is_clean else _beside(results, name)) for name, value in in_use
+        ]
         rows.append(HeadlineRow(entry, is_clean, numbers))
-    return Headline(title, [name for name, _ in used], rows)
+    return Headline(title, [name for name, _ in in_use], rows)
 
 
-def _digest(said: Results) -> str | None:
-    return said.encoder.sha256 if said.encoder else None
+def _digest(results: Results) -> str | None:
+    return results.encoder.sha256 if results.encoder else None
 
 
-def _beside(said: Results, column: str) -> str:
+def _beside(results: Results, column: str) -> str:
     """Write the clean encoder's number, which a probe's own one is to be held against."""
     value = dict(MEASURES).get(column)
-    if value is None or not isinstance(said, ProbeResults) or value(said) is None:
+    if value is None or not isinstance(results, ProbeResults) or value(results) is None:
         return ""
-    control = said.baseline and value(said.baseline)
+    control = results.baseline and value(results.baseline)
     if control is None:
         return "not measured" if column == "ASR" else ""
     return rate(control.value if isinstance(control, Estimate) else control)
@@ -205,22 +209,22 @@ class EmbeddedPicture:
     height: int = 0
 
 
-def _section(entry: Entry, shown: dict[bytes, str]) -> Section:
-    said = entry.report.results
-    keys = sorted(said, key=lambda key: (ORDER.index(key) if key in ORDER else len(ORDER), key))
-    numbers = {key: said[key] for key in keys}
-    figures = list(_figures(entry.slug, entry.pictures, shown))
+def _section(entry: Entry, anchors: dict[bytes, str]) -> Section:
+    unread = entry.report.results
+    keys = sorted(unread, key=lambda key: (ORDER.index(key) if key in ORDER else len(ORDER), key))
+    numbers = {key: unread[key] for key in keys}
+    figures = list(_figures(entry.slug, entry.pictures, anchors))
     return Section(entry, figures, list(lines(numbers)), list(tables(numbers)), _steps(entry.report.history, set()))
 
 
-def _figures(slug: str, pictures: Sequence[Picture], shown: dict[bytes, str]) -> Iterator[EmbeddedPicture]:
+def _figures(slug: str, pictures: Sequence[Picture], anchors: dict[bytes, str]) -> Iterator[EmbeddedPicture]:
     """Encode pictures, each once: `shown` has the anchors of those that are on the page already."""
     for picture in pictures:
         anchor = f"{slug}-{picture.name}"
-        if picture.png in shown:
-            yield EmbeddedPicture(anchor, picture, shown[picture.png])
+        if picture.png in anchors:
+            yield EmbeddedPicture(anchor, picture, anchors[picture.png])
             continue
-        shown[picture.png] = anchor
+        anchors[picture.png] = anchor
         # the PNG header says how large it is
         width, height = (round(int.from_bytes(picture.png[at : at + 4], "big") * SCALE) for at in (16, 20))
         yield EmbeddedPicture(anchor, picture, "", base64.b64encode(picture.png).decode("ascii"), width, height)

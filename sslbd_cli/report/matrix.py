@@ -37,17 +37,17 @@ class Cell:
     run: str
     column: str
     digest: str
-    said: ProbeResults | DetectResults
+    results: ProbeResults | DetectResults
 
     @property
     def detected(self) -> DetectResults:
         """What a detector says; of a probe, that it says nothing."""
-        return self.said if isinstance(self.said, DetectResults) else DetectResults()
+        return self.results if isinstance(self.results, DetectResults) else DetectResults()
 
     @property
     def probed(self) -> ProbeResults:
         """What a probe says; of a detector, that it says nothing."""
-        return self.said if isinstance(self.said, ProbeResults) else ProbeResults()
+        return self.results if isinstance(self.results, ProbeResults) else ProbeResults()
 
 
 def number(value: Estimate | float | None) -> float | None:
@@ -78,8 +78,8 @@ def _gate(cells: Sequence[Cell]) -> Gate:
     """
     gate, probed = {}, {cell.row for cell in cells if _is_probe(cell)}
     for (row, run), group in grouped(cells, lambda cell: (cell.row, cell.run)):
-        encoders = {cell.said.encoder and cell.said.encoder.sha256 for cell in group}
-        for what, named in (("encoder", encoders), ("trigger", {cell.said.trigger for cell in group})):
+        encoders = {cell.results.encoder and cell.results.encoder.sha256 for cell in group}
+        for what, named in (("encoder", encoders), ("trigger", {cell.results.trigger for cell in group})):
             if len(named - {None}) > 1:
                 raise InputError(f"{row}/{run}: its reports are of more than one {what}; a run is one attack's")
         probe = next(filter(_is_probe, group), None)
@@ -96,16 +96,16 @@ def _cells(path: str, report: Report) -> Iterator[Cell]:
         raise InputError(f"{path}: a matrix takes its rows and runs from folders: give ATTACK/SEED/DETECTOR.h5")
     row, run = folders
     for name, part in split(report) or [(Path(path).stem, report)]:
-        said = read(part)
-        if isinstance(said, DetectResults) and said.judges not in JUDGED:
-            raise InputError(f"{path}: does not say whether it judges inputs, samples or an encoder")
-        if not isinstance(said, (ProbeResults, DetectResults)) or (isinstance(said, ProbeResults) and said.asr is None):
+        results = read(part)
+        if not isinstance(results, DetectResults) and not (isinstance(results, ProbeResults) and results.asr):
             raise InputError(f"{path}: expected a report of detect, or of probe with --trigger, for a matrix")
-        yield Cell(row, run, name, part.sha256, said)
+        if isinstance(results, DetectResults) and results.judges not in JUDGED:
+            raise InputError(f"{path}: does not say whether it judges inputs, samples or an encoder")
+        yield Cell(row, run, name, part.sha256, results)
 
 
 def _is_probe(cell: Cell) -> bool:
-    return isinstance(cell.said, ProbeResults)
+    return isinstance(cell.results, ProbeResults)
 
 
 def _check_distinct(cells: Sequence[Cell]) -> None:
@@ -126,8 +126,8 @@ def _twice(first: str, second: str) -> str:
 
 def _works(probe: Cell) -> bool:
     """Tell whether an attack works. Without the clean encoder's accuracy nobody knows what it cost."""
-    said = probe.probed
-    asr, accuracy, clean = number(said.asr), number(said.clean_accuracy), number(_clean(probe).clean_accuracy)
+    results = probe.probed
+    asr, accuracy, clean = number(results.asr), number(results.clean_accuracy), number(_clean(probe).clean_accuracy)
     if any(rate is None or not 0 <= rate <= 1 for rate in (asr, accuracy, clean)):
         place = f"{probe.row}/{probe.run}/{probe.column}"
         raise InputError(f"{place}: a matrix needs the clean encoder's numbers; probe with --baseline")
@@ -169,11 +169,11 @@ def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Table]:
         of_kind = [cell for cell in detections if cell.detected.judges == kind]
         if of_kind:
             blocks.append(_square((title, meaning), of_kind, gate, WRITERS[kind]))
-        kept = [cell for cell in of_kind if gate[cell.row, cell.run]]
-        if kind == "inputs" and kept:
-            blocks += [_rates(kept), *_controls(kept)]
-        if kind == "samples" and kept:
-            blocks.append(_removals(kept))
+        counted = [cell for cell in of_kind if gate[cell.row, cell.run]]
+        if kind == "inputs" and counted:
+            blocks += [_rates(counted), *_controls(counted)]
+        if kind == "samples" and counted:
+            blocks.append(_removals(counted))
     return [*blocks, _settings(detections)] if detections else blocks
 
 
@@ -206,21 +206,21 @@ def _attacks(probes: Sequence[Cell], gate: Gate) -> Table:
     )
 
 
-def _square(said: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Writer) -> Table:
+def _square(heading: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Writer) -> Table:
     """Draw attacks by detectors under a title and what it means."""
     columns = list(dict.fromkeys(cell.column for cell in cells))
     rows, strong = [], set()
     for name, group in grouped(cells, lambda cell: cell.row):
-        kept = [cell for cell in group if gate[cell.row, cell.run]]
-        found = {column: [cell for cell in kept if cell.column == column] for column in columns}
+        counted = [cell for cell in group if gate[cell.row, cell.run]]
+        runs_of = {column: [cell for cell in counted if cell.column == column] for column in columns}
         ran = {cell.column for cell in group}
-        rows.append([name] + [_filled(found[column], column in ran, write) for column in columns])
-        most = max((len(_values(runs, _auroc)) for runs in found.values()), default=0)
-        full = {c: _values(runs, _auroc) for c, runs in found.items() if runs and not _is_told(runs)}
+        rows.append([name] + [_filled(runs_of[column], column in ran, write) for column in columns])
+        most = max((len(_values(runs, _auroc)) for runs in runs_of.values()), default=0)
+        full = {c: _values(runs, _auroc) for c, runs in runs_of.items() if runs and not _is_told(runs)}
         areas = {column: statistics.mean(values) for column, values in full.items() if values and len(values) == most}
         highest = [column for column, area in areas.items() if area == max(areas.values())]
         strong |= {(len(rows) - 1, columns.index(column) + 1) for column in highest}
-    return Table(*said, ["attack", *columns], rows, range(1, len(columns) + 1), strong)
+    return Table(*heading, ["attack", *columns], rows, range(1, len(columns) + 1), strong)
 
 
 def _filled(runs: Sequence[Cell], ran: bool, write: Writer) -> str:
@@ -324,7 +324,7 @@ def _is_told(runs: Sequence[Cell]) -> bool:
 
 
 def _values(runs: Sequence[Cell], value: Value) -> list[float]:
-    return [found for cell in runs if (found := number(value(cell))) is not None]
+    return [each for cell in runs if (each := number(value(cell))) is not None]
 
 
 def _spread(runs: Sequence[Cell], value: Value, scale: float = 1, places: int | None = None) -> str:

@@ -156,9 +156,9 @@ def roc_points(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of each run of equal scores
-    found = np.cumsum(poisoned[order])[last]
-    alarms = last + 1 - found
-    return np.append(0, alarms / max(alarms[-1], 1)), np.append(0, found / max(found[-1], 1))
+    hits = np.cumsum(poisoned[order])[last]
+    alarms = last + 1 - hits
+    return np.append(0, alarms / max(alarms[-1], 1)), np.append(0, hits / max(hits[-1], 1))
 
 
 def places(groups: Sequence[tuple[str, np.ndarray, str, str]], variance: tuple[float, float]) -> bytes:
@@ -211,10 +211,10 @@ def retrieval(scores: np.ndarray, poisoned: np.ndarray, flagged: np.ndarray | No
         axes.axhline(base, color=CALIBRATION, linewidth=1.4, linestyle=":", label=f"base rate {100 * base:.3g} %")
         if flagged is not None and removed:
             axes.axvline(removed, color=TRIGGERED, linewidth=1.4, linestyle="-.", label=f"flagged: {removed:,}")
-            found = int((flagged & poisoned).sum())
+            right = int((flagged & poisoned).sum())
             # the one around the other where they coincide
             for share, size, (_, _, colour, _) in zip(
-                (found / removed, found / poisoned.sum()), (12, 7), curves, strict=True
+                (right / removed, right / poisoned.sum()), (12, 7), curves, strict=True
             ):
                 look: dict[str, Any] = {"markersize": size, "mfc": colour, "mec": "white", "mew": 1.5}
                 axes.plot(removed, share, "o", **look, clip_on=False, zorder=3)
@@ -246,14 +246,14 @@ def confusions(tables: dict[str, np.ndarray]) -> bytes:
         panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
         for axes, (title, table) in zip(panels, tables.items(), strict=True):
             shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-            shown = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+            picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
             step = max(1, math.ceil(len(table) / 20))
             axes.set_xticks(range(0, len(table), step), range(0, len(table), step), fontsize=8)
             axes.set_yticks(range(0, len(table), step), range(0, len(table), step), fontsize=8)
             axes.set(title=title, xlabel="predicted class")
             axes.grid(visible=False)
         panels[0].set_ylabel("true class")
-        figure.colorbar(shown, ax=list(panels), label="share of the true class", shrink=0.8)
+        figure.colorbar(picture, ax=list(panels), label="share of the true class", shrink=0.8)
 
     return render(draw, 1.3 + 2.6 * len(tables), 3.1)
 

@@ -53,8 +53,8 @@ def _written(each: Table) -> str:
     rows = [[c if at in each.numeric else text(c) for at, c in enumerate(row)] for row in each.rows]
     for at, column in each.strong:
         rows[at][column] = f"**{rows[at][column]}**"
-    drawn = table(list(map(text, each.heads)), rows)
-    return f"## {each.title}\n\n{each.meaning}\n\n{drawn}\n"
+    body = table(list(map(text, each.heads)), rows)
+    return f"## {each.title}\n\n{each.meaning}\n\n{body}\n"
 
 
 def to_page(title: str, subject: str, tables: Sequence[Table]) -> str:
