@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pkgutil
 import re
 import sys
@@ -26,12 +25,7 @@ class Offer:
 
 
 def offers(group: str) -> tuple[Offer, ...]:
-    """List the entry points of a group, by name and package. The import path is scanned once per process and group."""
-    return _scan(group, tuple(sys.path))
-
-
-@functools.cache
-def _scan(group: str, path: tuple[str, ...]) -> tuple[Offer, ...]:
+    """List the entry points of a group, by name and package."""
     from importlib import metadata  # 20 ms, which `sslbd --help` need not wait for
 
     rows = metadata.entry_points(group=group)

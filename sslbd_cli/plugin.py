@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,15 +175,16 @@ def _find(shelf: str, name: str) -> PluginInfo | None:
 
 def _others(shelf: str) -> tuple[dict[str, PluginInfo], tuple[tuple[str, str], ...]]:
     """List what other packages have on a shelf, and names with complaints about the rest."""
-    from sslbd_cli import entrypoints
-
-    return _read_offers(shelf, entrypoints.offers(group(shelf)))
+    return _read_others(shelf, tuple(sys.path))
 
 
 @functools.cache
-def _read_offers(shelf: str, offers: tuple[Offer, ...]) -> tuple[dict[str, PluginInfo], tuple[tuple[str, str], ...]]:
+def _read_others(shelf: str, path: tuple[str, ...]) -> tuple[dict[str, PluginInfo], tuple[tuple[str, str], ...]]:
+    """Look once for each import path that there is in a process."""
+    from sslbd_cli import entrypoints
+
     ours, rows, wrong = own(shelf), dict[str, PluginInfo](), []
-    for offer in offers:
+    for offer in entrypoints.offers(group(shelf)):
         try:
             if offer.name in ours or offer.name in rows:
                 owner = "sslbd" if offer.name in ours else f"the package {rows[offer.name].package}"

@@ -94,6 +94,38 @@ def test_its_spec_is_the_object_by_the_name_of_the_entry_point(install):
         plugin.parse("detector", "quite-nera")
 
 
+WAYS = {
+    "InputDetector": "from sslbd_cli.detect.contract import InputDetector",
+    "Base": "from sslbd_cli.detect.contract import Detector, InputDetector as Base",
+    "contract.InputDetector": "from sslbd_cli.detect import contract",
+    "sslbd_cli.detect.contract.InputDetector": "import sslbd_cli.detect.contract",
+    "c.InputDetector": "import sslbd_cli.detect.contract as c",
+    "KnnDistance": "from sslbd_cli.detect.methods.knn_distance import KnnDistance",
+    "Near": "from .parts.base import Near",
+    "base.Near": "from .parts import base",
+    "nn.Module, InputDetector": "from torch import nn\nfrom sslbd_cli.detect.contract import InputDetector",
+}
+
+
+@pytest.mark.parametrize("base", WAYS)
+def test_a_base_class_is_known_however_it_is_imported(base, install):
+    text = f'{WAYS[base]}\nclass Close({base}):\n    """Flag what is close."""\n'
+    files = {**HEAVY, "methods.py": text}
+    install("spelled", files, {"sslbd.detectors": "quite-near = spelled.methods:Close"})
+    keys = [key.name for key in plugin.listing("detector")["quite-near"].keys]
+    assert keys == ["held", *(["k"] if base == "KnnDistance" else ["reach"] if "Near" in base else [])]
+
+
+def test_a_page_that_lists_a_shelf_lists_other_packages_and_warns_of_broken_ones(install, sslbd):
+    text = 'from sslbd_cli.data.source import Source\nclass Tape(Source):\n    """Read a tape."""\n'
+    install("tapes", {"__init__.py": text}, {"sslbd.sources": "tape = tapes:Tape\nreel = tapes:Reel"})
+    status, out, err = sslbd("data", "--help")
+    assert status == 0 and "Read a tape. [tapes-dist]" in out
+    assert err == (
+        "sslbd data: warning: the package tapes-dist: source 'reel' is left out: the module tapes has no class Reel\n"
+    )
+
+
 BROKEN = {
     "no module": ("odd = gone.methods:Close", "there is no source of the module gone.methods"),
     "no class": ("odd = broken.methods:Gone", "the module broken.methods has no class Gone"),

@@ -11,6 +11,7 @@ import pytest
 
 from contracts.package import plugins_of
 from micro import make_dataset
+from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.artefacts.kinds import Dataset, Report
 
@@ -52,6 +53,20 @@ def test_it_is_listed_with_its_package_and_without_importing_it(python):
     done = python("-m", "sslbd_cli", "poison", "--trigger", "checker-frame:help")
     assert done.stdout.startswith("checker-frame: Paint a frame ") and "\n  width=1  " in done.stdout
     assert "\nFrom the package sslbd-example.\n" in done.stdout
+
+
+def test_its_names_are_completed(python):
+    code = (
+        "import os, sys; os.environ |= dict(_SSLBD_COMPLETE='bash_complete', COMP_CWORD='3', COMP_WORDS=sys.argv[1]);"
+    )
+    code += " from sslbd_cli import main; main.run([])"
+    done = python("-c", code, "sslbd poison --trigger c")
+    assert (done.stdout.split(), done.stderr) == (["plain,ctrl", "plain,checker-frame"], "")
+
+
+def test_its_readme_names_every_group():
+    text = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    assert [shelf for shelf in plugin.SHELVES if f"`{plugin.group(shelf)}`" not in text] == []
 
 
 @pytest.mark.story
