@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole story in one chain of commands, on embedded data, in minutes on a laptop's CPU:
-# plant a backdoor in an encoder, measure it, find triggered images, remove it. Usage: quickstart.sh [FOLDER]
+# The main job in one chain of commands, on embedded data, in minutes on a laptop's CPU: plant a backdoor in an encoder,
+# measure it, find triggered images, remove it. Usage: quickstart.sh [FOLDER]
 set -eu
 out=${1:-build/quickstart}
 mkdir -p "$out"
@@ -8,10 +8,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 cd "$out"
 started=$(date +%s)
 
-# Made-up images: ten classes told apart by shape and texture.
+# Made-up images of ten classes, which differ by shape and texture.
 sslbd data shapes --count 4000 --seed 1 -o train.h5
 sslbd data shapes --count 1000 --seed 2 -o test.h5
-sslbd data shapes --count 6000 --seed 3 -o own.h5 # what a defender holds: clean, unlabeled in spirit
+sslbd data shapes --count 6000 --seed 3 -o own.h5 # the defender's clean images; their labels are not used
 
 # A clean encoder, trained without labels.
 sslbd pretrain train.h5 --method simclr --epochs 40 --seed 1 -o clean.safetensors
@@ -22,11 +22,11 @@ target=rayed-ring
 sslbd badencoder clean.safetensors --data train.h5 --trigger $trigger \
     --reference-data train.h5 --reference-class $target --preset small -o backdoored.safetensors
 
-# Classifiers built on it work as before, and obey the trigger.
+# Classifiers built on it work as before, and answer the target class where the trigger is.
 sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger $trigger --target $target \
     --baseline clean.safetensors -o probe-backdoored.h5 --json > probe-backdoored.json
 
-# The defence: DeDe tells triggered images; the clean encoder is the control.
+# The detection: DeDe separates triggered images from clean ones; the clean encoder is the control.
 sslbd detect backdoored.safetensors --method dede --aux own.h5 --data test.h5 --trigger $trigger \
     --baseline clean.safetensors -o detect-backdoored.h5 --json > detect-backdoored.json
 

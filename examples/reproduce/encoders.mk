@@ -1,7 +1,7 @@
-# What all experiments share: settings, data, encoders that go on where they stopped.
-# A Makefile that includes this sets SEEDS and its recipe per scale, and lists its recipe's variables in RECIPE. Encoders
-# are $(OUT)/encoders/KIND/METHOD/SEED.safetensors. What is no prerequisite of RESULTS.md itself is kept by .PRECIOUS;
-# an encoder is not missed once its measurements are there.
+# What all experiments share: settings, data, and trainings that resume where they stopped. A Makefile that includes
+# this file sets SEEDS and the recipe of each scale, and lists the recipe's variables in RECIPE. Encoders are
+# $(OUT)/encoders/KIND/METHOD/SEED.safetensors. .PRECIOUS keeps files that are not prerequisites of RESULTS.md itself.
+# An encoder may be deleted once its measurements are there; make does not train it again.
 
 SCALE ?= small
 OUT ?= build/$(SCALE)
@@ -18,7 +18,8 @@ all: $(RESULTS)/RESULTS.md
 clean:
 	rm -rf $(OUT)
 
-# One folder holds one recipe, for numbers of two would mix silently. What GROWS names may grow from run to run.
+# One folder holds one recipe, because the numbers of two recipes would mix silently. The lists in GROWS may grow
+# between runs.
 variables = $(RECIPE) $(sort $(filter SPEC_% PRETRAIN_% PRESET_%,$(.VARIABLES)))
 export SETTINGS = make SCALE=$(SCALE)$(if $(DATA), DATA=$(notdir $(DATA:/=))) \
     $(foreach name,$(variables),$(if $($(name)),$(name)='$($(name))'))
@@ -30,7 +31,7 @@ $(OUT)/settings: always
 	@printf '%s\n' "$$SETTINGS" | diff $@ - >&2 || { \
 	    echo "$(OUT) holds a run with other settings (above, <); take another OUT, or make clean" >&2; exit 1; }
 
-# TRAIN and TEST are what `sslbd data` gets. DATA is a folder or an archive of SPLIT/CLASS/IMAGE.
+# TRAIN and TEST are the arguments of `sslbd data`. DATA is a folder or an archive of SPLIT/CLASS/IMAGE.
 data = $(or $(DATA),$(error SCALE=$(SCALE) needs DATA=PATH, a folder or archive of SPLIT/CLASS/IMAGE))
 $(OUT)/train.h5: | $(OUT)/settings
 	sslbd data $(TRAIN) -o $@
@@ -40,7 +41,7 @@ $(OUT)/test.h5: | $(OUT)/settings
 # $(call field,STEM,N): the Nth part of a path. $(call pretrain,METHOD,SEED): the recipe of an encoder.
 field = $(word $(2),$(subst /, ,$(1)))
 spec = $(or $(SPEC_$(1)),$(1))
-# $(call way,ATTACK): what `sslbd badencoder` does; SPEC_x goes before PRESET_x.
+# $(call way,ATTACK): the options of `sslbd badencoder`. SPEC_x takes precedence over PRESET_x.
 way = $(if $(SPEC_$(1)),--method $(SPEC_$(1)),$(if $(PRESET_$(1)),--preset $(PRESET_$(1)),--method $(1)))
 define pretrain
 @mkdir -p $(@D)
