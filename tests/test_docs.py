@@ -120,10 +120,15 @@ def readme_blocks() -> list[str]:
     return [block for marked, block in found if not marked]
 
 
+def example(text: str, name: str):
+    """Make a case of an example; one that asks for every detector, or scans, is a story."""
+    return pytest.param(text, id=name, marks=[pytest.mark.story] if re.search("method (all|poisoncam)", text) else [])
+
+
 EXAMPLES = [
-    *(pytest.param(line, id=f"{name}-{n}") for name, c in COMMANDS.items() for n, line in enumerate(c.examples)),
+    *(example(line, f"{name}-{n}") for name, c in COMMANDS.items() for n, line in enumerate(c.examples)),
     *(
-        pytest.param(block, id=f"sslbd-{title.lower().replace(' ', '-')}-{number}")
+        example(block, f"sslbd-{title.lower().replace(' ', '-')}-{number}")
         for part in (build.OPENING, {"EXAMPLES": build.CLOSING["EXAMPLES"]})
         for title, text in part.items()
         for number, block in enumerate(code_blocks(text))
@@ -141,12 +146,13 @@ def test_the_readme_shows_a_pipeline():
     assert any(block.count("sslbd ") >= 4 for block in readme_blocks())
 
 
-@pytest.mark.parametrize("block", readme_blocks())
+@pytest.mark.parametrize("block", [example(block, str(n)) for n, block in enumerate(readme_blocks())])
 def test_a_block_of_the_readme_runs(block, folder, monkeypatch):
     few_epochs(monkeypatch)
     sound(bash(block, folder, small))
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.sh")), ids=lambda path: path.stem)
 def test_an_example_script_runs(script, tmp_path, monkeypatch):
     few_epochs(monkeypatch)

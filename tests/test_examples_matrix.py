@@ -48,6 +48,7 @@ def test_a_name_that_is_none_is_refused(tmp_path, setting):
     assert done.status and "no detector or attack of that name" in done.err
 
 
+@pytest.mark.story
 def test_a_micro_run_goes_on_where_it_stopped(tmp_path):
     tiny = (
         "SCALE=micro PRETRAIN='--arch tiny --epochs 1 --batch 64' 'TRAIN=shapes --count 120' JUDGED=40 LABELS=100 "

@@ -110,6 +110,7 @@ def make(paper: str, folder: Path, more: str = "") -> Done:
     return bash(f"make -C {PAPERS / paper} OUT={folder}/out {TINY} {RUNS[paper]} {more}", folder, forgiven=(3,))
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("paper", RUNS)
 def test_a_micro_run(paper, tmp_path):
     done = make(paper, tmp_path)

@@ -250,6 +250,7 @@ def test_one_pipe_is_the_same_as_files(tmp_path):
     assert kinds.read(str(tmp_path / "piped"), kinds.Encoder).dim == 16
 
 
+@pytest.mark.story
 def test_a_recipe_rebuilds_the_bytes(tmp_path):
     done = warm.bash(
         f"""
