@@ -56,10 +56,8 @@ def test_it_is_listed_with_its_package_and_without_importing_it(python):
 
 
 def test_its_names_are_completed(python):
-    code = (
-        "import os, sys; os.environ |= dict(_SSLBD_COMPLETE='bash_complete', COMP_CWORD='3', COMP_WORDS=sys.argv[1]);"
-    )
-    code += " from sslbd_cli import main; main.run([])"
+    code = "import os, sys; from sslbd_cli import main; asked = dict(COMP_CWORD='3', COMP_WORDS=sys.argv[1]);"
+    code += " os.environ |= asked | dict(_SSLBD_COMPLETE='bash_complete'); main.run([])"
     done = python("-c", code, "sslbd poison --trigger c")
     assert (done.stdout.split(), done.stderr) == (["plain,ctrl", "plain,checker-frame"], "")
 
