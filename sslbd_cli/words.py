@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 LEAST_CHANCE = 1e-15  # p-values below are differences of numbers near 1
 LONGEST = 200  # characters of another library's error message
@@ -42,3 +44,14 @@ def number(value: float) -> str:
 def chance(p_value: float) -> str:
     """Write a p-value; one that is lost in rounding is not nothing."""
     return number(p_value) if p_value >= LEAST_CHANCE else f"below {LEAST_CHANCE:g}"
+
+
+def finite(value: Any) -> Any:
+    """Copy results with NaN and infinity as None and numpy scalars as Python's own."""
+    if isinstance(value, dict):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

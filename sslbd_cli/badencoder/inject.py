@@ -20,7 +20,6 @@ from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine
@@ -98,7 +97,7 @@ class EncoderTuning(Attack):
     def run(self, encoder: ImageEncoder, plot: Plot, session: Session) -> Injected:
         clean, victim = (encoder.twin().to(session.device.torch) for _ in range(2))
         freeze(clean.eval())
-        pool = Pool(plot.shadow, session.device)
+        pool = session.pool(plot.shadow)
         scene = _Scene(clean, victim, plot, self.copies, session.device, session.generator("stamp"))
         course = self.course()
         plan = Plan(epochs=self.epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser=self.optimiser,

@@ -7,7 +7,6 @@ control characters, and never break a line.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sslbd_cli.artefacts.results import Estimate
 from sslbd_cli.errors import InputError
-from sslbd_cli.words import number, one_line
+from sslbd_cli.words import finite, number, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,17 +81,6 @@ def json_rows(results: dict[str, Any]) -> list[Any]:
 def json_line(value: Any) -> str:
     """Serialise on one line, keys in the order given, with null for what JSON cannot say."""
     return json.dumps(finite(value), ensure_ascii=True, allow_nan=False)
-
-
-def finite(value: Any) -> Any:
-    """Copy results with NaN and infinity as None and numpy scalars as Python's own."""
-    if isinstance(value, dict):
-        return {str(key): finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -60,7 +60,6 @@ class Run:
         self._device: Device | None = None
         self._session: Session | None = None
         self._has_read_stdin = False
-        self._lent: dict[tuple[str, str], Artefact] = {}
         self._outputs: dict[str, str] = {}
         self.claim(ctx.params.get("output"), "--output")
 
@@ -70,19 +69,12 @@ class Run:
         """Read one artefact and note its digest; INPUT's history is carried on, another's is kept in the entry."""
         from sslbd_cli.artefacts import kinds
 
-        lent = self._lent.get((option, path))
-        if isinstance(lent, kind):
-            return lent
         if path == "-" and self._has_read_stdin:
             raise InputError(f"{option} -: standard input can be read once, and it already is another input")
         self._has_read_stdin |= path == "-"
         found = kinds.read(path, kind)
         self.note(option, found)
         return found
-
-    def lend(self, option: str, path: str, artefact: Artefact) -> None:
-        """Let every later `read` of an option's path return this: read once for many, or made by the run itself."""
-        self._lent[option, path] = artefact
 
     def note(self, option: str, found: Artefact) -> None:
         """Record an artefact as an input of this run."""

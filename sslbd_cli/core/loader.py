@@ -37,14 +37,19 @@ def at_once(what: str, kind: str = "cpu", each: int = 1) -> int:
 
 
 class Pool:
-    """Images uint8 N,3,H,W by row number. The same rows give the same batch, on the device or streamed."""
+    """Images uint8 N,3,H,W by row number. The same rows give the same batch, on the device or streamed.
 
-    def __init__(self, images: np.ndarray, device: Device, resident: bool | None = None) -> None:
+    resident: whether they lie on the device; None: if they fit into `memory` bytes, by default half of what is free.
+    """
+
+    def __init__(
+        self, images: np.ndarray, device: Device, resident: bool | None = None, memory: int | None = None
+    ) -> None:
         self.device = device
         self.images = images
         self.resident: Tensor | None = None
         if resident is None:
-            resident = images.nbytes <= free_memory(device) // 2
+            resident = images.nbytes <= (free_memory(device) // 2 if memory is None else memory)
         if resident:
             self.resident = torch.from_numpy(np.array(images)).to(device.torch)
 

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from sslbd_cli.core.cache import EmbeddingCache
 from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.watch import Ticker, Watch, unwatched
 from sslbd_cli.errors import OutOfTime
 
@@ -67,6 +69,10 @@ class Session:
     def with_seed(self, seed: int) -> Session:
         """Return the session with another seed."""
         return replace(self, seed=seed)
+
+    def pool(self, images: np.ndarray) -> Pool:
+        """Return a pool of images uint8 N,3,H,W, which lie on the device if they fit into the memory of the run."""
+        return Pool(images, self.device, memory=self.memory)
 
     def generator(self, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
         """Return the random generator of this seed and purpose."""

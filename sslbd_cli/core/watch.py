@@ -15,6 +15,13 @@ class Ticker(Protocol):
     def note(self, text: str) -> None: ...
 
 
+class Voice(Protocol):
+    """Tells the user something while the work goes on."""
+
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+
+
 #: (total, unit, label) -> a context that yields a Ticker.
 Watch = Callable[[int, str, str], AbstractContextManager[Ticker]]
 

@@ -9,11 +9,11 @@ from sslbd_cli.artefacts.kinds import Encoder, Guard, Report
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import need_distinct
 from sslbd_cli.core.session import Session
+from sslbd_cli.core.watch import Voice
 from sslbd_cli.detect import encoder_verdict, image_verdict, panel
 from sslbd_cli.detect.contract import Opinion
 from sslbd_cli.detect.guard import make_guard
 from sslbd_cli.detect.image_verdict import Case, Ruling
-from sslbd_cli.detect.panel import Voice
 from sslbd_cli.detect.request import CleanStatistic, EncoderRequest, ImageRequest, Request
 
 

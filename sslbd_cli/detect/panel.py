@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,18 +16,11 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, History, Report
 from sslbd_cli.core import metrics
 from sslbd_cli.core.device import generator
+from sslbd_cli.core.watch import Voice
 from sslbd_cli.data.source import SourceWish
 from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, Ruling, few, more_than
 from sslbd_cli.errors import InputError
 from sslbd_cli.triggers._contract import Trigger
-
-
-class Voice(Protocol):
-    """Tells the user something while the work goes on."""
-
-    def say(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-
 
 AUX, EACH = 1600, 60  # built-in images to learn and calibrate on, and those that each trigger is stamped on
 SMALLEST, LARGEST = 16, 256  # pixels that the built-in source draws

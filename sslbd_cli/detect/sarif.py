@@ -15,8 +15,7 @@ from sslbd_cli import __version__, plugin
 from sslbd_cli.artefacts.container import atomic_output
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.artefacts.results import CombinedResults, DetectResults, PanelRow, read
-from sslbd_cli.cli.output import finite
-from sslbd_cli.words import chance, number, one_line
+from sslbd_cli.words import chance, finite, number, one_line
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 #: What a result's property bag takes over from a method's numbers, where they are there.

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core.session import Session
+from sslbd_cli.core.watch import Voice
 from sslbd_cli.detect import combine, judge
-from sslbd_cli.detect.panel import Voice
 from sslbd_cli.detect.request import NotRun, Request, Screening
 from sslbd_cli.errors import InputError, OutOfTime, Unsound
 from sslbd_cli.words import chance

@@ -9,7 +9,7 @@ import click
 from sslbd_cli.cli import options
 from sslbd_cli.cli.run import Run, refuse_terminal
 from sslbd_cli.cli.spec import Spec
-from sslbd_cli.embed import texts
+from sslbd_cli.embed import inputs
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Encoder, Features
@@ -46,6 +46,7 @@ def command(
     input of `sslbd probe --head zeroshot`, which averages the texts of each class.
     """
     from sslbd_cli.artefacts.kinds import Encoder
+    from sslbd_cli.embed import texts
     from sslbd_cli.errors import InputError
 
     refuse_terminal(output)
@@ -59,12 +60,13 @@ def command(
         raise InputError("Missing option '--data' (or '--text', for encoders with a text tower)")
     encoder = run.read(input, Encoder)
     if prompts:
-        found = texts.prompts(run, encoder, str(data), prompts, params["batch"])
+        feats = texts.embed(encoder, inputs.read_prompts(run, str(data), prompts), None, run.device(), params["batch"])
     elif data is not None:
-        found = _images(run, encoder, data, projected, **params)
+        feats = _images(run, encoder, data, projected, **params)
     else:
-        found = texts.texts(run, encoder, str(text), params["limit"], params["batch"])
-    run.write(found, output)
+        lines = inputs.read_texts(run, str(text))
+        feats = texts.embed(encoder, lines, params["limit"], run.device(), params["batch"])
+    run.write(feats, output)
 
 
 def _images(

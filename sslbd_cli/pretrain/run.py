@@ -13,7 +13,6 @@ from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment, compiled
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed, knn_predict
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import Arch, ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Fit, Plan, Terms
@@ -59,9 +58,9 @@ def pretrain(
         raise InputError(f"{setup.objective.name} needs a caption of each image, and there are none")
     net = build(images, setup, session)
     learner = _learner(net, setup, session)
-    pool = Pool(images, session.device)
+    pool = session.pool(images)
     views = _views(setup)
-    texts = [Pool(captions, session.device)] if setup.objective.captions and captions is not None else []
+    texts = [session.pool(captions)] if setup.objective.captions and captions is not None else []
 
     def loss(rows: torch.Tensor, gen: torch.Generator) -> Terms:
         batch = pool.batch(rows)

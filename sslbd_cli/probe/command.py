@@ -86,7 +86,8 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
                 seeds=params["seeds"], trigger=params["trigger"], target=target)  # fmt: skip
     if train and (shared := shared_images(test, train)):
         run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
-    sitting = Sitting(run, exam, list(zip(encoders, loaded, strict=True)), params, seed)
+    asked = inputs.questions(run, encoder, params)
+    sitting = Sitting(exam, list(zip(encoders, loaded, strict=True)), asked, run.session(), run)
     results, data = sitting.results, sitting.data
     results |= {} if consistency is None else {"consistency": consistency}
     if output != "-":  # where the report goes by itself

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sslbd_cli.cli.run import Run
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.probe.contract import Head
-    from sslbd_cli.probe.exam import Exam
+    from sslbd_cli.probe.sitting import Questions
 
 ALPHA = 0.05  # share of clean images that a guard may reject
 
@@ -79,11 +79,13 @@ def loaded(encoder: Encoder, head: Head) -> ImageEncoder:
     return net
 
 
-def learned(exam: Exam) -> dict[str, Any]:
-    """Return what the report says of the training set."""
-    from sslbd_cli.artefacts.kinds import Dataset
-    from sslbd_cli.probe.exam import labelled_count
+def questions(run: Run, encoder: Encoder, params: dict[str, Any]) -> Questions:
+    """Return what is measured beside accuracy and attack success; read the guard, if there is one."""
+    from sslbd_cli.detect.inputs import read_guard
+    from sslbd_cli.probe.sitting import Questions
 
-    if not isinstance(exam.train, Dataset):
-        return {"n_train": 0, "labels": None, "n_labelled": 0, "n_texts": len(exam.train.feats)}
-    return {"n_train": len(exam.train.images), "labels": exam.share, "n_labelled": labelled_count(exam)}
+    guard, reference = None, None
+    if params["guard"]:
+        guard, reference = read_guard(run, encoder, params["guard"], params["reference"])
+    alpha = ALPHA if params["alpha"] is None else params["alpha"]
+    return Questions(params["names"], params["pool"], params["certify"], guard, reference, alpha)

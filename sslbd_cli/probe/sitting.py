@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sslbd_cli.probe import guarded, inputs
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from sslbd_cli.artefacts.kinds import Encoder
-    from sslbd_cli.cli.run import Run
-    from sslbd_cli.core.features import Layer
-    from sslbd_cli.core.nets import ImageEncoder
-    from sslbd_cli.detect.guard import Post
-    from sslbd_cli.probe.exam import Exam
+from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard
+from sslbd_cli.core import features
+from sslbd_cli.core.features import Layer
+from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
+from sslbd_cli.core.watch import Voice
+from sslbd_cli.detect.guard import station
+from sslbd_cli.probe import certify, guarded, zeroshot
+from sslbd_cli.probe import exam as exams
+from sslbd_cli.probe.certify import Certificate
+from sslbd_cli.probe.exam import Exam
+from sslbd_cli.triggers import _contract
 
 SHEET = 12  # pairs of clean and triggered images kept for the report
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is measured of an encoder beside accuracy and attack success.
+
+    layers: inner layers to read instead of the embedding, each on a grid of side `pool`. certificate: a proof to make.
+    guard, with the reference encoder that it may compare with: rejects a share `alpha` of clean images.
+    """
+
+    layers: tuple[str, ...] = ()
+    pool: int = 0
+    certificate: Certificate | None = None
+    guard: Guard | None = None
+    reference: Encoder | None = None
+    alpha: float = 0.05
 
 
 class Sitting:
     """One exam of an encoder, and of the clean one if there are two: `results` and `data` of its report."""
 
     def __init__(
-        self, run: Run, exam: Exam, pairs: list[tuple[Encoder, ImageEncoder]], params: dict[str, Any], seed: int
-    ) -> None:
-        from sslbd_cli.triggers import _contract
-
-        self.run, self.exam, self.params, self.session = run, exam, params, run.session()
+        self, exam: Exam, pairs: Sequence[tuple[Encoder, ImageEncoder]], questions: Questions, session: Session,
+        voice: Voice,
+    ) -> None:  # fmt: skip
+        self.exam, self.questions, self.session, self.voice = exam, questions, session, voice
         self.encoders, self.nets = zip(*pairs, strict=True)
         self.data: dict[str, np.ndarray] = {"sheet/clean": exam.test.images[:SHEET]}
-        self.stamped = None if exam.trigger is None else _contract.triggered_images(exam.test, exam.trigger, seed)
-        if self.stamped is not None:
+        self.stamped: np.ndarray | None = None
+        if exam.trigger is not None:
+            self.stamped = _contract.triggered_images(exam.test, exam.trigger, session.seed)
             self.data["sheet/triggered"] = self.stamped[:SHEET]
         layers = self._layers()
         proofs = self._proofs()  # first: they may refuse the encoder
@@ -42,50 +63,38 @@ class Sitting:
             self.results["baseline"] = (self.results["baseline"] or {}) | {"sha256": self.encoders[1].sha256}
 
     def _layers(self) -> list[Layer | None]:
-        from sslbd_cli.core import features
-
-        if not self.params["names"]:
+        if not self.questions.layers:
             return [None]
-        names = [features.find_layers(net, self.params["names"]) for net in self.nets]
-        return [features.Layer(name, self.params["pool"]) for name in names[0]]
+        names = [features.find_layers(net, self.questions.layers) for net in self.nets]
+        return [Layer(name, self.questions.pool) for name in names[0]]
 
     def _proofs(self) -> dict[str, Any]:
-        from sslbd_cli.probe import certify
-
-        if self.params["certify"] is None:
+        certificate = self.questions.certificate
+        if certificate is None:
             return {}
         own, *clean = (
-            certify.certified(net, self.exam, self.params["certify"], self.stamped, self.session)
+            certify.certified(net, self.exam, certificate, self.stamped, self.session)
             for net in self.nets
         )  # fmt: skip
         return {"certify": own | ({"baseline": clean[0]} if clean else {})}
 
     def _behind(self) -> guarded.GuardFilter | None:
-        if not self.params["guard"]:
+        """Put the guard, if there is one, before the encoder."""
+        asked = self.questions
+        if asked.guard is None:
             return None
-        post = self._station()
-        return guarded.GuardFilter(post, self.exam, self.stamped, self.params["alpha"])
-
-    def _station(self) -> Post:
-        """Read the guard and put it before the encoder."""
-        from sslbd_cli.detect.guard import station
-        from sslbd_cli.detect.inputs import read_guard
-
-        guard, reference = read_guard(self.run, self.encoders[0], self.params["guard"], self.params.get("reference"))
-        return station(guard, self.encoders[0], reference, self.session, self.params["alpha"])
+        post = station(asked.guard, self.encoders[0], asked.reference, self.session, asked.alpha)
+        return guarded.GuardFilter(post, self.exam, self.stamped, asked.alpha)
 
     def _row(self, layer: Layer | None, behind: guarded.GuardFilter | None, is_named: bool) -> dict[str, Any]:
         """Measure one layer, or the embedding; warn of what the answers raise, keep what is behind the numbers."""
-        from sslbd_cli.probe import exam as exams
-        from sslbd_cli.probe import zeroshot
-
         given = self.exam, self.stamped, self.session
         if self.exam.head.takes_texts:
             answers = [zeroshot.measure(net, *given) for net in self.nets]
         else:
             answers = [exams.measure(net, *given, layer) for net in self.nets]
         for doubt in exams.doubts(answers, self.exam):
-            self.run.warn(doubt if layer is None else f"{layer.name}: {doubt}")
+            self.voice.warn(doubt if layer is None else f"{layer.name}: {doubt}")
         prefix = f"{layer.name}/" if layer is not None and is_named else ""
         self.data |= {prefix + name: array for name, array in exams.evidence(answers).items()}
         row = {"layer": layer and layer.name} | exams.compare(answers, self.exam)
@@ -96,7 +105,14 @@ class Sitting:
         return {
             "head": str(exam.head), "trigger": exam.trigger and str(exam.trigger),
             "target": None if exam.target is None else exam.test.classes[exam.target],
-            **inputs.learned(exam),
+            **_learned(exam),
             "n_test": len(exam.test.images), "classes": len(exam.test.classes),
             "encoder": {"arch": encoder.arch, "sha256": encoder.sha256},
         }  # fmt: skip
+
+
+def _learned(exam: Exam) -> dict[str, Any]:
+    """Return what the report says of the training set."""
+    if not isinstance(exam.train, Dataset):
+        return {"n_train": 0, "labels": None, "n_labelled": 0, "n_texts": len(exam.train.feats)}
+    return {"n_train": len(exam.train.images), "labels": exam.share, "n_labelled": exams.labelled_count(exam)}

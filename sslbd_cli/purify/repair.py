@@ -17,7 +17,6 @@ from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
@@ -162,7 +161,7 @@ class Recovery(EncoderPurifier):
     def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], images: np.ndarray, session: Session) -> Fit:
         """Prepare the training of the second of (original, student), both on the device, on images uint8 N,3,H,W."""
         original, student = pair
-        pool, recipe = Pool(images, session.device), Recipe(size=student.size)
+        pool, recipe = session.pool(images), Recipe(size=student.size)
         module = nn.ModuleList([student, projector(student.dim(), 128, session)])
 
         def contrast(rows: Tensor, gen: torch.Generator) -> Terms:

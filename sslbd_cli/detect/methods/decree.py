@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor
 
 from sslbd_cli.core.features import embed_once
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine, unit
@@ -66,7 +65,7 @@ class DECREE(EncoderDetector):
 
         # the published L1 counts the mask once per colour channel
         space = Patches(self.starts, side, session.generator("decree starts"), session.device, scale=3.0 * side**2)
-        found = invert(encoder, Pool(clues.images, session.device), space, alike, self._course(side), session)
+        found = invert(encoder, session.pool(clues.images), space, alike, self._course(side), session)
         best = int(np.argmin(found.size))
         shares = found.size / (3 * side**2)
         witness = found.witness(best)

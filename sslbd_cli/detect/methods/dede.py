@@ -12,7 +12,6 @@ from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import patching
 from sslbd_cli.core.checks import WARNINGS
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.detect import dede_decoder
 from sslbd_cli.detect.contract import (
@@ -178,7 +177,7 @@ class DeDe(InputDetector):
             torch.manual_seed(setting.session.generator("dede weights").initial_seed())
             network = self._network(encoder.size, feats.shape[1])
         network.to(device.torch)
-        pool = Pool(images, device)
+        pool = setting.session.pool(images)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             x = patching.normalise(pool.batch(rows), encoder.mean, encoder.std)

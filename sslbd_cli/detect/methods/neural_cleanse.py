@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.features import Labelled, embed, embed_once, numbers, stratified_rows
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.perceptron import fit_perceptron, new_perceptron
 from sslbd_cli.core.session import Session
@@ -71,7 +70,7 @@ class NeuralCleanse(EncoderDetector):
             return loss, (logits.detach().argmax(2) == wanted).float().mean(1)
 
         space = Patches(classes, side, session.generator("neural cleanse starts"), session.device, scale=float(side**2))
-        found = invert(encoder, Pool(clues.images, session.device), space, to_class, self._course(), session)
+        found = invert(encoder, session.pool(clues.images), space, to_class, self._course(), session)
         judged = smallest(found, "classes", LEAST, self.index)
         target = judged.target
         witness = found.witness(target)

@@ -12,7 +12,6 @@ from torch import Tensor
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.kmeans import Clusters, kmeans
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
@@ -93,7 +92,7 @@ class SSLCleanse(EncoderDetector):
         authors = self.compat == "authors"
         index = "mad" if authors else self.index
         space = Patches(count, encoder.size, session.generator("ssl cleanse starts"), session.device, painted=authors)
-        found = invert(encoder, Pool(clues.images, session.device), space, to_cluster, self._course(), session)
+        found = invert(encoder, session.pool(clues.images), space, to_cluster, self._course(), session)
         judged = smallest(found, "clusters", LEAST, index, authors)
         target = judged.target
         witness = found.witness(target)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed, embed_once
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine
@@ -133,7 +132,7 @@ class TriggerSearch(EncoderDetector):
         # no bar can be reached: the last state is what was found
         course = Course(rounds=self.steps, batch=self.batch, bar=2.0, weight=None, look=self.steps,
                         rates=((0, self.lr), (3 * self.steps // 4, self.lr / 10)))  # fmt: skip
-        found = invert(encoder, Pool(clues.images, session.device), space("start", 1.0), alike, course, session)
+        found = invert(encoder, session.pool(clues.images), space("start", 1.0), alike, course, session)
         caught = [capture(encoder, clues, found.witness(number), view, self.similarity, session.device) for number in
                   range(len(budgets))]  # fmt: skip
         chance = self._chance(encoder, clues, space("random", 3.0), view, session.device)

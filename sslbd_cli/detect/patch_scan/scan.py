@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.loader import Pool, at_once
+from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Pictures, Scores
@@ -141,7 +141,7 @@ class Scan:
         if keys.window > size:
             raise InputError(f"{keys.name}: a window of {keys.window:g} pixels is larger than the images of {size}")
         side = pixels(keys.window, size, size)
-        self.lens, self.pool = Lens(encoder, session.device), Pool(evidence.images, session.device)
+        self.lens, self.pool = Lens(encoder, session.device), session.pool(evidence.images)
         half = self.lens.dtype == torch.bfloat16
         self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, session.seed, half)
         raw = keys.compat == "authors"

@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import stages
@@ -55,7 +54,7 @@ class BCU(EncoderPurifier):
         self.forget_weights(student, session.seed)
         student = student.to(session.device.torch)
         original = original_of(encoder, session.device)
-        pool = Pool(supplies.images, session.device)
+        pool = session.pool(supplies.images)
         recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)  # crop and flip
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:

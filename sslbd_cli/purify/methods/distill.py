@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms, ema, freeze
@@ -44,7 +43,7 @@ class Distill(EncoderPurifier):
         teacher = freeze(encoder.twin().to(session.device.torch).eval())
         mean, std = (tuple(b.flatten().tolist()) for b in (encoder.mean, encoder.std))
         student = new(encoder.arch, encoder.size, mean, std, session.generator("student")).to(session.device.torch)
-        pool = Pool(supplies.images, session.device)
+        pool = session.pool(supplies.images)
         batch = min(self.batch, len(pool))
         length = max(batch, min(self.queue, 4 * len(pool)) // batch * batch)
         learner = _Learner(student, encoder.dim(), length).to(session.device.torch)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import maps_of, reading, stages
@@ -48,7 +47,7 @@ class Mimic(EncoderPurifier):
         mean, std = (tuple(b.flatten().tolist()) for b in (encoder.mean, encoder.std))
         student = new(encoder.arch, encoder.size, mean, std, session.generator("student")).to(session.device.torch)
         module = nn.ModuleList([student, projector(encoder.dim(), 128, session)])
-        pool, recipe = Pool(supplies.images, session.device), Recipe(size=encoder.size)
+        pool, recipe = session.pool(supplies.images), Recipe(size=encoder.size)
         taught_by, learned_by = ([s.output for s in stages(net)[-MIMICKED:]] for net in (original, student))
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Terms
@@ -57,7 +56,7 @@ class Unlearn(EncoderPurifier):
         original = original_of(encoder, session.device)
         student = encoder.twin().to(session.device.torch).eval().requires_grad_(True)
         witness = Witness(witness.keep.to(session.device.torch), witness.add.to(session.device.torch))
-        pool, recipe = Pool(supplies.images, session.device), Recipe(size=side)
+        pool, recipe = session.pool(supplies.images), Recipe(size=side)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
