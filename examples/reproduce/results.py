@@ -83,49 +83,49 @@ def known(values: dict[str, float | None]) -> dict[str, float]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def numbers(said: Measures) -> dict[str, float]:
+def numbers(results: Measures) -> dict[str, float]:
     """Return a probe's numbers by key, shares in percent; those of the clean encoder begin with `control_`."""
-    shares = {key: percent(getattr(said, key)) for key in SHARES}
-    found = known(shares | {key: getattr(said, key) for key in COUNTS})
-    if not isinstance(said, ProbeResults):
-        return found
-    if said.consistency is not None:
-        found["consistency"] = 100 * said.consistency
-    if said.baseline:
-        found |= {f"control_{key}": value for key, value in numbers(said.baseline).items()}
-        found["drop"] = found["control_clean_accuracy"] - found["clean_accuracy"]
-        if "asr" in found:
-            found["lift"] = found["asr"] - found["control_asr"]
-    return found | (certified(said.certify) if said.certify else {})
+    shares = {key: percent(getattr(results, key)) for key in SHARES}
+    values = known(shares | {key: getattr(results, key) for key in COUNTS})
+    if not isinstance(results, ProbeResults):
+        return values
+    if results.consistency is not None:
+        values["consistency"] = 100 * results.consistency
+    if results.baseline:
+        values |= {f"control_{key}": value for key, value in numbers(results.baseline).items()}
+        values["drop"] = values["control_clean_accuracy"] - values["clean_accuracy"]
+        if "asr" in values:
+            values["lift"] = values["asr"] - values["control_asr"]
+    return values | (certified(results.certify) if results.certify else {})
 
 
-def certified(said: CertifiedMeasures) -> dict[str, float]:
+def certified(results: CertifiedMeasures) -> dict[str, float]:
     """Return a certified classifier's numbers by key, shares in percent; the clean encoder's as `numbers` does."""
-    found = known({name: percent(getattr(said, key)) for key, name in CERTIFIED.items()})
-    if said.baseline:
-        found |= {f"control_{key}": value for key, value in certified(said.baseline).items()}
-    return found
+    values = known({name: percent(getattr(results, key)) for key, name in CERTIFIED.items()})
+    if results.baseline:
+        values |= {f"control_{key}": value for key, value in certified(results.baseline).items()}
+    return values
 
 
-def detection(said: DetectResults) -> dict[str, float]:
+def detection(results: DetectResults) -> dict[str, float]:
     """Return a detection's numbers by key, shares in percent; those that do not exist are left out."""
-    nothing = 100 * (said.verdict == "nothing found")
-    if said.judges == "encoder":
-        witness = said.witness or WitnessResults()
+    nothing = 100 * (results.verdict == "nothing found")
+    if results.judges == "encoder":
+        witness = results.witness or WitnessResults()
         shares = known({"area": witness.area, "success": witness.success})
-        return {"nothing": float(nothing), "statistic": said.statistic} | {key: 100 * v for key, v in shares.items()}
-    found: dict[str, float | None] = {"removed": said.flagged, "nothing": nothing}
-    precision = percent(said.precision)
-    found["false"] = None if precision is None else said.flagged * (1 - said.precision.value)
-    found |= {"recall": percent(said.recall), "precision": precision, "auroc": percent(said.auroc)}
-    if said.top_accuracy:
-        found["top"] = 100 * (said.top_accuracy.get("20") or 0.0)
-    hits = said.localisation or Localisation()
+        return {"nothing": float(nothing), "statistic": results.statistic} | {key: 100 * v for key, v in shares.items()}
+    values: dict[str, float | None] = {"removed": results.flagged, "nothing": nothing}
+    precision = percent(results.precision)
+    values["false"] = None if precision is None else results.flagged * (1 - results.precision.value)
+    values |= {"recall": percent(results.recall), "precision": precision, "auroc": percent(results.auroc)}
+    if results.top_accuracy:
+        values["top"] = 100 * (results.top_accuracy.get("20") or 0.0)
+    hits = results.localisation or Localisation()
     for place, suffix in ((hits.top, ""), (hits.all, "_all")):
         if place is not None and place.n:
-            found[f"center{suffix}"] = percent(place.center_hit)
-            found[f"contained{suffix}"] = percent(place.contained)
-    return known(found)
+            values[f"center{suffix}"] = percent(place.center_hit)
+            values[f"contained{suffix}"] = percent(place.contained)
+    return known(values)
 
 
 def history(encoder: Path) -> list[dict]:
@@ -166,9 +166,9 @@ def row(out: Path, name: str, files: list[Path]) -> dict:
     ]
     return {
         "seeds": [int(file.stem) for file in files],
-        "n": [said.asr.n if said.asr else said.n_test for said in results],
-        "target": [said.target for said in results],
-        "trigger": [said.trigger for said in results],
+        "n": [result.asr.n if result.asr else result.n_test for result in results],
+        "target": [result.target for result in results],
+        "trigger": [result.trigger for result in results],
         "head": results[0].head,
         "n_test": results[0].n_test,
         "labels": results[0].labels,
@@ -177,7 +177,7 @@ def row(out: Path, name: str, files: list[Path]) -> dict:
         "recipe": recipe(made),
         "made_with": sorted({(e["version"], e["torch"], e["device"]) for e in made if "torch" in e}),
         "values": {key: [values[key] for values in each] for key in each[0]},
-        "asr_interval": [[100 * said.asr.low, 100 * said.asr.high] for said in results if said.asr],
+        "asr_interval": [[100 * result.asr.low, 100 * result.asr.high] for result in results if result.asr],
     }
 
 
@@ -190,7 +190,7 @@ def scan_row(files: list[Path], results: list[DetectResults]) -> dict:
     keys = dict.fromkeys(key for values in each for key in values)
     return {
         "seeds": [int(file.stem) for file in files],
-        "n": [said.n_images if said.judges == "encoder" else said.n_judged for said in results],
+        "n": [result.n_images if result.judges == "encoder" else result.n_judged for result in results],
         "flags": results[0].judges,
         "spec": results[0].method,
         "recipe": "",

@@ -25,16 +25,16 @@ ALPHA = 0.05
 
 def attack(file: Path) -> dict:
     """Return what a probe said of an attack."""
-    said = ProbeResults.of(json.loads(file.read_text()))
-    clean, asr = said.baseline, said.asr
-    drop = clean.clean_accuracy.value - said.clean_accuracy.value
+    results = ProbeResults.of(json.loads(file.read_text()))
+    clean, asr = results.baseline, results.asr
+    drop = clean.clean_accuracy.value - results.clean_accuracy.value
     return {
-        "trigger": said.trigger,
-        "target": said.target,
+        "trigger": results.trigger,
+        "target": results.target,
         "n": asr.n,
         "asr": asr.value,
         "asr_clean": clean.asr.value,
-        "accuracy": said.clean_accuracy.value,
+        "accuracy": results.clean_accuracy.value,
         "accuracy_clean": clean.clean_accuracy.value,
         "works": metrics.attack_works(asr.value, drop),
     }
