@@ -63,6 +63,20 @@ class Origin(Group):
     arch: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Results(Group):
+    """What the report of any command may say: which encoder it is on, and the verdict if there is one.
+
+    doubt: why a verdict is `inconclusive`. sees_truth: whether the verdict is that of an upper bound that is told where
+    the triggers are.
+    """
+
+    encoder: Origin | None = None
+    verdict: str | None = None
+    doubt: str | None = None
+    sees_truth: bool = False
+
+
 # --- probe --------------------------------------------------------------------------------------------------------
 
 
@@ -101,10 +115,9 @@ class CertifiedMeasures(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeResults(Measures):
+class ProbeResults(Results, Measures):
     """The results of `probe`. labels: share of the training labels that the head is given."""
 
-    encoder: Origin | None = None
     head: str | None = None
     trigger: str | None = None
     target: str | None = None
@@ -159,20 +172,16 @@ class Localisation(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectResults(Group):
+class DetectResults(Results):
     """The results of `detect` by one method. judges: `encoder`, `inputs` or `samples`.
 
-    sees_truth: whether the method is an upper bound that is told where the triggers are. is_corrected: whether
-    p_value_adjusted is corrected for several methods (its value is None if the method decides by its own rule).
+    is_corrected: whether p_value_adjusted is corrected for several methods (its value is None if the method decides by
+    its own rule).
     """
 
     method: str | None = None
     judges: str | None = keyed("flags")
-    verdict: str | None = None
-    doubt: str | None = None
     search_space: str | None = None
-    sees_truth: bool = False
-    encoder: Origin | None = None
     trigger: str | None = None
     p_value: float | None = None
     p_value_adjusted: float | None = None
@@ -240,36 +249,18 @@ class LeftOut(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CombinedResults(Group):
+class CombinedResults(Results):
     """The results of `detect` by several methods. kinds: the verdict per thing that is judged."""
 
-    verdict: str | None = None
-    doubt: str | None = None
-    sees_truth: bool = False
-    encoder: Origin | None = None
     kinds: Mapping[str, KindVerdict] = field(default_factory=dict)
     methods: tuple[DetectResults, ...] = ()
     not_run: tuple[LeftOut, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class OtherResults(Group):
-    """The results of a command that this module does not know."""
-
-    encoder: Origin | None = None
-
-
-Results = ProbeResults | DetectResults | CombinedResults | OtherResults
-
-
 def read(report: Report) -> Results:
-    """Return the typed results of a report."""
-    if report.command == "probe":
-        return ProbeResults.of(report.results)
-    if report.command != "detect":
-        return OtherResults.of(report.results)
-    several = "kinds" in report.results
-    return CombinedResults.of(report.results) if several else DetectResults.of(report.results)
+    """Return the typed results of a report: ProbeResults, DetectResults, or CombinedResults of several methods."""
+    kind: type[Results] = {"probe": ProbeResults, "detect": DetectResults}.get(report.command, Results)
+    return (CombinedResults if kind is DetectResults and "kinds" in report.results else kind).of(report.results)
 
 
 # --- from JSON to types -------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def log(source: str, report: Report, status: int) -> dict[str, Any]:
     """Return the log as JSON values."""
     whole = read(report)
     assert isinstance(whole, (DetectResults, CombinedResults)) and whole.encoder is not None
-    rows, left_out = ((whole,), ()) if isinstance(whole, DetectResults) else (whole.methods, whole.not_run)
+    rows, left_out = (whole.methods, whole.not_run) if isinstance(whole, CombinedResults) else ((whole,), ())
     names = list(dict.fromkeys([row.name for row in rows] + [row.name for row in left_out]))
     rules = [_rule(name) for name in names]
     digest = str(whole.encoder.sha256)

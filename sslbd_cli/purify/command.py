@@ -70,6 +70,7 @@ def _check_options(method: Purifier, params: dict[str, Any]) -> None:
 
 def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str, Any]) -> Encoder:
     from sslbd_cli.artefacts.kinds import Dataset, Report
+    from sslbd_cli.artefacts.results import read
     from sslbd_cli.core import nets
     from sslbd_cli.purify import repair
     from sslbd_cli.purify.contract import Supplies
@@ -79,7 +80,8 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
     images = run.read(params["data"], Dataset, "--data").limited(params["limit"]).images
     net.need_size(*images.shape[2:])
     report = run.read(params["report"], Report, "--report") if params["report"] else None
-    if report is not None and (report.results.get("encoder") or {}).get("sha256") != encoder.sha256:
+    origin = None if report is None else read(report).encoder
+    if report is not None and (origin is None or origin.sha256 != encoder.sha256):
         run.warn("--report is on another encoder: its trigger may do nothing to this one")
     supplies = Supplies(images, None if report is None else _found.witness_of(report, "--report"))
     if report is not None:
@@ -101,11 +103,13 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
 
 def _tell_doubt(run: Run, report: Report) -> None:
     """Warn of a report that has found nothing for sure."""
-    verdict = report.results.get("verdict")
-    if verdict == "inconclusive":
-        run.warn(f"the report is inconclusive: {report.results.get('doubt')}")
-    elif verdict != "found":
-        run.warn(f"the report says {verdict}")
+    from sslbd_cli.artefacts.results import read
+
+    results = read(report)
+    if results.verdict == "inconclusive":
+        run.warn(f"the report is inconclusive: {results.doubt}")
+    elif results.verdict != "found":
+        run.warn(f"the report says {results.verdict}")
 
 
 def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[str, Any]) -> Dataset:
@@ -113,11 +117,12 @@ def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[st
 
     from sslbd_cli.artefacts import parts
     from sslbd_cli.artefacts.kinds import Report
+    from sslbd_cli.artefacts.results import DetectResults
     from sslbd_cli.detect import image_verdict
     from sslbd_cli.errors import InputError
 
     report: Report = run.read(params["report"], Report, "--report")
-    report = parts.only(report, lambda part: part.results.get("flags") == "samples", "--report")
+    report = parts.only(report, lambda part: DetectResults.of(part.results).judges == "samples", "--report")
     scores, flagged = image_verdict.said_of(report, dataset)
     _tell_doubt(run, report)
     kept = method.keep(scores, flagged, params["keep_quantile"])
