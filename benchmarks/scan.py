@@ -51,9 +51,9 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Silent
 from sslbd_cli.detect.contract import Evidence
 from sslbd_cli.detect.methods.poisoncam import PoisonCAM
-from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, Lens, crop, find_clusters
-from sslbd_cli.detect.patch_scan.localise import Cam, Mask
-from sslbd_cli.detect.patch_scan.search import Candidates, Schedule, planned, search
+from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, crop, find_clusters
+from sslbd_cli.detect.patch_scan.localise import CamLocaliser, MaskLocaliser
+from sslbd_cli.detect.patch_scan.search import Candidates, SearchSchedule, plan_search, search
 from sslbd_cli.main import run
 
 COUNT, CLUSTERS, TESTS, SIDE, TOP = 5000, 100, 1000, 10, 20  # PoisonCAM's defaults at 32 pixels
@@ -109,9 +109,9 @@ class Scene:
         self.where = self.lens, self.pool, self.clusters, SIDE
         self.test = FlipTest(self.lens, self.pool, self.clusters, TESTS, SIDE, 0, raw=False)
 
-    def mask(self, stride: int, coarse: int = 1) -> Mask:
+    def mask(self, stride: int, coarse: int = 1) -> MaskLocaliser:
         """Return a masked scan, exhaustive unless told otherwise."""
-        return Mask(*self.where, fill="mean", stride=stride, coarse=coarse, reference=None)
+        return MaskLocaliser(*self.where, fill="mean", stride=stride, coarse=coarse, reference=None)
 
 
 def masked(scene: Scene, stride: int, images: int) -> None:
@@ -155,7 +155,7 @@ class Released:
 
 def scoring(scene: Scene, count: int) -> None:
     """Time patch scores of windows of the first images."""
-    localiser, rows, released = Cam(*scene.where, raw=False), torch.arange(count), Released(scene)
+    localiser, rows, released = CamLocaliser(*scene.where, raw=False), torch.arange(count), Released(scene)
     x = localiser.images(rows)
     patches, own = crop(x, localiser(rows)), scene.clusters.labels[rows]
     exact = released.net.normalise(scene.pool.batch(rows))
@@ -177,12 +177,12 @@ def halving(scene: Scene, poisoned: np.ndarray) -> None:
 
     def look(exhaustive: bool) -> Candidates:
         order = devices.generator(0, "search order")
-        return search(scene.clusters, localiser, scene.test, Schedule(2, 0.25, exhaustive), order, Silent())
+        return search(scene.clusters, localiser, scene.test, SearchSchedule(2, 0.25, exhaustive), order, Silent())
 
     times, found = timed({"exhaustive": lambda: look(True), "halving": lambda: look(False)}, 1)
     top = {way: some.rows[:TOP].tolist() for way, some in found.items()}
     same = len(set(top["exhaustive"]) & set(top["halving"]))
-    tried = planned(SEARCHED, Schedule(2, 0.25, True))[1]
+    tried = plan_search(SEARCHED, SearchSchedule(2, 0.25, True))[1]
     print(f"search of {SEARCHED} clusters, {tried} candidates, {same} of the best {TOP} the same (gate 2 x, n = 1)")
     scores = found["exhaustive"].scores
     print(f"  scores {float(scores[0]):.3f} to {float(scores[TOP - 1]):.3f}, of all {float(scores.median()):.3f}")
@@ -240,8 +240,8 @@ def peak(images: int, batch: int) -> None:
     lens.batch = batch
     feats = torch.cat([lens.embed(lens.normalise(pool.batch(part))) for part in torch.arange(images).split(32)])
     centers = F.normalize(feats[:CLUSTERS], dim=1)
-    clusters = Clusters(centers, torch.zeros(images, dtype=torch.long), feats)
-    localiser = Mask(lens, pool, clusters, SIDE, fill="mean", stride=2, coarse=1, reference=None)
+    clusters = FeatureClusters(centers, torch.zeros(images, dtype=torch.long), feats)
+    localiser = MaskLocaliser(lens, pool, clusters, SIDE, fill="mean", stride=2, coarse=1, reference=None)
     before = high_water()
     localiser(torch.arange(images))
     print((high_water() - before) / 1024)

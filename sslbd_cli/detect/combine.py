@@ -23,8 +23,8 @@ def level(results: dict[str, Any]) -> float | None:
         return None
     if results["flags"] == "inputs":
         return BEYOND_CHANCE
-    found: float | None = results.get("false_alarms")
-    return found
+    allowed_share: float | None = results.get("false_alarms")
+    return allowed_share
 
 
 def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
@@ -35,10 +35,10 @@ def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
     method came to an answer. Nothing found: otherwise, though some methods may be inconclusive. A bound, which is told
     where the triggers are, has no say beside detectors.
     """
-    corrected = correct(reports)
-    parts = _parts(corrected)
-    told = [report.results for report in corrected]
-    rows = [row for row in told if not row.get("sees_truth")] or told
+    corrected_reports = correct(reports)
+    parts = _parts(corrected_reports)
+    all_rows = [report.results for report in corrected_reports]
+    rows = [row for row in all_rows if not row.get("sees_truth")] or all_rows
     kinds = {kind: of_kind([row for row in rows if row["flags"] == kind]) for kind in KINDS}
     kinds = {kind: answer for kind, answer in kinds.items() if answer is not None}
     verdict, doubt = overall(rows)
@@ -47,13 +47,13 @@ def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
         "doubt": doubt or None,
         "correction": "holm",
         "kinds": kinds,
-        "sees_truth": bool(told) and all(row.get("sees_truth", False) for row in told),
-        "methods": [{"part": part} | report.results for part, report in zip(parts, corrected, strict=True)],
+        "sees_truth": bool(all_rows) and all(row.get("sees_truth", False) for row in all_rows),
+        "methods": [{"part": part} | report.results for part, report in zip(parts, corrected_reports, strict=True)],
         "not_run": not_run,
     }
     data = {
         f"methods/{part}/{name}": array
-        for part, report in zip(parts, corrected, strict=True)
+        for part, report in zip(parts, corrected_reports, strict=True)
         for name, array in report.data.items()
     }
     return Report(command="detect", results=results, data=data)
@@ -61,19 +61,21 @@ def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
 
 def correct(reports: list[Report]) -> list[Report]:
     """Add the corrected p-value to each report; a finding that it does not bear out becomes inconclusive."""
-    ruled = [at for at, report in enumerate(reports) if level(report.results) is not None]
-    adjusted = dict(zip(ruled, metrics.holm([reports[at].results["p_value"] for at in ruled]), strict=True))
-    corrected = []
+    with_p_value = [at for at, report in enumerate(reports) if level(report.results) is not None]
+    adjusted_p_values = dict(
+        zip(with_p_value, metrics.holm([reports[at].results["p_value"] for at in with_p_value]), strict=True)
+    )
+    corrected_reports = []
     for at, report in enumerate(reports):
-        results = report.results | {"p_value_adjusted": adjusted.get(at)}
+        results = report.results | {"p_value_adjusted": adjusted_p_values.get(at)}
         limit = level(results)
-        if limit is not None and results["verdict"] == "found" and not bears_out(adjusted[at], results):
-            doubt = f"its p-value, {results['p_value']:.2g}, is {adjusted[at]:.2g} among {len(ruled)} methods"
-            doubt += f", where {limit:.2g} is needed"
+        if limit is not None and results["verdict"] == "found" and not bears_out(adjusted_p_values[at], results):
+            doubt = f"its p-value, {results['p_value']:.2g}, is {adjusted_p_values[at]:.2g} among"
+            doubt += f" {len(with_p_value)} methods, where {limit:.2g} is needed"
             doubt += "; give more clean encoders as --baseline" if results["flags"] == "encoder" else ""
             results |= {"verdict": "inconclusive", "doubt": doubt}
-        corrected.append(replace(report, results=results))
-    return corrected
+        corrected_reports.append(replace(report, results=results))
+    return corrected_reports
 
 
 def bears_out(p_value: float, results: dict[str, Any]) -> bool:
@@ -87,12 +89,12 @@ def of_kind(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the verdict over methods of one kind, None without any: p_value is the least corrected one."""
     if not rows:
         return None
-    known = [row["p_value_adjusted"] for row in rows if row["p_value_adjusted"] is not None]
+    p_values = [row["p_value_adjusted"] for row in rows if row["p_value_adjusted"] is not None]
     return {
         "verdict": overall(rows)[0],
-        "p_value": min(known) if known else None,
+        "p_value": min(p_values) if p_values else None,
         "methods": len(rows),
-        "without_p_value": len(rows) - len(known),
+        "without_p_value": len(rows) - len(p_values),
         "found_by": [_name(row) for row in rows if row["verdict"] == "found"],
     }
 
@@ -100,21 +102,21 @@ def of_kind(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def overall(rows: list[dict[str, Any]]) -> tuple[str, str]:
     """Return the verdict over corrected results and, where it is `inconclusive`, why."""
     verdicts = Counter(row["verdict"] for row in rows)
-    lost = [row for row in rows if row["verdict"] == "inconclusive" and _found_alone(row)]
+    overruled_rows = [row for row in rows if row["verdict"] == "inconclusive" and _found_alone(row)]
     if verdicts["found"]:
         return "found", ""
-    if lost:
-        return "inconclusive", f"{_name(lost[0])} alone finds a backdoor: {lost[0]['doubt']}"
+    if overruled_rows:
+        return "inconclusive", f"{_name(overruled_rows[0])} alone finds a backdoor: {overruled_rows[0]['doubt']}"
     if not verdicts["nothing found"]:
-        told = "; ".join(f"{_name(row)}: {row['doubt']}" for row in rows) or "no method came to its end"
-        return "inconclusive", told
+        reasons = "; ".join(f"{_name(row)}: {row['doubt']}" for row in rows) or "no method came to its end"
+        return "inconclusive", reasons
     return "nothing found", ""
 
 
 def _found_alone(row: dict[str, Any]) -> bool:
     """Tell whether a method's own p-value is small enough, and only the correction says otherwise."""
-    adjusted = row["p_value_adjusted"]
-    return adjusted is not None and bears_out(row["p_value"], row) and not bears_out(adjusted, row)
+    adjusted_p_value = row["p_value_adjusted"]
+    return adjusted_p_value is not None and bears_out(row["p_value"], row) and not bears_out(adjusted_p_value, row)
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -123,9 +125,9 @@ def _name(row: dict[str, Any]) -> str:
 
 def _parts(reports: list[Report]) -> list[str]:
     """Name each report after its method; a second of one name gets a number."""
-    seen, parts = Counter[str](), []
+    counts, parts = Counter[str](), []
     for report in reports:
         name = _name(report.results)
-        seen[name] += 1
-        parts.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        counts[name] += 1
+        parts.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
     return parts

@@ -204,9 +204,11 @@ class Observation:
     for_explain: Any = None
 
     @classmethod
-    def of(cls, columns: dict[str, np.ndarray], chosen: str) -> Observation:
-        """Return several scores of the same images, of which the detector decides by the one called `chosen`."""
-        return cls({"score": columns[chosen]} | {name: column for name, column in columns.items() if name != chosen})
+    def of(cls, columns: dict[str, np.ndarray], decisive: str) -> Observation:
+        """Return several scores of the same images, of which the detector decides by the one called `decisive`."""
+        return cls(
+            {"score": columns[decisive]} | {name: column for name, column in columns.items() if name != decisive}
+        )
 
     @property
     def score(self) -> np.ndarray:

@@ -49,14 +49,14 @@ class MaskedDecoder(nn.Module):
 
     def forward(self, x: Tensor, feats: Tensor, visible: Tensor) -> Tensor:
         """Reconstruct all patches B,T,3*patch*patch from x B,3,S,S, feats B,D and visible patch numbers B,K."""
-        count, kept = visible.shape
+        count, visible_count = visible.shape
         tokens = self.hidden.expand(count, self.tokens, -1)
-        if kept:  # with nothing visible the patch encoder's only output would be the one that is overwritten
+        if visible_count:  # with nothing visible the patch encoder's only output would be the one that is overwritten
             at = visible[:, :, None].expand(-1, -1, tokens.shape[2])
             cells = self.patchify(fill(x, self.patch)).flatten(2).transpose(1, 2) + self.place
-            seen = torch.cat([self.cls.expand(count, -1, -1), cells.gather(1, at)], dim=1)
-            seen = self.norm(self.encoder(seen))[:, 1:]
-            tokens = tokens.to(seen.dtype).scatter(1, at, seen)
+            visible_tokens = torch.cat([self.cls.expand(count, -1, -1), cells.gather(1, at)], dim=1)
+            visible_tokens = self.norm(self.encoder(visible_tokens))[:, 1:]
+            tokens = tokens.to(visible_tokens.dtype).scatter(1, at, visible_tokens)
         first = self.inject(feats)[:, None]
         tokens = torch.cat([first.to(tokens.dtype), tokens], dim=1) + self.decoder_place
         out: Tensor = self.pixels(self.decoder(tokens)[:, 1:])
@@ -90,17 +90,18 @@ def relative_error(own: Tensor, neutral: Tensor, temperature: float) -> Tensor:
     return own.double() / temperature + soft
 
 
-def standing(own: Tensor, neutral: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+def standing(own: Tensor, neutral: Tensor, is_counted: Tensor) -> tuple[Tensor, Tensor]:
     """Return how many neutral embeddings fit a patch better, as a share, mean over the patches counted: B and B,K.
 
-    own: errors B,T; neutral: errors B,T,K; counted: 0 and 1, B,T or 1,T. The first is of the own embedding, the second
-    of each neutral one among themselves, where ties are broken in any order. An error that is no number fits worst.
+    own: errors B,T; neutral: errors B,T,K; is_counted: 0 and 1, B,T or 1,T. The first result is of the own embedding,
+    the second of each neutral one among themselves, where ties are broken in any order. An error that is no number fits
+    worst.
     """
     count = neutral.shape[2]
     places = torch.arange(count, device=neutral.device, dtype=neutral.dtype) / count
     ranks = torch.empty_like(neutral).scatter_(2, _order(neutral), places.expand_as(neutral))
     better = (~(neutral >= own[:, :, None])).to(neutral).mean(2)
-    share = counted / counted.sum(1, keepdim=True).clamp_min(1)
+    share = is_counted / is_counted.sum(1, keepdim=True).clamp_min(1)
     return (better * share).sum(1), (ranks * share[:, :, None]).sum(1)
 
 
@@ -110,7 +111,7 @@ def _order(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Fit:
+class PaintingErrors:
     """How well N images are painted from their own embedding and from each of K neutral ones.
 
     own N, neutral N,K: summed squares; own_rank N, neutral_rank N,K: `standing`.
@@ -152,48 +153,48 @@ class Inverter:
         self.size = encoder.size
         self.chunk = max(16, min(512, at_once("painted numbers", each=3 * encoder.size**2)))
 
-    def fit(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> Fit:
+    def fit(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> PaintingErrors:
         """Return how images uint8 N,3,S,S are painted under embeddings N,D and under the neutral ones."""
 
-        def each(x: Tensor, seen: Tensor, rows: slice, weight: Tensor | None) -> tuple[Tensor, ...]:
-            own, neutral = self._errors(x, seen, feats[rows], weight), self._bank_errors(x, seen, weight)
-            counted = torch.ones_like(own[:1]) if weight is None else (weight.sum(2) > 0).to(own)
-            return own.sum(1), neutral.sum(1), *standing(own, neutral, counted)
+        def each(x: Tensor, visible: Tensor, rows: slice, weight: Tensor | None) -> tuple[Tensor, ...]:
+            own, neutral = self._errors(x, visible, feats[rows], weight), self._bank_errors(x, visible, weight)
+            is_counted = torch.ones_like(own[:1]) if weight is None else (weight.sum(2) > 0).to(own)
+            return own.sum(1), neutral.sum(1), *standing(own, neutral, is_counted)
 
-        return Fit(*self._over(images, keep, each))
+        return PaintingErrors(*self._over(images, keep, each))
 
     def own_errors(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> Tensor:
         """Return `fit`'s own errors alone, float N."""
 
-        def each(x: Tensor, seen: Tensor, rows: slice, weight: Tensor | None) -> tuple[Tensor]:
-            return (self._errors(x, seen, feats[rows], weight).sum(1),)
+        def each(x: Tensor, visible: Tensor, rows: slice, weight: Tensor | None) -> tuple[Tensor]:
+            return (self._errors(x, visible, feats[rows], weight).sum(1),)
 
         return self._over(images, keep, each)[0]
 
     def own_distances(self, images: np.ndarray, feats: Tensor) -> Tensor:
         """Return 1 - cosine, float N, between the judge's embeddings of images and of what is painted of them."""
-        return self._over(images, None, lambda x, seen, rows, _: (1 - self._agreement(x, seen, feats[rows]),))[0]
+        return self._over(images, None, lambda x, visible, rows, _: (1 - self._agreement(x, visible, feats[rows]),))[0]
 
     def neutral_distances(self, images: np.ndarray) -> Tensor:
         """Return the same, float N,K, for what is painted under the neutral embeddings."""
 
-        def each(x: Tensor, seen: Tensor, rows: slice, _: Tensor) -> tuple[Tensor]:
-            if seen.shape[1]:
-                columns = [self._agreement(x, seen, z.expand(len(x), -1)) for z in self.neutral]
+        def each(x: Tensor, visible: Tensor, rows: slice, _: Tensor) -> tuple[Tensor]:
+            if visible.shape[1]:
+                columns = [self._agreement(x, visible, z.expand(len(x), -1)) for z in self.neutral]
                 return (1 - torch.stack(columns, 1),)
-            return (1 - self._judged(x) @ self._judged_bank.T,)
+            return (1 - self._judge_feats(x) @ self._bank_feats.T,)
 
         return self._over(images, None, each)[0]
 
     def _agreement(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
-        return (self._judged(x) * self._judged(self._painted(x, visible, feats))).sum(1)
+        return (self._judge_feats(x) * self._judge_feats(self._reconstruct(x, visible, feats))).sum(1)
 
-    def _judged(self, x: Tensor) -> Tensor:
+    def _judge_feats(self, x: Tensor) -> Tensor:
         """Embed normalised images by the judge: unit features."""
         assert self.judge is not None
         return nn.functional.normalize(self.judge((x * self.std + self.mean).clamp(0, 1)), dim=1)
 
-    def _painted(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
+    def _reconstruct(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
         """Reconstruct normalised images x: visible patches stay as they are."""
         visible = visible.expand(len(x), -1)
         hidden = hidden_patches(visible, self.network.tokens)[:, :, None]
@@ -204,10 +205,10 @@ class Inverter:
     def paint(self, images: np.ndarray, feats: Tensor) -> np.ndarray:
         """Reconstruct images uint8 N,3,S,S as uint8, hidden patches from the first mask, visible ones as they are."""
         x = normalise(torch.from_numpy(np.array(images)).to(feats.device), self.mean, self.std)
-        mixed = self._painted(x, self.masks[0][None], feats)
-        pixels = (mixed * self.std + self.mean).clamp(0, 1) * 255
-        painted: np.ndarray = pixels.round().to(torch.uint8).cpu().numpy()
-        return painted
+        reconstruction = self._reconstruct(x, self.masks[0][None], feats)
+        pixels = (reconstruction * self.std + self.mean).clamp(0, 1) * 255
+        picture: np.ndarray = pixels.round().to(torch.uint8).cpu().numpy()
+        return picture
 
     @torch.inference_mode()
     def _over(
@@ -218,23 +219,25 @@ class Inverter:
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
             x = normalise(torch.from_numpy(np.array(images[rows])).to(self.mean.device), self.mean, self.std)
-            kept = None if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x).contiguous()
-            found = [look(x, mask.expand(len(x), -1), rows, self._weight(mask, kept)) for mask in self.masks]
-            parts.append([torch.stack(each).mean(0) for each in zip(*found, strict=True)])
+            kept_pixels = (
+                None if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x).contiguous()
+            )
+            results = [look(x, mask.expand(len(x), -1), rows, self._weight(mask, kept_pixels)) for mask in self.masks]
+            parts.append([torch.stack(each).mean(0) for each in zip(*results, strict=True)])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _weight(self, mask: Tensor, kept: Tensor | None) -> Tensor | None:
+    def _weight(self, mask: Tensor, kept_pixels: Tensor | None) -> Tensor | None:
         """Return which pixels count, as patches: hidden ones that are kept; None where all do."""
-        if not len(mask) and kept is None:
+        if not len(mask) and kept_pixels is None:
             return None
         hidden = hidden_patches(mask[None], self.network.tokens)[:, :, None]
-        return hidden if kept is None else hidden * patchify(kept, self.network.patch)
+        return hidden if kept_pixels is None else hidden * patchify(kept_pixels, self.network.patch)
 
     def _paint(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
         """Return the network's patches, float32 B,T,P."""
         with self.device.autocast():
-            painted: Tensor = self.network(x, feats, visible).float()
-        return painted
+            patches: Tensor = self.network(x, feats, visible).float()
+        return patches
 
     def _errors(self, x: Tensor, visible: Tensor, feats: Tensor, weight: Tensor | None) -> Tensor:
         """Return the summed squares of each patch, B,T."""
@@ -248,9 +251,9 @@ class Inverter:
         return self._paint(self.neutral, nothing, self.neutral).permute(1, 2, 0).contiguous()
 
     @cached_property
-    def _judged_bank(self) -> Tensor:
+    def _bank_feats(self) -> Tensor:
         """Return the judge's unit features of the same pictures, K,D."""
-        return self._judged(fold(self._bank.permute(2, 0, 1), self.network.patch, self.size))
+        return self._judge_feats(fold(self._bank.permute(2, 0, 1), self.network.patch, self.size))
 
     def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
         """Return the same under each neutral embedding, B,T,K."""
@@ -263,16 +266,20 @@ class Inverter:
             squares = cells.square().sum(2, keepdim=True) + bank.square().sum(1, keepdim=True)
             return torch.baddbmm(squares, cells, bank, alpha=-2).transpose(0, 1)
         weight = weight.transpose(0, 1)
-        seen = weight * cells
-        errors = (seen * cells).sum(2, keepdim=True) - 2 * seen @ bank + weight.expand_as(cells) @ bank.square()
+        weighted_cells = weight * cells
+        errors = (
+            (weighted_cells * cells).sum(2, keepdim=True)
+            - 2 * weighted_cells @ bank
+            + weight.expand_as(cells) @ bank.square()
+        )
         return errors.transpose(0, 1)
 
 
 class Sight:
     """Images with their embeddings before the trained inverter: their fit, and scores as float64 on the CPU.
 
-    spreads: how much the neutral embeddings of one image usually differ, by kind of score (`Fit.spreads`; of features,
-    the spread of neutral distances).
+    spreads: how much the neutral embeddings of one image usually differ, by kind of score: `PaintingErrors.spreads`,
+    and of features the spread of neutral distances.
     """
 
     def __init__(self, inverter: Inverter, images: np.ndarray, feats: Tensor, spreads: Mapping[str, float]) -> None:
@@ -303,10 +310,10 @@ class Sight:
             fit = self.fit if bare else self.inverter.fit(self.images, feats, keep)
             own, neutral = (fit.own, fit.neutral) if kind == "relative" else (fit.own_rank, fit.neutral_rank)
             scores = relative_error(own, neutral, temperature)
-        found: np.ndarray = torch.nan_to_num(scores.double(), nan=BEYOND, posinf=BEYOND).cpu().numpy()
-        return found
+        finite_scores: np.ndarray = torch.nan_to_num(scores.double(), nan=BEYOND, posinf=BEYOND).cpu().numpy()
+        return finite_scores
 
-    def informed(self) -> bool:
+    def is_informed(self) -> bool:
         """Tell whether own embeddings explain their images better than neutral ones: by 1 %, and beyond chance."""
         neutral = self.fit.neutral.double().mean(1).cpu().numpy()
         gain = neutral - self.own

@@ -38,10 +38,10 @@ def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: in
     if len(images) < LEAST:
         raise InputError(f"{len(images)} images of --data are too few for an audit; give {LEAST} at least")
     order = torch.randperm(len(images), generator=generator(seed, "audit")).numpy()
-    held, rest = np.sort(order[: int(HELD * len(order))]), np.sort(order[int(HELD * len(order)) :])
+    held_out_rows, search_rows = np.sort(order[: int(HELD * len(order))]), np.sort(order[int(HELD * len(order)) :])
     if labels is None:
-        return Clues(images[rest], images[held])
-    return Clues(images[rest], images[held], labels[rest], labels[held], data.classes)
+        return Clues(images[search_rows], images[held_out_rows])
+    return Clues(images[search_rows], images[held_out_rows], labels[search_rows], labels[held_out_rows], data.classes)
 
 
 # --- what a pool of clean encoders makes of a statistic -----------------------------------------------------------
@@ -83,15 +83,15 @@ def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence
 
     Raises InputError where a clean encoder lacks parts.
     """
-    known = np.array([*pool, *opinion.clean_statistics], np.float64)
-    own, others, decisive = opinion.statistic, known, None
-    if opinion.searches and len(known) >= POOL:
+    clean_statistics = np.array([*pool, *opinion.clean_statistics], np.float64)
+    own, others, decisive = opinion.statistic, clean_statistics, None
+    if opinion.searches and len(clean_statistics) >= POOL:
         own, others, decisive = on_one_scale(opinion.parts, parts)
         opinion = replace(opinion, trigger=opinion.searches[decisive].trigger or opinion.trigger)
-    p_value = float(metrics.conformal(others, np.array([own]))[0]) if len(known) else None
-    if len(known) < POOL:
-        return Standing(opinion, known, p_value, None)
-    return Standing(opinion, known, p_value, max(alpha, 1 / (len(known) + 1)), decisive)
+    p_value = float(metrics.conformal(others, np.array([own]))[0]) if len(clean_statistics) else None
+    if len(clean_statistics) < POOL:
+        return Standing(opinion, clean_statistics, p_value, None)
+    return Standing(opinion, clean_statistics, p_value, max(alpha, 1 / (len(clean_statistics) + 1)), decisive)
 
 
 def on_one_scale(own: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> tuple[float, np.ndarray, str]:
@@ -131,10 +131,10 @@ def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tupl
 
 def examined(report: Report, method: str) -> str:
     """Return the digest of the encoder that an earlier report judges. Raises InputError where it names none."""
-    named = report_parts.one(report, method).results.get("encoder")
-    if not isinstance(named, dict) or not isinstance(named.get("sha256"), str):
+    encoder_entry = report_parts.one(report, method).results.get("encoder")
+    if not isinstance(encoder_entry, dict) or not isinstance(encoder_entry.get("sha256"), str):
         raise InputError("--baseline: a report that does not name its encoder: it is damaged")
-    return str(named["sha256"])
+    return str(encoder_entry["sha256"])
 
 
 # --- the report ---------------------------------------------------------------------------------------------------

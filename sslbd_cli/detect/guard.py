@@ -98,17 +98,17 @@ def _check_reference(guard: Guard, reference: Encoder | None) -> None:
         return
     if guard.reference is None:
         raise InputError("--guard: it compares with no reference encoder; leave --reference out")
-    given = "none is given" if reference is None else f"--reference is {reference.sha256[:12]}"
-    raise InputError(f"--guard: it compares with the reference encoder {guard.reference[:12]}, but {given}")
+    hint = "none is given" if reference is None else f"--reference is {reference.sha256[:12]}"
+    raise InputError(f"--guard: it compares with the reference encoder {guard.reference[:12]}, but {hint}")
 
 
 def check_alpha(guard: Guard, alpha: float) -> None:
     """Raise InputError where a guard has too few calibration images for alpha; say how many auxiliary ones it takes."""
     count, least = len(guard.calibration), metrics.least_calibration(alpha)
     if count < least:
-        held = plugin.parse("detector", guard.method).held
-        wanted = int(np.ceil(least / held))
+        share = plugin.parse("detector", guard.method).held
+        aux_count = int(np.ceil(least / share))
         raise InputError(
             f"--alpha {alpha:g} needs {least} calibration images, but the guard has {count};"
-            f" make one with {wanted} images of --aux"
+            f" make one with {aux_count} images of --aux"
         )

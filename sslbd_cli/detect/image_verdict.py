@@ -28,17 +28,18 @@ class Case:
     """Images to judge with what is known of them. Detectors get `evidence` alone; the rest is for evaluation.
 
     poisoned: bool N. boxes: int N,4, where the trigger is, or in a clean input would be. alpha: share of clean inputs
-    that may be flagged, None for samples. paired: the second half are the images of the first with a trigger; that half
-    alone says how many flags are beyond chance, for the two of a pair are flagged together more often than strangers.
+    that may be flagged, None for samples. is_paired: the second half are the images of the first with a trigger; that
+    half alone says how many flags are beyond chance, for the two of a pair are flagged together more often than
+    strangers.
     """
 
     evidence: Evidence
     alpha: float | None = None
     poisoned: np.ndarray | None = None
     boxes: np.ndarray | None = None
-    paired: bool = False
+    is_paired: bool = False
 
-    def known(self) -> np.ndarray | None:
+    def truth(self) -> np.ndarray | None:
         """Return the truth where it tells clean from poisoned images, or None."""
         return self.poisoned if self.poisoned is not None and 0 < self.poisoned.sum() < len(self.poisoned) else None
 
@@ -70,14 +71,14 @@ def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha
     if data.truth is not None and data.truth.poisoned.any():
         raise InputError("--data already holds poisoned images; give --trigger with clean ones")
     count = len(data.images)
-    stamped = plant(data, trigger, np.arange(count), "replace", seed, "test")
-    assert stamped.truth is not None
+    triggered_data = plant(data, trigger, np.arange(count), "replace", seed, "test")
+    assert triggered_data.truth is not None
     return Case(
-        evidence=Evidence(np.concatenate([data.images, stamped.images]), clean),
+        evidence=Evidence(np.concatenate([data.images, triggered_data.images]), clean),
         alpha=alpha,
         poisoned=np.arange(2 * count) >= count,
-        boxes=np.tile(stamped.truth.box, (2, 1)),
-        paired=True,
+        boxes=np.tile(triggered_data.truth.box, (2, 1)),
+        is_paired=True,
     )
 
 
@@ -92,9 +93,9 @@ def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
     """Give clean images the boxes of poisoned ones in turn, so that both kinds lose equal areas."""
     if not poisoned.any():
         return None
-    filled = np.array(boxes)
-    filled[~poisoned] = np.resize(boxes[poisoned], (int((~poisoned).sum()), 4))
-    return filled
+    all_boxes = np.array(boxes)
+    all_boxes[~poisoned] = np.resize(boxes[poisoned], (int((~poisoned).sum()), 4))
+    return all_boxes
 
 
 def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
@@ -132,20 +133,20 @@ def _first(enough: Callable[[int], bool], start: int) -> int:
 class Ruling:
     """What a detector's scores come to. flagged: bool N.
 
-    counted: flags of the images that bear witness, bool M; p_value: how likely so many of them are by chance; least:
-    what it would be if all of them were flagged. A detector of samples decides by itself: it has none of these.
+    counted_flags: those of the images that bear witness, bool M; p_value: how likely so many of them are by chance;
+    least: what it would be if all of them were flagged. A detector of samples decides by itself: it has none of these.
     """
 
     findings: Findings
     flagged: np.ndarray
     threshold: float | None = None
-    counted: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    counted_flags: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     p_value: float | None = None
     least: float = 0.0
 
     def excess(self, clean: Ruling) -> float:
         """Return how likely a clean encoder flags as many of the same images."""
-        return more_than(self.counted, clean.counted)
+        return more_than(self.counted_flags, clean.counted_flags)
 
 
 def more_than(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -167,12 +168,12 @@ def rule(findings: Findings, case: Case) -> Ruling:
     calibration = findings.scores.calibration
     threshold = metrics.conformal_threshold(calibration, case.alpha)
     flagged: np.ndarray = findings.scores.values > threshold
-    counted = flagged[len(flagged) // 2 :] if case.paired else flagged
+    counted_flags = flagged[len(flagged) // 2 :] if case.is_paired else flagged
     tail, least = (
-        metrics.exceedance_tail(hits, len(counted), len(calibration), case.alpha)
-        for hits in (int(counted.sum()), len(counted))
+        metrics.exceedance_tail(hits, len(counted_flags), len(calibration), case.alpha)
+        for hits in (int(counted_flags.sum()), len(counted_flags))
     )
-    return Ruling(findings, flagged, threshold, counted, tail, least)
+    return Ruling(findings, flagged, threshold, counted_flags, tail, least)
 
 
 def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
@@ -187,7 +188,7 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
     if ruling.p_value is None:
         return ("found" if ruling.flagged.any() and ruling.findings.scores.is_evidence else "nothing found"), ""
     if ruling.p_value >= BEYOND_CHANCE:
-        return few(int(ruling.counted.sum()), len(ruling.counted), ruling.least)
+        return few(int(ruling.counted_flags.sum()), len(ruling.counted_flags), ruling.least)
     if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:
         return "inconclusive", "the clean encoder flags as many: the judged images differ from --aux for any encoder"
     return "found", ""
@@ -208,20 +209,20 @@ def few(flagged: int, count: int, least: float) -> tuple[str, str]:
 
 def measure(ruling: Ruling, case: Case) -> dict[str, Any]:
     """Return detection metrics against the truth; without truth they are None."""
-    poisoned, scores = case.known(), ruling.findings.scores
+    poisoned, scores = case.truth(), ruling.findings.scores
     if poisoned is None:
         return dict.fromkeys(("auroc", "average_precision", "tpr_at_fpr", "tpr", "fpr"))
-    found = metrics.detection(scores.values, poisoned) | rates(ruling.flagged, poisoned)
+    numbers = metrics.detection(scores.values, poisoned) | rates(ruling.flagged, poisoned)
     if case.alpha is None:
-        found |= metrics.removal(ruling.flagged, poisoned)
+        numbers |= metrics.removal(ruling.flagged, poisoned)
         order = np.argsort(-scores.values, kind="stable") if scores.ranking is None else scores.ranking
-        found["top_accuracy"] = metrics.top_accuracy(order, poisoned)
+        numbers["top_accuracy"] = metrics.top_accuracy(order, poisoned)
     if scores.windows is not None and case.boxes is not None:
-        found["localisation"] = localised(scores, poisoned, case.boxes)
-    return found
+        numbers["localisation"] = localise(scores, poisoned, case.boxes)
+    return numbers
 
 
-def localised(scores: Scores, poisoned: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
+def localise(scores: Scores, poisoned: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
     """Return how well the windows hit the triggers: over all poisoned images looked at, and those ranked first."""
     windows = scores.windows
     assert windows is not None
@@ -240,37 +241,37 @@ def rates(flagged: np.ndarray, poisoned: np.ndarray) -> dict[str, float]:
 
 def controls(ruling: Ruling, case: Case, clean: Ruling | None) -> dict[str, Any]:
     """Return what the same images come to through a clean encoder, by other rules and where cues are severed."""
-    evaluation, poisoned = ruling.findings.evaluation, case.known()
+    evaluation, poisoned = ruling.findings.evaluation, case.truth()
     keep = None if case.boxes is None or poisoned is None else outside(case.boxes, case.evidence.images.shape[2:])
-    found: dict[str, Any] = {} if clean is None else _clean_controls(ruling, clean, poisoned, keep)
+    numbers: dict[str, Any] = {} if clean is None else _clean_controls(ruling, clean, poisoned, keep)
     for name, flagged in evaluation.rules.items():
-        found[f"flagged_{name}"] = int(flagged.sum())
+        numbers[f"flagged_{name}"] = int(flagged.sum())
         if poisoned is not None:
-            found |= {f"{rate}_{name}": value for rate, value in rates(flagged, poisoned).items()}
+            numbers |= {f"{rate}_{name}": value for rate, value in rates(flagged, poisoned).items()}
     if poisoned is None:
-        return found
-    found |= {f"auroc_{name}": area(scores, poisoned) for name, scores in evaluation.controls.items()}
+        return numbers
+    numbers |= {f"auroc_{name}": area(scores, poisoned) for name, scores in evaluation.controls.items()}
     if evaluation.outside is not None and keep is not None:
-        found["auroc_outside_box"] = area(evaluation.outside(keep), poisoned)
-    return found
+        numbers["auroc_outside_box"] = area(evaluation.outside(keep), poisoned)
+    return numbers
 
 
 def _clean_controls(
     ruling: Ruling, clean: Ruling, poisoned: np.ndarray | None, keep: np.ndarray | None
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     if poisoned is not None:
         evaluation = clean.findings.evaluation
-        found["auroc_clean_encoder"] = area(clean.findings.scores.values, poisoned)
+        numbers["auroc_clean_encoder"] = area(clean.findings.scores.values, poisoned)
         for name in ("rank", "relative", "absolute"):
             if name in evaluation.controls:
-                found[f"auroc_{name}_clean_encoder"] = area(evaluation.controls[name], poisoned)
+                numbers[f"auroc_{name}_clean_encoder"] = area(evaluation.controls[name], poisoned)
         if evaluation.outside is not None and keep is not None:
-            found["auroc_outside_box_clean_encoder"] = area(evaluation.outside(keep), poisoned)
-    found["flagged_clean_encoder"] = int(clean.flagged.sum())
+            numbers["auroc_outside_box_clean_encoder"] = area(evaluation.outside(keep), poisoned)
+    numbers["flagged_clean_encoder"] = int(clean.flagged.sum())
     if ruling.p_value is None:
-        return found
-    return found | {
+        return numbers
+    return numbers | {
         "p_value_clean_encoder": clean.p_value,
         "p_value_more_than_clean_encoder": ruling.excess(clean),
     }
@@ -323,8 +324,8 @@ def said_of(report: Report, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     results, scores, flagged = report.results, report.data.get("scores"), report.data.get("flagged")
     if report.command != "detect" or results.get("flags") != "samples" or scores is None or flagged is None:
         raise InputError("--report does not judge a training set; make one with sslbd detect --method poisoncam")
-    judged = results.get("data")
-    if not isinstance(judged, dict) or judged.get("sha256") != dataset.sha256:
+    judged_data = results.get("data")
+    if not isinstance(judged_data, dict) or judged_data.get("sha256") != dataset.sha256:
         raise InputError("--report judges another dataset (its content differs); run sslbd detect on this one")
     shape = (len(dataset.images),)
     if scores.shape != shape or flagged.shape != shape or scores.dtype.kind != "f" or flagged.dtype != np.bool_:

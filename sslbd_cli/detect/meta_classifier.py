@@ -42,11 +42,11 @@ class Examples:
     """Shadow encoders, frozen; which are backdoored, bool S; which ones each meta-classifier learns from, bool K,S."""
 
     encoders: tuple[ImageEncoder, ...]
-    backdoored: Tensor
+    is_backdoored: Tensor
     members: Tensor
 
 
-def frozen(encoder: ImageEncoder, device: Device) -> ImageEncoder:
+def freeze_twin(encoder: ImageEncoder, device: Device) -> ImageEncoder:
     """Return a copy on the device, in eval mode, whose weights take no gradients."""
     net = encoder.twin().to(device.torch).eval()
     freeze(net)
@@ -79,20 +79,20 @@ def some_of(images: np.ndarray, count: int, gen: torch.Generator) -> Tensor:
     return torch.from_numpy(images[torch.randint(len(images), (count,), generator=gen).numpy()]).float() / 255
 
 
-class Panel(nn.Module):
+class MetaClassifiers(nn.Module):
     """K meta-classifiers: the queries K,N,3,H,W and, on the standardised answers, linear, ReLU, linear."""
 
     def __init__(self, starts: Tensor, width: int, hidden: int, gens: Sequence[torch.Generator]) -> None:
         super().__init__()
         self.queries = nn.Parameter(starts.clone())
-        drawn = [_layers(width, hidden, gen) for gen in gens]
-        inner, shift, outer, bias = (torch.stack(part).to(starts.device) for part in zip(*drawn, strict=True))
+        layers = [_layers(width, hidden, gen) for gen in gens]
+        inner, shift, outer, bias = (torch.stack(part).to(starts.device) for part in zip(*layers, strict=True))
         self.inner, self.shift = nn.Parameter(inner), nn.Parameter(shift)  # K,I,hidden; K,1,hidden
         self.outer, self.bias = nn.Parameter(outer), nn.Parameter(bias)  # K,hidden,1; K,1,1
 
-    def forward(self, told: Tensor) -> Tensor:
+    def forward(self, responses: Tensor) -> Tensor:
         """Score standardised answers K,S,I: K,S."""
-        hidden = F.relu(told @ self.inner + self.shift)
+        hidden = F.relu(responses @ self.inner + self.shift)
         return (hidden @ self.outer + self.bias).squeeze(2)
 
 
@@ -110,44 +110,44 @@ def _layers(width: int, hidden: int, gen: torch.Generator) -> tuple[Tensor, Tens
     )
 
 
-def ask_members(panel: Panel, examples: Examples, features: str) -> Tensor:
+def ask_members(classifiers: MetaClassifiers, examples: Examples, features: str) -> Tensor:
     """Ask each shadow the queries of the meta-classifiers that learn from it: K,S,I, zeros elsewhere."""
     rows = [of.nonzero().flatten() for of in examples.members.T]
     parts = [
-        answers(net, panel.queries[row], features) if len(row) else None
+        answers(net, classifiers.queries[row], features) if len(row) else None
         for net, row in zip(examples.encoders, rows, strict=True)
     ]
     width = next(part.shape[1] for part in parts if part is not None)
-    told = panel.queries.new_zeros(*examples.members.shape, width)
+    responses = classifiers.queries.new_zeros(*examples.members.shape, width)
     for number, (row, part) in enumerate(zip(rows, parts, strict=True)):
         if part is not None:
-            told[row, number] = part
-    return told
+            responses[row, number] = part
+    return responses
 
 
-def scale(told: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+def scale(responses: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and deviation K,1,I of answers K,S,I over the shadows that each meta-classifier learns from.
 
     Cosines lie close together, and differently so for every query: as they are, the network would not see them apart.
     """
-    mask = members[:, :, None].to(told)
+    mask = members[:, :, None].to(responses)
     count = mask.sum(1, keepdim=True)
-    mean = (told * mask).sum(1, keepdim=True) / count
-    spread = (((told - mean) * mask).square().sum(1, keepdim=True) / count + TINY**2).sqrt()
+    mean = (responses * mask).sum(1, keepdim=True) / count
+    spread = (((responses - mean) * mask).square().sum(1, keepdim=True) / count + TINY**2).sqrt()
     return mean, torch.maximum(spread, FLOOR * spread.mean(2, keepdim=True)) + TINY
 
 
 def two_class_loss(scores: Tensor, examples: Examples) -> Tensor:
     """Return the binary cross-entropy of scores K,S over each one's members, clean and backdoored weighing the same."""
-    labels = examples.backdoored.to(scores).expand_as(scores)
+    labels = examples.is_backdoored.to(scores).expand_as(scores)
     weights = torch.zeros_like(scores)
     for kind in (True, False):
-        chosen = examples.members & (examples.backdoored == kind)
-        weights = weights + chosen / (2 * chosen.sum(1, keepdim=True).clamp(min=1))
+        of_kind = examples.members & (examples.is_backdoored == kind)
+        weights = weights + of_kind / (2 * of_kind.sum(1, keepdim=True).clamp(min=1))
     return F.binary_cross_entropy_with_logits(scores, labels, weights, reduction="sum")
 
 
-def one_class_loss(panel: Panel, scores: Tensor, examples: Examples) -> Tensor:
+def one_class_loss(classifiers: MetaClassifiers, scores: Tensor, examples: Examples) -> Tensor:
     """Return the one-class network's loss, summed over K: weights small, scores of the members above a radius.
 
     1/2 |w|^2 + 1/2 |fc|^2 + mean(max(0, r - score)) / nu - r, with r the nu-quantile of the members' scores.
@@ -156,10 +156,12 @@ def one_class_loss(panel: Panel, scores: Tensor, examples: Examples) -> Tensor:
     for one, of in zip(scores, examples.members, strict=True):
         radius = one[of].detach().quantile(NU)
         total = total + F.relu(radius - one[of]).mean() / NU - radius
-    return total + (panel.inner.square().sum() + panel.outer.square().sum()) / 2
+    return total + (classifiers.inner.square().sum() + classifiers.outer.square().sum()) / 2
 
 
-def tune(examples: Examples, panel: Panel, tuning: Tuning, session: Session, tick: Callable[[], None]) -> Panel:
+def tune(
+    examples: Examples, classifiers: MetaClassifiers, tuning: Tuning, session: Session, tick: Callable[[], None]
+) -> MetaClassifiers:
     """Tune queries and networks jointly by Adam, all members in each step; `tick` follows each step.
 
     Queries stay images: they are clipped to [0,1]. The arithmetic is fp32 whatever the device's precision: cosines
@@ -167,36 +169,42 @@ def tune(examples: Examples, panel: Panel, tuning: Tuning, session: Session, tic
     """
 
     def loss(rows: Tensor, gen: torch.Generator) -> Terms:
-        told = ask_members(panel, examples, tuning.features)
-        mean, spread = scale(told, examples.members)
-        scores = panel((told - mean) / spread)
+        responses = ask_members(classifiers, examples, tuning.features)
+        mean, spread = scale(responses, examples.members)
+        scores = classifiers((responses - mean) / spread)
         return {
-            "loss": one_class_loss(panel, scores, examples) if tuning.one_class else two_class_loss(scores, examples)
+            "loss": one_class_loss(classifiers, scores, examples)
+            if tuning.one_class
+            else two_class_loss(scores, examples)
         }
 
     def after(progress: float) -> None:
         with torch.no_grad():
-            panel.queries.clamp_(0, 1)
+            classifiers.queries.clamp_(0, 1)
         tick()
 
     count = len(examples.encoders)
     plan = Plan(epochs=tuning.steps, batch=count, lr=tuning.lr, optimiser="adam", schedule="constant")
-    fit = Fit(panel, loss, count, plan, replace(session.exact(), watch=unwatched))
+    fit = Fit(classifiers, loss, count, plan, replace(session.exact(), watch=unwatched))
     fit.after_step = after
     fit.run("queries")
-    return panel
+    return classifiers
 
 
 @torch.no_grad()
-def suspect(panel: Panel, examples: Examples, encoder: ImageEncoder, tuning: Tuning) -> tuple[Tensor, Tensor]:
+def suspect(
+    classifiers: MetaClassifiers, examples: Examples, encoder: ImageEncoder, tuning: Tuning
+) -> tuple[Tensor, Tensor]:
     """Score the shadows, K,S, and the encoder, K, by tuned meta-classifiers; higher is more suspicious.
 
     The one-class score is how far an encoder lies from the members' median, in either direction: beyond what it has
     seen the network goes on as a straight line, and half of all outliers would pass for more than usual.
     """
-    told = torch.stack([answers(net, panel.queries, tuning.features) for net in (*examples.encoders, encoder)], 1)
-    mean, spread = scale(told[:, :-1], examples.members)
-    scores = panel((told - mean) / spread).double().cpu()
+    responses = torch.stack(
+        [answers(net, classifiers.queries, tuning.features) for net in (*examples.encoders, encoder)], 1
+    )
+    mean, spread = scale(responses[:, :-1], examples.members)
+    scores = classifiers((responses - mean) / spread).double().cpu()
     if tuning.one_class:
         usual = [one[of].median() for one, of in zip(scores[:, :-1], examples.members.cpu(), strict=True)]
         scores = (scores - torch.stack(usual)[:, None]).abs()

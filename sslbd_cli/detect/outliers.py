@@ -28,19 +28,19 @@ def pseudo_labels(z: Tensor, clusters: int, seed: int, owner: str) -> list[Tenso
         raise InputError(f"{owner}: {clusters} clusters of {len(z)} images; give clusters= of at most {len(z)}")
     if clusters == 1:
         return [torch.arange(len(z), device=z.device)]
-    found = kmeans(z, clusters, generator(seed, owner, "clusters"))
-    order = torch.sort(found.labels, stable=True).indices
-    return list(torch.split(order, found.sizes().tolist()))
+    groups = kmeans(z, clusters, generator(seed, owner, "clusters"))
+    order = torch.sort(groups.labels, stable=True).indices
+    return list(torch.split(order, groups.sizes().tolist()))
 
 
-def unjudged(clusters: list[Tensor], owner: str) -> str:
+def doubt_clusters(clusters: list[Tensor], owner: str) -> str:
     """Say why clusters leave most of the images unjudged, empty where they do not: parts of LEAST say something."""
     sizes = [len(rows) for rows in clusters]
-    judged = sum(size for size in sizes if size >= LEAST)
-    if judged * 2 >= sum(sizes):
+    judged_count = sum(size for size in sizes if size >= LEAST)
+    if judged_count * 2 >= sum(sizes):
         return ""
     return (
-        f"{owner}: {judged} of {sum(sizes)} images are in clusters of at least {LEAST}; give fewer clusters="
+        f"{owner}: {judged_count} of {sum(sizes)} images are in clusters of at least {LEAST}; give fewer clusters="
         f" ({max(1, sum(sizes) // (2 * LEAST))}, say) or more images"
     )
 
@@ -73,8 +73,8 @@ def shrinkage(sizes: np.ndarray) -> np.ndarray:
     """Return how far each size lies below the median in powers of e: log(median / size), float64 N."""
     sizes = np.asarray(sizes, np.float64)
     least = max(1e-9 * float(sizes.max()), np.finfo(float).tiny)
-    lowered: np.ndarray = np.log(max(float(np.median(sizes)), least) / np.maximum(sizes, least))
-    return lowered
+    shrinkages: np.ndarray = np.log(max(float(np.median(sizes)), least) / np.maximum(sizes, least))
+    return shrinkages
 
 
 @torch.no_grad()

@@ -143,7 +143,7 @@ def test_images_that_are_alike_without_a_trigger_prove_none(make, cpu):
 
 @pytest.mark.parametrize(("held", "is_sound"), [(0.985, True), (0.96, False)])
 def test_a_trigger_that_fails_on_held_out_images_proves_nothing(make, held, is_sound):
-    found = types.SimpleNamespace(succeeded=np.array([True]))
+    found = types.SimpleNamespace(has_success=np.array([True]))
     assert (make("decree", similarity=0.99)._doubt(found, 0.5, held) == "") is is_sound
 
 

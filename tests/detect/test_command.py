@@ -213,9 +213,9 @@ def test_the_exceedance_tail_by_hand():
     assert metrics.exceedance_tail(9, 50, 99, 0.05) == pytest.approx(betabinom.sf(8, 50, 5, 95))
 
 
-def flagging(*flags, paired=False):
+def flagging(*flags, is_paired=False):
     """Rule on images of which these are flagged, at 5 %, by 400 calibration scores."""
-    case = image_verdict.Case(evidence=Evidence(np.zeros((0, 3, 4, 4), np.uint8)), alpha=0.05, paired=paired)
+    case = image_verdict.Case(evidence=Evidence(np.zeros((0, 3, 4, 4), np.uint8)), alpha=0.05, is_paired=is_paired)
     return image_verdict.rule(Findings(Scores(np.array(flags, float), np.linspace(-1, 0.5, 400)), ""), case)
 
 
@@ -231,9 +231,9 @@ def test_so_few_images_that_all_could_be_flagged_by_chance_are_no_clearance(flag
 
 def test_of_images_judged_clean_and_triggered_the_triggered_alone_bear_witness():
     """The two of a pair are flagged together more often than strangers: counting both finds too much."""
-    both, triggered = flagging(*[1] * 6, *[0] * 6, *[1] * 6, *[0] * 6, paired=True), flagging(*[1] * 6, *[0] * 6)
+    both, triggered = flagging(*[1] * 6, *[0] * 6, *[1] * 6, *[0] * 6, is_paired=True), flagging(*[1] * 6, *[0] * 6)
     assert both.p_value == triggered.p_value and both.flagged.sum() == 12
-    clean = flagging(*[0] * 12, *[1] * 6, *[0] * 6, paired=True)
+    clean = flagging(*[0] * 12, *[1] * 6, *[0] * 6, is_paired=True)
     assert both.excess(clean) == 1, "what a clean image adds is no more than the clean encoder says of the trigger"
 
 

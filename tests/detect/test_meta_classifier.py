@@ -10,7 +10,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import meta_classifier
-from sslbd_cli.detect.meta_classifier import Examples, Panel, Tuning
+from sslbd_cli.detect.meta_classifier import Examples, MetaClassifiers, Tuning
 
 K, N, S = 3, 4, 5
 
@@ -27,12 +27,12 @@ def starts() -> torch.Tensor:
 @pytest.fixture
 def examples(cpu) -> Examples:
     members = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 1, 1, 1], [0, 1, 1, 1, 0]]).bool()
-    encoders = tuple(meta_classifier.frozen(make_encoder(seed), cpu) for seed in range(S))
+    encoders = tuple(meta_classifier.freeze_twin(make_encoder(seed), cpu) for seed in range(S))
     return Examples(encoders, torch.tensor([False, False, False, True, True]), members)
 
 
-def panel(starts: torch.Tensor, width: int = N * (N - 1) // 2) -> Panel:
-    return Panel(starts, width, 3, [generator(number, "panel") for number in range(len(starts))])
+def panel(starts: torch.Tensor, width: int = N * (N - 1) // 2) -> MetaClassifiers:
+    return MetaClassifiers(starts, width, 3, [generator(number, "panel") for number in range(len(starts))])
 
 
 def test_answers_are_the_cosines_between_queries_one_by_one(starts):
@@ -72,7 +72,7 @@ def test_the_two_class_loss_weighs_both_kinds_the_same(examples):
     expected = 0.0
     for k in range(K):
         for kind in (False, True):
-            rows = [s for s in range(S) if examples.members[k, s] and bool(examples.backdoored[s]) == kind]
+            rows = [s for s in range(S) if examples.members[k, s] and bool(examples.is_backdoored[s]) == kind]
             for s in rows:
                 p = 1 / (1 + math.exp(-float(scores[k, s])))
                 expected -= math.log(p if kind else 1 - p) / (2 * len(rows))
@@ -92,8 +92,8 @@ def test_the_one_class_loss_is_the_papers(examples, starts):
 @pytest.mark.parametrize("one_class", [False, True])
 def test_what_a_held_out_shadow_is_changes_nothing_of_its_judge(examples, starts, cpu, one_class):
     tuning = Tuning(one_class=one_class, steps=4, lr=0.01)
-    nets_ = (*examples.encoders[:2], meta_classifier.frozen(make_encoder(77), cpu), *examples.encoders[3:])
-    other = Examples(nets_, examples.backdoored, examples.members)  # shadow 2 is held out of judge 0 alone
+    nets_ = (*examples.encoders[:2], meta_classifier.freeze_twin(make_encoder(77), cpu), *examples.encoders[3:])
+    other = Examples(nets_, examples.is_backdoored, examples.members)  # shadow 2 is held out of judge 0 alone
     first, second = (
         meta_classifier.tune(e, panel(starts), tuning, Session(cpu), lambda: None) for e in (examples, other)
     )
@@ -102,7 +102,7 @@ def test_what_a_held_out_shadow_is_changes_nothing_of_its_judge(examples, starts
 
 
 def test_tuning_lowers_the_loss_moves_the_queries_and_keeps_them_images(examples, starts, cpu):
-    def loss_of(made: Panel) -> float:
+    def loss_of(made: MetaClassifiers) -> float:
         told = meta_classifier.ask_members(made, examples, "gram")
         mean, spread = meta_classifier.scale(told, examples.members)
         return float(meta_classifier.two_class_loss(made((told - mean) / spread), examples))

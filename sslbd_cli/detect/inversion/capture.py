@@ -67,8 +67,10 @@ class Capture:
 @torch.no_grad()
 def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar: float, device: Device) -> Capture:
     """Measure where a trigger takes images that it was not searched on."""
-    seen, held = (embed(net, images, device, witness.stamp) for images in (clues.images, clues.held_out_images))
-    goal = F.normalize(view(seen).mean(0), dim=0)
-    z = view(held)
-    target = F.normalize(F.normalize(seen, dim=1).mean(0), dim=0)
+    search_feats, held_out_feats = (
+        embed(net, images, device, witness.stamp) for images in (clues.images, clues.held_out_images)
+    )
+    goal = F.normalize(view(search_feats).mean(0), dim=0)
+    z = view(held_out_feats)
+    target = F.normalize(F.normalize(search_feats, dim=1).mean(0), dim=0)
     return Capture(target.cpu().numpy(), float(pair_cosine(z)), float((z @ goal >= bar).double().mean()))

@@ -84,7 +84,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Inverted:
+class InvertedTriggers:
     """The smallest success of each candidate, or its last state where it had none (then size is infinite).
 
     keep K,1,H,W, add K,3,H,W, size K, on the CPU; rounds: how many each was optimised. trace: per round measure, size
@@ -98,10 +98,10 @@ class Inverted:
     trace: dict[str, np.ndarray]
 
     @property
-    def succeeded(self) -> np.ndarray:
+    def has_success(self) -> np.ndarray:
         """Tell of each candidate whether it ever succeeded, bool K."""
-        reached: np.ndarray = np.isfinite(self.size)
-        return reached
+        has_size: np.ndarray = np.isfinite(self.size)
+        return has_size
 
     def witness(self, number: int) -> Witness:
         """Return a candidate as a trigger."""
@@ -112,14 +112,18 @@ class Inverted:
         mask = 1 - self.keep.expand(-1, 3, -1, -1)
         pattern = self.add / mask.clamp(min=1e-6)
         base = torch.from_numpy(np.array(image))[None] / 255
-        shown = {"mask": mask, "pattern": pattern, "with it": base * self.keep + self.add}
-        return {name: (part.clamp(0, 1) * 255).round().byte().numpy() for name, part in shown.items()}
+        views = {"mask": mask, "pattern": pattern, "with it": base * self.keep + self.add}
+        return {name: (part.clamp(0, 1) * 255).round().byte().numpy() for name, part in views.items()}
 
     def arrays(self, scores: np.ndarray) -> dict[str, np.ndarray]:
         """Return what a report keeps of all candidates; scores say how suspicious each is, float K."""
-        found = {"candidates/keep": self.keep.numpy(), "candidates/add": self.add.numpy(), "candidates/size": self.size}
-        found["pictures/score"] = np.asarray(scores, np.float64)
-        return found | {f"trace/{name}": values for name, values in self.trace.items()}
+        arrays = {
+            "candidates/keep": self.keep.numpy(),
+            "candidates/add": self.add.numpy(),
+            "candidates/size": self.size,
+        }
+        arrays["pictures/score"] = np.asarray(scores, np.float64)
+        return arrays | {f"trace/{name}": values for name, values in self.trace.items()}
 
 
 class Record:
@@ -130,7 +134,7 @@ class Record:
         weight = course.weight
         self.weight = torch.full((count,), weight.start if weight and not weight.late else 0.0, device=device)
         self.good, self.bad, self.streak, self.stale, self.rounds = torch.zeros(5, count, dtype=torch.long).to(device)
-        self.raised, self.lowered = torch.zeros(2, count, dtype=torch.bool, device=device)
+        self.was_raised, self.was_lowered = torch.zeros(2, count, dtype=torch.bool, device=device)
         self.best, self.mark = torch.full((2, count), float("inf"), device=device)
         self.active = torch.ones(count, dtype=torch.bool, device=device)
         self.trace: list[Tensor] = []
@@ -145,9 +149,9 @@ class Record:
         good = took & (row[0] > self.course.bar)
         better = good & (row[1] < self.best)
         self.best = torch.where(better, row[1], self.best)
-        gained = self.best < self.course.gain * self.mark
-        self.mark = torch.where(gained, self.best, self.mark)
-        self.stale = torch.where(gained, 0, self.stale + (took & self.best.isfinite()))
+        is_smaller = self.best < self.course.gain * self.mark
+        self.mark = torch.where(is_smaller, self.best, self.mark)
+        self.stale = torch.where(is_smaller, 0, self.stale + (took & self.best.isfinite()))
         self.rounds += took
         if self.course.weight is not None:
             self._weigh(good, took & ~good)
@@ -164,10 +168,10 @@ class Record:
         self.good[up], self.bad[down] = 0, 0
         first = up & (self.weight == 0)
         down &= (self.weight > 0) & (self.weight >= rule.least)
-        raised = up & ~first & (self.weight < rule.most)
-        self.raised |= raised
-        self.lowered |= down
-        self.weight = torch.where(raised, self.weight * rule.up, self.weight)
+        is_raised = up & ~first & (self.weight < rule.most)
+        self.was_raised |= is_raised
+        self.was_lowered |= down
+        self.weight = torch.where(is_raised, self.weight * rule.up, self.weight)
         self.weight = torch.where(down, self.weight / rule.down, self.weight)
         if rule.revive:
             first |= (self.weight < rule.least) & (self.streak > rule.revive)
@@ -175,21 +179,21 @@ class Record:
 
     def end(self) -> None:
         """End the candidates that the course says are done."""
-        course, done = self.course, torch.zeros_like(self.active)
+        course, is_done = self.course, torch.zeros_like(self.active)
         if course.stale:
-            done = self.stale > course.stale
+            is_done = self.stale > course.stale
             if course.both_ways:
-                done &= self.raised & self.lowered
+                is_done &= self.was_raised & self.was_lowered
             if course.steady:
-                done &= torch.stack([row[0] for row in self.trace[-course.look :]]).nanmean(0) > course.bar
+                is_done &= torch.stack([row[0] for row in self.trace[-course.look :]]).nanmean(0) > course.bar
         if course.give_up:
-            done |= self.best.isinf() & (self.rounds >= course.give_up)
-        self.active &= ~done
+            is_done |= self.best.isinf() & (self.rounds >= course.give_up)
+        self.active &= ~is_done
 
 
 def invert(
     net: ImageEncoder, pool: Pool, space: Space, objective: Objective, course: Course, session: Session
-) -> Inverted:
+) -> InvertedTriggers:
     """Optimise all candidates of a space together. The encoder is in eval mode and its parameters take no gradient.
 
     Candidates go through the encoder in groups that bound the memory; their gradients are the same however grouped.
@@ -211,18 +215,18 @@ def invert(
             measure = torch.zeros(len(which), device=device.torch)
             for _ in range(course.steps):
                 adam.zero_grad(set_to_none=True)
-                made, part = _step(net, pool, space, objective, record.weight, which, next(feed))
+                state, part = _step(net, pool, space, objective, record.weight, which, next(feed))
                 measure += part / course.steps
                 adam.step()
                 ticker.advance(batch * len(which))
-            better = record.note(which, measure, made[2])  # as they were when last measured
+            better = record.note(which, measure, state[2])  # as they were when last measured
             fresh = (better | record.best[which].isinf()).view(-1, 1, 1, 1)
-            for kept, now in ((keep, made[0]), (add, made[1])):
-                kept[which] = torch.where(fresh, now, kept[which])
+            for latest, now in ((keep, state[0]), (add, state[1])):
+                latest[which] = torch.where(fresh, now, latest[which])
             if (number + 1) % course.look == 0:
                 record.end()
     trace = torch.stack(record.trace, dim=1).cpu().numpy()
-    return Inverted(
+    return InvertedTriggers(
         keep.cpu(), add.cpu(), record.best.double().cpu().numpy(), record.rounds.cpu().numpy(),
         dict(zip(("measure", "size", "weight"), trace, strict=True)),
     )  # fmt: skip
@@ -241,17 +245,17 @@ def _step(
     """Add up the gradients of one batch. Returns the candidates as they are, and their measures, detached."""
     images = pool.batch(rows).float()[None] / 255  # 1,B,3,H,W
     group = at_once("optimised pixels", pool.device.kind, images.shape[1] * images.shape[3] * images.shape[4])
-    found = []
+    groups = []
     for some in torch.split(which, group):
-        made = keep, add, size = space.make(some)
-        stamped = (images * keep[:, None] + add[:, None]).clamp(0, 1)
+        state = keep, add, size = space.make(some)
+        stamped_images = (images * keep[:, None] + add[:, None]).clamp(0, 1)
         with pool.device.autocast():
-            feats = net(stamped.flatten(0, 1))
+            feats = net(stamped_images.flatten(0, 1))
         loss, measure = objective(feats.unflatten(0, (len(some), -1)), some, rows)
         torch.autograd.backward((loss + weight[some] * size).sum())
-        found.append([part.detach() for part in (*made, measure)])
-    *made_all, measures = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return tuple(made_all), measures
+        groups.append([part.detach() for part in (*state, measure)])
+    *state_all, measures = (torch.cat(parts) for parts in zip(*groups, strict=True))
+    return tuple(state_all), measures
 
 
 # --- triggers made of free parameters -----------------------------------------------------------------------------
@@ -260,23 +264,23 @@ def _step(
 class Patches:
     """Masks and patterns, free pixel by pixel, each tanh of a parameter: m K,1,H,W and p K,3,H,W in [0,1].
 
-    They start uniformly at random. price: what a candidate's size is. A mask's mean, times `scale`; or, with `painted`,
-    that of the mask times the pattern, for which black pixels are free.
+    They start uniformly at random. A candidate's size is the mask's mean, times `scale`; or, with `by_pattern`, that
+    of the mask times the pattern, for which black pixels are free.
     """
 
     def __init__(
-        self, count: int, side: int, gen: torch.Generator, device: Device, scale: float = 1.0, painted: bool = False
+        self, count: int, side: int, gen: torch.Generator, device: Device, scale: float = 1.0, by_pattern: bool = False
     ) -> None:
         start = torch.rand(count, 4, side, side, generator=gen)
         free = torch.atanh((2 * start - 1) * (1 - 1e-7)).to(device.torch)
         self.parameters = [free.requires_grad_()]
-        self.scale, self.painted = scale, painted
+        self.scale, self.by_pattern = scale, by_pattern
 
     def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shown = torch.tanh(self.parameters[0][which]) / 2 + 0.5
-        mask, pattern = shown[:, :1], shown[:, 1:]
+        parts = torch.tanh(self.parameters[0][which]) / 2 + 0.5
+        mask, pattern = parts[:, :1], parts[:, 1:]
         add = mask * pattern
-        return 1 - mask, add, self.scale * (add if self.painted else mask).mean((1, 2, 3))
+        return 1 - mask, add, self.scale * (add if self.by_pattern else mask).mean((1, 2, 3))
 
 
 # --- the one out of line ------------------------------------------------------------------------------------------
@@ -302,15 +306,15 @@ class Outlier:
 BARS = {"mad": 2.0, "ratio": 1.0}
 
 
-def smallest(found: Inverted, what: str, least: int, index: str, double: bool = False) -> Outlier:
+def smallest(candidates: InvertedTriggers, what: str, least: int, index: str, double: bool = False) -> Outlier:
     """Judge how far the smallest trigger is from the others; `what` they belong to, of which `least` must have one.
 
     index: of BARS; double: the MAD scaled twice (`anomaly_index`).
     """
-    sizes, count = found.size[found.succeeded], len(found.size)
+    sizes, count = candidates.size[candidates.has_success], len(candidates.size)
     below, doubt = np.zeros(count), ""
     if len(sizes):
-        below[found.succeeded] = shrinkage(sizes) if index == "ratio" else anomaly_index(sizes, double)
+        below[candidates.has_success] = shrinkage(sizes) if index == "ratio" else anomaly_index(sizes, double)
     if len(sizes) < least:
         doubt = f"triggers of {len(sizes)} of {count} {what} converged, too few for an outlier; give more rounds"
     elif index == "mad" and not below.any():
@@ -320,6 +324,6 @@ def smallest(found: Inverted, what: str, least: int, index: str, double: bool = 
         "median_size": float(np.median(sizes)) if len(sizes) else None,
         f"{what}_converged": len(sizes),
         f"{what}_failed": count - len(sizes),
-        "rounds": int(found.rounds.max()),
+        "rounds": int(candidates.rounds.max()),
     }
-    return Outlier(int(np.argmin(found.size)), bool(len(sizes)), below, doubt, summary)
+    return Outlier(int(np.argmin(candidates.size)), bool(len(sizes)), below, doubt, summary)

@@ -13,7 +13,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
-from sslbd_cli.detect.outliers import LEAST, pseudo_labels, silhouette, unjudged
+from sslbd_cli.detect.outliers import LEAST, doubt_clusters, pseudo_labels, silhouette
 from sslbd_cli.plugin import key
 
 FLAT = 1e-4  # share of the first singular value below which a direction is rounding
@@ -59,7 +59,7 @@ class ActivationClustering(ImageDetector):
         scores = torch.zeros(len(z), dtype=torch.float64)
         flagged = torch.zeros(len(z), dtype=torch.bool)
         gate = self.silhouette or {"ica": 0.15, "pca": 0.25}[self.reduce]
-        clearest, touched = 0.0, 0
+        clearest, clusters_flagged = 0.0, 0
         clusters = pseudo_labels(z, self.clusters, session.seed, self.name)
         for number, rows in enumerate(clusters):
             split = self._split(z[rows], session.generator(self.name, number))
@@ -69,14 +69,14 @@ class ActivationClustering(ImageDetector):
             scores[at] = side * max(split.silhouette, 0) * (1 - 2 * split.share)
             if split.share < self.share and split.silhouette >= gate:
                 flagged[at] = side > 0
-                touched += 1
+                clusters_flagged += 1
             clearest = max(clearest, split.silhouette)
         return Findings(
             Scores(scores.numpy(), flagged=flagged.numpy()),
             search_space=f"smaller parts, under {self.share:g}, of {self.clusters} clusters that fall in two"
             f" (silhouette of at least {gate:g}); no poison that fills most of a cluster",
-            doubt="" if flagged.any() else unjudged(clusters, self.name),
-            summary={"clusters": self.clusters, "clusters_flagged": touched, "largest_silhouette": clearest},
+            doubt="" if flagged.any() else doubt_clusters(clusters, self.name),
+            summary={"clusters": self.clusters, "clusters_flagged": clusters_flagged, "largest_silhouette": clearest},
         )
 
     def _split(self, feats: Tensor, gen: torch.Generator) -> Split | None:
@@ -101,9 +101,9 @@ def principal(feats: Tensor, count: int) -> Tensor:
     """Return the first principal components of rows n,D, as many as there are up to count: n,C."""
     u, values, _ = torch.linalg.svd(feats - feats.mean(0), full_matrices=False)
     size = float(feats.norm()) + 1e-12
-    kept = int(((values > FLAT * values[0]) & (values > 1e-6 * size)).sum())
-    kept = min(kept, count)
-    components: Tensor = u[:, :kept] * values[:kept]
+    rank = int(((values > FLAT * values[0]) & (values > 1e-6 * size)).sum())
+    rank = min(rank, count)
+    components: Tensor = u[:, :rank] * values[:rank]
     return components
 
 
@@ -116,9 +116,9 @@ def independent(x: Tensor, gen: torch.Generator, rounds: int = 200, tolerance: f
     mix = _orthogonal(torch.randn(x.shape[1], x.shape[1], generator=gen).to(x))
     for _ in range(rounds):
         curve = torch.tanh(x @ mix.T)
-        moved = _orthogonal(curve.T @ x / len(x) - (1 - curve.square()).mean(0)[:, None] * mix)
-        still = float(((moved * mix).sum(1).abs() - 1).abs().max())
-        mix = moved
+        new_mix = _orthogonal(curve.T @ x / len(x) - (1 - curve.square()).mean(0)[:, None] * mix)
+        still = float(((new_mix * mix).sum(1).abs() - 1).abs().max())
+        mix = new_mix
         if still < tolerance:
             break
     return x @ mix.T

@@ -34,13 +34,13 @@ class Gram(Layer):
         flat = maps.float().flatten(2)[:, self.channels]  # B,C,P
         flat = flat / self.scale
         rows, columns = torch.triu_indices(flat.shape[1], flat.shape[1], device=flat.device)
-        found = []
+        roots = []
         with torch.autocast(flat.device.type, enabled=False):  # bounds and deviations are small differences
             for order in range(1, self.orders + 1):
                 powers = flat**order
                 grams = (powers @ powers.mT)[:, rows, columns]
-                found.append(grams.sign() * grams.abs() ** (1 / order))
-        return torch.cat(found, dim=1)
+                roots.append(grams.sign() * grams.abs() ** (1 / order))
+        return torch.cat(roots, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ class Beatrix(InputDetector):
             raise InputError(f"{self.name}: {self.clusters} clusters of {len(images)} images; 20 each are the least")
         groups = kmeans(feats, self.clusters, gen, restarts=3)
         means = embed(setting.encoder, images, setting.device, layer=Layer(self._layer(setting), 1))
-        drawn = torch.randperm(means.shape[1], generator=gen)[: self.channels].sort().values
-        state = {"channels": drawn.to(means.device), "centers": unit(groups.centers), "scale": means.abs().max()}
+        channels = torch.randperm(means.shape[1], generator=gen)[: self.channels].sort().values
+        state = {"channels": channels.to(means.device), "centers": unit(groups.centers), "scale": means.abs().max()}
         grams = self._grams(images, state, setting)
         bounds = [self._bounds(grams[groups.labels == number]) for number in range(self.clusters)]
         return state | {

@@ -13,7 +13,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine, unit
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
 from sslbd_cli.detect.inversion.capture import capture, frame
-from sslbd_cli.detect.inversion.inversion import Course, Inverted, Patches, Weight, invert
+from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, Patches, Weight, invert
 from sslbd_cli.plugin import key
 
 APART = 3  # times as far apart as the bar allows are held-out images that the trigger does not bring together
@@ -65,26 +65,27 @@ class DECREE(EncoderDetector):
 
         # the published L1 counts the mask once per colour channel
         space = Patches(self.starts, side, session.generator("decree starts"), session.device, scale=3.0 * side**2)
-        found = invert(encoder, session.pool(clues.images), space, alike, self._course(side), session)
-        best = int(np.argmin(found.size))
-        shares = found.size / (3 * side**2)
-        witness = found.witness(best)
-        caught = capture(encoder, clues, witness, view, self.similarity, session.device)
+        candidates = invert(encoder, session.pool(clues.images), space, alike, self._course(side), session)
+        best = int(np.argmin(candidates.size))
+        shares = candidates.size / (3 * side**2)
+        witness = candidates.witness(best)
+        effect = capture(encoder, clues, witness, view, self.similarity, session.device)
         return Opinion(
             statistic=-float(min(shares[best], 1.0)),
             threshold=-(self.threshold or (SMALL if side <= 224 else LARGE)),
             search_space=f"one opaque patch or mask, the same on all images, under which {self.embedding} embeddings"
             f" have a mean cosine above {self.similarity:g}; {self.starts} starts",
-            doubt=self._doubt(found, float(pair_cosine(view(clean))), caught.similarity),
-            trigger=FoundTrigger(witness, caught.success),
+            doubt=self._doubt(candidates, float(pair_cosine(view(clean))), effect.similarity),
+            trigger=FoundTrigger(witness, effect.success),
             pictures=Pictures(
-                found.pictures(clues.held_out_images[0]),
-                arrays={"witness/target": caught.target} | found.arrays(-np.minimum(shares, 1)),
+                candidates.pictures(clues.held_out_images[0]),
+                arrays={"witness/target": effect.target} | candidates.arrays(-np.minimum(shares, 1)),
             ),
             summary={
-                "pl1": _plain(shares[best]), "l1": _plain(found.size[best]), "pl1_of_starts": [*map(_plain, shares)],
-                "starts_succeeded": int(found.succeeded.sum()), "similarity_held_out": caught.similarity,
-                "mean_clean_cosine": float(pair_cosine(unit(clean))), "steps": int(found.rounds.max()),
+                "pl1": _plain(shares[best]), "l1": _plain(candidates.size[best]),
+                "pl1_of_starts": [*map(_plain, shares)],
+                "starts_succeeded": int(candidates.has_success.sum()), "similarity_held_out": effect.similarity,
+                "mean_clean_cosine": float(pair_cosine(unit(clean))), "steps": int(candidates.rounds.max()),
             },
         )  # fmt: skip
 
@@ -96,14 +97,20 @@ class DECREE(EncoderDetector):
             weight=weight, look=8, stale=self.patience, steady=True,
         )  # fmt: skip
 
-    def _doubt(self, found: Inverted, clean: float, held: float) -> str:
-        """Say why a trigger proves nothing. clean, held: mean cosine of images without any, and of held-out ones."""
-        if clean >= self.similarity:
-            return f"images without any trigger have a mean cosine of {clean:.4f} already; raise similarity, or centre"
-        if not found.succeeded.any():
+    def _doubt(self, candidates: InvertedTriggers, clean_cosine: float, held_out_cosine: float) -> str:
+        """Say why a trigger proves nothing. Mean cosines: of images without any, and of held-out ones with it."""
+        if clean_cosine >= self.similarity:
+            return (
+                f"images without any trigger have a mean cosine of {clean_cosine:.4f} already; raise similarity,"
+                " or centre"
+            )
+        if not candidates.has_success.any():
             return f"no start brought the mean cosine above {self.similarity:g}; give more steps, or lower similarity"
-        if 1 - held > APART * (1 - self.similarity):
-            return f"on held-out images the trigger brings the mean cosine to {held:.3f} alone; give more images"
+        if 1 - held_out_cosine > APART * (1 - self.similarity):
+            return (
+                f"on held-out images the trigger brings the mean cosine to {held_out_cosine:.3f} alone;"
+                " give more images"
+            )
         return ""
 
 

@@ -79,19 +79,19 @@ class DeDe(InputDetector):
         return self.score.startswith("feature")
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        known = setting.embed(images)
-        centre, scale = self._standard(known)
-        known = (known - centre) / scale
-        network = self._train(images, known, setting)
+        clean_feats = setting.embed(images)
+        centre, scale = self._standard(clean_feats)
+        clean_feats = (clean_feats - centre) / scale
+        network = self._train(images, clean_feats, setting)
         order = torch.randperm(len(images), generator=setting.session.generator("dede neutral"))[: self.neutral]
         masks = self._masks(network, setting.session.seed)
-        bank = known[order.to(known.device)]
+        bank = clean_feats[order.to(clean_feats.device)]
         inverter = dede_decoder.Inverter(network, setting.encoder, bank, masks, setting.reference, setting.device)
         state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         state |= {"centre": centre, "scale": scale, "neutral": bank, "masks": torch.stack(masks)}
         # the temperatures come from images that neither set the threshold nor are judged
         some = spread(len(images), 256)
-        spreads = inverter.fit(images[some], known[torch.from_numpy(some).to(known.device)]).spreads()
+        spreads = inverter.fit(images[some], clean_feats[torch.from_numpy(some).to(clean_feats.device)]).spreads()
         if self.needs_reference:
             spreads["feature-relative"] = inverter.neutral_distances(images[some]).std(1).median()
         return state | {f"spread.{kind}": value for kind, value in spreads.items()}
@@ -111,7 +111,7 @@ class DeDe(InputDetector):
             inspection.scores,
             search_space=f"judged inputs {self.cue}: {network.tokens} patches of"
             f" {network.patch} pixels, {visible} visible, against {len(sight.inverter.neutral)} other embeddings",
-            doubt="" if of_clean.informed() else f"F07 {WARNINGS['F07']}; give more --aux images or epochs",
+            doubt="" if of_clean.is_informed() else f"F07 {WARNINGS['F07']}; give more --aux images or epochs",
             pictures=_pictures(inspection.images, inspection.of_images.score, sight),
             evaluation=self._evaluation(inspection),
             summary={"patch": network.patch, "patches": network.tokens, "visible": visible,
@@ -206,8 +206,8 @@ def _pictures(images: np.ndarray, scores: np.ndarray, sight: dede_decoder.Sight)
 
 def _examples(scores: np.ndarray) -> np.ndarray:
     """Choose rows to show: some spread over the calmest third, then the most suspicious."""
-    ranked = np.argsort(scores, kind="stable")
-    calm = ranked[: max(1, len(ranked) // 3)]
+    order = np.argsort(scores, kind="stable")
+    calm = order[: max(1, len(order) // 3)]
     some = calm[spread(len(calm), EXAMPLES)]
-    rows: np.ndarray = np.concatenate([some, ranked[len(calm) :][-EXAMPLES:]])
+    rows: np.ndarray = np.concatenate([some, order[len(calm) :][-EXAMPLES:]])
     return rows

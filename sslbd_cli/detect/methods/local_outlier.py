@@ -50,10 +50,10 @@ class LocalOutlier(ImageDetector):
         if self.k >= batch:
             raise InputError(f"{self.name}: k={self.k} neighbours among {batch} images; lower k, or search more images")
         feats = unit(embed_once(encoder, evidence.images, session))
-        measured = torch.zeros(count, dtype=torch.float64)
+        measures = torch.zeros(count, dtype=torch.float64)
         for rows in batches(count, batch, session.generator(self.name, "batches")):
-            measured[rows] = self.measure(feats[rows.to(feats.device)]).double().cpu()
-        scores = measured if self.side == "sparse" else -measured
+            measures[rows] = self.measure(feats[rows.to(feats.device)]).double().cpu()
+        scores = measures if self.side == "sparse" else -measures
         away = robust_z(scores)
         return Findings(
             Scores(scores.numpy(), flagged=(away > self.z).numpy()),

@@ -15,7 +15,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import meta_classifier
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion, Pictures
-from sslbd_cli.detect.meta_classifier import Examples, Panel, Tuning
+from sslbd_cli.detect.meta_classifier import Examples, MetaClassifiers, Tuning
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
@@ -67,22 +67,25 @@ class MNTD(EncoderDetector):
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         self._check(encoder, clues)
         clean, count = len(clues.clean_encoders), len(clues.clean_encoders) + len(clues.backdoored_encoders)
-        backdoored = torch.arange(count) >= clean
+        is_backdoored = torch.arange(count) >= clean
         turn = torch.cat([torch.arange(clean), torch.arange(count - clean)])  # twins fall into the same fold
         folds = min(self.folds, clean, count - clean or clean)
         fold = turn % folds
         members = fold != torch.arange(folds).repeat_interleave(self.repeats)[:, None]  # K,S
         if self.variant == "one-class":
-            members = members & ~backdoored
+            members = members & ~is_backdoored
         nets = tuple(
-            meta_classifier.frozen(net, session.device) for net in (*clues.clean_encoders, *clues.backdoored_encoders)
+            meta_classifier.freeze_twin(net, session.device)
+            for net in (*clues.clean_encoders, *clues.backdoored_encoders)
         )
-        examples = Examples(nets, backdoored.to(session.device.torch), members.to(session.device.torch))
-        others, own, queries = self._scores(meta_classifier.frozen(encoder, session.device), examples, clues, session)
+        examples = Examples(nets, is_backdoored.to(session.device.torch), members.to(session.device.torch))
+        others, own, queries = self._scores(
+            meta_classifier.freeze_twin(encoder, session.device), examples, clues, session
+        )
         rows = fold * self.repeats + torch.arange(self.repeats)[:, None]  # repeats,S: who has not learned from it
         what = "cosines between their answers" if self.features == "gram" else "their answers"
         opinion = form_opinion(
-            others.gather(0, rows), own[rows], own.view(folds, -1).mean(0), backdoored.numpy(),
+            others.gather(0, rows), own[rows], own.view(folds, -1).mean(0), is_backdoored.numpy(),
             f"what sets encoders apart from {clean} clean shadows, learned with {count - clean} backdoored ones: "
             f"{what} to {self.queries} tuned queries",
         )  # fmt: skip
@@ -90,10 +93,10 @@ class MNTD(EncoderDetector):
         return replace(opinion, pictures=replace(opinion.pictures, images=images))
 
     def _check(self, encoder: ImageEncoder, clues: Clues) -> None:
-        clean, backdoored = len(clues.clean_encoders), len(clues.backdoored_encoders)
-        if clean < LEAST or (backdoored < LEAST and self.variant == "two-class") or 0 < backdoored < LEAST:
+        n_clean, n_backdoored = len(clues.clean_encoders), len(clues.backdoored_encoders)
+        if n_clean < LEAST or (n_backdoored < LEAST and self.variant == "two-class") or 0 < n_backdoored < LEAST:
             raise InputError(
-                f"{self.name}: {clean} clean and {backdoored} backdoored shadow encoders; give {LEAST} of each at "
+                f"{self.name}: {n_clean} clean and {n_backdoored} backdoored shadow encoders; give {LEAST} of each at "
                 "least: --baseline, pre-trained with other seeds; --backdoored, by badencoder --trigger jumbo:seed=N"
             )
         widths = {net.dim() for net in (encoder, *clues.clean_encoders, *clues.backdoored_encoders)}
@@ -122,33 +125,36 @@ class MNTD(EncoderDetector):
         with session.work(-(-len(gens) // size) * self.steps, "steps", self.name) as ticker:
             for begin in range(0, len(gens), size):
                 some = slice(begin, begin + size)
-                part = Examples(examples.encoders, examples.backdoored, examples.members[some])
-                panel = Panel(starts[some], width, self.hidden, gens[some])
-                meta_classifier.tune(part, panel, tuning, session, ticker.advance)
-                scored = meta_classifier.suspect(panel, part, encoder, tuning)
-                others.append(scored[0])
-                own.append(scored[1])
-                first = first if begin else panel.queries[0].detach()
+                part = Examples(examples.encoders, examples.is_backdoored, examples.members[some])
+                classifiers = MetaClassifiers(starts[some], width, self.hidden, gens[some])
+                meta_classifier.tune(part, classifiers, tuning, session, ticker.advance)
+                scores = meta_classifier.suspect(classifiers, part, encoder, tuning)
+                others.append(scores[0])
+                own.append(scores[1])
+                first = first if begin else classifiers.queries[0].detach()
         return torch.cat(others), torch.cat(own), first.cpu()
 
 
-def form_opinion(held: Tensor, met: Tensor, own: Tensor, backdoored: np.ndarray, search_space: str) -> Opinion:
+def form_opinion(
+    held_out_scores: Tensor, encoder_scores: Tensor, own_means: Tensor, is_backdoored: np.ndarray, search_space: str
+) -> Opinion:
     """Set an encoder among the shadows by scores R,S of the held-out shadows and, by the same judges, of the encoder.
 
-    own: R, the encoder's mean score in each repeat. A shadow's statistic is the encoder's plus how much higher it
+    own_means: R, the encoder's mean score in each repeat. A shadow's statistic is the encoder's plus how much higher it
     scores by the judges that have not learned from it: it exceeds the encoder's exactly where they say so.
     """
-    statistic, scores = float(own.mean()), held.mean(0).numpy()
-    ranked = statistic + scores - met.mean(0).numpy()
+    statistic, scores = float(own_means.mean()), held_out_scores.mean(0).numpy()
+    statistics = statistic + scores - encoder_scores.mean(0).numpy()
     summary: dict[str, Any] = {
-        "n_clean": int((~backdoored).sum()), "n_backdoored": int(backdoored.sum()),
-        "spread": float(own.std()) if len(own) > 1 else None, "auroc": None, "chance": None, "auroc_spread": None,
+        "n_clean": int((~is_backdoored).sum()), "n_backdoored": int(is_backdoored.sum()),
+        "spread": float(own_means.std()) if len(own_means) > 1 else None,
+        "auroc": None, "chance": None, "auroc_spread": None,
     }  # fmt: skip
     doubt, threshold = "", None
-    if backdoored.any():
-        threshold = float(np.median(ranked[backdoored]) + np.median(ranked[~backdoored])) / 2
-        area, chance = metrics.auroc(scores, backdoored), metrics.rank_tail(scores, backdoored)
-        areas = [metrics.auroc(repeat, backdoored)["value"] for repeat in held.numpy()]
+    if is_backdoored.any():
+        threshold = float(np.median(statistics[is_backdoored]) + np.median(statistics[~is_backdoored])) / 2
+        area, chance = metrics.auroc(scores, is_backdoored), metrics.rank_tail(scores, is_backdoored)
+        areas = [metrics.auroc(repeat, is_backdoored)["value"] for repeat in held_out_scores.numpy()]
         summary |= {
             "auroc": area,
             "chance": chance,
@@ -160,8 +166,8 @@ def form_opinion(held: Tensor, met: Tensor, own: Tensor, backdoored: np.ndarray,
                 f"probability {chance:.2f}; give more shadows, and check that the attacks on them succeeded"
             )
     return Opinion(
-        statistic, threshold, search_space, doubt, clean_statistics=ranked[~backdoored], summary=summary,
+        statistic, threshold, search_space, doubt, clean_statistics=statistics[~is_backdoored], summary=summary,
         pictures=Pictures(arrays={
-            "shadows/statistics": ranked, "shadows/scores": scores, "shadows/backdoored": backdoored,
+            "shadows/statistics": statistics, "shadows/scores": scores, "shadows/backdoored": is_backdoored,
         }),
     )  # fmt: skip

@@ -65,40 +65,43 @@ class NeuralCleanse(EncoderDetector):
 
         def to_class(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             logits = head(F.normalize(feats, dim=2))
-            wanted = which[:, None].expand(logits.shape[:2])
-            loss = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
-            return loss, (logits.detach().argmax(2) == wanted).float().mean(1)
+            target_class = which[:, None].expand(logits.shape[:2])
+            loss = F.cross_entropy(logits.transpose(1, 2), target_class, reduction="none").mean(1)
+            return loss, (logits.detach().argmax(2) == target_class).float().mean(1)
 
         space = Patches(classes, side, session.generator("neural cleanse starts"), session.device, scale=float(side**2))
-        found = invert(encoder, session.pool(clues.images), space, to_class, self._course(), session)
-        judged = smallest(found, "classes", LEAST, self.index)
-        target = judged.target
-        witness = found.witness(target)
+        candidates = invert(encoder, session.pool(clues.images), space, to_class, self._course(), session)
+        outlier = smallest(candidates, "classes", LEAST, self.index)
+        target = outlier.target
+        witness = candidates.witness(target)
         with torch.no_grad():
             feats = embed(encoder, clues.held_out_images, session.device, witness.stamp)
-            called = head(F.normalize(feats, dim=1)).argmax(1).cpu().numpy()
+            predictions = head(F.normalize(feats, dim=1)).argmax(1).cpu().numpy()
         assert clues.held_out_labels is not None
         others = clues.held_out_labels != target
         return Opinion(
-            statistic=float(judged.index[target]),
+            statistic=float(outlier.index[target]),
             threshold=self.threshold or BARS[self.index],
             search_space=f"for each of {classes} classes of --data, one opaque patch or mask that turns"
             f" {self.success:.0%} of the images into it",
-            doubt=judged.doubt,
-            trigger=FoundTrigger(witness, float((called[others] == target).mean())) if judged.is_any else None,
+            doubt=outlier.doubt,
+            trigger=FoundTrigger(witness, float((predictions[others] == target).mean())) if outlier.is_any else None,
             pictures=Pictures(
-                found.pictures(clues.held_out_images[0]),
-                arrays=found.arrays(judged.index)
-                | {"per_class/l1": found.size, "per_class/success": np.nan_to_num(found.trace["measure"]).max(0)},
+                candidates.pictures(clues.held_out_images[0]),
+                arrays=candidates.arrays(outlier.index)
+                | {
+                    "per_class/l1": candidates.size,
+                    "per_class/success": np.nan_to_num(candidates.trace["measure"]).max(0),
+                },
             ),
-            summary=judged.summary
-            | {"target": clues.classes[target] if judged.is_any else None, "head_accuracy": accuracy},
+            summary=outlier.summary
+            | {"target": clues.classes[target] if outlier.is_any else None, "head_accuracy": accuracy},
         )
 
     def _head(self, encoder: ImageEncoder, clues: Clues, session: Session) -> tuple[nn.Sequential, float]:
         """Fit the downstream classifier; returns it and its accuracy on the held-out images."""
         assert clues.labels is not None and clues.held_out_labels is not None
-        labels, held = (torch.from_numpy(np.array(part)) for part in (clues.labels, clues.held_out_labels))
+        labels, held_out_labels = (torch.from_numpy(np.array(part)) for part in (clues.labels, clues.held_out_labels))
         if len(np.unique(clues.labels)) < 2:
             raise InputError("neural-cleanse: the images of --data are of one class; a task has 2 at least")
         feats = embed_once(encoder, clues.images, session).clone()
@@ -111,7 +114,8 @@ class NeuralCleanse(EncoderDetector):
         fit_perceptron(head, train, check, plan, session.seed)
         with torch.no_grad():
             right = (
-                head(F.normalize(embed_once(encoder, clues.held_out_images, session), dim=1)).argmax(1).cpu() == held
+                head(F.normalize(embed_once(encoder, clues.held_out_images, session), dim=1)).argmax(1).cpu()
+                == held_out_labels
             )
         return head.requires_grad_(False), float(right.double().mean())
 

@@ -39,8 +39,8 @@ class Platonic(InputDetector):
         theirs, ours = self._both(images, setting)
         centre, origin = ours.mean(0), theirs.mean(0)
         _, values, directions = torch.linalg.svd(ours - centre, full_matrices=False)
-        kept = min(self.components, int((values > 1e-6 * values[0].clamp(min=1e-12)).sum()))
-        whiten = directions[:kept].T * (len(ours) ** 0.5 / values[:kept].clamp(min=1e-12))  # D,C
+        rank = min(self.components, int((values > 1e-6 * values[0].clamp(min=1e-12)).sum()))
+        whiten = directions[:rank].T * (len(ours) ** 0.5 / values[:rank].clamp(min=1e-12))  # D,C
         x, y = theirs - origin, (ours - centre) @ whiten
         gram = x.T @ x
         strength = self.ridge * gram.diagonal().mean().clamp(min=1e-12)
@@ -49,9 +49,9 @@ class Platonic(InputDetector):
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         theirs, ours = self._both(images, setting)
-        told = unit((theirs - state["origin"]) @ state["across"])
-        seen = unit((ours - state["centre"]) @ state["whiten"])
-        return Observation({"score": (1 - (told * seen).sum(1)).double().cpu().numpy()})
+        prediction = unit((theirs - state["origin"]) @ state["across"])
+        actual = unit((ours - state["centre"]) @ state["whiten"])
+        return Observation({"score": (1 - (prediction * actual).sum(1)).double().cpu().numpy()})
 
     def _both(self, images: np.ndarray, setting: Setting) -> tuple[Tensor, Tensor]:
         """Return the reference's and the encoder's unit embeddings, float64 on the device."""

@@ -42,7 +42,7 @@ class ScaleUp(InputDetector):
         """Return the cosines, float64 N,S, of each image's amplified versions with itself."""
         factors = torch.arange(1, self.scales + 1, device=setting.device.torch)
 
-        def amplified(chunk: Tensor) -> Tensor:
+        def amplify(chunk: Tensor) -> Tensor:
             bright = chunk.to(factors.device)[:, None] * factors[:, None, None, None].short()
             return bright.clamp(max=255).to(torch.uint8).flatten(0, 1)
 
@@ -50,7 +50,7 @@ class ScaleUp(InputDetector):
             setting.encoder,
             images,
             setting.device,
-            amplified,
+            amplify,
             batch=at_once("images", setting.device.kind, self.scales),
         )
         z = unit(feats).view(len(images), self.scales, -1)

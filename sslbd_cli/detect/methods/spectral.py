@@ -12,7 +12,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
-from sslbd_cli.detect.outliers import LEAST, pseudo_labels, robust_z, unjudged
+from sslbd_cli.detect.outliers import LEAST, doubt_clusters, pseudo_labels, robust_z
 from sslbd_cli.plugin import key
 
 
@@ -49,7 +49,7 @@ class Spectral(ImageDetector):
         z = unit(embed_once(encoder, evidence.images, session))
         scores = torch.zeros(len(z), dtype=torch.float64)
         flagged = torch.zeros(len(z), dtype=torch.bool)
-        farthest, touched = 0.0, 0
+        farthest, clusters_flagged = 0.0, 0
         clusters = pseudo_labels(z, self.clusters, session.seed, self.name)
         for rows in clusters:
             if len(rows) < (1 if self.rule == "share" else LEAST):
@@ -58,13 +58,13 @@ class Spectral(ImageDetector):
             away = robust_z(along).abs()
             at = rows.cpu()
             scores[at], flagged[at] = along.square(), self._decide(along.square(), away)
-            farthest, touched = max(farthest, float(away.max())), touched + int(flagged[at].any())
+            farthest, clusters_flagged = max(farthest, float(away.max())), clusters_flagged + int(flagged[at].any())
         return Findings(
             Scores(scores.numpy(), flagged=flagged.numpy(), is_evidence=self.rule != "share"),
             search_space=f"images far out along the first principal direction of their cluster, of {self.clusters};"
             " no poison that fills a cluster or varies as clean images do",
-            doubt="" if self.rule == "share" or flagged.any() else unjudged(clusters, self.name),
-            summary={"clusters": self.clusters, "clusters_flagged": touched, "farthest_z": farthest},
+            doubt="" if self.rule == "share" or flagged.any() else doubt_clusters(clusters, self.name),
+            summary={"clusters": self.clusters, "clusters_flagged": clusters_flagged, "farthest_z": farthest},
         )
 
     def project(self, feats: Tensor) -> Tensor:
@@ -77,6 +77,6 @@ class Spectral(ImageDetector):
     def _decide(self, scores: Tensor, away: Tensor) -> Tensor:
         if self.rule == "robust":
             return away > self.z
-        chosen = torch.zeros(len(scores), dtype=torch.bool)
-        chosen[scores.argsort(descending=True, stable=True)[: round(self.share * len(scores))]] = True
-        return chosen
+        is_in_share = torch.zeros(len(scores), dtype=torch.bool)
+        is_in_share[scores.argsort(descending=True, stable=True)[: round(self.share * len(scores))]] = True
+        return is_in_share

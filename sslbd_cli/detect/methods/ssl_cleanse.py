@@ -86,38 +86,40 @@ class SSLCleanse(EncoderDetector):
             others = (own[rows] != which.cpu()[:, None]).to(feats)  # k,B: a cluster's own images need no trigger
             share = others / others.sum(1, keepdim=True).clamp(min=1)
             apart = 2 - 2 * (F.normalize(feats, dim=2) * goals[which][:, None]).sum(2)
-            landed = torch.cdist(feats.detach(), centers.expand(len(which), -1, -1)).argmin(2) == which[:, None]
-            return (apart * share).sum(1), (landed * share).sum(1)
+            arrives = torch.cdist(feats.detach(), centers.expand(len(which), -1, -1)).argmin(2) == which[:, None]
+            return (apart * share).sum(1), (arrives * share).sum(1)
 
         authors = self.compat == "authors"
         index = "mad" if authors else self.index
-        space = Patches(count, encoder.size, session.generator("ssl cleanse starts"), session.device, painted=authors)
-        found = invert(encoder, session.pool(clues.images), space, to_cluster, self._course(), session)
-        judged = smallest(found, "clusters", LEAST, index, authors)
-        target = judged.target
-        witness = found.witness(target)
+        space = Patches(
+            count, encoder.size, session.generator("ssl cleanse starts"), session.device, by_pattern=authors
+        )
+        candidates = invert(encoder, session.pool(clues.images), space, to_cluster, self._course(), session)
+        outlier = smallest(candidates, "clusters", LEAST, index, authors)
+        target = outlier.target
+        witness = candidates.witness(target)
         before, after = (
             embed(encoder, clues.held_out_images, session.device, change) for change in (None, witness.stamp)
         )
         away = torch.cdist(before, centers).argmin(1) != target
-        landed = torch.cdist(after, centers).argmin(1) == target
-        success = float(landed[away].double().mean()) if bool(away.any()) else None
+        arrives = torch.cdist(after, centers).argmin(1) == target
+        success = float(arrives[away].double().mean()) if bool(away.any()) else None
         return Opinion(
-            statistic=float(judged.index[target]),
+            statistic=float(outlier.index[target]),
             threshold=self.threshold or BARS[index],
             search_space=f"for each of {count} clusters of the embeddings, one opaque patch or mask that takes"
             f" {self.success:.0%} of the other images to it",
-            doubt=judged.doubt,
-            trigger=FoundTrigger(witness, success) if judged.is_any else None,
+            doubt=outlier.doubt,
+            trigger=FoundTrigger(witness, success) if outlier.is_any else None,
             pictures=Pictures(
-                found.pictures(clues.held_out_images[0]),
-                arrays=knee_arrays | found.arrays(judged.index) | {"witness/target": goals[target].cpu().numpy()},
+                candidates.pictures(clues.held_out_images[0]),
+                arrays=knee_arrays | candidates.arrays(outlier.index) | {"witness/target": goals[target].cpu().numpy()},
             ),
-            summary=judged.summary
+            summary=outlier.summary
             | {
                 "clusters": count,
-                "target_cluster": target if judged.is_any else None,
-                "target_images": int(parts.sizes()[target]) if judged.is_any else None,
+                "target_cluster": target if outlier.is_any else None,
+                "target_images": int(parts.sizes()[target]) if outlier.is_any else None,
             },
         )
 
@@ -134,8 +136,8 @@ class SSLCleanse(EncoderDetector):
             kmeans(feats, number, generator(seed, "ssl cleanse clusters", number), restarts=4) for number in numbers
         ]
         errors = np.array([run.inertia for run in runs])
-        chosen = runs[max(knee(np.array(numbers, np.float64), errors), numbers.index(LEAST))]
-        return chosen, {"knee/clusters": np.array(numbers), "knee/errors": errors}
+        best_run = runs[max(knee(np.array(numbers, np.float64), errors), numbers.index(LEAST))]
+        return best_run, {"knee/clusters": np.array(numbers), "knee/errors": errors}
 
     def _course(self) -> Course:
         weight = Weight(start=self.weight, late=True, up=1.5, down=1.5, patience=5)

@@ -61,8 +61,8 @@ class Strip(InputDetector):
 
     def blend(self, pixels: Tensor, overlays: Tensor) -> Tensor:
         """Blend images uint8 B,3,H,W with each of K overlays: float B*K,3,H,W in [0,1]."""
-        mixed = torch.lerp(pixels[:, None].float(), overlays[None].float(), self.opacity) / 255
-        return mixed.flatten(0, 1)
+        blends = torch.lerp(pixels[:, None].float(), overlays[None].float(), self.opacity) / 255
+        return blends.flatten(0, 1)
 
 
 def embed_many(

@@ -44,10 +44,12 @@ class TriggerFilter(InputDetector):
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         digest(self.name, self.file, self.sha256)
-        found = _found.witness_of(kinds.read(self.file, kinds.Report), f"{self.name}:file={self.file}")
-        keep, add = (_fitted(part, images).to(setting.device.torch) for part in (found.keep, found.add))
-        fitted = _found.Witness(keep, add)
-        feats = embed(setting.encoder, images[:LEARNED], setting.device, lambda x: fitted.stamp(x.to(keep.device)))
+        witness = _found.witness_of(kinds.read(self.file, kinds.Report), f"{self.name}:file={self.file}")
+        keep, add = (_scale_to(part, images).to(setting.device.torch) for part in (witness.keep, witness.add))
+        scaled_witness = _found.Witness(keep, add)
+        feats = embed(
+            setting.encoder, images[:LEARNED], setting.device, lambda x: scaled_witness.stamp(x.to(keep.device))
+        )
         return {"target": unit(unit(feats).mean(0, keepdim=True))[0], "keep": keep, "add": add}
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
@@ -75,7 +77,7 @@ def match(pixels: Tensor, keep: Tensor, add: Tensor) -> Tensor:
     return across / size.clamp(min=1e-9)
 
 
-def _fitted(part: Tensor, images: np.ndarray) -> Tensor:
+def _scale_to(part: Tensor, images: np.ndarray) -> Tensor:
     """Scale a part of the trigger to the size of the images, as `--trigger witness` does."""
     shape = images.shape[2:]
     if tuple(part.shape[1:]) == shape:

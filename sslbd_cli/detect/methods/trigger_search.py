@@ -16,7 +16,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures, SearchOutcome
 from sslbd_cli.detect.inversion.capture import Capture, Frame, capture, frame
-from sslbd_cli.detect.inversion.inversion import Course, Inverted, invert
+from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, invert
 from sslbd_cli.plugin import key
 
 # --- Universal changes of an image under a budget of strength: patches, blends, noise and low frequencies
@@ -27,7 +27,7 @@ FAMILIES = ("patch", "blend", "noise", "low-frequency")
 
 
 @dataclass(frozen=True)
-class Budget:
+class StrengthBudget:
     """One candidate: a family and how strong it may be, in (0, 1]."""
 
     family: str
@@ -50,7 +50,13 @@ class Bounded:
     """
 
     def __init__(
-        self, budgets: list[Budget], side: int, band: int, gen: torch.Generator, device: Device, spread: float = 1.0
+        self,
+        budgets: list[StrengthBudget],
+        side: int,
+        band: int,
+        gen: torch.Generator,
+        device: Device,
+        spread: float = 1.0,
     ) -> None:
         free = spread * torch.randn(len(budgets), 4, side, side, generator=gen)
         self.parameters = [free.to(device.torch).requires_grad_()]
@@ -58,11 +64,11 @@ class Bounded:
         self.basis = cosine_basis(side, band).to(device.torch)
 
     def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        made = [self._one(self.budgets[number], self.parameters[0][number]) for number in which.tolist()]
-        keep, add = (torch.stack(parts) for parts in zip(*made, strict=True))
+        changes = [self._one(self.budgets[number], self.parameters[0][number]) for number in which.tolist()]
+        keep, add = (torch.stack(parts) for parts in zip(*changes, strict=True))
         return keep, add, torch.tensor([self.budgets[number].strength for number in which.tolist()]).to(keep)
 
-    def _one(self, budget: Budget, free: Tensor) -> tuple[Tensor, Tensor]:
+    def _one(self, budget: StrengthBudget, free: Tensor) -> tuple[Tensor, Tensor]:
         mask, colours = free[:1], free[1:]
         if budget.family == "patch":
             # the budget is dealt out to the pixels; what is more than the whole of one is lost: the mean is at most it
@@ -116,8 +122,8 @@ class TriggerSearch(EncoderDetector):
 
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         view = frame(embed_once(encoder, clues.images, session), self.embedding)
-        wanted = FAMILIES if self.families == "all" else (self.families,)
-        budgets = [Budget(name, strength) for name in wanted for strength in BUDGETS[name]]
+        families = FAMILIES if self.families == "all" else (self.families,)
+        budgets = [StrengthBudget(name, strength) for name in families for strength in BUDGETS[name]]
         band = min(self.band, encoder.size)
 
         def space(purpose: str, spread: float) -> Bounded:
@@ -132,54 +138,60 @@ class TriggerSearch(EncoderDetector):
         # no bar can be reached: the last state is what was found
         course = Course(rounds=self.steps, batch=self.batch, bar=2.0, weight=None, look=self.steps,
                         rates=((0, self.lr), (3 * self.steps // 4, self.lr / 10)))  # fmt: skip
-        found = invert(encoder, session.pool(clues.images), space("start", 1.0), alike, course, session)
-        caught = [capture(encoder, clues, found.witness(number), view, self.similarity, session.device) for number in
-                  range(len(budgets))]  # fmt: skip
+        candidates = invert(encoder, session.pool(clues.images), space("start", 1.0), alike, course, session)
+        effects = [
+            capture(encoder, clues, candidates.witness(number), view, self.similarity, session.device)
+            for number in range(len(budgets))
+        ]
         chance = self._chance(encoder, clues, space("random", 3.0), view, session.device)
-        reached = np.array([each.similarity for each in caught])
-        gains = np.log10(np.maximum(1 - chance, TINY) / np.maximum(1 - reached, TINY))
-        parts = {name: float(gains[[b.family == name for b in budgets]].mean()) for name in wanted}
-        return self._opinion(found, caught, (budgets, gains, chance), parts, clues)
+        similarities = np.array([each.similarity for each in effects])
+        gains = np.log10(np.maximum(1 - chance, TINY) / np.maximum(1 - similarities, TINY))
+        parts = {name: float(gains[[b.family == name for b in budgets]].mean()) for name in families}
+        return self._opinion(candidates, effects, (budgets, gains, chance), parts, clues)
 
     @torch.no_grad()
     def _chance(self, encoder: ImageEncoder, clues: Clues, space: Bounded, view: Frame, device: Device) -> np.ndarray:
         """Return the mean cosines of held-out images under changes that were not optimised, float K."""
         keep, add, _ = space.make(torch.arange(len(space.budgets)))
-        blank = Inverted(keep.cpu(), add.cpu(), np.zeros(len(keep)), np.zeros(len(keep)), {})
-        changed = (
+        blank = InvertedTriggers(keep.cpu(), add.cpu(), np.zeros(len(keep)), np.zeros(len(keep)), {})
+        all_feats = (
             embed(encoder, clues.held_out_images, device, blank.witness(number).stamp) for number in range(len(keep))
         )
-        return np.array([float(pair_cosine(view(feats))) for feats in changed])
+        return np.array([float(pair_cosine(view(feats))) for feats in all_feats])
 
     def _opinion(
-        self, found: Inverted, caught: list[Capture], measured: tuple[list[Budget], np.ndarray, np.ndarray],
-        parts: dict[str, float], clues: Clues,
-    ) -> Opinion:  # fmt: skip
-        budgets, gains, chance = measured
+        self,
+        candidates: InvertedTriggers,
+        effects: list[Capture],
+        measures: tuple[list[StrengthBudget], np.ndarray, np.ndarray],
+        parts: dict[str, float],
+        clues: Clues,
+    ) -> Opinion:
+        budgets, gains, chance = measures
         best = {
             name: max((n for n, b in enumerate(budgets) if b.family == name), key=lambda n: gains[n]) for name in parts
         }
         searches = {
-            name: SearchOutcome(parts[name], FoundTrigger(found.witness(number), caught[number].success))
+            name: SearchOutcome(parts[name], FoundTrigger(candidates.witness(number), effects[number].success))
             for name, number in best.items()
         }
-        won = max(parts, key=lambda name: parts[name])
+        largest = max(parts, key=lambda name: parts[name])
         rows = [
             {"family": b.family, "strength": round(b.strength, 4), "similarity": c.similarity,
              "similarity_random": float(r), "success": c.success}
-            for b, c, r in zip(budgets, caught, chance, strict=True)
+            for b, c, r in zip(budgets, effects, chance, strict=True)
         ]  # fmt: skip
         return Opinion(
-            statistic=parts[won],
+            statistic=parts[largest],
             threshold=None,
             search_space=f"changes that are the same on all images ({', '.join(parts)}) and make {self.embedding}"
             f" embeddings alike, patches up to {BUDGETS['patch'][-1]:.0%} of the image, blends up to"
             f" {BUDGETS['blend'][-1]:.0%}, additions up to 16/255; {len(budgets)} budgets",
-            trigger=searches[won].trigger,
+            trigger=searches[largest].trigger,
             searches=searches,
             pictures=Pictures(
-                found.pictures(clues.held_out_images[0]),
-                arrays=found.arrays(gains) | {"candidates/target": np.stack([each.target for each in caught])},
+                candidates.pictures(clues.held_out_images[0]),
+                arrays=candidates.arrays(gains) | {"candidates/target": np.stack([each.target for each in effects])},
             ),
-            summary={"largest_part": won, "budgets": rows},
+            summary={"largest_part": largest, "budgets": rows},
         )

@@ -47,16 +47,18 @@ def train(pool: Pool, rows: np.ndarray, patches: Tensor, lesson: Lesson, session
             torch.manual_seed(gen.initial_seed())
             model = _network(size).to(device.torch)
         count = min(len(rows), lesson.steps * lesson.batch)
-        chosen = torch.from_numpy(rows)[torch.randperm(len(rows), generator=gen)[:count]]
+        lesson_rows = torch.from_numpy(rows)[torch.randperm(len(rows), generator=gen)[:count]]
         batch = min(lesson.batch, count)
         plan = Plan(epochs=max(1, round(lesson.steps * batch / count)), batch=batch, lr=lesson.lr,
                     optimiser="sgd", weight_decay=1e-4)  # fmt: skip
 
-        def loss(at: Tensor, gen: torch.Generator, model: nn.Module = model, chosen: Tensor = chosen) -> Terms:
-            views = augment(pool.batch(chosen[at]), crop, gen)
-            views, pasted = paste_some(views, patches, (lesson.low, lesson.high), gen)
+        def loss(
+            at: Tensor, gen: torch.Generator, model: nn.Module = model, lesson_rows: Tensor = lesson_rows
+        ) -> Terms:
+            views = augment(pool.batch(lesson_rows[at]), crop, gen)
+            views, has_patch = paste_some(views, patches, (lesson.low, lesson.high), gen)
             logits = model(augment(views, colour, gen) - 0.5).flatten()
-            return {"loss": F.binary_cross_entropy_with_logits(logits.float(), pasted.float())}
+            return {"loss": F.binary_cross_entropy_with_logits(logits.float(), has_patch.float())}
 
         fit = Fit(model, loss, count, plan, session.with_seed(session.seed + number))
         fit.run(f"poison classifier {number + 1}/{lesson.models}")
@@ -81,7 +83,7 @@ def paste_some(x: Tensor, patches: Tensor, sides: tuple[float, float], gen: torc
     """
     count, _, height, width = x.shape
     draws = torch.rand(count, 5, generator=gen, device=x.device)
-    picked = patches[(draws[:, 0] * len(patches)).long()]
+    drawn_patches = patches[(draws[:, 0] * len(patches)).long()]
     side = (sides[0] + draws[:, 1] * (sides[1] - sides[0])) * min(height, width)
     side = side.clamp(min=1)  # a smaller one would fall between the pixels
     left, top = draws[:, 2] * (width - side), draws[:, 3] * (height - side)
@@ -91,10 +93,10 @@ def paste_some(x: Tensor, patches: Tensor, sides: tuple[float, float], gen: torc
     at = torch.stack(
         [across[:, None, :].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)], dim=-1
     )  # B,H,W,2
-    drawn = F.grid_sample(picked, at, mode="bilinear", padding_mode="border", align_corners=False)
-    pasted = draws[:, 4] < 0.5
-    inside = (at.abs() <= 1).all(-1) & pasted[:, None, None]
-    return torch.where(inside[:, None], drawn, x), pasted
+    patch_pixels = F.grid_sample(drawn_patches, at, mode="bilinear", padding_mode="border", align_corners=False)
+    has_patch = draws[:, 4] < 0.5
+    inside = (at.abs() <= 1).all(-1) & has_patch[:, None, None]
+    return torch.where(inside[:, None], patch_pixels, x), has_patch
 
 
 @torch.inference_mode()

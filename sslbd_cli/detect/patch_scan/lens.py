@@ -29,7 +29,7 @@ class Lens:
         self.size = net.size
         self.batch = at_once("scanned images", device.kind)
         self.dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
-        self._body = _folded(net.encoder) if type(net).forward is ImageEncoder.forward else None
+        self._body = _fold(net.encoder) if type(net).forward is ImageEncoder.forward else None
         if self._body is not None:
             self._body = self._body.to(self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -58,18 +58,18 @@ class Lens:
         return F.normalize(torch.cat([self.embed(self.normalise(pool.batch(part))) for part in rows]), dim=1)
 
 
-def _folded(body: nn.Module) -> nn.Module:
+def _fold(body: nn.Module) -> nn.Module:
     """Return a copy with batch norms folded into the convolutions before them; just a copy where tracing fails."""
     from torch.fx.experimental.optimization import fuse
 
     with contextlib.suppress(Exception):  # control flow that fx cannot trace: nothing to fold then
-        folded: nn.Module = fuse(body)
-        return folded
+        twin: nn.Module = fuse(body)
+        return twin
     return copy.deepcopy(body)
 
 
 @dataclass(frozen=True)
-class Clusters:
+class FeatureClusters:
     """Clusters of unit features. centers: float32 K,D, means of their members; labels: int64 N; feats: N,D."""
 
     centers: Tensor
@@ -85,12 +85,12 @@ class Clusters:
         return torch.bincount(self.labels, minlength=len(self.centers))
 
 
-def find_clusters(feats: Tensor, count: int, rounds: int, seed: int, half: bool = False) -> Clusters:
+def find_clusters(feats: Tensor, count: int, rounds: int, seed: int, half: bool = False) -> FeatureClusters:
     """Cluster unit features N,D by k-means, compared in bf16 where half. Raises InputError for too few images."""
     if count > len(feats):
         raise InputError(f"{count} clusters of {len(feats)} images: give clusters=N with fewer, or more images")
-    found = kmeans(feats, count, generator(seed, "scan clusters"), rounds=rounds, half=half)
-    return Clusters(found.centers, found.labels, feats)
+    groups = kmeans(feats, count, generator(seed, "scan clusters"), rounds=rounds, half=half)
+    return FeatureClusters(groups.centers, groups.labels, feats)
 
 
 class FlipTest:
@@ -100,7 +100,9 @@ class FlipTest:
     patch is pasted, so that candidates differ in the patch alone.
     """
 
-    def __init__(self, lens: Lens, pool: Pool, clusters: Clusters, count: int, side: int, seed: int, raw: bool) -> None:
+    def __init__(
+        self, lens: Lens, pool: Pool, clusters: FeatureClusters, count: int, side: int, seed: int, raw: bool
+    ) -> None:
         self.lens, self.clusters, self.side, self.raw = lens, clusters, side, raw
         gen = generator(seed, "flip test")
         rows = _central(clusters, count, gen)
@@ -124,36 +126,36 @@ class FlipTest:
 
         patches: R,3,S,S, normalised; own: int64 R, each one's cluster; first: how many of the test images to use.
         """
-        landed, before = self._landings(patches, first)
-        after = (landed == own[:, None]).sum(1) - (before[None] == own[:, None]).sum(1)
-        return after.float() / landed.shape[1]
+        landings, before = self._landings(patches, first)
+        after = (landings == own[:, None]).sum(1) - (before[None] == own[:, None]).sum(1)
+        return after.float() / landings.shape[1]
 
     def gains(self, patches: Tensor, first: int | None = None) -> Tensor:
         """Return by what share of the test images a patch makes each cluster grow: float32 R,K, negative for losses."""
-        landed, before = self._landings(patches, first)
+        landings, before = self._landings(patches, first)
         count = len(self.clusters.centers)
-        sizes = torch.zeros(len(landed), count, device=landed.device).scatter_add_(
-            1, landed, torch.ones_like(landed).float()
+        sizes = torch.zeros(len(landings), count, device=landings.device).scatter_add_(
+            1, landings, torch.ones_like(landings).float()
         )
-        return (sizes - torch.bincount(before, minlength=count)) / landed.shape[1]
+        return (sizes - torch.bincount(before, minlength=count)) / landings.shape[1]
 
     @torch.inference_mode()
     def _landings(self, patches: Tensor, first: int | None) -> tuple[Tensor, Tensor]:
         """Return the cluster of each test image with each patch, int64 R,M, and without, int64 M."""
         count = min(first or len(self), len(self))
         pixels, places = self._pixels[: count * self.lens.size**2], self._places[:count].flatten()
-        found = []
+        parts = []
         for group in torch.split(patches.to(pixels), max(1, self.lens.batch // count)):
-            pasted = pixels.repeat(len(group), 1, 1)
+            copies = pixels.repeat(len(group), 1, 1)
             values = group.permute(0, 2, 3, 1).flatten(1, 2)[:, None].expand(-1, count, -1, -1)
-            pasted[:, places] = values.flatten(1, 2)
-            feats = self.lens.embed(pasted.view(-1, self.lens.size, self.lens.size, 3).permute(0, 3, 1, 2))
-            landed = self.clusters.assign(feats if self.raw else F.normalize(feats, dim=1))
-            found.append(landed.view(len(group), count))
-        return torch.cat(found), self.before[:count]
+            copies[:, places] = values.flatten(1, 2)
+            feats = self.lens.embed(copies.view(-1, self.lens.size, self.lens.size, 3).permute(0, 3, 1, 2))
+            landings = self.clusters.assign(feats if self.raw else F.normalize(feats, dim=1))
+            parts.append(landings.view(len(group), count))
+        return torch.cat(parts), self.before[:count]
 
 
-def _central(clusters: Clusters, count: int, gen: torch.Generator) -> Tensor:
+def _central(clusters: FeatureClusters, count: int, gen: torch.Generator) -> Tensor:
     """Return the rows nearest to their centers, as many of each cluster: int64, `count` in all where there are as many.
 
     With fewer images than clusters, one of each of as many clusters drawn at random.
@@ -164,10 +166,12 @@ def _central(clusters: Clusters, count: int, gen: torch.Generator) -> Tensor:
     order = order[torch.argsort(clusters.labels[order], stable=True)]  # by cluster, the nearest first
     starts = torch.cumsum(sizes, 0) - sizes
     each = max(1, count // len(sizes))
-    chosen = torch.cat([order[s : s + min(each, n)] for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)])
-    if len(chosen) > count:
-        chosen = chosen[torch.randperm(len(chosen), generator=gen)[:count].to(chosen.device)]
-    return chosen.cpu()
+    central_rows = torch.cat(
+        [order[s : s + min(each, n)] for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
+    )
+    if len(central_rows) > count:
+        central_rows = central_rows[torch.randperm(len(central_rows), generator=gen)[:count].to(central_rows.device)]
+    return central_rows.cpu()
 
 
 def window(corners: Tensor, side: int, size: int) -> Tensor:

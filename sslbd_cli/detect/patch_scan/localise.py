@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from sslbd_cli.core.features import as_maps, layers
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.detect.patch_scan.lens import Clusters, Lens, window
+from sslbd_cli.detect.patch_scan.lens import FeatureClusters, Lens, window
 from sslbd_cli.errors import InputError
 
 
 class Localiser(ABC):
     """Chooses a window of `side` pixels in each image asked about."""
 
-    def __init__(self, lens: Lens, pool: Pool, clusters: Clusters, side: int) -> None:
+    def __init__(self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int) -> None:
         self.lens, self.pool, self.clusters, self.side = lens, pool, clusters, side
 
     @torch.inference_mode()
@@ -45,28 +45,30 @@ class Localiser(ABC):
         """Return the windows' top-left corners (x, y), int64 B,2."""
 
 
-class Random(Localiser):
+class RandomLocaliser(Localiser):
     """Any place at all: the floor."""
 
-    def __init__(self, lens: Lens, pool: Pool, clusters: Clusters, side: int, gen: torch.Generator) -> None:
+    def __init__(self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int, gen: torch.Generator) -> None:
         super().__init__(lens, pool, clusters, side)
-        self.drawn = torch.randint(lens.size - side + 1, (len(pool), 2), generator=gen)
+        self.random_corners = torch.randint(lens.size - side + 1, (len(pool), 2), generator=gen)
 
     def corners(self, rows: Tensor) -> Tensor:
-        corners: Tensor = self.drawn[rows]
+        corners: Tensor = self.random_corners[rows]
         return corners
 
 
-class Oracle(Random):
+class OracleLocaliser(RandomLocaliser):
     """Centred on the true box where there is one, anywhere else: the bound."""
 
     def __init__(
-        self, lens: Lens, pool: Pool, clusters: Clusters, side: int, gen: torch.Generator, boxes: np.ndarray
+        self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int, gen: torch.Generator, boxes: np.ndarray
     ) -> None:
         super().__init__(lens, pool, clusters, side, gen)
-        told = torch.from_numpy(boxes.astype(np.int64))
-        centred = (2 * told[:, :2] + told[:, 2:] - side).div(2, rounding_mode="floor").clamp(0, lens.size - side)
-        self.drawn = torch.where(told[:, 2:3] > 0, centred, self.drawn)
+        true_boxes = torch.from_numpy(boxes.astype(np.int64))
+        true_corners = (
+            (2 * true_boxes[:, :2] + true_boxes[:, 2:] - side).div(2, rounding_mode="floor").clamp(0, lens.size - side)
+        )
+        self.random_corners = torch.where(true_boxes[:, 2:3] > 0, true_corners, self.random_corners)
 
 
 def grid(size: int, side: int, stride: int) -> Tensor:
@@ -76,7 +78,7 @@ def grid(size: int, side: int, stride: int) -> Tensor:
     return offsets
 
 
-class Mask(Localiser):
+class MaskLocaliser(Localiser):
     """Where a mask takes the image farthest from its cluster: cluster activation masking (PoisonCAM, section 3).
 
     Positions lie on a grid of `stride` pixels. Unless `exhaustive`, every `coarse`-th is tried first and the others
@@ -85,7 +87,7 @@ class Mask(Localiser):
     """
 
     def __init__(
-        self, lens: Lens, pool: Pool, clusters: Clusters, side: int, *,
+        self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int, *,
         fill: str, stride: int, coarse: int, reference: Tensor | None,
     ) -> None:  # fmt: skip
         super().__init__(lens, pool, clusters, side)
@@ -100,7 +102,7 @@ class Mask(Localiser):
             drops = [self._drops(part, every.expand(len(part), -1, -1)) for part in parts]
             self.bias = torch.cat(drops).mean(0).view(self.count, self.count)
 
-    def toward(self, landings: Tensor) -> Mask:
+    def toward(self, landings: Tensor) -> MaskLocaliser:
         """Return a localiser that looks for what draws an image to the nearest of some clusters, not to its own."""
         other = copy.copy(self)
         other.landings = landings
@@ -138,9 +140,9 @@ class Mask(Localiser):
         first = area * torch.arange(places.shape[0] * places.shape[1], device=x.device).view(*places.shape[:2], 1)
         filling = self._filling(x).expand_as(x).permute(0, 2, 3, 1).flatten(0, 2)  # B*H*W,3
         # only the hidden pixels are written into copies: a choice of all by masks takes twice the time
-        masked = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None].repeat(1, places.shape[1], 1, 1).flatten(0, 2)
-        masked[(first + at).flatten()] = filling[(first[:, :1] // places.shape[1] + at).flatten()]
-        feats = self.lens.embed(masked.view(-1, *x.shape[2:], 3).permute(0, 3, 1, 2))
+        copies = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None].repeat(1, places.shape[1], 1, 1).flatten(0, 2)
+        copies[(first + at).flatten()] = filling[(first[:, :1] // places.shape[1] + at).flatten()]
+        feats = self.lens.embed(copies.view(-1, *x.shape[2:], 3).permute(0, 3, 1, 2))
         feats = F.normalize(feats, dim=1)
         own = self._centers(rows)
         whole = (self.clusters.feats[rows.to(own.device)] * own).sum(1, keepdim=True)
@@ -178,15 +180,23 @@ def middle(corners: Tensor, drops: Tensor) -> Tensor:
     return ((corners * good).sum(1) / good.sum(1)).round().long()
 
 
-class Rise(Localiser):
+class RiseLocaliser(Localiser):
     """Where random masks say that the cluster's activation comes from (RISE, Petsiuk et al. 2018)."""
 
     def __init__(
-        self, lens: Lens, pool: Pool, clusters: Clusters, side: int, *, masks: int, cells: int, gen: torch.Generator
+        self,
+        lens: Lens,
+        pool: Pool,
+        clusters: FeatureClusters,
+        side: int,
+        *,
+        masks: int,
+        cells: int,
+        gen: torch.Generator,
     ) -> None:
         super().__init__(lens, pool, clusters, side)
-        kept = (torch.rand(masks, 1, cells, cells, generator=gen) < 0.5).float()
-        larger = F.interpolate(kept, size=lens.size + lens.size // cells, mode="bilinear", align_corners=False)
+        coarse_masks = (torch.rand(masks, 1, cells, cells, generator=gen) < 0.5).float()
+        larger = F.interpolate(coarse_masks, size=lens.size + lens.size // cells, mode="bilinear", align_corners=False)
         shifts = torch.randint(lens.size // cells + 1, (masks, 2), generator=gen).tolist()
         cut = [m[:, y : y + lens.size, x : x + lens.size] for m, (y, x) in zip(larger, shifts, strict=True)]
         self.masks = torch.stack(cut).to(lens.device.torch, lens.dtype)  # M,1,H,W
@@ -196,15 +206,15 @@ class Rise(Localiser):
 
     def corners(self, rows: Tensor) -> Tensor:
         x = self.images(rows)
-        shown = (x[:, None] * self.masks).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        feats = F.normalize(self.lens.embed(shown), dim=1).view(len(x), len(self.masks), -1)
+        visible_images = (x[:, None] * self.masks).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        feats = F.normalize(self.lens.embed(visible_images), dim=1).view(len(x), len(self.masks), -1)
         own = F.normalize(self.clusters.centers[self.clusters.labels[rows.to(feats.device)]], dim=1)
-        kept = torch.einsum("bmd,bd->bm", feats, own)
+        cosines = torch.einsum("bmd,bd->bm", feats, own)
         masks = self.masks.float() - self.masks.float().mean(0)
-        return brightest(torch.einsum("bm,mchw->bchw", kept, masks), self.side)
+        return brightest(torch.einsum("bm,mchw->bchw", cosines, masks), self.side)
 
 
-class Cam(Localiser):
+class CamLocaliser(Localiser):
     """Where Grad-CAM of the own cluster's cosine is brightest (PatchSearch).
 
     Where the embedding is the mean of the last maps, the gradient is the same at every place and known without
@@ -213,15 +223,15 @@ class Cam(Localiser):
     is never called: there the target is the largest number of the embedding itself.
     """
 
-    def __init__(self, lens: Lens, pool: Pool, clusters: Clusters, side: int, raw: bool) -> None:
+    def __init__(self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int, raw: bool) -> None:
         super().__init__(lens, pool, clusters, side)
-        known = list(layers(lens.net).values())
-        if not known:
+        inner_layers = list(layers(lens.net).values())
+        if not inner_layers:
             raise self._unreadable()
         blocks = getattr(lens.net.encoder, "blocks", None)
         self.is_transformer = isinstance(blocks, nn.Sequential)
         # what comes after a transformer's last attention shows only the class token to the embedding
-        self.layer: Any = blocks[-1].norm1 if isinstance(blocks, nn.Sequential) else known[-1]
+        self.layer: Any = blocks[-1].norm1 if isinstance(blocks, nn.Sequential) else inner_layers[-1]
         self.raw = raw and self.is_transformer
 
     def together(self) -> int:
@@ -232,12 +242,12 @@ class Cam(Localiser):
 
     @torch.inference_mode(False)
     def corners(self, rows: Tensor) -> Tensor:
-        caught: list[Tensor] = []
+        layer_outputs: list[Tensor] = []
 
         def catch(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
             # what follows may change the maps in place; what comes before needs no gradient, and may allow none
-            caught.append(out.detach().clone().requires_grad_())
-            return caught[0]
+            layer_outputs.append(out.detach().clone().requires_grad_())
+            return layer_outputs[0]
 
         hook = self.layer.register_forward_hook(catch)
         try:
@@ -246,16 +256,16 @@ class Cam(Localiser):
                 feats = self.lens.net(pixels)
         finally:
             hook.remove()
-        if not caught:
+        if not layer_outputs:
             raise self._unreadable()
-        maps = as_maps(self.lens.net.encoder, caught[0])
+        maps = as_maps(self.lens.net.encoder, layer_outputs[0])
         centers = self.clusters.centers.clone()
         own = F.normalize(centers[self.clusters.labels[rows.to(centers.device)].clone()], dim=1)
         if not self.is_transformer and torch.allclose(maps.mean((2, 3)), feats, atol=1e-4, rtol=1e-3):
             weights = cam_weights(feats.detach(), own)
         else:
             target = feats.max(1).values if self.raw else F.cosine_similarity(feats, own)
-            (slope,) = torch.autograd.grad(target.sum(), caught[0])
+            (slope,) = torch.autograd.grad(target.sum(), layer_outputs[0])
             weights = as_maps(self.lens.net.encoder, slope).mean((2, 3))
         heat = F.relu((weights[:, :, None, None] * maps.detach().float()).sum(1, keepdim=True))
         return brightest(F.interpolate(unit(heat), self.lens.size, mode="bilinear", align_corners=False), self.side)

@@ -19,8 +19,15 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Pictures, Scores
 from sslbd_cli.detect.patch_scan import classifier
 from sslbd_cli.detect.patch_scan.lens import FlipTest, Lens, crop, find_clusters
-from sslbd_cli.detect.patch_scan.localise import Cam, Localiser, Mask, Oracle, Random, Rise
-from sslbd_cli.detect.patch_scan.search import Candidates, Schedule, planned, search
+from sslbd_cli.detect.patch_scan.localise import (
+    CamLocaliser,
+    Localiser,
+    MaskLocaliser,
+    OracleLocaliser,
+    RandomLocaliser,
+    RiseLocaliser,
+)
+from sslbd_cli.detect.patch_scan.search import Candidates, SearchSchedule, plan_search, search
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._boxes import side as pixels
@@ -82,37 +89,37 @@ class PatchScan(ImageDetector):
 
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         scan = Scan(self, encoder, evidence, session)
-        found = scan.look()
+        candidates = scan.look()
         side, tests = scan.test.side, len(scan.test)
         space = (
-            f"windows of {side} pixels, chosen by {self.localiser} in {len(found.rows)} of {len(evidence.images)}"
+            f"windows of {side} pixels, chosen by {self.localiser} in {len(candidates.rows)} of {len(evidence.images)}"
             f" images, of which {self.support} carry {self.capture:.0%} of {tests} others to the same of"
             f" {self.clusters} clusters"
         )
-        first = Candidates(found.rows[: self.top], found.windows[: self.top], found.scores[: self.top])
-        proven, carried = scan.prove(first)
-        triggers = Candidates(first.rows[proven], first.windows[proven], first.scores[proven])
+        first = Candidates(candidates.rows[: self.top], candidates.windows[: self.top], candidates.scores[: self.top])
+        is_trigger, shares = scan.prove(first)
+        triggers = Candidates(first.rows[is_trigger], first.windows[is_trigger], first.scores[is_trigger])
         scores = np.zeros(len(evidence.images))
-        scores[found.rows.numpy()] = found.scores.double().numpy()
+        scores[candidates.rows.numpy()] = candidates.scores.double().numpy()
         windows = np.zeros((len(evidence.images), 4), np.int32)
-        windows[found.rows.numpy()] = found.windows.numpy()
-        flagged, classified = np.zeros(len(scores), bool), 0
+        windows[candidates.rows.numpy()] = candidates.windows.numpy()
+        flagged, n_classified = np.zeros(len(scores), bool), 0
         if len(triggers.rows):
             scores = scan.classify(scores, triggers)
             flagged = scores > 0
-            classified = int(flagged.sum())
+            n_classified = int(flagged.sum())
             if self.decision == "verified":
                 flagged = scan.verify(flagged, windows, triggers)
                 # so that scores and flags say the same
                 scores = np.where(flagged, scores.clip(min=np.finfo(np.float64).tiny), scores.clip(max=0))
         return Findings(
-            Scores(scores, flagged=flagged, ranking=found.rows.numpy(), windows=windows),
+            Scores(scores, flagged=flagged, ranking=candidates.rows.numpy(), windows=windows),
             search_space=space,
             doubt=self.doubt(flagged),
-            pictures=Pictures(arrays=scan.pictures(found, triggers)),
-            summary={"candidates": len(found.rows), "best_flips": float(found.scores[0]),
-                     "best_capture": float(carried.max()), "triggers": len(triggers.rows), "window": side,
-                     "classified": classified},
+            pictures=Pictures(arrays=scan.pictures(candidates, triggers)),
+            summary={"candidates": len(candidates.rows), "best_flips": float(candidates.scores[0]),
+                     "best_capture": float(shares.max()), "triggers": len(triggers.rows), "window": side,
+                     "classified": n_classified},
         )  # fmt: skip
 
     def doubt(self, flagged: np.ndarray) -> str:
@@ -147,28 +154,28 @@ class Scan:
         raw = keys.compat == "authors"
         self.test = FlipTest(self.lens, self.pool, self.clusters, keys.tests, side, session.seed, raw)
         self.localiser = self._localiser(side, raw)
-        self.schedule = Schedule(keys.per_cluster, keys.prune, keys.exhaustive)
+        self.schedule = SearchSchedule(keys.per_cluster, keys.prune, keys.exhaustive)
 
     def _localiser(self, side: int, raw: bool) -> Localiser:
         keys, gen = self.keys, self.session.generator("localiser")
         where = self.lens, self.pool, self.clusters, side
         if keys.localiser == "cam":
-            return Cam(*where, raw=raw)
+            return CamLocaliser(*where, raw=raw)
         if keys.localiser == "rise":
-            return Rise(*where, masks=keys.masks, cells=6, gen=gen)
+            return RiseLocaliser(*where, masks=keys.masks, cells=6, gen=gen)
         if keys.localiser == "random":
-            return Random(*where, gen)
+            return RandomLocaliser(*where, gen)
         if keys.localiser == "oracle":
             assert self.evidence.boxes is not None
-            return Oracle(*where, gen, self.evidence.boxes)
+            return OracleLocaliser(*where, gen, self.evidence.boxes)
         reference = self.test.rows[:128] if keys.debias else None
         coarse = 1 if keys.exhaustive else keys.coarse
-        return Mask(*where, fill=keys.fill, stride=keys.stride, coarse=coarse, reference=reference)
+        return MaskLocaliser(*where, fill=keys.fill, stride=keys.stride, coarse=coarse, reference=reference)
 
     def look(self) -> Candidates:
         """Search the clusters for patches that flip others."""
         gen = self.session.generator("search order")
-        with self.session.work(planned(self.keys.clusters, self.schedule)[1], "images", "search") as ticker:
+        with self.session.work(plan_search(self.keys.clusters, self.schedule)[1], "images", "search") as ticker:
             return search(self.clusters, self.localiser, self.test, self.schedule, gen, ticker)
 
     def patches(self, some: Candidates) -> Tensor:
@@ -186,10 +193,10 @@ class Scan:
         Windows of clean images (a white wall) carry as much at times, each into clusters of its own.
         """
         rises = self.gains(some).clamp(min=0)  # with the falls they would add up to 0
-        carried = rises.topk(min(LANDINGS, self.keys.clusters), 1).values.sum(1)
-        strong, unit = carried >= self.keys.capture, F.normalize(rises, dim=1)
+        shares = rises.topk(min(LANDINGS, self.keys.clusters), 1).values.sum(1)
+        strong, unit = shares >= self.keys.capture, F.normalize(rises, dim=1)
         fellows = ((unit @ unit.T >= ALIKE) & strong).sum(1)
-        return (strong & (fellows >= min(self.keys.support, len(strong)))).cpu(), carried
+        return (strong & (fellows >= min(self.keys.support, len(strong)))).cpu(), shares
 
     def classify(self, scores: np.ndarray, triggers: Candidates) -> np.ndarray:
         """Return the poison classifiers' mean logit of every image, taught with the triggers: float64 N.
@@ -223,27 +230,27 @@ class Scan:
         least = self.keys.share * float(gains[:, landings].sum(1).median())
         rows = torch.from_numpy(np.flatnonzero(flagged))
         localiser = self.localiser
-        if isinstance(localiser, Mask):
+        if isinstance(localiser, MaskLocaliser):
             localiser = localiser.toward(landings)
-        kept = torch.zeros(len(flagged), dtype=torch.bool)
+        is_verified = torch.zeros(len(flagged), dtype=torch.bool)
         with self.session.work(len(rows), "images", "verify") as ticker:
             for part in torch.split(rows, at_once("verified images")) if len(rows) else ():
                 at = localiser(part)
-                carried = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()
-                kept[part] = carried >= least
+                shares = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()
+                is_verified[part] = shares >= least
                 windows[part.numpy()] = at.numpy()
                 ticker.advance(len(part))
         # a trigger that the search has proven stays flagged, whatever another window of its image says
-        kept[triggers.rows] = True
+        is_verified[triggers.rows] = True
         windows[triggers.rows.numpy()] = triggers.windows.numpy()
-        result: np.ndarray = kept.numpy()
+        result: np.ndarray = is_verified.numpy()
         return result
 
-    def pictures(self, found: Candidates, triggers: Candidates) -> dict[str, np.ndarray]:
+    def pictures(self, candidates: Candidates, triggers: Candidates) -> dict[str, np.ndarray]:
         """Return the first of the ranking for the report: images, windows, scores and patches; and the best trigger."""
-        first = Candidates(found.rows[:SHOWN], found.windows[:SHOWN], found.scores[:SHOWN])
+        first = Candidates(candidates.rows[:SHOWN], candidates.windows[:SHOWN], candidates.scores[:SHOWN])
         patches = self.lens.pixels(self.patches(first)).numpy()
-        shown = {
+        arrays = {
             "found/images": np.ascontiguousarray(self.evidence.images[first.rows.numpy()]),
             "found/rows": first.rows.numpy(),
             "found/windows": first.windows.numpy().astype(np.int32),
@@ -251,5 +258,5 @@ class Scan:
             "found/patches": patches,
         }
         if len(triggers.rows):
-            shown["found/trigger"] = self.lens.pixels(self.patches(triggers)).numpy()[:1]
-        return shown
+            arrays["found/trigger"] = self.lens.pixels(self.patches(triggers)).numpy()[:1]
+        return arrays

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core.watch import Ticker
-from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, crop
+from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, crop
 from sslbd_cli.detect.patch_scan.localise import Localiser
 
 FIRST = 128  # test images that every candidate is tried on; the best eighth meets the rest
@@ -32,7 +32,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SearchSchedule:
     """How many images of a cluster are tried per round, and the share of clusters dropped after it.
 
     exhaustive: every candidate meets every test image.
@@ -43,23 +43,28 @@ class Schedule:
     exhaustive: bool
 
 
-def planned(clusters: int, schedule: Schedule) -> tuple[int, int]:
+def plan_search(clusters: int, schedule: SearchSchedule) -> tuple[int, int]:
     """Return the rounds of a search and the most images that it tries."""
-    live, rounds, tried = clusters, 0, 0
+    live, rounds, images = clusters, 0, 0
     while live:
-        rounds, tried = rounds + 1, tried + live * schedule.per_cluster
-        live = _left(live, schedule)
-    return rounds, tried
+        rounds, images = rounds + 1, images + live * schedule.per_cluster
+        live = _count_left(live, schedule)
+    return rounds, images
 
 
-def _left(live: int, schedule: Schedule) -> int:
+def _count_left(live: int, schedule: SearchSchedule) -> int:
     """Return how many of the clusters go on; none where the share to drop is below one, as in the released code."""
     drop = int(schedule.prune * live)
     return live - drop if drop else 0
 
 
 def search(
-    clusters: Clusters, localiser: Localiser, test: FlipTest, schedule: Schedule, gen: torch.Generator, ticker: Ticker
+    clusters: FeatureClusters,
+    localiser: Localiser,
+    test: FlipTest,
+    schedule: SearchSchedule,
+    gen: torch.Generator,
+    ticker: Ticker,
 ) -> Candidates:
     """Try images of the clusters round by round."""
     count = len(test) if schedule.exhaustive else min(FIRST, len(test))
@@ -67,7 +72,7 @@ def search(
     labels = clusters.labels.cpu()
     live = torch.arange(len(clusters.centers))
     best = torch.full((len(live),), -torch.inf)
-    found: list[Candidates] = []
+    tried_parts: list[Candidates] = []
     start = 0
     while len(live):
         rows = torch.cat([turns[k][start : start + schedule.per_cluster] for k in live.tolist()])
@@ -75,16 +80,17 @@ def search(
             windows = localiser(rows)
             scores = score(localiser, test, rows, windows, count)
             best.scatter_reduce_(0, labels[rows], scores, "amax")
-            found.append(Candidates(rows, windows, scores))
+            tried_parts.append(Candidates(rows, windows, scores))
         ticker.advance(len(rows))
         start += schedule.per_cluster
-        ranked = live[torch.argsort(best[live], descending=True, stable=True)]
-        live = ranked[: _left(len(live), schedule)]
-    tried = Candidates(*(torch.cat([getattr(part, name) for part in found]) for name in ("rows", "windows", "scores")))
+        best_first = live[torch.argsort(best[live], descending=True, stable=True)]
+        live = best_first[: _count_left(len(live), schedule)]
+    names = ("rows", "windows", "scores")
+    candidates = Candidates(*(torch.cat([getattr(part, name) for part in tried_parts]) for name in names))
     if not schedule.exhaustive:
-        tried = _settled(localiser, test, tried)
-    order = torch.argsort(tried.scores, descending=True, stable=True)
-    return Candidates(tried.rows[order], tried.windows[order], tried.scores[order])
+        candidates = _settle(localiser, test, candidates)
+    order = torch.argsort(candidates.scores, descending=True, stable=True)
+    return Candidates(candidates.rows[order], candidates.windows[order], candidates.scores[order])
 
 
 def score(localiser: Localiser, test: FlipTest, rows: Tensor, windows: Tensor, count: int) -> Tensor:
@@ -94,20 +100,20 @@ def score(localiser: Localiser, test: FlipTest, rows: Tensor, windows: Tensor, c
     return test.flips(patches, own, count).cpu()
 
 
-def _turns(clusters: Clusters, gen: torch.Generator) -> list[Tensor]:
+def _turns(clusters: FeatureClusters, gen: torch.Generator) -> list[Tensor]:
     """Return each cluster's members in random order."""
     order = torch.randperm(len(clusters.labels), generator=gen)
     by_cluster = order[torch.argsort(clusters.labels.cpu()[order], stable=True)]
     return list(torch.split(by_cluster, clusters.sizes().tolist()))
 
 
-def _settled(localiser: Localiser, test: FlipTest, tried: Candidates) -> Candidates:
+def _settle(localiser: Localiser, test: FlipTest, candidates: Candidates) -> Candidates:
     """Score the best eighth on all test images; the others keep what the first ones said, but rank below it."""
-    order = torch.argsort(tried.scores, descending=True, stable=True)
+    order = torch.argsort(candidates.scores, descending=True, stable=True)
     count = max(SETTLED, -(-len(order) // 8))
     again, rest = order[:count], order[count:]
-    whole = score(localiser, test, tried.rows[again], tried.windows[again], len(test))
-    scores = tried.scores.clone()
+    whole = score(localiser, test, candidates.rows[again], candidates.windows[again], len(test))
+    scores = candidates.scores.clone()
     scores[again] = whole
     scores[rest] = scores[rest].minimum(whole.min())
-    return Candidates(tried.rows, tried.windows, scores)
+    return Candidates(candidates.rows, candidates.windows, scores)

@@ -16,7 +16,7 @@ from sslbd_cli.detect.inversion import inversion
 from sslbd_cli.detect.inversion.capture import Frame, frame
 from sslbd_cli.detect.inversion.inversion import Course, Patches, Record, Weight, invert
 from sslbd_cli.detect.methods.ssl_cleanse import knee
-from sslbd_cli.detect.methods.trigger_search import FAMILIES, Bounded, Budget, cosine_basis
+from sslbd_cli.detect.methods.trigger_search import FAMILIES, Bounded, StrengthBudget, cosine_basis
 from sslbd_cli.detect.outliers import anomaly_index, shrinkage
 from wired import make_gated, make_scenes
 
@@ -40,7 +40,7 @@ class Only(Patches):
 
     def __init__(self, whole: Patches, number: int) -> None:
         self.parameters = [whole.parameters[0][number : number + 1].detach().clone().requires_grad_()]
-        self.scale, self.painted = whole.scale, whole.painted
+        self.scale, self.by_pattern = whole.scale, whole.by_pattern
 
 
 def start(**keys):
@@ -72,11 +72,11 @@ def test_the_smallest_success_is_kept_and_its_size_is_the_masks():
 
 def test_black_pixels_are_free_only_where_the_published_size_is_asked_for():
     """T8: with a black pattern, mask times pattern is nothing."""
-    for painted in (False, True):
-        space = start(painted=painted)
+    for by_pattern in (False, True):
+        space = start(by_pattern=by_pattern)
         space.parameters[0].data[:, 1:] = -9
         size = space.make(torch.arange(3))[2]
-        assert (size < 1e-5).all() if painted else (size > 10).all()
+        assert (size < 1e-5).all() if by_pattern else (size > 10).all()
 
 
 def note(record, good, count=1):
@@ -108,7 +108,7 @@ def test_who_never_succeeds_has_no_size_and_may_be_given_up():
     course = Course(rounds=30, batch=8, bar=2.0, rates=((0, 0.1),), weight=WEIGHT, give_up=7)
     pool = Pool(make_scenes(40).images, CPU)
     found = invert(make_gated().requires_grad_(False), pool, start(), alike, course, Session(CPU))
-    assert not found.succeeded.any() and (found.rounds == 7).all()
+    assert not found.has_success.any() and (found.rounds == 7).all()
     judged = inversion.smallest(found, "clusters", 3, "mad")
     assert not judged.is_any and "0 of 3 clusters" in judged.doubt and judged.summary["clusters_failed"] == 3
 
@@ -149,7 +149,7 @@ def test_the_ratio_is_a_logarithm_below_the_median():
 @pytest.mark.parametrize(("index", "expected"), [("ratio", np.log(10)), ("mad", 9 / 1.4826)])
 def test_the_smallest_is_set_against_the_others_by_the_index_asked_for(index, expected):
     sizes = np.array([9.0, 1, 10, 11, 30])
-    found = types.SimpleNamespace(size=sizes, succeeded=np.ones(5, bool), rounds=np.ones(5, int))
+    found = types.SimpleNamespace(size=sizes, has_success=np.ones(5, bool), rounds=np.ones(5, int))
     judged = inversion.smallest(found, "clusters", 3, index)
     assert judged.target == 1 and judged.index[1] == pytest.approx(expected)
 
@@ -172,7 +172,7 @@ def test_the_knee_is_where_a_line_bends():
 @pytest.mark.parametrize("spread", [1.0, 5.0])
 def test_no_candidate_exceeds_its_budget(family, spread):
     gen = torch.Generator().manual_seed(0)
-    space = Bounded([Budget(family, 0.1), Budget(family, 0.02)], 16, 4, gen, CPU, spread)
+    space = Bounded([StrengthBudget(family, 0.1), StrengthBudget(family, 0.02)], 16, 4, gen, CPU, spread)
     keep, add, _ = (part.detach() for part in space.make(torch.arange(2)))
     for number, budget in enumerate((0.1, 0.02)):
         used = (1 - keep[number]).mean() if family in ("patch", "blend") else add[number].abs().max()
@@ -184,7 +184,7 @@ def test_low_frequencies_are_low():
     basis = cosine_basis(16, 16)
     assert torch.allclose(basis @ basis.T, torch.eye(16), atol=1e-5)
     gen = torch.Generator().manual_seed(0)
-    add = Bounded([Budget("low-frequency", 0.01)], 16, 3, gen, CPU, 0.3).make(torch.arange(1))[1][0].detach()
+    add = Bounded([StrengthBudget("low-frequency", 0.01)], 16, 3, gen, CPU, 0.3).make(torch.arange(1))[1][0].detach()
     spectrum = (basis @ torch.atanh(add / 0.01) @ basis.T).square()
     assert spectrum[:, :3, :3].sum() / spectrum.sum() > 0.99
 

@@ -12,7 +12,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, Lens, _central, crop, find_clusters
+from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, _central, crop, find_clusters
 from sslbd_cli.errors import InputError
 from wired import SIZE, make_scattered, make_sharp
 
@@ -85,7 +85,7 @@ def test_pixels_come_back(cpu):
 def test_images_land_at_the_nearest_center():
     gen = torch.Generator().manual_seed(0)
     feats, centers = torch.randn(50, 5, generator=gen), torch.randn(7, 5, generator=gen) * torch.arange(1, 8)[:, None]
-    found = Clusters(centers, torch.zeros(50, dtype=torch.long), feats).assign(feats)
+    found = FeatureClusters(centers, torch.zeros(50, dtype=torch.long), feats).assign(feats)
     assert found.tolist() == [min(range(7), key=lambda k: float((f - centers[k]).norm())) for f in feats]
 
 
@@ -196,7 +196,7 @@ def test_with_fewer_test_images_than_clusters_there_is_one_of_some():
 def test_empty_clusters_lend_no_test_image():
     feats = F.normalize(torch.eye(4).repeat_interleave(5, 0), dim=1)
     labels = torch.arange(4).repeat_interleave(5)
-    clusters = Clusters(torch.cat([torch.eye(4), torch.ones(2, 4)]), labels, feats)
+    clusters = FeatureClusters(torch.cat([torch.eye(4), torch.ones(2, 4)]), labels, feats)
     assert clusters.sizes().tolist() == [5, 5, 5, 5, 0, 0]
     assert sorted(labels[_central(clusters, 12, torch.Generator())].tolist()) == sorted([0, 1, 2, 3] * 2)
 

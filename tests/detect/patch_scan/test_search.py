@@ -7,9 +7,9 @@ import torch
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.watch import Silent
-from sslbd_cli.detect.patch_scan.lens import Clusters, FlipTest, Lens, find_clusters
-from sslbd_cli.detect.patch_scan.localise import Oracle, Random
-from sslbd_cli.detect.patch_scan.search import Schedule, planned, search
+from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, find_clusters
+from sslbd_cli.detect.patch_scan.localise import OracleLocaliser, RandomLocaliser
+from sslbd_cli.detect.patch_scan.search import SearchSchedule, plan_search, search
 from wired import make_scattered, make_sharp
 
 
@@ -28,13 +28,13 @@ def simulated(live: int, each: int, prune: float) -> tuple[int, int]:
     [(1000, 23, 8054), (100, 15, 826)],  # 826 is also what a published log of PatchSearch counts
 )
 def test_the_published_schedule(clusters, rounds, images):
-    assert planned(clusters, Schedule(2, 0.25, False)) == (rounds, images)
+    assert plan_search(clusters, SearchSchedule(2, 0.25, False)) == (rounds, images)
 
 
 @pytest.mark.parametrize("clusters", [1, 3, 4, 5, 50, 333])
 @pytest.mark.parametrize("prune", [0.01, 0.1, 0.25, 0.9, 0.99])
 def test_any_schedule_ends_where_nothing_is_dropped(clusters, prune):
-    assert planned(clusters, Schedule(3, prune, False)) == simulated(clusters, 3, prune)
+    assert plan_search(clusters, SearchSchedule(3, prune, False)) == simulated(clusters, 3, prune)
 
 
 class Counted(Silent):
@@ -52,13 +52,13 @@ def scene():
     lens, pool = Lens(make_sharp(), cpu), Pool(data.images, cpu)
     clusters = find_clusters(lens.embed_all(pool), 8, 20, 0)
     test = FlipTest(lens, pool, clusters, 160, 5, 0, False)
-    oracle = Oracle(lens, pool, clusters, 5, generator(0, "test"), data.truth.box)
+    oracle = OracleLocaliser(lens, pool, clusters, 5, generator(0, "test"), data.truth.box)
     return clusters, oracle, test, data.truth.poisoned
 
 
 def look(scene, exhaustive=False, ticker=None, **keys):
     clusters, localiser, test, _ = scene
-    schedule = Schedule(**({"per_cluster": 4, "prune": 0.25} | keys), exhaustive=exhaustive)
+    schedule = SearchSchedule(**({"per_cluster": 4, "prune": 0.25} | keys), exhaustive=exhaustive)
     return search(clusters, localiser, test, schedule, generator(0, "order"), ticker or Counted())
 
 
@@ -77,7 +77,7 @@ def test_it_finds_the_planted_and_tries_each_image_once(scene):
     found = look(scene, ticker=ticker)
     assert scene[3][found.rows[:20].numpy()].all()
     assert len(set(found.rows.tolist())) == len(found.rows) == ticker.count
-    assert ticker.count <= planned(8, Schedule(4, 0.25, False))[1]
+    assert ticker.count <= plan_search(8, SearchSchedule(4, 0.25, False))[1]
     assert torch.equal(found.scores, found.scores.sort(descending=True).values)
     assert torch.equal(found.windows, scene[1](found.rows))
 
@@ -111,7 +111,7 @@ def test_a_test_too_small_to_halve_gives_the_exhaustive_answer(scene):
 def test_live_clusters_are_those_whose_best_patch_moves_most(cpu):
     """By hand: of four clusters, in which one patch after the other is tried, the second one's flip best."""
     labels = torch.arange(4).repeat_interleave(6)
-    clusters = Clusters(torch.eye(4), labels, torch.eye(4)[labels])
+    clusters = FeatureClusters(torch.eye(4), labels, torch.eye(4)[labels])
 
     class Scripted:
         def __init__(self):
@@ -124,22 +124,22 @@ def test_live_clusters_are_those_whose_best_patch_moves_most(cpu):
             self.asked.append(own.tolist())
             return torch.tensor([0.1, 0.9, 0.2, 0.3])[own]
 
-    class Anywhere(Random):
+    class Anywhere(RandomLocaliser):
         def images(self, rows):
             return torch.zeros(len(rows), 3, 8, 8)
 
     where = Anywhere(Lens(make_sharp(), cpu), Pool(np.zeros((24, 3, 8, 8), np.uint8), cpu), clusters, 2,
                      torch.Generator().manual_seed(0))  # fmt: skip
-    where.drawn %= 6
+    where.random_corners %= 6
     script = Scripted()
-    found = search(clusters, where, script, Schedule(1, 0.5, True), generator(0, "order"), Counted())
+    found = search(clusters, where, script, SearchSchedule(1, 0.5, True), generator(0, "order"), Counted())
     assert [sorted(own) for own in script.asked] == [[0, 1, 2, 3], [1, 3], [1]]
     assert clusters.labels[found.rows].tolist() == [1, 1, 1, 3, 3, 2, 0]
 
 
 def test_clusters_run_dry_and_empty_ones_are_passed_over(scene):
     clusters, localiser, test, poisoned = scene
-    more = Clusters(torch.cat([clusters.centers, -clusters.centers[:2]]), clusters.labels, clusters.feats)
+    more = FeatureClusters(torch.cat([clusters.centers, -clusters.centers[:2]]), clusters.labels, clusters.feats)
     other = FlipTest(test.lens, localiser.pool, more, 16, 5, 0, False)
     found = look((more, localiser, other, poisoned), per_cluster=500, prune=0.1)
     assert sorted(found.rows.tolist()) == list(range(240))
