@@ -45,7 +45,7 @@ Value = bool | int | float | str
 
 def key(
     default: Any,
-    help: str,
+    help: str = "",
     *,
     low: float | None = None,
     high: float | None = None,
@@ -54,6 +54,7 @@ def key(
 ) -> Any:
     """Declare one key of a plugin: its default, its help text and its inclusive bounds or its choices.
 
+    A key that a base class declares, too, may name its default alone: all else is then the base's.
     An `expert` key is one that few users need: a detail of the computation, or a fault of the authors' code. Only
     NAME:help shows it. All arguments must be literals, because help is read from the source text without running it.
     """
@@ -95,6 +96,14 @@ class Plugin:
 
     shelf: ClassVar[str]
     given: ClassVar[frozenset[str]] = frozenset()  # the keys a spec string named; set per object by `parse`
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        above = {name: field for base in reversed(cls.__mro__[1:])
+                 for name, field in vars(base).get("__dataclass_fields__", {}).items()}  # fmt: skip
+        for name, field in vars(cls).items():
+            if isinstance(field, dataclasses.Field) and name in above and not field.metadata["help"]:
+                field.metadata = above[name].metadata
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -248,8 +257,11 @@ def _describe(
     name: str, node: ast.ClassDef, module: ModuleTree, lineage: list[ast.ClassDef], package: str = ""
 ) -> PluginInfo:
     doc = ast.get_docstring(node) or ""
-    # as in a dataclass, a key that is declared anew keeps its place
-    keys = {k.name: k for cls in lineage for k in map(_read_key, cls.body) if k}
+    keys: dict[str, KeyInfo] = {}
+    for info in (info for cls in lineage for info in map(_read_key, cls.body) if info):
+        # as in a dataclass, a key that is declared anew keeps its place
+        is_default = not info.help and info.name in keys
+        keys[info.name] = dataclasses.replace(keys[info.name], default=info.default) if is_default else info
     judges = [word for cls in lineage for word in [_read_constant(cls, "judges")] if word]
     return PluginInfo(
         name=name,
@@ -266,16 +278,17 @@ def _describe(
 def _lineage(node: ast.ClassDef, module: ModuleTree) -> tuple[str, list[ast.ClassDef]]:
     """Return a plugin's shelf and its classes, bases first as a dataclass orders fields; no shelf for other classes.
 
-    The first class is the shelf's base class in sslbd, which names the shelf.
+    The shelf's base class in sslbd names the shelf. Other bases may add keys.
     """
     if _is_ours(module.name) and (shelf := _read_constant(node, "shelf")):
         return shelf, [node]
-    for base in node.bases:
+    shelf, above = "", list[ast.ClassDef]()
+    for base in reversed(node.bases):
         if defined := _find_class(ast.unparse(base), module):
-            shelf, above = _lineage(*defined)
-            if shelf:
-                return shelf, [*above, node]
-    return "", []
+            named, classes = _lineage(*defined)
+            shelf = named or shelf
+            above += [cls for cls in classes if cls.name not in {seen.name for seen in above}]
+    return shelf, [*above, node]
 
 
 def _find_class(name: str, module: ModuleTree) -> tuple[ast.ClassDef, ModuleTree] | None:
@@ -327,11 +340,11 @@ def _read_key(node: ast.stmt) -> KeyInfo | None:
     if ast.unparse(node.value.func).rpartition(".")[2] != "key":
         return None
     try:
-        default, help_text = (ast.literal_eval(arg) for arg in node.value.args)
+        default, *help_text = (ast.literal_eval(arg) for arg in node.value.args)
         extra = {kw.arg: ast.literal_eval(kw.value) for kw in node.value.keywords if kw.arg}
     except ValueError:
         raise InputError(f"the key {node.target.id} is not of literals: key(DEFAULT, HELP, low=...)") from None
-    return KeyInfo(node.target.id, ast.unparse(node.annotation), default, help_text, **extra)
+    return KeyInfo(node.target.id, ast.unparse(node.annotation), default, *help_text, **extra)
 
 
 def _read_constant(node: ast.ClassDef, name: str) -> str:

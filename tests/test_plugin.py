@@ -1,6 +1,7 @@
 """Spec strings and shelves, on shelves made up here."""
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -123,3 +124,31 @@ def test_a_brief_spec_leaves_out_defaults_and_means_the_same(text, short):
 
 def test_a_spec_of_nothing_on_the_shelf_stays_as_it_is():
     assert plugin.brief("trigger", "strange:size=6") == "strange:size=6"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded(Plugin):
+    shelf: ClassVar[str] = "trigger"
+    level: float = key(0.5, "how much", low=0, high=1, expert=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Louder(Bounded):
+    level: float = key(0.9)
+
+
+def test_a_default_alone_keeps_the_bounds_of_the_base():
+    assert dataclasses.fields(Louder)[0].metadata == dataclasses.fields(Bounded)[0].metadata
+    assert (Bounded().level, Louder().level) == (0.5, 0.9)
+    with pytest.raises(InputError, match="from 0 to 1"):
+        Louder(level=2.0)
+
+
+def test_keys_of_several_bases_stand_as_a_dataclass_orders_them():
+    for shelf in plugin.SHELVES:
+        for name, info in plugin.own(shelf).items():
+            cls = getattr(importlib.import_module(info.module), info.class_name)
+            fields = dataclasses.fields(cls)
+            assert [k.name for k in info.keys] == [f.name for f in fields], name
+            for one, field in zip(info.keys, fields, strict=True):
+                assert (one.default, one.help) == (field.default, field.metadata["help"]), f"{name}: {one.name}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
-from sslbd_cli.core.train import Fit, Loss, Plan, Terms, freeze
+from sslbd_cli.core.train import Fit, Terms, freeze
+from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.core.watch import Ticker
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
@@ -28,23 +28,6 @@ from sslbd_cli.pretrain.losses import cosine_loss, mlp, nt_xent
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 
 SAMPLE = 2048  # clean images on which a purified encoder is compared with the original
-
-
-class Schedule(Protocol):
-    """The keys by which a purifier says how it trains."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def optimiser(self) -> str: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def weight_decay(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -96,13 +79,6 @@ def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, sessi
     return Outcome(purified, seen, seconds, len(sample), *alike, restored)
 
 
-def training(how: Schedule, module: nn.Module, loss: Loss, count: int, session: Session) -> Fit:
-    """Prepare the training of a module on `count` images; a set smaller than a batch makes one batch."""
-    plan = Plan(epochs=how.epochs, batch=min(how.batch, count), lr=how.lr, optimiser=how.optimiser,
-                schedule=how.schedule, weight_decay=how.weight_decay)  # fmt: skip
-    return Fit(module, loss, count, plan, session)
-
-
 def original_of(encoder: ImageEncoder, device: Device) -> ImageEncoder:
     """Return a frozen copy on the device, in eval mode: what a student learns from."""
     copy = encoder.twin().to(device.torch).eval()
@@ -141,22 +117,23 @@ def attention(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovery(EncoderPurifier):
-    """Base of purifiers that go on training the encoder itself, without labels."""
+class SelfSupervised(EncoderPurifier):
+    """Base of purifiers that learn from clean images without labels: what they learn."""
 
     objective: str = key("simclr", "simclr: contrast two views (NT-Xent); consistency: embed a view as the original "
                                    "embeds the whole image", choices=("simclr", "consistency"))  # fmt: skip
-    epochs: int = key(20, "passes over the clean images", low=1)
-    batch: int = key(256, "images per step", low=2)
-    lr: float = key(0.001, "learning rate", low=0)
-    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"), expert=True)
-    optimiser: str = key("adamw", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"), expert=True)
-    weight_decay: float = key(0.0001, "of all weights", low=0, expert=True)
-    temperature: float = key(0.5, "of NT-Xent", low=0.001)
 
     @property
     def is_faithful(self) -> bool:
         return self.objective == "consistency"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery(TrainingKeys, SelfSupervised):
+    """Base of purifiers that go on training the encoder itself, without labels."""
+
+    weight_decay: float = key(0.0001, "of all weights", low=0, expert=True)
+    temperature: float = key(0.5, "of NT-Xent", low=0.001)
 
     def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], images: np.ndarray, session: Session) -> Fit:
         """Prepare the training of the second of (original, student), both on the device, on images uint8 N,3,H,W."""
@@ -175,4 +152,6 @@ class Recovery(EncoderPurifier):
                 taught = original(batch)
             return {"loss": cosine_loss(student(augment(batch, recipe, gen)), taught)}
 
-        return training(self, module, contrast if self.objective == "simclr" else follow, len(pool), session)
+        loss = contrast if self.objective == "simclr" else follow
+        plan = self.plan(len(pool), weight_decay=self.weight_decay)
+        return Fit(module, loss, len(pool), plan, session)

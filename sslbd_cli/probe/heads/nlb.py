@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sslbd_cli.core.features import Labelled, linear_classifier, numbers, whole
-from sslbd_cli.core.train import Plan
+from sslbd_cli.core.features import Labelled, whole
 from sslbd_cli.plugin import key
-from sslbd_cli.probe.contract import Classifier, Head
+from sslbd_cli.probe.contract import Classifier
+from sslbd_cli.probe.heads._stepped import SteppedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
-class NLB(Head):
+class NLB(SteppedLinear):
     """Train a linear layer on raw features by SGD (no-label backdoors, solo-learn's offline probe).
 
     The defaults are those of CIFAR-10; on ImageNet-100 the authors take epochs=50,steps=30-40 and lr 1.0, 3.0, 0.3
@@ -20,23 +20,14 @@ class NLB(Head):
     crop anew in each epoch, and we embed V views once and take them in turn.
     """
 
-    lr: float = key(0.5, "learning rate", low=0)
-    epochs: int = key(100, "passes over the labelled set", low=1)
-    steps: str = key("60-80", "epochs after which the learning rate falls tenfold, joined by dashes", expert=True)
-    batch: int = key(256, "rows per step, at most", low=1, expert=True)
+    lr: float = key(0.5)
+    epochs: int = key(100)
+    steps: str = key("60-80")
     views: int = key(4, "augmented views of each image, taken in turn; 0 trains on the plain image", low=0, high=1000)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        numbers(self.steps, "nlb: steps")
 
     def augmented(self) -> int:
         return self.views
 
     def fit(self, train: Labelled, valid: Labelled, classes: int, seed: int) -> Classifier:
         data = whole(train, valid)
-        plan = Plan(
-            epochs=self.epochs, batch=min(self.batch, len(data.feats)), lr=self.lr,
-            schedule="step", milestones=numbers(self.steps, "nlb: steps"),
-        )  # fmt: skip
-        return Classifier(linear_classifier(data, classes, plan, seed), {})
+        return Classifier(self.trained(data, classes, seed), {})

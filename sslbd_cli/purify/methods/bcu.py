@@ -13,17 +13,18 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import stages
-from sslbd_cli.core.train import Terms
+from sslbd_cli.core.train import Fit, Terms
+from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
-from sslbd_cli.purify.repair import original_of, relational, training
+from sslbd_cli.purify.repair import original_of, relational
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCU(EncoderPurifier):
+class BCU(TrainingKeys, EncoderPurifier):
     """Forget a part of the weights at random, most in the last stages, and learn it back from the original (BCU).
 
     Each weight of stage l is drawn anew with a probability of its own; for the five stages of a ResNet these are the
@@ -32,10 +33,9 @@ class BCU(EncoderPurifier):
     so it is 2 - 2 cos of the embeddings and the KL of their similarities within the batch instead.
     """
 
-    epochs: int = key(100, "passes over the clean images", low=1)
+    epochs: int = key(100)
     batch: int = key(256, "images per step", low=3)
-    lr: float = key(0.01, "learning rate", low=0)
-    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"), expert=True)
+    lr: float = key(0.01)
     optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"), expert=True)
     weight_decay: float = key(0.0005, "of the student", low=0, expert=True)
     forget: float = key(0.27, "chance of a weight of the last stage to be drawn anew", low=0, high=1)
@@ -65,7 +65,8 @@ class BCU(EncoderPurifier):
             terms = {"cosine": cosine_loss(learned, taught), "relations": relational(taught, learned, self.temperature)}
             return {"loss": terms["cosine"] + self.relations * terms["relations"], **terms}
 
-        training(self, student, loss, len(pool), session).run(self.name)
+        plan = self.plan(len(pool), weight_decay=self.weight_decay)
+        Fit(student, loss, len(pool), plan, session).run(self.name)
         return student.eval()
 
     def chances(self, count: int) -> list[float]:

@@ -12,14 +12,15 @@ from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.train import Fit, Plan, Terms, ema, freeze
+from sslbd_cli.core.train import Fit, Terms, ema, freeze
+from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import Queue
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(EncoderPurifier):
+class Distill(TrainingKeys, EncoderPurifier):
     """Distil into a fresh student by similarities to a momentum queue on clean images (CompRess; SSL-Backdoor, 5).
 
     For one augmented image seen by both: p = softmax(Q_T t / tau), q = softmax(Q_S s / tau) over queues of earlier
@@ -27,9 +28,8 @@ class Distill(EncoderPurifier):
     clean images never show it the trigger. Similarities are taken before the batch is enqueued.
     """
 
-    epochs: int = key(130, "passes over the clean images", low=1)
-    batch: int = key(256, "images per step", low=2)
-    lr: float = key(0.01, "learning rate", low=0)
+    epochs: int = key(130)
+    lr: float = key(0.01)
     schedule: str = key("cosine", "of the learning rate; step is CompRess's: x0.2 after 9/13 and 12/13 of the epochs",
                         choices=("cosine", "constant", "step"), expert=True)  # fmt: skip
     optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"), expert=True)
@@ -61,8 +61,7 @@ class Distill(EncoderPurifier):
             return {"loss": value}
 
         milestones = (self.epochs * 9 / 13, self.epochs * 12 / 13)  # 90 and 120 of CompRess's 130
-        plan = Plan(epochs=self.epochs, batch=batch, lr=self.lr, optimiser=self.optimiser, schedule=self.schedule,
-                    weight_decay=self.weight_decay, milestones=milestones, factor=0.2)  # fmt: skip
+        plan = self.plan(len(pool), weight_decay=self.weight_decay, milestones=milestones, factor=0.2)
         fit = Fit(learner, loss, len(pool), plan, session)
         fit.after_step = lambda progress: learner.follow(self.momentum)
         fit.run(self.name)

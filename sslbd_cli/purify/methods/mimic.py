@@ -12,17 +12,18 @@ from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import maps_of, reading, stages
-from sslbd_cli.core.train import Terms
+from sslbd_cli.core.train import Fit, Terms
+from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import nt_xent
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
-from sslbd_cli.purify.repair import attention, original_of, projector, training
+from sslbd_cli.purify.repair import attention, original_of, projector
 
 MIMICKED = 4  # stages, the last ones: a ResNet's layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mimic(EncoderPurifier):
+class Mimic(TrainingKeys, EncoderPurifier):
     """Clone attention maps and embeddings into a fresh student that contrasts views, too (MIMIC, TIFS 2025).
 
     loss = NT-Xent of two views + attention * sum over the last four stages of the mean squared difference of their
@@ -32,10 +33,10 @@ class Mimic(EncoderPurifier):
     once, the authors forward three times and update batch statistics as often.
     """
 
-    epochs: int = key(1000, "passes over the clean images", low=1)
-    batch: int = key(128, "images per step", low=2)
-    lr: float = key(0.01, "learning rate", low=0)
-    schedule: str = key("constant", "of the learning rate", choices=("constant", "cosine"), expert=True)
+    epochs: int = key(1000)
+    batch: int = key(128)
+    lr: float = key(0.01)
+    schedule: str = key("constant")
     optimiser: str = key("adam", "adam as in the paper, adamw or sgd", choices=("adam", "adamw", "sgd"), expert=True)
     weight_decay: float = key(0.000001, "of the student", low=0, expert=True)
     attention: float = key(3500.0, "weight of each stage's maps: 1000 and a quarter of 10000", low=0)
@@ -67,6 +68,7 @@ class Mimic(EncoderPurifier):
             total = terms["contrast"] + self.attention * terms["attention"] + self.clone * terms["clone"]
             return {"loss": total, **terms}
 
+        plan = self.plan(len(pool), weight_decay=self.weight_decay)
         with reading(taught_by) as theirs, reading(learned_by) as ours:
-            training(self, module, loss, len(pool), session).run(self.name)
+            Fit(module, loss, len(pool), plan, session).run(self.name)
         return student.eval()

@@ -11,17 +11,18 @@ from torch import Tensor
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.train import Terms
+from sslbd_cli.core.train import Fit, Terms
+from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
-from sslbd_cli.purify.repair import original_of, training
+from sslbd_cli.purify.repair import original_of
 from sslbd_cli.triggers._found import Witness
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlearn(EncoderPurifier):
+class Unlearn(TrainingKeys, EncoderPurifier):
     """Teach the encoder to embed images with the trigger that was found as it embeds them without (SSL-Cleanse's SCU).
 
     loss = mean of 2 - 2 cos(g(x + trigger), g0(x)) + utility * mean of 2 - 2 cos(g(view), g0(view)), g0 the frozen
@@ -35,10 +36,7 @@ class Unlearn(EncoderPurifier):
 
     needs = ("data", "report")
 
-    epochs: int = key(10, "passes over the clean images", low=1)
-    batch: int = key(256, "images per step", low=2)
-    lr: float = key(0.001, "learning rate", low=0)
-    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"), expert=True)
+    epochs: int = key(10)
     optimiser: str = key("adam", "adam as in the paper, adamw or sgd", choices=("adam", "adamw", "sgd"), expert=True)
     weight_decay: float = key(0.000001, "of all weights", low=0, expert=True)
     utility: float = key(1.0, "weight of the term that holds clean images", low=0)
@@ -68,7 +66,8 @@ class Unlearn(EncoderPurifier):
             terms = {"restore": cosine_loss(moved, restored), "utility": cosine_loss(still, held)}
             return {"loss": terms["restore"] + self.utility * terms["utility"], **terms}
 
-        fit = training(self, student, loss, len(pool), session)
+        plan = self.plan(len(pool), weight_decay=self.weight_decay)
+        fit = Fit(student, loss, len(pool), plan, session)
         fit.begin_epoch = lambda: student.eval()
         fit.run(self.name)
         return student.eval()
