@@ -13,7 +13,7 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts import parts
 from sslbd_cli.artefacts.kinds import Report
-from sslbd_cli.core import nets
+from sslbd_cli.core import features, nets
 from sslbd_cli.detect import contract, image_verdict, inputs, judge, panel
 from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
 from sslbd_cli.errors import InputError, Unsound
@@ -253,6 +253,23 @@ def test_equal_runs_write_equal_bytes_and_name_each_input_once(look, shelf, file
     assert (files / "one.out").read_bytes() == (files / "two.out").read_bytes()
     inputs = artefact_kinds.read(str(files / "one.out"), Report).history[-1]["inputs"]
     assert [row["option"] for row in inputs] == ["INPUT", "--aux", "--baseline"]
+
+
+def test_images_that_several_methods_judge_are_embedded_once_per_encoder(look, shelf, files, monkeypatch):
+    shelf("feature-norm", "knn-distance", "platonic")
+    embedded, embed = [], features.embed
+
+    def count(net, images, device):
+        embedded.extend((type(net).__name__, image.tobytes()) for image in images)
+        return embed(net, images, device)
+
+    monkeypatch.setattr(features, "embed", count)
+    monkeypatch.setattr(features, "need_distinct", lambda *given: None)
+    monkeypatch.setattr(judge, "need_distinct", lambda *given: None)
+    given = "--aux", "aux.h5", "--data", "data.h5", "--reference", files / "good", "-q"
+    status, _, err = look("--method", "feature-norm", "--method", "knn-distance", "--method", "platonic", *given)
+    assert status == 0, err
+    assert len(embedded) == len(set(embedded)) == 2 * (100 + 200)
 
 
 @pytest.mark.parametrize(
