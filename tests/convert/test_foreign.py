@@ -1,5 +1,7 @@
 """Foreign encoders: recognised, loaded strictly, equal to their library's own module, and back without loss."""
 
+import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -38,6 +40,11 @@ def randomise(module: nn.Module, size: int = 32) -> nn.Module:
 
 
 def resnet(name: str = "resnet18", stem: str = "cifar") -> nn.Module:
+    return copy.deepcopy(made_once(name, stem))
+
+
+@functools.cache
+def made_once(name: str, stem: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = getattr(torchvision.models, name)(weights=None, num_classes=10)
     if stem == "cifar":
@@ -59,6 +66,7 @@ def refused(state: State, wish: ConvertWish = CIFAR10) -> str:
     return line
 
 
+@pytest.mark.story
 def test_a_sorted_resnet_may_be_simclr_s_and_is_not_guessed(tmp_path):
     """safetensors keep no order of names, by which alone SimCLR's, not normalised, is told from torchvision's."""
     model = resnet("resnet50", stem="imagenet")
