@@ -87,7 +87,7 @@ def encoder() -> Encoder:
     return make_encoder()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cpu() -> Device:
     return Device(torch.device("cpu"), "fp32")
 
