@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from sslbd_cli.core.device import generator
@@ -101,12 +102,7 @@ def silhouette(feats: Tensor, second: Tensor, gen: torch.Generator) -> float:
     if len(feats) > SAMPLE:
         rows = torch.randperm(len(feats), generator=gen)[:SAMPLE].to(feats.device)
         feats, second = feats[rows], second[rows]
-    parts = torch.stack([~second, second], dim=1).to(feats)  # N,2
-    sizes = parts.sum(0)
-    if float(sizes.min()) == 0:
+    sizes = int(second.sum()), int((~second).sum())
+    if len(feats) < 3 or min(sizes) == 0:
         return 0.0
-    apart = torch.cdist(feats, feats, compute_mode="donot_use_mm_for_euclid_dist") @ parts  # N,2: summed distances
-    own = (apart * parts).sum(1) / (sizes[second.long()] - 1).clamp(min=1)
-    other = (apart * (1 - parts)).sum(1) / sizes[(~second).long()]
-    worth = (other - own) / torch.maximum(own, other).clamp(min=1e-12)
-    return float(torch.where(sizes[second.long()] > 1, worth, 0).mean())
+    return float(silhouette_score(feats.cpu().numpy(), second.cpu().numpy()))
