@@ -51,7 +51,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Silent
 from sslbd_cli.detect.contract import Evidence
 from sslbd_cli.detect.methods.poisoncam import PoisonCAM
-from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, crop, find_clusters
+from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, ScanImages, crop, find_clusters
 from sslbd_cli.detect.patch_scan.localise import CamLocaliser, MaskLocaliser
 from sslbd_cli.detect.patch_scan.search import Candidates, SearchSchedule, plan_search, search
 from sslbd_cli.main import run
@@ -106,12 +106,12 @@ class Scene:
         self.net, self.lens, self.pool = net, Lens(net, device), Pool(images, device)
         half = self.lens.dtype == torch.bfloat16
         self.clusters = find_clusters(self.lens.embed_all(self.pool), count, ROUNDS, 0, half)
-        self.where = self.lens, self.pool, self.clusters, SIDE
-        self.test = FlipTest(self.lens, self.pool, self.clusters, TESTS, SIDE, 0, raw=False)
+        self.place = ScanImages(self.lens, self.pool, self.clusters, SIDE)
+        self.test = FlipTest(self.place, TESTS, 0, raw=False)
 
     def mask(self, stride: int, coarse: int = 1) -> MaskLocaliser:
         """Return a masked scan, exhaustive unless told otherwise."""
-        return MaskLocaliser(*self.where, fill="mean", stride=stride, coarse=coarse, reference=None)
+        return MaskLocaliser(self.place, fill="mean", stride=stride, coarse=coarse, reference=None)
 
 
 def masked(scene: Scene, stride: int, images: int) -> None:
@@ -155,7 +155,7 @@ class Released:
 
 def scoring(scene: Scene, count: int) -> None:
     """Time patch scores of windows of the first images."""
-    localiser, rows, released = CamLocaliser(*scene.where, raw=False), torch.arange(count), Released(scene)
+    localiser, rows, released = CamLocaliser(scene.place, raw=False), torch.arange(count), Released(scene)
     x = localiser.images(rows)
     patches, own = crop(x, localiser(rows)), scene.clusters.labels[rows]
     exact = released.net.normalise(scene.pool.batch(rows))
@@ -241,7 +241,7 @@ def peak(images: int, batch: int) -> None:
     feats = torch.cat([lens.embed(lens.normalise(pool.batch(part))) for part in torch.arange(images).split(32)])
     centers = F.normalize(feats[:CLUSTERS], dim=1)
     clusters = FeatureClusters(centers, torch.zeros(images, dtype=torch.long), feats)
-    localiser = MaskLocaliser(lens, pool, clusters, SIDE, fill="mean", stride=2, coarse=1, reference=None)
+    localiser = MaskLocaliser(ScanImages(lens, pool, clusters, SIDE), fill="mean", stride=2, coarse=1, reference=None)
     before = high_water()
     localiser(torch.arange(images))
     print((high_water() - before) / 1024)

@@ -199,6 +199,7 @@ def invert(
     Candidates go through the encoder in groups that bound the memory; their gradients are the same however grouped.
     """
     count, device = len(space.parameters[0]), pool.device
+    problem = InversionProblem(net, pool, space, objective)
     adam = torch.optim.Adam(space.parameters, lr=course.rate(0), betas=(0.5, 0.9))
     record = Record(count, course, device.torch)
     with torch.no_grad():
@@ -215,7 +216,7 @@ def invert(
             measure = torch.zeros(len(which), device=device.torch)
             for _ in range(course.steps):
                 adam.zero_grad(set_to_none=True)
-                state, part = _step(net, pool, space, objective, record.weight, which, next(feed))
+                state, part = problem.step(record.weight, which, next(feed))
                 measure += part / course.steps
                 adam.step()
                 ticker.advance(batch * len(which))
@@ -239,23 +240,30 @@ def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
         yield from torch.split(order[: count - count % batch], batch)
 
 
-def _step(
-    net: ImageEncoder, pool: Pool, space: Space, objective: Objective, weight: Tensor, which: Tensor, rows: Tensor
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Add up the gradients of one batch. Returns the candidates as they are, and their measures, detached."""
-    images = pool.batch(rows).float()[None] / 255  # 1,B,3,H,W
-    group = at_once("optimised pixels", pool.device.kind, images.shape[1] * images.shape[3] * images.shape[4])
-    groups = []
-    for some in torch.split(which, group):
-        state = keep, add, size = space.make(some)
-        stamped_images = (images * keep[:, None] + add[:, None]).clamp(0, 1)
-        with pool.device.autocast():
-            feats = net(stamped_images.flatten(0, 1))
-        loss, measure = objective(feats.unflatten(0, (len(some), -1)), some, rows)
-        torch.autograd.backward((loss + weight[some] * size).sum())
-        groups.append([part.detach() for part in (*state, measure)])
-    *state_all, measures = (torch.cat(parts) for parts in zip(*groups, strict=True))
-    return tuple(state_all), measures
+@dataclass(frozen=True)
+class InversionProblem:
+    """Which candidates are optimised, and for what: the images of the pool, triggered, go through the encoder."""
+
+    net: ImageEncoder
+    pool: Pool
+    space: Space
+    objective: Objective
+
+    def step(self, weight: Tensor, which: Tensor, rows: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Add up the gradients of one batch. Returns the candidates as they are, and their measures, detached."""
+        images = self.pool.batch(rows).float()[None] / 255  # 1,B,3,H,W
+        pixels = images.shape[1] * images.shape[3] * images.shape[4]
+        groups = []
+        for some in torch.split(which, at_once("optimised pixels", self.pool.device.kind, pixels)):
+            state = keep, add, size = self.space.make(some)
+            stamped_images = (images * keep[:, None] + add[:, None]).clamp(0, 1)
+            with self.pool.device.autocast():
+                feats = self.net(stamped_images.flatten(0, 1))
+            loss, measure = self.objective(feats.unflatten(0, (len(some), -1)), some, rows)
+            torch.autograd.backward((loss + weight[some] * size).sum())
+            groups.append([part.detach() for part in (*state, measure)])
+        *state_all, measures = (torch.cat(parts) for parts in zip(*groups, strict=True))
+        return tuple(state_all), measures
 
 
 # --- triggers made of free parameters -----------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from sslbd_cli.core.kmeans import Clusters, kmeans
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
-from sslbd_cli.detect.inversion.inversion import BARS, Course, Patches, Weight, invert, smallest
+from sslbd_cli.detect.inversion.inversion import BARS, Course, Objective, Patches, Weight, invert, smallest
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
+from sslbd_cli.triggers._found import Witness
 
 # --- Where a falling curve bends: the number of clusters beyond which more of them explain little more
 
@@ -79,38 +80,25 @@ class SSLCleanse(EncoderDetector):
 
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         parts, knee_arrays = self._clusters(embed_once(encoder, clues.images, session).clone(), session.seed)
-        centers, goals = parts.centers, F.normalize(parts.centers, dim=1)
-        count, own = len(centers), parts.labels.cpu()
-
-        def to_cluster(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            others = (own[rows] != which.cpu()[:, None]).to(feats)  # k,B: a cluster's own images need no trigger
-            share = others / others.sum(1, keepdim=True).clamp(min=1)
-            apart = 2 - 2 * (F.normalize(feats, dim=2) * goals[which][:, None]).sum(2)
-            arrives = torch.cdist(feats.detach(), centers.expand(len(which), -1, -1)).argmin(2) == which[:, None]
-            return (apart * share).sum(1), (arrives * share).sum(1)
-
+        goals, count = F.normalize(parts.centers, dim=1), len(parts.centers)
         authors = self.compat == "authors"
         index = "mad" if authors else self.index
-        space = Patches(
-            count, encoder.size, session.generator("ssl cleanse starts"), session.device, by_pattern=authors
-        )
-        candidates = invert(encoder, session.pool(clues.images), space, to_cluster, self._course(), session)
+        gen = session.generator("ssl cleanse starts")
+        space = Patches(count, encoder.size, gen, session.device, by_pattern=authors)
+        candidates = invert(encoder, session.pool(clues.images), space, to_cluster(parts), self._course(), session)
         outlier = smallest(candidates, "clusters", LEAST, index, authors)
         target = outlier.target
-        witness = candidates.witness(target)
-        before, after = (
-            embed(encoder, clues.held_out_images, session.device, change) for change in (None, witness.stamp)
-        )
-        away = torch.cdist(before, centers).argmin(1) != target
-        arrives = torch.cdist(after, centers).argmin(1) == target
-        success = float(arrives[away].double().mean()) if bool(away.any()) else None
+        trigger = None
+        if outlier.is_any:
+            witness = candidates.witness(target)
+            trigger = FoundTrigger(witness, success_of(witness, encoder, clues, parts.centers, target, session))
         return Opinion(
             statistic=float(outlier.index[target]),
             threshold=self.threshold or BARS[index],
             search_space=f"for each of {count} clusters of the embeddings, one opaque patch or mask that takes"
             f" {self.success:.0%} of the other images to it",
             doubt=outlier.doubt,
-            trigger=FoundTrigger(witness, success) if outlier.is_any else None,
+            trigger=trigger,
             pictures=Pictures(
                 candidates.pictures(clues.held_out_images[0]),
                 arrays=knee_arrays | candidates.arrays(outlier.index) | {"witness/target": goals[target].cpu().numpy()},
@@ -145,3 +133,29 @@ class SSLCleanse(EncoderDetector):
             rounds=self.rounds, steps=self.minibatches, batch=self.batch, bar=self.success, rates=((0, self.lr),),
             weight=weight, stale=10, gain=0.99, both_ways=True, give_up=50,
         )  # fmt: skip
+
+
+def to_cluster(parts: Clusters) -> Objective:
+    """Return the objective of candidates that each take the images of other clusters to one cluster of embeddings."""
+    centers, goals = parts.centers, F.normalize(parts.centers, dim=1)
+    own = parts.labels.cpu()
+
+    def objective(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        others = (own[rows] != which.cpu()[:, None]).to(feats)  # k,B: a cluster's own images need no trigger
+        share = others / others.sum(1, keepdim=True).clamp(min=1)
+        apart = 2 - 2 * (F.normalize(feats, dim=2) * goals[which][:, None]).sum(2)
+        arrives = torch.cdist(feats.detach(), centers.expand(len(which), -1, -1)).argmin(2) == which[:, None]
+        return (apart * share).sum(1), (arrives * share).sum(1)
+
+    return objective
+
+
+def success_of(
+    witness: Witness, encoder: ImageEncoder, clues: Clues, centers: Tensor, target: int, session: Session
+) -> float | None:
+    """Return the share of held-out images of other clusters that a trigger takes to `target`; None without any."""
+    changes = (None, witness.stamp)
+    before, after = (embed(encoder, clues.held_out_images, session.device, change) for change in changes)
+    is_other = torch.cdist(before, centers).argmin(1) != target
+    arrives = torch.cdist(after, centers).argmin(1) == target
+    return float(arrives[is_other].double().mean()) if bool(is_other.any()) else None

@@ -93,6 +93,16 @@ def find_clusters(feats: Tensor, count: int, rounds: int, seed: int, half: bool 
     return FeatureClusters(groups.centers, groups.labels, feats)
 
 
+@dataclass(frozen=True)
+class ScanImages:
+    """The images of one scan as the encoder sees them. side: of the windows that are looked at, in pixels."""
+
+    lens: Lens
+    pool: Pool
+    clusters: FeatureClusters
+    side: int
+
+
 class FlipTest:
     """Whether a patch carries images into its cluster, wherever it is pasted (PatchSearch, stage D).
 
@@ -100,15 +110,14 @@ class FlipTest:
     patch is pasted, so that candidates differ in the patch alone.
     """
 
-    def __init__(
-        self, lens: Lens, pool: Pool, clusters: FeatureClusters, count: int, side: int, seed: int, raw: bool
-    ) -> None:
+    def __init__(self, images: ScanImages, count: int, seed: int, raw: bool) -> None:
+        lens, clusters, side = images.lens, images.clusters, images.side
         self.lens, self.clusters, self.side, self.raw = lens, clusters, side, raw
         gen = generator(seed, "flip test")
         rows = _central(clusters, count, gen)
         rows = rows[torch.randperm(len(rows), generator=gen)]  # so that the first rows are a sample of all clusters
         self.rows = rows
-        self.images = lens.normalise(pool.batch(rows))
+        self.images = lens.normalise(images.pool.batch(rows))
         # the released code never pastes at the last offset: randint excludes it
         free = lens.size - side + (0 if raw else 1)
         corners = torch.randint(max(1, free), (len(rows), 2), generator=gen)

@@ -16,16 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.features import as_maps, layers
-from sslbd_cli.core.loader import Pool
-from sslbd_cli.detect.patch_scan.lens import FeatureClusters, Lens, window
+from sslbd_cli.detect.patch_scan.lens import ScanImages, window
 from sslbd_cli.errors import InputError
 
 
 class Localiser(ABC):
     """Chooses a window of `side` pixels in each image asked about."""
 
-    def __init__(self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int) -> None:
-        self.lens, self.pool, self.clusters, self.side = lens, pool, clusters, side
+    def __init__(self, place: ScanImages) -> None:
+        self.lens, self.pool, self.clusters, self.side = place.lens, place.pool, place.clusters, place.side
 
     @torch.inference_mode()
     def __call__(self, rows: Tensor) -> Tensor:
@@ -48,9 +47,9 @@ class Localiser(ABC):
 class RandomLocaliser(Localiser):
     """Any place at all: the floor."""
 
-    def __init__(self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int, gen: torch.Generator) -> None:
-        super().__init__(lens, pool, clusters, side)
-        self.random_corners = torch.randint(lens.size - side + 1, (len(pool), 2), generator=gen)
+    def __init__(self, place: ScanImages, gen: torch.Generator) -> None:
+        super().__init__(place)
+        self.random_corners = torch.randint(self.lens.size - self.side + 1, (len(self.pool), 2), generator=gen)
 
     def corners(self, rows: Tensor) -> Tensor:
         corners: Tensor = self.random_corners[rows]
@@ -60,14 +59,11 @@ class RandomLocaliser(Localiser):
 class OracleLocaliser(RandomLocaliser):
     """Centred on the true box where there is one, anywhere else: the bound."""
 
-    def __init__(
-        self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int, gen: torch.Generator, boxes: np.ndarray
-    ) -> None:
-        super().__init__(lens, pool, clusters, side, gen)
+    def __init__(self, place: ScanImages, gen: torch.Generator, boxes: np.ndarray) -> None:
+        super().__init__(place, gen)
         true_boxes = torch.from_numpy(boxes.astype(np.int64))
-        true_corners = (
-            (2 * true_boxes[:, :2] + true_boxes[:, 2:] - side).div(2, rounding_mode="floor").clamp(0, lens.size - side)
-        )
+        middles = 2 * true_boxes[:, :2] + true_boxes[:, 2:]  # twice as many pixels from the corner
+        true_corners = (middles - self.side).div(2, rounding_mode="floor").clamp(0, self.lens.size - self.side)
         self.random_corners = torch.where(true_boxes[:, 2:3] > 0, true_corners, self.random_corners)
 
 
@@ -86,19 +82,16 @@ class MaskLocaliser(Localiser):
     off: a hole in the middle moves any image.
     """
 
-    def __init__(
-        self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int, *,
-        fill: str, stride: int, coarse: int, reference: Tensor | None,
-    ) -> None:  # fmt: skip
-        super().__init__(lens, pool, clusters, side)
+    def __init__(self, place: ScanImages, *, fill: str, stride: int, coarse: int, reference: Tensor | None) -> None:
+        super().__init__(place)
         self.fill, self.coarse = fill, coarse
         self.landings: Tensor | None = None
-        self.offsets = grid(lens.size, side, stride)
+        self.offsets = grid(self.lens.size, self.side, stride)
         self.count = len(self.offsets)  # positions along one side
-        self.bias = torch.zeros(self.count, self.count, device=lens.device.torch)
+        self.bias = torch.zeros(self.count, self.count, device=self.lens.device.torch)
         if reference is not None:
             every = self._square(torch.arange(self.count))
-            parts = torch.split(reference, max(1, lens.batch // len(every)))
+            parts = torch.split(reference, max(1, self.lens.batch // len(every)))
             drops = [self._drops(part, every.expand(len(part), -1, -1)) for part in parts]
             self.bias = torch.cat(drops).mean(0).view(self.count, self.count)
 
@@ -183,18 +176,9 @@ def middle(corners: Tensor, drops: Tensor) -> Tensor:
 class RiseLocaliser(Localiser):
     """Where random masks say that the cluster's activation comes from (RISE, Petsiuk et al. 2018)."""
 
-    def __init__(
-        self,
-        lens: Lens,
-        pool: Pool,
-        clusters: FeatureClusters,
-        side: int,
-        *,
-        masks: int,
-        cells: int,
-        gen: torch.Generator,
-    ) -> None:
-        super().__init__(lens, pool, clusters, side)
+    def __init__(self, place: ScanImages, *, masks: int, cells: int, gen: torch.Generator) -> None:
+        super().__init__(place)
+        lens = self.lens
         coarse_masks = (torch.rand(masks, 1, cells, cells, generator=gen) < 0.5).float()
         larger = F.interpolate(coarse_masks, size=lens.size + lens.size // cells, mode="bilinear", align_corners=False)
         shifts = torch.randint(lens.size // cells + 1, (masks, 2), generator=gen).tolist()
@@ -223,12 +207,12 @@ class CamLocaliser(Localiser):
     is never called: there the target is the largest number of the embedding itself.
     """
 
-    def __init__(self, lens: Lens, pool: Pool, clusters: FeatureClusters, side: int, raw: bool) -> None:
-        super().__init__(lens, pool, clusters, side)
-        inner_layers = list(layers(lens.net).values())
+    def __init__(self, place: ScanImages, raw: bool) -> None:
+        super().__init__(place)
+        inner_layers = list(layers(self.lens.net).values())
         if not inner_layers:
             raise self._unreadable()
-        blocks = getattr(lens.net.encoder, "blocks", None)
+        blocks = getattr(self.lens.net.encoder, "blocks", None)
         self.is_transformer = isinstance(blocks, nn.Sequential)
         # what comes after a transformer's last attention shows only the class token to the embedding
         self.layer: Any = blocks[-1].norm1 if isinstance(blocks, nn.Sequential) else inner_layers[-1]

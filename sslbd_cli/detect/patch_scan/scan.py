@@ -18,7 +18,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Pictures, Scores
 from sslbd_cli.detect.patch_scan import classifier
-from sslbd_cli.detect.patch_scan.lens import FlipTest, Lens, crop, find_clusters
+from sslbd_cli.detect.patch_scan.lens import FlipTest, Lens, ScanImages, crop, find_clusters
 from sslbd_cli.detect.patch_scan.localise import (
     CamLocaliser,
     Localiser,
@@ -152,25 +152,25 @@ class Scan:
         half = self.lens.dtype == torch.bfloat16
         self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, session.seed, half)
         raw = keys.compat == "authors"
-        self.test = FlipTest(self.lens, self.pool, self.clusters, keys.tests, side, session.seed, raw)
-        self.localiser = self._localiser(side, raw)
+        place = ScanImages(self.lens, self.pool, self.clusters, side)
+        self.test = FlipTest(place, keys.tests, session.seed, raw)
+        self.localiser = self._localiser(place, raw)
         self.schedule = SearchSchedule(keys.per_cluster, keys.prune, keys.exhaustive)
 
-    def _localiser(self, side: int, raw: bool) -> Localiser:
+    def _localiser(self, place: ScanImages, raw: bool) -> Localiser:
         keys, gen = self.keys, self.session.generator("localiser")
-        where = self.lens, self.pool, self.clusters, side
         if keys.localiser == "cam":
-            return CamLocaliser(*where, raw=raw)
+            return CamLocaliser(place, raw=raw)
         if keys.localiser == "rise":
-            return RiseLocaliser(*where, masks=keys.masks, cells=6, gen=gen)
+            return RiseLocaliser(place, masks=keys.masks, cells=6, gen=gen)
         if keys.localiser == "random":
-            return RandomLocaliser(*where, gen)
+            return RandomLocaliser(place, gen)
         if keys.localiser == "oracle":
             assert self.evidence.boxes is not None
-            return OracleLocaliser(*where, gen, self.evidence.boxes)
+            return OracleLocaliser(place, gen, self.evidence.boxes)
         reference = self.test.rows[:128] if keys.debias else None
         coarse = 1 if keys.exhaustive else keys.coarse
-        return MaskLocaliser(*where, fill=keys.fill, stride=keys.stride, coarse=coarse, reference=reference)
+        return MaskLocaliser(place, fill=keys.fill, stride=keys.stride, coarse=coarse, reference=reference)
 
     def look(self) -> Candidates:
         """Search the clusters for patches that flip others."""

@@ -12,7 +12,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
-from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, _central, crop, find_clusters
+from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, ScanImages, _central, crop, find_clusters
 from sslbd_cli.errors import InputError
 from wired import SIZE, make_scattered, make_sharp
 
@@ -123,7 +123,7 @@ def landings(test: FlipTest, images: np.ndarray, patch: np.ndarray, unit: bool =
 def test_flips_and_gains_are_those_of_a_loop(scene, raw, batch):
     lens, pool, clusters, data = scene
     lens.batch = batch
-    test = FlipTest(lens, pool, clusters, 24, 5, 3, raw)
+    test = FlipTest(ScanImages(lens, pool, clusters, 5), 24, 3, raw)
     boxes, poisoned = data.truth.box, np.flatnonzero(data.truth.poisoned)
     rows = [*poisoned[:3], *np.flatnonzero(~data.truth.poisoned)[:2]]
     corners = [boxes[row][:2] if boxes[row][2] else (4, 2) for row in rows]
@@ -143,7 +143,7 @@ def test_flips_and_gains_are_those_of_a_loop(scene, raw, batch):
 
 def test_fewer_test_images_are_the_first(scene):
     lens, pool, clusters, data = scene
-    test = FlipTest(lens, pool, clusters, 30, 5, 0, False)
+    test = FlipTest(ScanImages(lens, pool, clusters, 5), 30, 0, False)
     row = int(np.flatnonzero(data.truth.poisoned)[0])
     x, y = data.truth.box[row][:2]
     patch = data.images[row][:, y : y + 5, x : x + 5]
@@ -160,18 +160,22 @@ def test_a_patch_that_is_there_already_moves_nothing(cpu, scene):
     pool = Pool(images.astype(np.uint8), cpu)
     clusters = find_clusters(lens.embed_all(pool), 6, 20, 0)
     for seed in range(5):  # the first test image gets its own colour
-        test = FlipTest(lens, pool, clusters, 30, 5, seed, False)
+        test = FlipTest(ScanImages(lens, pool, clusters, 5), 30, seed, False)
         patch, own = test.images[:1, :, :5, :5], clusters.labels[test.rows[:1]]
         assert float(test.flips(patch, own, 1)) == 0 and not test.gains(patch, 1).any()
 
 
 def test_patches_are_never_pasted_outside_and_authors_miss_the_last_place(scene):
     lens, pool, clusters, _ = scene
-    places = [FlipTest(lens, pool, clusters, 60, 14, seed, raw).boxes for raw in (False, True) for seed in range(4)]
+    places = [
+        FlipTest(ScanImages(lens, pool, clusters, 14), 60, seed, raw).boxes
+        for raw in (False, True)
+        for seed in range(4)
+    ]
     ours, theirs = torch.cat(places[:4])[:, :2], torch.cat(places[4:])[:, :2]
     assert sorted(set(ours.flatten().tolist())) == [0, 1, 2]
     assert sorted(set(theirs.flatten().tolist())) == [0, 1]
-    whole = FlipTest(lens, pool, clusters, 60, SIZE, 0, True)
+    whole = FlipTest(ScanImages(lens, pool, clusters, SIZE), 60, 0, True)
     assert not whole.boxes[:, :2].any()
 
 
@@ -203,7 +207,7 @@ def test_empty_clusters_lend_no_test_image():
 
 def test_seeded(scene):
     lens, pool, clusters, _ = scene
-    one, same, other = (FlipTest(lens, pool, clusters, 24, 5, seed, False) for seed in (0, 0, 1))
+    one, same, other = (FlipTest(ScanImages(lens, pool, clusters, 5), 24, seed, False) for seed in (0, 0, 1))
     assert torch.equal(one.rows, same.rows) and torch.equal(one.boxes, same.boxes)
     assert not torch.equal(one.boxes, other.boxes)
 

@@ -13,7 +13,7 @@ from sslbd_cli.core.features import layers
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.metrics import localisation
 from sslbd_cli.detect.patch_scan import localise
-from sslbd_cli.detect.patch_scan.lens import Lens, find_clusters
+from sslbd_cli.detect.patch_scan.lens import Lens, ScanImages, find_clusters
 from sslbd_cli.detect.patch_scan.localise import (
     CamLocaliser,
     MaskLocaliser,
@@ -39,7 +39,9 @@ def where(cpu):
 
 
 def masker(place, side=SIDE, **keys):
-    return MaskLocaliser(*place, side, **({"fill": "mean", "stride": 2, "coarse": 1, "reference": None} | keys))
+    return MaskLocaliser(
+        ScanImages(*place, side), **({"fill": "mean", "stride": 2, "coarse": 1, "reference": None} | keys)
+    )
 
 
 def hits(localiser, data, rows):
@@ -166,9 +168,9 @@ def test_windows_lie_inside_and_one_may_be_the_whole_image(where):
     place, *_ = where
     gen = torch.Generator().manual_seed(0)
     for side in (1, SIDE, SIZE):
-        every = [masker(place, side), masker(place, side, coarse=3), CamLocaliser(*place, side, False),
-                 RandomLocaliser(*place, side, gen),
-                 RiseLocaliser(*place, side, masks=16, cells=4, gen=gen)]  # fmt: skip
+        every = [masker(place, side), masker(place, side, coarse=3), CamLocaliser(ScanImages(*place, side), False),
+                 RandomLocaliser(ScanImages(*place, side), gen),
+                 RiseLocaliser(ScanImages(*place, side), masks=16, cells=4, gen=gen)]  # fmt: skip
         for localiser in every:
             windows = localiser(torch.arange(20))
             assert windows.dtype == torch.int64 and windows.shape == (20, 4)
@@ -212,7 +214,7 @@ def test_windows_are_where_grad_cam_is_brightest(cpu, arch):
     own = F.normalize(clusters.centers[clusters.labels[rows]], dim=1)
     slope, maps, _ = by_autograd(net, torch.from_numpy(data.images[rows.numpy()]).float() / 255, own)
     heat = (slope[:, :, None, None] * maps).sum(1).clamp(min=0)
-    windows = CamLocaliser(lens, pool, clusters, side, False)(rows)
+    windows = CamLocaliser(ScanImages(lens, pool, clusters, side), False)(rows)
     for own_heat, (x, y, *_) in zip(heat, windows.tolist(), strict=True):
         large = F.interpolate(own_heat[None, None], 32, mode="bilinear", align_corners=False)[0, 0].double()
         sums = large.unfold(0, side, 1).unfold(1, side, 1).sum((2, 3))
@@ -222,9 +224,11 @@ def test_windows_are_where_grad_cam_is_brightest(cpu, arch):
 def test_grad_cam_beats_chance_and_rise_finds_nearly_all(where):
     place, data, poisoned = where
     gen = torch.Generator().manual_seed(0)
-    chance = hits(RandomLocaliser(*place, SIDE, gen), data, poisoned)
-    assert hits(CamLocaliser(*place, SIDE, False), data, poisoned) > chance + 0.15
-    assert hits(RiseLocaliser(*place, SIDE, masks=128, cells=6, gen=gen), data, poisoned) >= 0.9 > chance + 0.3
+    chance = hits(RandomLocaliser(ScanImages(*place, SIDE), gen), data, poisoned)
+    assert hits(CamLocaliser(ScanImages(*place, SIDE), False), data, poisoned) > chance + 0.15
+    assert (
+        hits(RiseLocaliser(ScanImages(*place, SIDE), masks=128, cells=6, gen=gen), data, poisoned) >= 0.9 > chance + 0.3
+    )
 
 
 def test_grad_cam_leaves_no_trace(where):
@@ -232,7 +236,7 @@ def test_grad_cam_leaves_no_trace(where):
     net = place[0].net
     for parameter in net.parameters():
         parameter.requires_grad_(True)
-    cam = CamLocaliser(*place, SIDE, False)
+    cam = CamLocaliser(ScanImages(*place, SIDE), False)
     cam(torch.arange(4))
     assert all(p.grad is None for p in net.parameters()) and all(not m._forward_hooks for m in net.modules())
 
@@ -243,20 +247,20 @@ def test_transformers_explain_the_cluster_unless_raw(cpu):
     lens, pool = Lens(net, cpu), Pool(data.images, cpu)
     clusters = find_clusters(lens.embed_all(pool), 4, 20, 0)
     rows = torch.arange(60)
-    fixed, raw = (CamLocaliser(lens, pool, clusters, SIDE, fault)(rows) for fault in (False, True))
+    fixed, raw = (CamLocaliser(ScanImages(lens, pool, clusters, SIDE), fault)(rows) for fault in (False, True))
     assert (fixed != raw).any(1).float().mean() > 0.2
     shifted = find_clusters(lens.embed_all(pool), 4, 20, 0)
     shifted.centers.copy_(shifted.centers.roll(1, 0))
-    assert torch.equal(CamLocaliser(lens, pool, shifted, SIDE, True)(rows), raw)
-    assert not torch.equal(CamLocaliser(lens, pool, shifted, SIDE, False)(rows), fixed)
+    assert torch.equal(CamLocaliser(ScanImages(lens, pool, shifted, SIDE), True)(rows), raw)
+    assert not torch.equal(CamLocaliser(ScanImages(lens, pool, shifted, SIDE), False)(rows), fixed)
     net.requires_grad_(False)  # weights that ask for no gradient are no hindrance
-    assert torch.equal(CamLocaliser(lens, pool, clusters, SIDE, False)(rows), fixed)
+    assert torch.equal(CamLocaliser(ScanImages(lens, pool, clusters, SIDE), False)(rows), fixed)
 
 
 def test_an_encoder_without_known_maps_is_refused(cpu, monkeypatch, where):
     monkeypatch.setattr(localise, "layers", lambda net: {})
     with pytest.raises(InputError, match="localiser=mask"):
-        CamLocaliser(*where[0], SIDE, False)
+        CamLocaliser(ScanImages(*where[0], SIDE), False)
 
 
 def test_an_embedding_that_ignores_its_layers_is_refused(cpu):
@@ -265,7 +269,7 @@ def test_an_embedding_that_ignores_its_layers_is_refused(cpu):
     lens, pool = Lens(net, cpu), Pool(data.images, cpu)
     clusters = find_clusters(lens.embed_all(pool), 4, 20, 0)
     with pytest.raises(InputError, match="localiser=mask"):
-        CamLocaliser(lens, pool, clusters, SIDE, False)(torch.arange(4))
+        CamLocaliser(ScanImages(lens, pool, clusters, SIDE), False)(torch.arange(4))
 
 
 def test_the_brightest_window_by_hand():
@@ -282,19 +286,22 @@ def test_the_oracle_is_told_and_never_leaves_the_image(where):
     place, *_ = where
     boxes = np.zeros((120, 4), np.int32)
     boxes[0], boxes[1], boxes[2] = (6, 4, 5, 5), (0, 14, 2, 2), (5, 5, 4, 4)
-    oracle = OracleLocaliser(*place, SIDE, torch.Generator().manual_seed(0), boxes)
+    oracle = OracleLocaliser(ScanImages(*place, SIDE), torch.Generator().manual_seed(0), boxes)
     assert oracle(torch.tensor([0]))[0].tolist() == [6, 4, SIDE, SIDE]
     assert oracle(torch.tensor([1]))[0].tolist() == [0, SIZE - SIDE, SIDE, SIDE]
     assert oracle(torch.tensor([2]))[0, :2].tolist() in ([4, 4], [5, 5])  # half a pixel to either side
     rest = torch.arange(3, 120)
-    drawn = RandomLocaliser(*place, SIDE, torch.Generator().manual_seed(0))
+    drawn = RandomLocaliser(ScanImages(*place, SIDE), torch.Generator().manual_seed(0))
     assert torch.equal(oracle(rest), drawn(rest))
 
 
 def test_chance_reaches_every_place_evenly(where):
     place, *_ = where
     corners = torch.cat(
-        [RandomLocaliser(*place, SIDE, torch.Generator().manual_seed(s))(torch.arange(120)) for s in range(30)]
+        [
+            RandomLocaliser(ScanImages(*place, SIDE), torch.Generator().manual_seed(s))(torch.arange(120))
+            for s in range(30)
+        ]
     )
     counts = torch.bincount(corners[:, 0] * 12 + corners[:, 1], minlength=144)
     assert len(counts) == 144 and counts.min() > 5 and counts.max() < 60

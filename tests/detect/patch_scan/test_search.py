@@ -7,7 +7,7 @@ import torch
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.watch import Silent
-from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, find_clusters
+from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, ScanImages, find_clusters
 from sslbd_cli.detect.patch_scan.localise import OracleLocaliser, RandomLocaliser
 from sslbd_cli.detect.patch_scan.search import SearchSchedule, plan_search, search
 from wired import make_scattered, make_sharp
@@ -51,8 +51,9 @@ def scene():
     data, cpu = make_scattered(poisons=40), Device(torch.device("cpu"), "fp32")
     lens, pool = Lens(make_sharp(), cpu), Pool(data.images, cpu)
     clusters = find_clusters(lens.embed_all(pool), 8, 20, 0)
-    test = FlipTest(lens, pool, clusters, 160, 5, 0, False)
-    oracle = OracleLocaliser(lens, pool, clusters, 5, generator(0, "test"), data.truth.box)
+    place = ScanImages(lens, pool, clusters, 5)
+    test = FlipTest(place, 160, 0, False)
+    oracle = OracleLocaliser(place, generator(0, "test"), data.truth.box)
     return clusters, oracle, test, data.truth.poisoned
 
 
@@ -102,7 +103,7 @@ def test_halving_keeps_the_first_twenty(scene, quick, whole):
 
 def test_a_test_too_small_to_halve_gives_the_exhaustive_answer(scene):
     clusters, localiser, test, poisoned = scene
-    small = FlipTest(test.lens, localiser.pool, clusters, 64, 5, 0, False)
+    small = FlipTest(ScanImages(test.lens, localiser.pool, clusters, 5), 64, 0, False)
     quick, whole = (look((clusters, localiser, small, poisoned), flag) for flag in (False, True))
     assert set(quick.rows.tolist()) == set(whole.rows.tolist())
     assert torch.equal(quick.rows[:40], whole.rows[:40]) and torch.equal(quick.scores[:40], whole.scores[:40])
@@ -128,8 +129,8 @@ def test_live_clusters_are_those_whose_best_patch_moves_most(cpu):
         def images(self, rows):
             return torch.zeros(len(rows), 3, 8, 8)
 
-    where = Anywhere(Lens(make_sharp(), cpu), Pool(np.zeros((24, 3, 8, 8), np.uint8), cpu), clusters, 2,
-                     torch.Generator().manual_seed(0))  # fmt: skip
+    place = ScanImages(Lens(make_sharp(), cpu), Pool(np.zeros((24, 3, 8, 8), np.uint8), cpu), clusters, 2)
+    where = Anywhere(place, torch.Generator().manual_seed(0))
     where.random_corners %= 6
     script = Scripted()
     found = search(clusters, where, script, SearchSchedule(1, 0.5, True), generator(0, "order"), Counted())
@@ -140,7 +141,7 @@ def test_live_clusters_are_those_whose_best_patch_moves_most(cpu):
 def test_clusters_run_dry_and_empty_ones_are_passed_over(scene):
     clusters, localiser, test, poisoned = scene
     more = FeatureClusters(torch.cat([clusters.centers, -clusters.centers[:2]]), clusters.labels, clusters.feats)
-    other = FlipTest(test.lens, localiser.pool, more, 16, 5, 0, False)
+    other = FlipTest(ScanImages(test.lens, localiser.pool, more, 5), 16, 0, False)
     found = look((more, localiser, other, poisoned), per_cluster=500, prune=0.1)
     assert sorted(found.rows.tolist()) == list(range(240))
 
