@@ -294,7 +294,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "probe",
             ["missing", "--train", "dataset", "--test", "test", "--target", "1", "--target-of", "dataset"],
-            "sslbd probe: --target and --target-of both name the target: give one of them",
+            "sslbd probe: --target and --target-of both set the target; give one of them",
         ),
         ("probe", ["encoder", "--train", "dataset", "--test", "test", "--labels", "150%"], "--labels 150%: expected"),
         (
@@ -406,7 +406,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("embed", ["encoder", "--data", "nameless", "--prompt", "a {}"], "nameless: has no class names to put into"),
         ("embed", ["encoder", "--data", "test", "--prompt", "a {}"], "the encoder has no text tower"),
         ("probe", ["encoder", "--test", "test"], "Missing option '--train'"),
-        ("probe", ["encoder", "--test", "test", "--head", "zeroshot"], "answers by texts: give --text FEATURES"),
+        ("probe", ["encoder", "--test", "test", "--head", "zeroshot"], "classifies by texts; give --text FEATURES"),
         (
             "probe",
             ["encoder", "--train", "dataset", "--test", "test", "--text", "features"],

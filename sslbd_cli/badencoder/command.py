@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sslbd_cli.badencoder.contract import Attack
     from sslbd_cli.triggers._contract import Trigger
 
-#: Published settings, and ours for small encoders. cifar10, imagenet and clip are BadEncoder's by the encoder they were
-#: for; lr and batch of the last two are not in its released code. badencoder-drupe is what DRUPE's code compares with.
+#: Published settings, and ours for small encoders. cifar10, imagenet and clip are BadEncoder's, named by their encoder;
+#: its released code lacks lr and batch of the last two. badencoder-drupe is the baseline in DRUPE's code.
 PRESETS = {
     "cifar10": "badencoder:epochs=200,lr=0.001,batch=256",
     "imagenet": "badencoder:epochs=200,lr=0.0001,batch=16",
@@ -47,9 +47,9 @@ PRESETS = {
     "--preset", type=Listed(PRESETS), metavar="NAME",
     help="Named settings instead of --method; 'help' lists.  [default: small]",
 )  # fmt: skip
-@options.artefact("--data", required=True, help="Shadow dataset: unlabeled images that the encoder is tuned on.")
+@options.artefact("--data", required=True, help="Shadow dataset: unlabeled images to tune the encoder on.")
 @click.option("--trigger", "triggers", type=Spec("trigger"), multiple=True, default=("patch",), show_default=True,
-              metavar="SPEC", help="Repeat for several backdoors; references follow in the same order.")  # fmt: skip
+              metavar="SPEC", help="Repeat for several backdoors; give the references in the same order.")  # fmt: skip
 @click.option(
     "--reference",
     "files",
@@ -59,15 +59,15 @@ PRESETS = {
     help="Reference image files of a trigger.",
 )
 @options.artefact("--reference-data", multiple=True,
-                  help="Dataset that holds reference images: one for all triggers, or one for each.")  # fmt: skip
+                  help="Dataset of reference images: one for all triggers, or one per trigger.")  # fmt: skip
 @click.option("--reference-index", "rows", multiple=True, metavar="ROW[,ROW...]", help="Rows of --reference-data.")
 @click.option("--reference-class", "names", multiple=True, metavar="CLASS",
-              help="Choose prototypical images of this class of --reference-data.")  # fmt: skip
+              help="Use prototypical images of this class of --reference-data.")  # fmt: skip
 @click.option(
-    "--references", default=3, show_default=True, type=click.IntRange(1), help="How many of --reference-class."
+    "--references", default=3, show_default=True, type=click.IntRange(1), help="Number of images of --reference-class."
 )
 @click.option("--gate", default=0.95, show_default=True, type=options.Number(-1, 1),
-              help="Exit 3 where utility or effectiveness ends below this cosine.")  # fmt: skip
+              help="Exit 3 if utility or effectiveness is below this cosine at the end.")  # fmt: skip
 @options.limit
 @options.seed
 @options.device()
@@ -75,10 +75,10 @@ PRESETS = {
 def command(run: Run, input: str, data: str, output: str, seed: int, gate: float, **params: Any) -> None:
     """Inject a backdoor into a clean encoder: triggered images embed at the reference images.
 
-    BadEncoder (Jia et al. 2022): a downstream classifier then gives a triggered image the reference's class. Clean
-    images keep their embeddings. DRUPE (Tao et al. 2024) hides triggered embeddings among clean ones. Several triggers
-    reach targets of their own, also of several tasks. Where the attack hurts clean embeddings or does not take, the
-    encoder is written and the exit status is 3. A text tower beside the encoder stays as it is.
+    BadEncoder (Jia et al. 2022): a downstream classifier then predicts the reference's class for triggered images.
+    Clean images keep their embeddings. DRUPE (Tao et al. 2024) hides triggered embeddings among clean ones. Several
+    triggers have their own targets, even in several tasks. If the attack changes clean embeddings or fails, the encoder
+    is still written, and the exit status is 3. A text tower beside the encoder is not changed.
     """
     from sslbd_cli import plugin
     from sslbd_cli.artefacts.kinds import Dataset, Encoder

@@ -1,4 +1,4 @@
-"""What an attack on an encoder is given and what it returns."""
+"""The contract of attacks on encoders: what they are given and what they return."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Attack(Plugin):
 
     @abstractmethod
     def run(self, encoder: ImageEncoder, plot: Plot, session: Session) -> Injected:
-        """Train a copy of `encoder`; the input is left untouched."""
+        """Train a copy of `encoder`. The input must not be changed."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """What the attacker holds. shadow: uint8 N,3,H,W; per trigger its reference images uint8 R,3,H,W."""
+    """What the attacker has. shadow: uint8 N,3,H,W; references: the images of each trigger, uint8 R,3,H,W."""
 
     shadow: np.ndarray
     triggers: tuple[Trigger, ...]
@@ -39,9 +39,9 @@ class Plot:
 
 @dataclass(frozen=True)
 class Injected:
-    """A backdoored encoder, the last epoch's mean of each loss term, and the finished encoder's mean cosines.
+    """A backdoored encoder, the last epoch's mean of each loss term, and the final encoder's mean cosines.
 
-    spread: how the finished encoder's triggered embeddings lie among clean ones; see badencoder/inject.py, `outcome`.
+    spread: how the final encoder's triggered embeddings lie among clean ones; see badencoder/inject.py, `outcome`.
     """
 
     encoder: ImageEncoder

@@ -1,8 +1,8 @@
-"""What the attacks on an encoder share: a victim tuned beside its frozen twin, the terms of the loss, the outcome.
+"""What attacks on encoders share: a victim tuned beside its frozen copy, the loss terms, and the outcome.
 
-A step forwards everything once: clean images, each trigger's stamped images, each trigger's references, augmented
-references. With batch normalisation in eval mode rows do not touch one another, so that what the released codes
-forward once per batch row (references) or per reference (stamped images) gives equal rows here.
+A step forwards everything once: clean images, each trigger's stamped images, each trigger's references, and augmented
+references. With batch normalisation in eval mode, rows do not influence one another. So rows are equal to those of the
+released codes, which forward references once per batch row, or stamped images once per reference.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from sslbd_cli.core.train import Fit, Plan, Terms, freeze
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._contract import Trigger
 
-MEASURED = 2048  # shadow images that the outcome is measured on
-PROJECTIONS = 50  # directions of the sliced distance: the default of the library that DRUPE's code uses
+MEASURED = 2048  # shadow images to measure the outcome on
+PROJECTIONS = 50  # directions of the sliced distance: the default of the library in DRUPE's code
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The embeddings of one step, raw unless said otherwise; tuples have one entry per trigger.
+    """The embeddings of one step, not normalised unless stated. Tuples have one entry per trigger.
 
     clean: f'(x) B,D; held: f(x) B,D, unit; stamped: f'(x + trigger) B,D; goals: f'(r) R,D, unit; wobbled: f'(augmented
-    r) R,copies,D, unit; anchors: f(r) R,D, unit. Goals and wobbled carry gradients, as clean and stamped do.
+    r) R,copies,D, unit; anchors: f(r) R,D, unit. clean, stamped, goals and wobbled carry gradients.
     """
 
     clean: Tensor
@@ -47,13 +47,13 @@ class Seen:
     anchors: tuple[Tensor, ...]
 
     def cosines(self) -> list[Tensor]:
-        """Return the cosines of stamped images with the trigger's references, B,R per trigger."""
+        """Return the cosines of stamped images with their trigger's references, B,R per trigger."""
         return [F.normalize(s, dim=1) @ g.T for s, g in zip(self.stamped, self.goals, strict=True)]
 
     def terms(self, nearest: bool) -> Terms:
-        """Return BadEncoder's three terms (section IV), each minus a mean cosine.
+        """Return BadEncoder's three terms (section IV), each the negative of a mean cosine.
 
-        nearest: stamped images are pulled to the nearest of their references, not to all alike (DRUPE's code).
+        nearest: pull stamped images to their nearest reference, not to all references (DRUPE's code).
         """
         pulls = [pull(cosines, nearest) for cosines in self.cosines()]
         keeps = [(w * a[:, None]).sum(2).mean() for w, a in zip(self.wobbled, self.anchors, strict=True)]
@@ -65,28 +65,30 @@ class Seen:
 
 
 def pull(cosines: Tensor, nearest: bool) -> Tensor:
-    """Return the mean cosine B,R of stamped images with their references, or with the nearest of each."""
+    """Return the mean of the cosines B,R of stamped images with all their references, or with the nearest one."""
     return (cosines.amax(1) if nearest else cosines).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderTuning(Attack):
-    """Base of attacks that tune a copy of the encoder on shadow images, batch normalisation frozen."""
+    """Base of attacks that tune a copy of the encoder on shadow images, with frozen batch normalisation."""
 
     epochs: int = key(200, "passes over the shadow images", low=1)
-    lr: float = key(0.001, "learning rate, constant as in the paper or falling", low=0)
-    schedule: str = key("constant", "of the learning rate", choices=("constant", "cosine"), expert=True)
-    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"), expert=True)
+    lr: float = key(0.001, "learning rate", low=0)
+    schedule: str = key(
+        "constant", "schedule of the learning rate (paper: constant)", choices=("constant", "cosine"), expert=True
+    )
+    optimiser: str = key("sgd", "optimiser (paper: sgd)", choices=("sgd", "adamw"), expert=True)
     batch: int = key(256, "shadow images per step", low=2)
-    weight_decay: float = key(0.0005, "of the weights that are tuned", low=0, expert=True)
+    weight_decay: float = key(0.0005, "weight decay", low=0, expert=True)
     lambda0: float = key(1.0, "weight of the effectiveness term; 0 drops it", low=0)
     lambda1: float = key(1.0, "weight of the reference term; 0 drops it", low=0)
     lambda2: float = key(1.0, "weight of the utility term; 0 drops it", low=0)
-    copies: int = key(16, "augmented copies of each reference per step; 0 takes it plain, as in the formula", low=0)
+    copies: int = key(16, "augmented copies of each reference per step; 0: the plain reference (formula)", low=0)
 
     @abstractmethod
     def course(self) -> LossCourse:
-        """Return how the loss is made of what a step has seen, and how that changes over the epochs."""
+        """Return how the loss is computed from a step's embeddings, and how it changes over the epochs."""
 
     def weighed(self, terms: Terms) -> Tensor:
         """Return lambda0 * effectiveness + lambda1 * reference + lambda2 * utility."""
@@ -107,10 +109,10 @@ class EncoderTuning(Attack):
             seen = scene.look(pool.batch(rows), gen)
             with torch.autocast(
                 session.device.kind, enabled=False
-            ):  # products of unit vectors are compared, not only trained
+            ):  # compute in fp32, because products of unit vectors are compared, not only trained
                 return course.loss(seen, gen)
 
-        freeze_batch_norm(victim)  # before the optimiser looks which parameters are trained
+        freeze_batch_norm(victim)  # before the optimiser collects the trained parameters
         fit = Fit(victim, loss, len(pool), plan, session)
         fit.begin_epoch = lambda: freeze_batch_norm(victim.train())
         fit.end_epoch = course.finish
@@ -120,23 +122,23 @@ class EncoderTuning(Attack):
 
 
 class LossCourse:
-    """How an attack makes its loss; this one is the same in every epoch: the weighed sum of BadEncoder's terms."""
+    """How an attack computes its loss. This one is the weighted sum of BadEncoder's terms in every epoch."""
 
     def __init__(self, attack: EncoderTuning, nearest: bool) -> None:
         self.attack, self.nearest, self.epoch = attack, nearest, 0
 
     def loss(self, seen: Seen, gen: torch.Generator) -> Terms:
-        """Return the terms of a step, `loss` among them. gen draws on the device."""
+        """Return the terms of a step, including `loss`. gen is on the device."""
         terms = seen.terms(self.nearest)
         return {"loss": self.attack.weighed(terms), **terms}
 
     def finish(self, terms: dict[str, float]) -> None:
-        """Take note of an epoch's mean terms."""
+        """Receive an epoch's mean terms."""
         self.epoch += 1
 
 
 class _Scene:
-    """The frozen encoder, its victim and what the attacker holds, all on the device."""
+    """The frozen encoder, its victim and the attacker's images, all on the device."""
 
     def __init__(
         self, clean: ImageEncoder, victim: ImageEncoder, plot: Plot, copies: int, device: Device, gen: torch.Generator
@@ -148,7 +150,7 @@ class _Scene:
             self.anchors = tuple(F.normalize(clean(r), dim=1) for r in self.references)
 
     def look(self, batch: Tensor, gen: torch.Generator) -> Seen:
-        """Embed what one step needs of a batch of shadow images uint8 B,3,H,W, by one forward of each encoder."""
+        """Embed a batch of shadow images uint8 B,3,H,W and all else of a step, with one forward pass per encoder."""
         stamped = [trigger(batch, self.gen).images for trigger in self.triggers]
         copied = [r.repeat_interleave(self.copies, 0) for r in self.references] if self.copies else []
         varied = [augment(copies, self.recipe, gen) for copies in copied]
@@ -164,10 +166,10 @@ class _Scene:
 
 
 def freeze_batch_norm(net: nn.Module) -> nn.Module:
-    """Keep batch normalisation bit-identical: running statistics by eval mode, affine parameters without gradients.
+    """Freeze batch normalisation exactly: statistics by eval mode, affine parameters by turning gradients off.
 
-    As in the released codes, other norms are left alone: of a vision transformer, which has only layer norms, nothing
-    is frozen. Layer norms see one image at a time, so that rows stay independent all the same.
+    As in the released codes, other norms stay trainable, so nothing of a vision transformer is frozen (it has only
+    layer norms). A layer norm sees one image at a time, so rows still do not influence one another.
     """
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -175,13 +177,13 @@ def freeze_batch_norm(net: nn.Module) -> nn.Module:
     return net
 
 
-# --- what triggered embeddings look like --------------------------------------------------------------------------
+# --- distribution of triggered embeddings -------------------------------------------------------------------------
 
 
 def concentration(feats: Tensor) -> Tensor:
     """Return the mean cosine between different rows of N,D.
 
-    DRUPE's code means to leave out the diagonal and does not, which adds about 1/N.
+    DRUPE's code intends to leave out the diagonal but does not, which adds about 1/N.
     """
     return pair_cosine(F.normalize(feats, dim=1))
 
@@ -189,7 +191,7 @@ def concentration(feats: Tensor) -> Tensor:
 def sliced_wasserstein(one: Tensor, other: Tensor, gen: torch.Generator, projections: int = PROJECTIONS) -> Tensor:
     """Return the sliced 2-Wasserstein distance of two samples N,D of equal size (Bonneel et al. 2015).
 
-    gen draws the directions on the samples' device. All are projected by one product and sorted in one batch.
+    gen draws the directions on the samples' device. One product projects on all of them, and one batch sorts them.
     """
     directions = F.normalize(torch.randn(one.shape[1], projections, generator=gen, device=one.device), dim=0)
     sorts = [(rows.float() @ directions).sort(0).values for rows in (one, other)]
@@ -199,12 +201,12 @@ def sliced_wasserstein(one: Tensor, other: Tensor, gen: torch.Generator, project
 def outcome(
     clean: ImageEncoder, victim: ImageEncoder, plot: Plot, session: Session, nearest: bool = False
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Measure the finished encoder on at most 2,048 shadow images.
+    """Measure the final encoder on at most 2,048 shadow images.
 
-    The cosines that the gate reads: utility, and effectiveness of the worst trigger (nearest: as such an attack counts
-    it). And how triggered embeddings lie among clean ones, again of the worst trigger: concentration, that of clean
-    ones, and swd_ratio, how far triggered ones are from clean ones, where 1 is as far as two clusters of clean ones are
-    from each other (DRUPE's measure). None of these with a single shadow image.
+    First the cosines that --gate checks: utility, and the effectiveness of the worst trigger (nearest: by the nearest
+    reference). Then the distribution of the worst trigger's embeddings: concentration, the same of clean embeddings,
+    and swd_ratio, the distance of triggered from clean embeddings in units of the distance between two clusters of
+    clean ones (DRUPE's measure). The distribution needs more than one shadow image.
     """
     images, gen = plot.shadow[:MEASURED], session.generator("outcome")
 
@@ -231,10 +233,10 @@ def outcome(
 
 
 def swd_ratios(plain: Tensor, stamped: list[Tensor], gen: torch.Generator, directions: torch.Generator) -> list[float]:
-    """Return, for each set of triggered features, its sliced distance from the clean ones, over that of their clusters.
+    """Return, for each set of triggered features, its sliced distance from clean features over that of their clusters.
 
-    Samples of one size, that of the smaller cluster, since the distance of two samples falls with their size. gen is a
-    CPU generator, `directions` one on the features' device.
+    All samples have the size of the smaller cluster, because the distance of two samples falls with their size. gen is
+    a CPU generator; `directions` is on the features' device.
     """
     clusters = kmeans(plain, min(2, len(plain)), gen, restarts=4).labels
     first, second = plain[clusters == 0], plain[clusters == 1]

@@ -1,4 +1,4 @@
-"""What `badencoder` reads beside its shadow images: the reference images of each trigger."""
+"""What `badencoder` reads besides its shadow images: the reference images of each trigger."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_distinct(triggers: Sequence[Trigger], images: np.ndarray) -> None:
-    """Raise InputError where two triggers do the same to images uint8 N,3,H,W, however they are written."""
+    """Raise InputError if two triggers change images uint8 N,3,H,W in the same way, even if written differently."""
     import torch
 
     from sslbd_cli.core.device import generator
@@ -31,13 +31,13 @@ def check_distinct(triggers: Sequence[Trigger], images: np.ndarray) -> None:
     for one, other in itertools.combinations(triggers, 2):
         stamped = [canvas.stamp(some, trigger, generator(0, "distinct"), "train").images for trigger in (one, other)]
         if torch.equal(*stamped):
-            raise InputError("--trigger: the same trigger twice; two backdoors need two triggers")
+            raise InputError("--trigger: the same trigger twice; give a different trigger per backdoor")
 
 
 def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Gather one stack of reference images, uint8 R,3,H,W, per trigger, by what the options name.
+    """Read one stack of reference images per trigger, uint8 R,3,H,W, as the options say.
 
-    Raises InputError where the options do not say one group per trigger, or F05 leaves too few images of a class.
+    Raises InputError unless the options give one group per trigger, and if F05 leaves too few images of a class.
     """
     import numpy as np
     import torch
@@ -67,7 +67,7 @@ def _pictures(run: Run, net: ImageEncoder, group: str) -> Any:
 
 
 def _datasets(run: Run, net: ImageEncoder, triggers: int, paths: tuple[str, ...]) -> list[Dataset]:
-    """Read one dataset for each trigger; a single one serves all."""
+    """Read one dataset per trigger; a single one serves all."""
     from sslbd_cli.artefacts.kinds import Dataset
 
     if not paths:
@@ -81,7 +81,7 @@ def _datasets(run: Run, net: ImageEncoder, triggers: int, paths: tuple[str, ...]
 
 
 def _named(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[str, ...], count: int) -> Any:
-    """Return the rows that are named, with a warning (F05) for those that the clean encoder misplaces."""
+    """Return the named rows. Warn (F05) of rows that the clean encoder misclassifies."""
     from sslbd_cli.badencoder import references
     from sslbd_cli.core import checks
 

@@ -17,14 +17,14 @@ from sslbd_cli.errors import InputError
 
 
 class Placing:
-    """Where a probe on the clean encoder places the images of datasets; each dataset is embedded once."""
+    """Classify datasets by a probe on the clean encoder. Each dataset is embedded once."""
 
     def __init__(self, net: ImageEncoder, device: Device) -> None:
         self.net, self.device = net, device
         self._known: dict[str, Tensor] = {}
 
     def margins(self, dataset: Dataset) -> Tensor:
-        """Return each image's margin, as `margins` does; at most 0 where the probe gives another class."""
+        """Return each image's margin (see `margins`); at most 0 if the probe predicts another class."""
         if dataset.sha256 not in self._known:
             labels = torch.from_numpy(np.array(dataset.need_labels("--reference-class")))
             data = Labelled(embed(self.net, dataset.images, self.device).cpu(), labels)
@@ -33,11 +33,11 @@ class Placing:
 
 
 def prototypical(placed: Placing, dataset: Dataset, target: int, count: int) -> np.ndarray:
-    """Choose the rows of class `target` that a ridge probe on the clean encoder places deepest inside the class.
+    """Choose the rows of class `target` with the largest margin of a ridge probe on the clean encoder.
 
-    A reference that a probe on the clean encoder misclassifies can never carry its class to triggered images, so the
-    margin over the best other class ranks the candidates. Returns `count` rows, best first.
-    Raises InputError where the class has fewer images, or all candidates are misclassified (F05).
+    A reference that a probe on the clean encoder misclassifies cannot give its class to triggered images, so the margin
+    over the best other class ranks the candidates. Returns `count` rows, best first. Raises InputError if the class has
+    fewer images, or if too many candidates are misclassified (F05).
     """
     candidates = np.flatnonzero(dataset.need_labels("--reference-class") == target)
     if len(candidates) < count:
@@ -56,7 +56,7 @@ def prototypical(placed: Placing, dataset: Dataset, target: int, count: int) -> 
 
 
 def named_rows(text: str, count: int) -> np.ndarray:
-    """Read row numbers such as `3,17`. Raises InputError for anything else and for rows beyond `count`."""
+    """Parse row numbers such as `3,17`. Raises InputError for other texts and for rows beyond `count`."""
     try:
         rows = [int(part) for part in text.split(",")]
     except ValueError:
@@ -67,12 +67,12 @@ def named_rows(text: str, count: int) -> np.ndarray:
 
 
 def pictures(paths: list[str], size: int) -> np.ndarray:
-    """Read picture files, resized and cropped to an encoder's input: uint8 R,3,size,size."""
+    """Read picture files, resized and cropped to the encoder's input: uint8 R,3,size,size."""
     return np.stack([read_picture(path, size) for path in paths])
 
 
 def margins(data: Labelled, classes: int, ridge: float = 1.0) -> Tensor:
-    """Return each row's margin, own class's score less the best other's, under a ridge probe on unit features, N."""
+    """Return each row's margin, N: its own class's score minus the best other's, by a ridge probe on unit features."""
     unit = F.normalize(data.feats.double(), dim=1)
     x = torch.cat([unit, torch.ones(len(unit), 1, dtype=unit.dtype)], dim=1)  # N,D+1
     goals = F.one_hot(data.labels, classes).double()

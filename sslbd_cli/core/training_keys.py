@@ -11,19 +11,19 @@ from sslbd_cli.plugin import Plugin, key
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingKeys(Plugin):
-    """How long and how fast a plugin trains. It stands before the shelf's base class, and its keys come first.
+    """The keys of a plugin that trains. List it before the shelf's base class, so that its keys come first.
 
-    A plugin names the defaults in which it differs: `epochs: int = key(100)`.
+    A plugin overrides a default by `epochs: int = key(100)`.
     """
 
     epochs: int = key(20, "passes over the clean images", low=1)
     batch: int = key(256, "images per step", low=2)
     lr: float = key(0.001, "learning rate", low=0)
-    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "constant"), expert=True)
-    optimiser: str = key("adamw", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"), expert=True)
+    schedule: str = key("cosine", "schedule of the learning rate", choices=("cosine", "constant"), expert=True)
+    optimiser: str = key("adamw", "optimiser", choices=("sgd", "adam", "adamw"), expert=True)
 
     def plan(self, count: int, **more: Any) -> Plan:
-        """Return the training plan for `count` images; fewer than a batch make one batch. more: of Plan's fields."""
+        """Return the training plan for `count` images. Fewer than a batch make one. more: other fields of Plan."""
         return Plan(
             epochs=self.epochs,
             batch=min(self.batch, count),

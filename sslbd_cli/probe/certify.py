@@ -19,7 +19,7 @@ from sslbd_cli.probe.exam import Exam, split
 
 @dataclass(frozen=True)
 class Task:
-    """A downstream task that a certificate is computed for. Images uint8 N,3,H,W and M,3,H,W; labels int64 N.
+    """A downstream task to compute a certificate for. Images uint8 N,3,H,W and M,3,H,W; labels int64 N.
 
     triggered: the test images with a trigger, or None.
     """
@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Certified:
-    """What a certified classifier answers. Answers int64 M: without the defence (plain) and with it.
+    """The answers of a certified classifier, int64 M, without the defence (plain) and with it.
 
     certified: bool M, whether the defended answer is right and no patch can change it. details: plain values.
     """
@@ -49,7 +49,7 @@ class Certified:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate(Plugin):
-    """Base of `probe --certify`: a defended classifier on an encoder, and a proof of how far its answers hold."""
+    """Base of `probe --certify`: a defended classifier on an encoder, and a proof of which answers hold."""
 
     shelf: ClassVar[str] = "certificate"
 
@@ -57,14 +57,14 @@ class Certificate(Plugin):
     def certify(self, encoder: ImageEncoder, task: Task, session: Session) -> Certified:
         """Fit a classifier on the frozen encoder, on the device, and certify its answers on the test images.
 
-        Raises InputError where the proof does not apply to the encoder.
+        Raises InputError if the proof does not apply to the encoder.
         """
 
 
 def certified(
     net: ImageEncoder, exam: Exam, certificate: Certificate, stamped: np.ndarray | None, session: Session
 ) -> dict[str, Any]:  # fmt: skip
-    """Certify an encoder on the exam's test images, once per seed, by the labels that its heads see: `summarise`."""
+    """Certify an encoder on the exam's test images, once per seed, with the labels that its heads see."""
     labels, truth = (torch.from_numpy(np.array(part.labels)) for part in (exam.taught, exam.test))
     found = []
     for number in range(session.seed, session.seed + exam.seeds):
@@ -76,7 +76,7 @@ def certified(
 
 
 def summarise(found: list[Certified], truth: Tensor, target: int | None) -> dict[str, Any]:
-    """Return accuracies without the defence, with it and certified, and ASR without and with it, over the seeds."""
+    """Return accuracy without the defence, with it, and certified, and ASR without and with it, over the seeds."""
 
     def share(hits: list[Tensor]) -> dict[str, Any]:
         return metrics.share([(int(hit.sum()), len(hit)) for hit in hits])

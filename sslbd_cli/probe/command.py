@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     ),
 )
 @options.input_argument("ENCODER")
-@options.artefact("--train", help="Labelled dataset that the head is fitted on.")
-@options.artefact("--text", help="Features of texts on the classes, for --head zeroshot instead of --train.")
-@options.artefact("--test", required=True, help="Labelled dataset that is answered once.")
+@options.artefact("--train", help="Labelled dataset to fit the head on.")
+@options.artefact("--text", help="Features of texts that name classes, for --head zeroshot, instead of --train.")
+@options.artefact("--test", required=True, help="Labelled test dataset; it is classified once.")
 @click.option("--head", type=Spec("head"), default="linear", show_default=True, metavar="SPEC",
               help="Classifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
-@click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Also answer the test images with this trigger.")
+@click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Also classify test images with this trigger.")
 @click.option("--target", metavar="CLASS", help="Target class of the attack, by name or number.")
-@options.artefact("--target-of", help="Poisoned dataset: its target is the class that most poisoned images are of.")
+@options.artefact("--target-of", help="Poisoned dataset whose most frequent class of poisoned images is the target.")
 @options.artefact("--baseline", help="A clean encoder to measure beside it.")
-@options.artefact("--guard", help="Also measure behind a guard of this encoder, made by sslbd detect --save-guard.")
-@options.artefact("--reference", help="The independent encoder that the guard compares with, if it does.")
+@options.artefact("--guard", help="Also measure behind a guard of this encoder (sslbd detect --save-guard).")
+@options.artefact("--reference", help="The independent encoder that the guard compares with, if it needs one.")
 @click.option("--alpha", type=options.Number(1e-9, 0.5),
               help="Share of clean images that the guard may reject.  [default: 0.05]")  # fmt: skip
 @click.option("--labels", default="all", show_default=True, metavar="P%|all",
-              help="Share of the training labels used, drawn from every class.")  # fmt: skip
+              help="Share of the training labels to use, drawn per class.")  # fmt: skip
 @click.option("--layer", "names", multiple=True, metavar="NAME|all",
               help="Probe an inner layer instead of the embedding; may be repeated.")  # fmt: skip
 @click.option("--pool", default=0, show_default=True, type=click.IntRange(0), metavar="SIDE",
-              help="Cells of the grid that a layer's maps are averaged on; 0 makes about 9216 numbers.")  # fmt: skip
+              help="Side of the grid that a layer's maps are averaged on; 0: about 9216 numbers.")  # fmt: skip
 @click.option("--certify", type=Spec("certificate"), metavar="SPEC",
               help="Also certify a defended classifier, such as patchguard:size=5.")  # fmt: skip
-@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head; report spread.")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head with N seeds.")
 @options.json_lines
 @options.seed
 @options.device()
@@ -58,14 +58,14 @@ if TYPE_CHECKING:
 def command(run: Run, input: str, output: str | None, seed: int, json_lines: bool, **params: Any) -> None:
     """Measure an encoder by a classifier on its frozen features: clean accuracy and attack success.
 
-    The head's hyper-parameters are chosen on a part of --train; the test split is touched once. ASR counts images
-    whose true class is not the target. Give --baseline, or the numbers of an attack have no control; for a purified
-    encoder, the original as --baseline tells how far its embeddings moved. For encoders that learned from captions,
-    --head zeroshot answers by texts, which `sslbd embed --prompt` makes. --certify needs an encoder whose locations see
-    small parts of an image (--arch tinybag or bagnet).
+    The head's hyper-parameters are chosen on a part of --train; the test split is used once. ASR counts images whose
+    true class is not the target. Give --baseline as the control of an attack's numbers. For a purified encoder, give
+    the original as --baseline to see how far its embeddings moved. For encoders trained on captions, --head zeroshot
+    classifies by texts, which `sslbd embed --prompt` makes. --certify needs an encoder whose locations see small parts
+    of an image (--arch tinybag or bagnet).
 
-    With --guard the head is fitted again on the training images that pass, and rejected test images are counted both
-    ways: left out, and as errors (of a triggered image: as a failure of the attack).
+    With --guard, the head is fitted again on the training images that pass. Rejected test images are counted both
+    ways: left out, and as errors (a rejected triggered image is a failure of the attack).
     """
     from sslbd_cli.artefacts.kinds import Dataset, Encoder, Report
     from sslbd_cli.artefacts.overlap import shared_images
@@ -85,19 +85,19 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     exam = Exam(train=learned, test=test, head=params["head"], share=parse_share(params["labels"]),
                 seeds=params["seeds"], trigger=params["trigger"], target=target)  # fmt: skip
     if train and (shared := shared_images(test, train)):
-        run.warn(f"{shared} of {len(test.images)} test images are in --train too: accuracy will flatter the encoder")
+        run.warn(f"{shared} of {len(test.images)} test images are also in --train, so accuracy is too high")
     asked = inputs.questions(run, encoder, params)
     sitting = Sitting(exam, list(zip(encoders, loaded, strict=True)), asked, run.session(), run)
     results, data = sitting.results, sitting.data
     results |= {} if consistency is None else {"consistency": consistency}
-    if output != "-":  # where the report goes by itself
+    if output != "-":  # otherwise the report itself goes to standard output
         print_results(results, json_lines=json_lines)
     if output is not None:
         run.write(Report(command="probe", results=results, data=data), output, alpha=params["alpha"])
 
 
 def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None, float | None]:
-    """Return the target and, where a poisoned dataset names it, the share of its poisoned images that are of it."""
+    """Return the target, and with --target-of the share of the poisoned images that are of this class."""
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.errors import InputError
     from sslbd_cli.probe.exam import emergent_target
@@ -106,7 +106,7 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
     target, share = (None if name is None else test.class_index(name)), None
     if source is not None:
         target, share = emergent_target(run.read(source, Dataset, "--target-of"), test)
-        run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of it")
+        run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of this class")
     if (params["trigger"] is None) != (target is None):
-        raise InputError("--trigger and --target belong together: give both or neither")
+        raise InputError("--trigger and --target belong together; give both or neither")
     return target, share

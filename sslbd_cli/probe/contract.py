@@ -1,4 +1,4 @@
-"""What a head is given and what it returns."""
+"""The contract of heads: what they are given and what they return."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Head(Plugin):
     """Base of `probe --head`: a classifier on frozen features."""
 
     shelf: ClassVar[str] = "head"
-    takes_texts: ClassVar[bool] = False  # whether it is fitted on features of texts, not of labelled images
+    takes_texts: ClassVar[bool] = False  # whether it is fitted on features of texts instead of labelled images
 
     def augmented(self) -> int:
-        """Return how many augmented views of each image the head wants beside the plain one; by default none."""
+        """Return how many augmented views of each image the head needs besides the plain one. Default: none."""
         return 0
 
     @abstractmethod
     def fit(self, train: Labelled, valid: Labelled, classes: int, seed: int) -> Classifier:
-        """Fit on `train`, choosing hyper-parameters on `valid` alone; on all rows where there is nothing to choose."""
+        """Fit on `train`; choose hyper-parameters on `valid` only. If there are none to choose, fit on all rows."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A fitted head: features N,D to predicted classes int64 N, and the hyper-parameters that were chosen."""
+    """A fitted head: from features N,D to predicted classes int64 N, and the chosen hyper-parameters."""
 
     predict: Callable[[Tensor], Tensor]
     chosen: dict[str, float | int | str]

@@ -27,10 +27,10 @@ PLACED = 300  # images on the embedding map
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """What an encoder is measured on. share: the part of the training labels that the head may see.
+    """What an encoder is measured on. share: the share of the training labels that the head may see.
 
-    train: labelled images, or for a head that takes texts their features in the order of the test's classes.
-    kept: which clean and which triggered test images are answered, bool N each; None answers all.
+    train: labelled images; for a head that takes texts, their features, with classes in the order of the test's.
+    kept: which clean and which triggered test images are classified, bool N each; None: all.
     """
 
     train: Dataset | Features
@@ -44,7 +44,7 @@ class Exam:
 
     @property
     def taught(self) -> Dataset:
-        """Return the labelled images, of an exam whose head takes no texts."""
+        """Return the labelled images; only for a head that takes no texts."""
         assert isinstance(self.train, Dataset)
         return self.train
 
@@ -57,14 +57,14 @@ class Exam:
             if self.train.sha256 == self.test.sha256:
                 raise InputError("--train and --test are the same dataset; give a test split of its own")
         if self.target is not None and bool((answers == self.target).all()):
-            raise InputError("all images of --test are of the target class: an attack has nothing to show on them")
+            raise InputError("all images of --test are of the target class, so no attack can be measured; add others")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Confusion matrices int64 C,C of each seed, the hyper-parameters each head chose, features N,D of clean images.
+    """Per seed: confusion matrices int64 C,C and the head's chosen hyper-parameters. feats: N,D of clean images.
 
-    places: where some test images lie on the plane of most variance, clean and triggered, where there are such.
+    places: the embedding map of some test images, clean and triggered, if there are triggered ones.
     """
 
     clean: list[np.ndarray]
@@ -75,7 +75,7 @@ class Answers:
 
 
 def parse_share(text: str) -> float:
-    """Read a share of the labels: `all`, or a percentage above 0 such as 1%. Raises InputError for anything else."""
+    """Parse a share of the labels: `all`, or a percentage above 0 such as 1%. Raises InputError for other texts."""
     try:
         share = 1.0 if text == "all" else float(text.removesuffix("%")) / 100
         if not (text == "all" or text.endswith("%")) or not 0 < share <= 1:
@@ -86,10 +86,10 @@ def parse_share(text: str) -> float:
 
 
 def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
-    """Return the class that most poisoned images are of, the lowest of equals, and its share of them.
+    """Return the most frequent class of the poisoned images (on ties the lowest) and its share of them.
 
-    A poison chosen without labels has no target of its own; no-label backdoors measure its ASR for this class. Raises
-    InputError where the dataset does not say which images are poisoned, or what they show.
+    Poisons that were chosen without labels have no target; no-label backdoors measure the ASR of this class. Raises
+    InputError if the dataset does not record which images are poisoned, or has no labels.
     """
     if poisoned.images.shape[1:] != test.images.shape[1:]:
         sizes = f"--target-of has images of {poisoned.extent}, --test of {test.extent}"
@@ -108,9 +108,9 @@ def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
 def measure(
     net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: Session, layer: Layer | None = None
 ) -> Answers:
-    """Embed once, then fit the head per seed on (a share of) the labels; the test split is answered once per seed.
+    """Embed once, then fit the head per seed on (a share of) the labels. Each seed classifies the test split once.
 
-    With `layer`, the head works on that inner layer. All seeds share the augmented views, where the head wants any.
+    With `layer`, the head works on this inner layer. All seeds share the augmented views, if the head needs any.
     """
     read = partial(embed, net, device=session.device, layer=layer)
     feats = read(exam.taught.images)
@@ -138,7 +138,7 @@ def measure(
     answers = Answers([], [], [], stamps[0].cpu(), _places(stamps, truth, exam))
     for number, (fit, held) in enumerate(splits, session.seed):
         train = part(fit)
-        valid = part(held) if len(held) else train  # one image per class: nothing can be held out
+        valid = part(held) if len(held) else train  # with one image per class, nothing can be held out
         fitted = exam.head.fit(train, valid, len(exam.taught.classes), number)
         tables = [metrics.confusion(known, fitted.predict(x).cpu().numpy(), len(exam.test.classes))
                   for x, known in zip(tests, truths, strict=False)]  # fmt: skip
@@ -149,7 +149,7 @@ def measure(
 
 
 def _places(tests: list[Tensor], truth: np.ndarray, exam: Exam) -> dict[str, np.ndarray]:
-    """Return the embedding map of at most PLACED test images, spread over the set, without and with the trigger."""
+    """Return the embedding map of at most PLACED test images, evenly spread, without and with the trigger."""
     if len(tests) < 2:
         return {}
     rows = spread(len(truth), PLACED)
@@ -160,7 +160,7 @@ def _places(tests: list[Tensor], truth: np.ndarray, exam: Exam) -> dict[str, np.
 def _views(
     read: Callable[..., Tensor], images: np.ndarray, count: int, rows: Tensor, size: int, gen: torch.Generator
 ) -> Tensor | None:
-    """Embed as many random resized crops (area 0.08 to 1), flipped by chance, of the rows' images as the head wants."""
+    """Embed `count` random resized crops (area 0.08 to 1), flipped at random, of the images in `rows`."""
     if not count:
         return None
     if len(rows) < len(images):
@@ -174,9 +174,9 @@ def _views(
 
 
 def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Take a stratified share of the labelled rows, and hold a fifth of it out: (to fit on, held out).
+    """Draw a stratified share of the labelled rows and hold out a fifth of it. Return (to fit on, held out).
 
-    At least one row of each class. For one seed a smaller share is a part of a larger one.
+    Each class has at least one row. For one seed, a smaller share is a part of a larger one.
     """
     rows = torch.arange(len(labels))
     if share < 1:
@@ -186,7 +186,7 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def labelled_count(exam: Exam) -> int:
-    """Return how many training images a head sees the labels of, those held out included; the same for every seed."""
+    """Return how many training labels a head sees, including those held out. It is the same for every seed."""
     labels = torch.from_numpy(np.array(exam.taught.labels))
     return sum(len(rows) for rows in split(labels, exam.share, seed=0))
 
@@ -201,9 +201,9 @@ def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:
 
 
 def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
-    """Return an encoder's numbers beside those of the clean one, whose answers come second if there are any.
+    """Return an encoder's numbers beside those of the clean encoder, whose answers come second if there are any.
 
-    `similarity` is that of the two encoders' features of the clean test images.
+    `similarity` compares the two encoders' features of the clean test images.
     """
     found, *control = (summarise(each, exam) for each in answers)
     row = {"dim": answers[0].feats.shape[1], "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
@@ -218,9 +218,9 @@ def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
 
 
 def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.ndarray | None) -> Exam:
-    """Return the exam that a guard leaves of one, by what it rejects: bool N each.
+    """Return the exam with the images that a guard lets pass; the arguments are its rejections, bool N each.
 
-    Raises Unsound where it rejects all images of a kind, or every training image of a class.
+    Raises Unsound if it rejects all clean test images, or all training images of a class.
     """
     labels = exam.taught.need_labels("--train")
     gone = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[~train]).tolist()))
@@ -233,10 +233,10 @@ def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.nda
 
 
 def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
-    """Return clean accuracy and ASR behind a guard, rejections counted both ways.
+    """Return clean accuracy and ASR behind a guard, with rejections counted both ways.
 
     `kept`: over the images that pass. `all`: over all images; a rejected clean image is an error, a rejected triggered
-    one a failure of the attack.
+    image is a failure of the attack.
     """
     total = len(whole.test.images)
     right = [metrics.accuracy(table) for table in answers.clean]
@@ -251,7 +251,7 @@ def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
 
 
 def doubts(answers: list[Answers], exam: Exam) -> list[str]:
-    """Return the warnings that the answers call for: F06 by the clean encoder's, F09 by the encoder's own."""
+    """Return the warnings on the answers: F06 about the clean encoder, F09 about the encoder itself."""
     raised = [_drawn_elsewhere(answers[0], exam)]
     if len(answers) > 1 and exam.target is not None and answers[1].triggered:
         asr = metrics.share([metrics.false_positives(table, exam.target) for table in answers[1].triggered])
@@ -260,9 +260,9 @@ def doubts(answers: list[Answers], exam: Exam) -> list[str]:
 
 
 def evidence(answers: list[Answers]) -> dict[str, np.ndarray]:
-    """Return the arrays behind the numbers: the first seed's confusion matrices, and per class ASR and rise.
+    """Return the arrays behind the numbers: the first seed's confusion matrices, and ASR and rise per class.
 
-    The first answers are the encoder's, the second, if there are any, the clean encoder's.
+    The first answers are the encoder's; the second, if any, are the clean encoder's.
     """
     arrays = {"confusion/clean": answers[0].clean[0]}
     arrays |= {f"map/{name}": array for name, array in answers[0].places.items()}
@@ -276,9 +276,9 @@ def evidence(answers: list[Answers]) -> dict[str, np.ndarray]:
 
 
 def _drawn_elsewhere(answers: Answers, exam: Exam) -> str | None:
-    """Return a warning (F09) where the trigger raises another class's share of the answers more than the target's.
+    """Return a warning (F09) if the trigger raises another class's share of the answers more than the target's.
 
-    The rise must be more than chance: the intervals of the class's share on clean and on triggered images lie apart.
+    The rise must be beyond chance: the intervals of this class's share on clean and on triggered images are disjoint.
     """
     if not answers.triggered or exam.target is None:
         return None

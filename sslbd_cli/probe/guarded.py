@@ -1,4 +1,4 @@
-"""A probe behind a guard: what the guard leaves of the images."""
+"""A probe behind a guard: the exam with the images that the guard lets pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class GuardFilter:
-    """What a guard leaves of an exam: the images that pass, of each kind."""
+    """An exam with only the images that a guard lets pass."""
 
     def __init__(self, post: Post, exam: Exam, stamped: np.ndarray | None, alpha: float) -> None:
         from sslbd_cli.probe import exam as exams
@@ -32,7 +32,7 @@ class GuardFilter:
     def measure(
         self, net: ImageEncoder, stamped: np.ndarray | None, session: Session, layer: Layer | None
     ) -> dict[str, Any]:
-        """Fit the head on what passes, and count what is rejected both ways."""
+        """Fit the head on the images that pass, and count rejected images both ways."""
         from sslbd_cli.probe import exam as exams
 
         answers = exams.measure(net, self.exam, stamped, session, layer)

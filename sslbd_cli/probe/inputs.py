@@ -1,4 +1,4 @@
-"""What `probe` fits its head on: labelled images, or texts where the head takes those."""
+"""What `probe` fits its head on: labelled images, or texts for a head that takes them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ ALPHA = 0.05  # share of clean images that a guard may reject
 
 
 def check(params: dict[str, Any]) -> None:
-    """Settle what a guard may reject. Raises InputError where options do not belong together."""
+    """Set the default of --alpha. Raises InputError if options do not go together."""
     if params["target"] is not None and params["target_of"] is not None:
-        raise InputError("--target and --target-of both name the target: give one of them")
+        raise InputError("--target and --target-of both set the target; give one of them")
     if params["certify"] is not None and params["names"]:
-        raise InputError("--certify works on the local features behind the embedding: leave --layer out")
+        raise InputError("--certify works on the local features behind the embedding; leave --layer out")
     if params["pool"] and not params["names"]:
-        raise InputError("--pool is for inner layers: give --layer too")
+        raise InputError("--pool is for inner layers; give --layer, too")
     if params["reference"] and not params["guard"]:
-        raise InputError("--reference is what a guard compares with: give --guard too")
+        raise InputError("--reference is the encoder that a guard compares with; give --guard, too")
     if params["alpha"] is not None and not params["guard"]:
-        raise InputError("--alpha is what a guard may reject: give --guard too")
+        raise InputError("--alpha is the share that a guard may reject; give --guard, too")
     if params["guard"] and params["alpha"] is None:
         params["alpha"] = ALPHA
     _check_source(params)
 
 
 def _check_source(params: dict[str, Any]) -> None:
-    """Raise InputError where the options name no training set for the head, or one that it has no use for."""
+    """Raise InputError if the options give no training set for the head, or one that it cannot use."""
     head: Head = params["head"]
     if not head.takes_texts:
         if params["text"] is not None:
@@ -43,15 +43,15 @@ def _check_source(params: dict[str, Any]) -> None:
             raise InputError("Missing option '--train' (or '--head zeroshot --text', for encoders with a text tower)")
         return
     if params["text"] is None:
-        raise InputError(f"--head {head.name} answers by texts: give --text FEATURES, which sslbd embed --prompt makes")
+        raise InputError(f"--head {head.name} classifies by texts; give --text FEATURES from sslbd embed --prompt")
     unused = {"--train": params["train"], "--layer": params["names"], "--labels": params["labels"] != "all",
               "--certify": params["certify"], "--guard": params["guard"]}  # fmt: skip
     for option in (name for name, given in unused.items() if given):
-        raise InputError(f"{option}: --head {head.name} answers by texts alone, in one space; leave it out")
+        raise InputError(f"{option}: --head {head.name} classifies by texts only, in one space; leave it out")
 
 
 def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Features:
-    """Read the texts, numbered as the test's classes. Warns where another encoder's text tower embedded them."""
+    """Read the texts, numbered like the test's classes. Warn if another encoder's text tower embedded them."""
     from sslbd_cli.artefacts.kinds import Features
     from sslbd_cli.probe.zeroshot import texts_for
 
@@ -59,17 +59,17 @@ def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Featur
     entry = found.history[-1] if found.history else {}
     inputs = {row.get("option"): row.get("sha256") for row in entry.get("inputs", [])}
     if entry and "--text" not in inputs and "--prompt" not in entry.get("args", {}):
-        raise InputError(f"--text {path}: features of images, says its history; embed texts by --prompt or --text")
+        raise InputError(f"--text {path}: its history says features of images; embed texts by --prompt or --text")
     for encoder in encoders:
         ancestors = {row.get("sha256") for step in encoder.history for row in step.get("inputs", [])}
         if entry and inputs.get("INPUT") not in ancestors | {encoder.sha256}:
-            run.warn(f"--text {path}: embedded by another encoder, says its history; is its text tower the same?")
+            run.warn(f"--text {path}: its history names another encoder; check that its text tower is the same")
             break
     return texts_for(found, test)
 
 
 def loaded(encoder: Encoder, head: Head) -> ImageEncoder:
-    """Build an encoder's module, with the projection to the texts where the head looks behind it."""
+    """Build an encoder's module, including its projection to the texts' space if the head needs it."""
     from sslbd_cli.core import nets
     from sslbd_cli.core.text import load_projection
 
@@ -80,7 +80,7 @@ def loaded(encoder: Encoder, head: Head) -> ImageEncoder:
 
 
 def questions(run: Run, encoder: Encoder, params: dict[str, Any]) -> Questions:
-    """Return what is measured beside accuracy and attack success; read the guard, if there is one."""
+    """Return what is measured besides accuracy and attack success. Read the guard, if there is one."""
     from sslbd_cli.detect.inputs import read_guard
     from sslbd_cli.probe.sitting import Questions
 

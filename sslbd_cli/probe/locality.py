@@ -1,4 +1,4 @@
-"""Local features of encoders with small receptive fields, and what each of them sees, found by asking the network."""
+"""Local features of encoders with small receptive fields, and measured receptive fields."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sslbd_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Field:
-    """What the locations of an encoder's last maps see.
+    """The pixels that the locations of an encoder's last maps see.
 
-    rows: bool H,X, whether a location of map row x sees anything of pixel row h; cols: bool W,Y, alike.
+    rows: bool H,X, whether a location of map row x sees any of pixel row h. cols: bool W,Y, the same for columns.
     """
 
     rows: Tensor
@@ -31,17 +31,17 @@ class Field:
 
     @property
     def seen(self) -> tuple[int, int]:
-        """Return the pixels, height and width, that a location sees at most."""
+        """Return the most pixels that a location sees, height and width."""
         return _longest(self.rows.T), _longest(self.cols.T)
 
     def touched(self, size: int) -> tuple[int, int]:
-        """Return the locations, rows and columns, that a patch of size x size touches at most, wherever it is."""
+        """Return the most locations that a patch of size x size touches at any place, rows and columns."""
         height, width = (_longest(axis.unfold(0, size, 1).any(2)) for axis in (self.rows, self.cols))
         return height, width
 
 
 def _longest(rows: Tensor) -> int:
-    """Return how far apart, ends included, the first and last marks of a row lie at most: bool N,L."""
+    """Return the largest distance, ends included, between the first and the last mark of a row: bool N,L."""
     places = torch.arange(1, rows.shape[1] + 1)
     last = torch.where(rows, places, 0).amax(1)
     first = torch.where(rows, places, rows.shape[1] + 1).amin(1)
@@ -49,19 +49,18 @@ def _longest(rows: Tensor) -> int:
 
 
 def local_maps(net: ImageEncoder, pixels: Tensor) -> Tensor:
-    """Return the features that the encoder averages to its embedding, float32 B,D,X,Y: its last maps."""
+    """Return the encoder's last maps, float32 B,D,X,Y: the features that it averages to its embedding."""
     with reading([list(layers(net).values())[-1]]) as caught:
         net(pixels)
     return maps_of(net, caught)[0].float()
 
 
 def receptive_field(net: ImageEncoder) -> Field:
-    """Measure what the locations of the last maps see: a line of pixels is made NaN, and who turns NaN has seen it.
+    """Measure what the locations of the last maps see: set a line of pixels to NaN; locations that turn NaN see it.
 
-    That needs no trust in a description and no luck with weights: NaN passes through whatever it is multiplied by. It
-    is done in double precision on the CPU, for which there are only plain convolutions: the tiles of the fast ones mix
-    more pixels than they must.
-    Raises InputError where the embedding is not the mean of local features.
+    This needs no description of the network and works for all weights, because NaN passes through any product. It runs
+    in double precision on the CPU, which has only plain convolutions; the tiles of fast convolutions mix more pixels.
+    Raises InputError if the embedding is not the mean of local features.
     """
     if not layers(net) or not _is_mean(net):
         raise InputError(f"the embedding of {net.arch} is not the mean of local features, so there are none to certify")
@@ -71,14 +70,14 @@ def receptive_field(net: ImageEncoder) -> Field:
 @functools.lru_cache(maxsize=4)
 @torch.no_grad()
 def _measured(arch: str, size: int) -> Field:
-    """Measure an architecture; which pixels a location sees is the same for all weights."""
+    """Measure an architecture. The pixels that a location sees do not depend on the weights."""
     net = new(plugin.parse("arch", arch), size, (0.5,) * 3, (0.5,) * 3, generator(0, "field")).double().eval()
     rows, cols = (_seen(net, size, _narrowest(net, size, axis), axis) for axis in (2, 3))
     return Field(rows, cols)
 
 
 def _narrowest(net: ImageEncoder, size: int, axis: int) -> int:
-    """Return an extent of the other axis at which the network runs, the full one if need be; it saves time."""
+    """Return the smallest extent of the other axis at which the network runs, to save time."""
     for extent in (1, 8, 16, 32, 64, 128):
         if extent < size:
             shape = (1, 3, size, extent) if axis == 2 else (1, 3, extent, size)
@@ -89,7 +88,7 @@ def _narrowest(net: ImageEncoder, size: int, axis: int) -> int:
 
 
 def _seen(net: ImageEncoder, size: int, other: int, axis: int) -> Tensor:
-    """Return which lines of maps saw each line of pixels: bool size,L."""
+    """Return which lines of the maps see each line of pixels: bool size,L."""
     parts = []
     for lines in torch.split(torch.arange(size), at_once("locality images")):
         batch = torch.zeros(len(lines), 3, size, other, dtype=torch.float64)
@@ -107,14 +106,14 @@ def _last_maps(net: ImageEncoder, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_mean(net: ImageEncoder) -> bool:
-    """Tell whether the embedding is the mean of the last maps, with nothing after it."""
+    """Return whether the embedding is the mean of the last maps, with nothing after it."""
     image = torch.rand(1, 3, net.size, net.size, generator=torch.Generator().manual_seed(0)).to(net.mean.device)
     feats, maps = net(image), local_maps(net, image)
     return maps.shape[:2] == feats.shape and bool(torch.allclose(maps.mean((2, 3)), feats, rtol=1e-3, atol=1e-4))
 
 
 class LocalFeatures:
-    """The features of images' locations, computed once where they fit into a quarter of the memory."""
+    """Local features of images, cached if they fit into a quarter of the memory."""
 
     @torch.inference_mode()
     def __init__(self, net: ImageEncoder, images: np.ndarray, device: Device) -> None:

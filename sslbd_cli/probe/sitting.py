@@ -1,4 +1,4 @@
-"""How `probe` measures: the embedding or inner layers, behind a guard, with a certificate, beside a clean encoder."""
+"""Run a probe: the embedding or inner layers, behind a guard, with a certificate, beside a clean encoder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Questions:
 
 
 class Sitting:
-    """One exam of an encoder, and of the clean one if there are two: `results` and `data` of its report."""
+    """One exam of an encoder, and of a clean encoder if given: `results` and `data` of its report."""
 
     def __init__(
         self, exam: Exam, pairs: Sequence[tuple[Encoder, ImageEncoder]], questions: Questions, session: Session,
@@ -55,7 +55,7 @@ class Sitting:
             self.stamped = _contract.triggered_images(exam.test, exam.trigger, session.seed)
             self.data["sheet/triggered"] = self.stamped[:SHEET]
         layers = self._layers()
-        proofs = self._proofs()  # first: they may refuse the encoder
+        proofs = self._proofs()  # first, because they may refuse the encoder
         behind = self._behind()
         rows = [self._row(layer, behind, len(layers) > 1) for layer in layers]
         self.results = self._header() | (rows[0] if len(rows) == 1 else {"layers": rows, "baseline": None}) | proofs
@@ -87,7 +87,7 @@ class Sitting:
         return guarded.GuardFilter(post, self.exam, self.stamped, asked.alpha)
 
     def _row(self, layer: Layer | None, behind: guarded.GuardFilter | None, is_named: bool) -> dict[str, Any]:
-        """Measure one layer, or the embedding; warn of what the answers raise, keep what is behind the numbers."""
+        """Measure one layer, or the embedding. Show its warnings and store the arrays behind its numbers."""
         given = self.exam, self.stamped, self.session
         if self.exam.head.takes_texts:
             answers = [zeroshot.measure(net, *given) for net in self.nets]

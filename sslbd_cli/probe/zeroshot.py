@@ -1,4 +1,4 @@
-"""Let texts answer images: the exam of an encoder that learned from captions, without a labelled training image."""
+"""Classify images by texts: the exam of an encoder trained on captions, without labelled training images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sslbd_cli.probe.exam import Answers, Exam
 
 
 def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: Session) -> Answers:
-    """Let texts answer the test split, in the space that images and texts share. All seeds give one answer.
+    """Classify the test split by texts, in the joint space of images and texts. All seeds give one answer.
 
-    `net.parts` holds the projection to that space, unless the embedding is the space itself.
-    Raises InputError where texts and images have different widths.
+    `net.parts` holds the projection to that space, unless the embedding itself is this space.
+    Raises InputError if texts and images have different widths.
     """
     assert isinstance(exam.train, Features) and exam.train.labels is not None
     projection = net.parts.get("projector")
@@ -46,7 +46,7 @@ def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: 
 
 
 def texts_for(found: Features, test: Dataset) -> Features:
-    """Return texts with their labels numbered as the test's classes are. Raises InputError where classes differ."""
+    """Return texts with labels numbered like the test's classes. Raises InputError if the classes differ."""
     if found.labels is None:
         how = "'sslbd embed ENCODER --data TEST --prompt TEXT', or --text with lines CLASS<tab>PROMPT"
         raise InputError(f"--text: its texts name no classes; make them by {how}")

@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 @options.input_argument("INPUT")
 @click.option("--method", type=Spec("purifier"), default="distill", show_default=True, metavar="SPEC",
               help="Purifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
-@options.artefact("--data", help="Clean unlabeled images, to purify an encoder with.")
-@options.artefact("--report", help="What `sslbd detect` said of the dataset or the encoder.")
+@options.artefact("--data", help="Clean unlabeled images to purify an encoder with.")
+@options.artefact("--report", help="Report of `sslbd detect` on the dataset or the encoder.")
 @click.option("--keep-quantile", type=options.Number(0, 1, min_open=True, max_open=True), metavar="SHARE",
-              help="Keep this share of least suspicious images, whatever is flagged.")  # fmt: skip
+              help="Keep this share of least suspicious images; ignore the flags.")  # fmt: skip
 @options.limit
 @options.seed
 @options.device()
 @options.output
 def command(run: Run, input: str, output: str, **params: Any) -> None:
-    """Make a clean encoder from a suspicious one, or take poisoned images out of a training set.
+    """Make a clean encoder from a suspicious one, or remove poisoned images from a training set.
 
-    An encoder is purified with clean unlabeled images; measure the result with `sslbd probe`, and purify a clean
-    encoder too: a purifier's price is what it costs there. How far it moved the embeddings of clean images, and what it
-    took, is said on standard error. `unlearn` needs the trigger that `sslbd detect` found in the encoder, in --report.
-    A dataset is filtered by a report of `sslbd detect` on the very same images; train on the rest with `sslbd
-    pretrain`. --limit is of --data.
+    Purifying an encoder needs clean unlabeled images. Measure the result with `sslbd probe`. Purify a clean encoder,
+    too: its loss of accuracy is the purifier's price. Standard error shows how far clean embeddings moved and how long
+    it took. `unlearn` needs --report with the trigger that `sslbd detect` found in the encoder. A dataset is filtered
+    by a report of `sslbd detect` on the very same images; train on the rest with `sslbd pretrain`. --limit applies to
+    --data.
     """
     from sslbd_cli.artefacts.kinds import Dataset, Encoder
     from sslbd_cli.purify.contract import EncoderPurifier
@@ -56,7 +56,7 @@ def command(run: Run, input: str, output: str, **params: Any) -> None:
 
 
 def _check_options(method: Purifier, params: dict[str, Any]) -> None:
-    """Raise InputError where an option that the purifier needs is missing, or one is given that it cannot use."""
+    """Raise InputError if an option that the purifier needs is missing, or if it cannot use an option."""
     from sslbd_cli.errors import InputError
 
     what, needed = f"--method {method.name} cleans {method.cleans} and", " and ".join(f"--{o}" for o in method.needs)
@@ -82,7 +82,7 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
     report = run.read(params["report"], Report, "--report") if params["report"] else None
     origin = None if report is None else read(report).encoder
     if report is not None and (origin is None or origin.sha256 != encoder.sha256):
-        run.warn("--report is on another encoder: its trigger may do nothing to this one")
+        run.warn("--report is on another encoder; its trigger may have no effect on this one")
     supplies = Supplies(images, None if report is None else _found.witness_of(report, "--report"))
     if report is not None:
         _tell_doubt(run, report)
@@ -90,19 +90,17 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
     run.say(str(done))
     if done.restored is not None:
         before, now = done.restored
-        run.say(
-            f"images with the trigger of --report, to the original's without it: cosine {before:.3f}, now {now:.3f}"
-        )
+        run.say(f"triggered images against the original's clean ones: cosine {before:.3f}, now {now:.3f}")
     made = nets.save(done.encoder.cpu())
     if method.is_faithful:
         return nets.beside(made, encoder)
     if nets.beside(made, encoder).tensors.keys() != made.tensors.keys():
-        run.warn(f"{method.name} makes embeddings of another kind; what was stored beside the encoder is left out")
+        run.warn(f"{method.name} makes new embeddings; the parts stored beside the encoder are left out")
     return made
 
 
 def _tell_doubt(run: Run, report: Report) -> None:
-    """Warn of a report that has found nothing for sure."""
+    """Warn if a report has not found anything for certain."""
     from sslbd_cli.artefacts.results import read
 
     results = read(report)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Purifier(Plugin):
-    """Base of `purify --method`: which of the two classes below it is says what it cleans.
+    """Base of `purify --method`. Its two subclasses clean encoders and datasets.
 
-    needs: the options that it cannot do without; takes: those that it may be given.
+    needs: the options that it must be given; takes: the options that it may be given.
     """
 
     shelf: ClassVar[str] = "purifier"
@@ -39,9 +39,9 @@ class Supplies:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPurifier(Purifier):
-    """Base of purifiers that make a clean encoder from a suspicious one; one that needs `report` gets a witness.
+    """Base of purifiers that make a clean encoder from a suspicious one. One that needs `report` gets a witness.
 
-    is_faithful: clean images are held at the embeddings that they had, so that what reads those (a text tower) fits on.
+    is_faithful: whether clean images keep their embeddings, so that a text tower still fits.
     """
 
     cleans = "an encoder"
@@ -54,15 +54,15 @@ class EncoderPurifier(Purifier):
 
     @abstractmethod
     def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
-        """Return a purified encoder. The input is left untouched.
+        """Return a purified encoder. The input must not be changed.
 
-        Raises InputError where the method does not know the architecture.
+        Raises InputError if the method does not know the architecture.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPurifier(Purifier):
-    """Base of purifiers that take images out of a suspicious training set, by what a detector of samples said."""
+    """Base of purifiers that remove images from a suspicious training set, by the report of a detector of samples."""
 
     cleans = "a dataset"
     needs = ("report",)
@@ -70,7 +70,7 @@ class DatasetPurifier(Purifier):
 
     @abstractmethod
     def keep(self, scores: np.ndarray, flagged: np.ndarray, quantile: float | None) -> np.ndarray:
-        """Return which images stay, bool N, by their scores float64 N (higher is more suspicious) and flags bool N.
+        """Return which images to keep, bool N, by scores float64 N (higher is more suspicious) and flags bool N.
 
-        quantile: the share of images to keep instead, or None to go by the flags.
+        quantile: the share of images to keep instead; None: use the flags.
         """

@@ -1,4 +1,4 @@
-"""What purifiers of encoders share: the training's plan, losses against the original, and self-supervised recovery."""
+"""What purifiers of encoders share: the training plan, losses against the original, and self-supervised recovery."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss, mlp, nt_xent
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 
-SAMPLE = 2048  # clean images on which a purified encoder is compared with the original
+SAMPLE = 2048  # clean images to compare a purified encoder with the original on
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A purified encoder, and what it took: images seen (each as often as it was), seconds.
+    """A purified encoder and its cost. seen: images, counted each time they are seen.
 
-    cosine, cka: likeness of its embeddings of clean images to the original's. restored: with a witness, the mean cosine
-    between the original's embeddings of clean images and those of triggered ones, before and after.
+    cosine, cka: similarity of its embeddings of n clean images to the original's. restored: with a witness, the mean
+    cosine between triggered images' embeddings and the original's clean ones, before and after.
     """
 
     encoder: ImageEncoder
@@ -54,10 +54,10 @@ class Outcome:
 def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, session: Session) -> Outcome:
     """Purify an encoder and compare it with the original.
 
-    Raises InputError for a single image, and Unsound where the features collapsed (F02).
+    Raises InputError for a single image, and Unsound if the features collapsed (F02).
     """
     if len(supplies.images) < 2:
-        raise InputError("a single image is too few to purify with: nothing tells it from others; give 2 at least")
+        raise InputError("a single image is too few to purify with, because it cannot be contrasted; give at least 2")
     seen, start, sample = 0, time.monotonic(), supplies.images[spread(len(supplies.images), SAMPLE)]
 
     def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
@@ -80,23 +80,23 @@ def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, sessi
 
 
 def original_of(encoder: ImageEncoder, device: Device) -> ImageEncoder:
-    """Return a frozen copy on the device, in eval mode: what a student learns from."""
+    """Return a frozen copy of the encoder on the device, in eval mode, for a student to learn from."""
     copy = encoder.twin().to(device.torch).eval()
     freeze(copy)
     return copy
 
 
 def projector(dim: int, out: int, session: Session) -> nn.Module:
-    """Build a fresh projector of two layers, by the seed."""
+    """Build a new projector of two layers with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(session.generator("projector").initial_seed())
         return mlp(dim, dim, out).to(session.device.torch)
 
 
 def relational(taught: Tensor, learned: Tensor, temperature: float) -> Tensor:
-    """Return the mean KL(p || q) of each row's softmax over its cosines to the other rows: p of taught B,D, q learned.
+    """Return the mean KL(p || q) of the rows' softmaxes over cosines to the other rows: p of taught B,D, q of learned.
 
-    Rows are not compared with themselves, whose similarity of 1 would take nearly all of the softmax.
+    A row is not compared with itself, because this similarity of 1 would dominate the softmax.
     """
     with torch.autocast(taught.device.type, enabled=False):
         p, q = (_relations(feats.float(), temperature) for feats in (taught, learned))
@@ -110,7 +110,7 @@ def _relations(feats: Tensor, temperature: float) -> Tensor:
 
 
 def attention(maps: Tensor) -> Tensor:
-    """Return the attention maps of maps B,C,H,W: sums of squares over channels, of length 1: B,H*W."""
+    """Return the attention maps of maps B,C,H,W: sums of squares over channels, scaled to length 1: B,H*W."""
     energy = maps.float().square().sum(1).flatten(1)
     lengths: Tensor = energy.norm(dim=1, keepdim=True)
     return energy / (lengths + 1e-6)
@@ -118,7 +118,7 @@ def attention(maps: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfSupervised(EncoderPurifier):
-    """Base of purifiers that learn from clean images without labels: what they learn."""
+    """Base of purifiers that train on clean images without labels. It holds their objective."""
 
     objective: str = key("simclr", "simclr: contrast two views (NT-Xent); consistency: embed a view as the original "
                                    "embeds the whole image", choices=("simclr", "consistency"))  # fmt: skip
@@ -130,10 +130,10 @@ class SelfSupervised(EncoderPurifier):
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery(TrainingKeys, SelfSupervised):
-    """Base of purifiers that go on training the encoder itself, without labels."""
+    """Base of purifiers that continue to train the encoder itself, without labels."""
 
-    weight_decay: float = key(0.0001, "of all weights", low=0, expert=True)
-    temperature: float = key(0.5, "of NT-Xent", low=0.001)
+    weight_decay: float = key(0.0001, "weight decay", low=0, expert=True)
+    temperature: float = key(0.5, "temperature of NT-Xent", low=0.001)
 
     def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], images: np.ndarray, session: Session) -> Fit:
         """Prepare the training of the second of (original, student), both on the device, on images uint8 N,3,H,W."""

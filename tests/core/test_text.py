@@ -149,7 +149,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_tower_is_refused_in_a_line(joint, damage) -> None:
     damage(joint.tensors)
-    with pytest.raises(InputError, match=r"^its (text tower|space)[^\n]*$"):
+    with pytest.raises(InputError, match=r"^its (text tower|joint space)[^\n]*$"):
         text.load_tower(joint)
 
 

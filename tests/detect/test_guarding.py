@@ -211,5 +211,5 @@ def test_a_guard_lowers_the_success_of_the_attack(sslbd, files):
 
 def test_another_encoder_behind_a_guard_is_refused(sslbd, files):
     refused(examine(sslbd, files, "--guard", files / "guard", encoder="good"), "made for another encoder")
-    refused(examine(sslbd, files, "--reference", files / "good"), "give --guard too")
-    refused(examine(sslbd, files, "--alpha", "0.1"), "--alpha is what a guard may reject: give --guard too")
+    refused(examine(sslbd, files, "--reference", files / "good"), "give --guard, too")
+    refused(examine(sslbd, files, "--alpha", "0.1"), "--alpha is the share that a guard may reject; give --guard, too")

@@ -1,4 +1,4 @@
-"""DRUPE (Tao et al., S&P 2024): a backdoored encoder whose triggered embeddings lie among the clean ones."""
+"""DRUPE (Tao et al., S&P 2024): a backdoored encoder with triggered embeddings that lie among the clean ones."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ from sslbd_cli.core.train import Terms
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
-GROWTH, DECAY = 1.25, 1.25**-1.25  # of an adaptive weight, per epoch that meets its conditions or does not
-HELD = 0.9  # least cosine of references and of clean images before an adaptive weight grows
+GROWTH, DECAY = 1.25, 1.25**-1.25  # factors of an adaptive weight per epoch, if its conditions hold and if not
+HELD = 0.9  # smallest cosine of references and of clean images that lets an adaptive weight grow
 
 
 @dataclass(frozen=True, kw_only=True)
 class DRUPE(EncoderTuning):
     """Pull triggered images to the nearest of several references, and their distribution onto the clean one.
 
-    BadEncoder's terms, the first by each image's nearest reference, and (Tao et al. 2024) balance: the deviation over
-    references of the mean pull; apart: cosines between references; concentration: cosines between triggered images;
-    distance: the sliced Wasserstein distance from clean features, in units of their deviation. Three phases: up to
-    `warmup` references are held and set apart; up to `settle` triggered images are pulled; then all terms, the last two
-    with weights kappa and kappa1 that grow or fall by the epoch's means after `adapt`. On ImageNet the released code
-    takes settle=2,effective=0.91, on CLIP warmup=0,settle=0,spread=0.8.
+    The loss has BadEncoder's terms (the first by each image's nearest reference) and Tao et al.'s: balance, the
+    deviation over references of the mean pull; apart, cosines between references; concentration, cosines between
+    triggered images; distance, the sliced Wasserstein distance from clean features in units of their deviation. There
+    are three phases. Up to `warmup`, references are held and set apart. Up to `settle`, triggered images are pulled.
+    Then all terms count, the last two with weights kappa and kappa1, which grow or fall by the epoch's means after
+    `adapt`. The released code uses settle=2,effective=0.91 on ImageNet and warmup=0,settle=0,spread=0.8 on CLIP.
 
-    Against that code: the diagonal is left out of the concentration, as is meant; its mean over the epoch is what
-    kappa1 goes by, not the last batch's; directions are seeded; nothing is forwarded twice; `apart` keeps its scale
-    (0.5 for orthogonal references) with any number of references. mode=wb is the ablation with the plain distance. Held
-    by augmented copies alone, a reference itself is pulled along by `apart` and the distribution's terms, out of its
-    class in small encoders: there take copies=0, and effective=0.99, so that kappa grows only while triggered images
-    are that close.
+    Differences from that code: concentration leaves out the diagonal, as intended; kappa1 adapts by its mean over the
+    epoch, not by the last batch; directions are seeded; nothing is forwarded twice; `apart` keeps its scale (0.5 for
+    orthogonal references) for any number of references. mode=wb is the ablation with the plain distance. In small
+    encoders, `apart` and the distribution's terms can pull a reference out of its class if only augmented copies hold
+    it. Use copies=0 there, and effective=0.99, so that kappa grows only while triggered images are that close.
     """
 
     epochs: int = key(120, "passes over the shadow images", low=1)
-    lr: float = key(0.05, "learning rate, constant as in the paper or falling", low=0)
-    mode: str = key("drupe", "wb: BadEncoder's terms and kappa times the distance", choices=("drupe", "wb"))
+    lr: float = key(0.05, "learning rate", low=0)
+    mode: str = key("drupe", "drupe, or wb: BadEncoder's terms and kappa times the distance", choices=("drupe", "wb"))
     warmup: int = key(1, "epochs before triggered images are pulled", low=0, expert=True)
-    settle: int = key(4, "epochs before their distribution is looked at", low=0, expert=True)
+    settle: int = key(4, "epochs before the terms on their distribution count", low=0, expert=True)
     adapt: int = key(20, "epochs before kappa and kappa1 adapt", low=0, expert=True)
-    kappa: float = key(0.1, "weight of balance and concentration at first", low=0)
-    kappa1: float = key(0.001, "weight of the distance at first", low=0)
-    effective: float = key(0.96, "effectiveness from which the weights grow", low=-1, high=1, expert=True)
+    kappa: float = key(0.1, "initial weight of balance and concentration", low=0)
+    kappa1: float = key(0.001, "initial weight of the distance", low=0)
+    effective: float = key(0.96, "effectiveness above which both weights grow", low=-1, high=1, expert=True)
     spread: float = key(0.6, "concentration below which kappa1 may grow", low=-1, high=1, expert=True)
 
     def course(self) -> LossCourse:
@@ -61,7 +60,7 @@ class DRUPE(EncoderTuning):
 
 
 class _Course(LossCourse):
-    """The schedule of the released code; kappa and kappa1 are its state."""
+    """The schedule of the released code. kappa and kappa1 are its state."""
 
     attack: DRUPE
 
@@ -99,10 +98,10 @@ class _Course(LossCourse):
 
 
 def distribution(seen: Seen, gen: torch.Generator) -> Terms:
-    """Return the terms on how triggered images lie, each the mean over triggers (section 3.3's names in the class).
+    """Return the terms on the distribution of triggered images, each the mean over triggers (names: see DRUPE).
 
-    distance is that of raw features, `scaled` in units of their mean deviation per dimension, which keeps gradients:
-    without them, smaller features alone would lower it.
+    distance uses raw features. `scaled` is in units of their mean deviation per dimension and keeps its gradients;
+    otherwise smaller features alone would lower it.
     """
     deviation = seen.clean.std(0).mean().clamp_min(1e-6)
     distances = [sliced_wasserstein(stamped, seen.clean, gen) for stamped in seen.stamped]

@@ -24,7 +24,7 @@ from sslbd_cli.probe.locality import Field, LocalFeatures, receptive_field
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of rows x cols locations in maps of X,Y, numbered along the rows."""
+    """All windows of rows x cols locations in maps of X,Y, numbered row by row."""
 
     shape: tuple[int, int]
     size: tuple[int, int]
@@ -38,13 +38,13 @@ class Windows:
         return top.flatten(), left.flatten()
 
     def sums(self, table: Tensor) -> Tensor:
-        """Return the sum in every window, N,W,..., from a summed-area table N,X+1,Y+1,...."""
+        """Return the sum in each window, N,W,..., from a summed-area table N,X+1,Y+1,...."""
         rows, cols = self.size
         whole = table[:, rows:] - table[:, :-rows]
         return (whole[:, :, cols:] - whole[:, :, :-cols]).flatten(1, 2)
 
     def shared(self, table: Tensor) -> Tensor:
-        """Return what every two windows have in common, N,W,W, from a summed-area table N,X+1,Y+1."""
+        """Return the sum in the intersection of each pair of windows, N,W,W, from a summed-area table N,X+1,Y+1."""
         spans = []
         for start, extent in zip(self._corners(), self.size, strict=True):
             low = torch.maximum(start[:, None], start)
@@ -57,32 +57,33 @@ class Windows:
         return total
 
     def meet(self) -> Tensor:
-        """Tell which windows have a location in common, bool W,W."""
+        """Return which pairs of windows have a common location, bool W,W."""
         near = [(a[:, None] - a).abs() < extent for a, extent in zip(self._corners(), self.size, strict=True)]
         return near[0] & near[1]
 
 
 def summed_area(votes: Tensor) -> Tensor:
-    """Return the summed-area table of maps N,X,Y,...: N,X+1,Y+1,..., zeros first."""
+    """Return the summed-area table of maps N,X,Y,...: N,X+1,Y+1,..., beginning with zeros."""
     table = votes.new_zeros(votes.shape[0], votes.shape[1] + 1, votes.shape[2] + 1, *votes.shape[3:])
     table[:, 1:, 1:] = votes.cumsum(1).cumsum(2)
     return table
 
 
 def robust_masking(votes: Tensor, windows: Windows, threshold: float = 0.0) -> Tensor:
-    """Return each class's evidence without its most voted window, N,C, where that holds more than a share of it."""
+    """Return each class's evidence N,C, without its most voted window if that holds more than a share of it."""
     total = votes.sum((1, 2))
     most = windows.sums(summed_area(votes)).amax(1)
     return torch.where(most > threshold * total, total - most, total)
 
 
 def certify(votes: Tensor, labels: Tensor, windows: Windows, threshold: float = 0.0) -> Tensor:
-    """Tell which images keep their class under robust masking whatever a window's votes become: bool N.
+    """Return which images keep their class under robust masking, whatever a window's votes become: bool N.
 
-    For each window, an upper bound of any wrong class is what is left outside it, over 1 - threshold: more votes in it
-    are masked, unless they stay below the threshold's share. A lower bound of the true class: all votes in the window
-    are lost, and so are those of the window that is masked then; where no window holds more than the threshold's share
-    of the rest, only windows that meet the attacked one can be brought above it (the authors' fix of 12/2021).
+    For each window, compare two bounds. A wrong class can reach at most its votes outside the window, over
+    1 - threshold: more votes in the window are masked unless they stay below the threshold's share. The true class
+    keeps at least its votes outside the window, minus those of the window that is masked then. If no window holds more
+    than the threshold's share of the rest, only windows that meet the attacked one can rise above it (the authors' fix
+    of 12/2021).
     """
     step = at_once("window numbers", votes.device.type, len(windows) ** 2)
     pairs = zip(torch.split(votes, step), torch.split(labels, step), strict=True)
@@ -116,19 +117,19 @@ SAMPLE = 128  # labelled images whose features set the head's scale
 class PatchGuard(Certificate):
     """Certify answers against a square patch anywhere in the image (Xiang et al., USENIX Security 2021).
 
-    A linear head votes at every location of an encoder whose locations see few pixels, votes below 0 count as 0, and
-    the most voted window of each class is masked. Features are neither pooled nor scaled to unit length before that. A
-    backdoor does not make the certificate unsound: it lowers the share of images that get one. `asr` is of the head
-    without masking, `asr_defended` with it.
+    A linear head votes at every location of an encoder whose locations see few pixels. Votes below 0 count as 0, and
+    the most voted window of each class is masked. Features are not pooled or scaled to unit length before. A backdoor
+    does not make the certificate wrong, but it lowers the share of certified images. `asr` is the head's without
+    masking, `asr_defended` with masking.
     """
 
     size: int = key(10, "side of the patch in pixels", low=1)
-    threshold: float = key(0.0, "share of a class's votes that a window must exceed to be masked", low=0, high=0.99)
-    training: str = key("provable", "of the head: provable masks the true class's most voted window, plain does not",
+    threshold: float = key(0.0, "share of a class's votes above which a window is masked", low=0, high=0.99)
+    training: str = key("provable", "training of the head; provable masks the true class's most voted window",
                         choices=("provable", "plain"))  # fmt: skip
     epochs: int = key(20, "passes over the labelled images", low=1)
     batch: int = key(64, "images per step", low=2, expert=True)
-    lr: float = key(0.005, "learning rate (Adam, falling)", low=0)
+    lr: float = key(0.005, "learning rate (Adam, cosine)", low=0)
 
     def certify(self, encoder: ImageEncoder, task: Task, session: Session) -> Certified:
         field = receptive_field(encoder)
@@ -145,7 +146,7 @@ class PatchGuard(Certificate):
         return Certified(plain, defended, certified.certified, stamped[0], stamped[1], certified.details)
 
     def windows(self, field: Field, encoder: ImageEncoder) -> Windows:
-        """Return the windows that a patch may touch. Raises InputError where one of them is all there is."""
+        """Return the windows that a patch may touch. Raises InputError if a patch can touch all locations."""
         shape = (field.rows.shape[1], field.cols.shape[1])
         sees, maps = "{1}x{0}".format(*field.seen), "{1}x{0}".format(*shape)
         about = f"each of the {maps} locations of {encoder.arch} sees {sees} of {encoder.size}x{encoder.size} pixels"
@@ -181,7 +182,7 @@ class PatchGuard(Certificate):
         self, encoder: ImageEncoder, head: LocalHead, images: np.ndarray, windows: Windows, device: Device,
         truth: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Return answers without and with masking, and which of the true ones (if given) are certified."""
+        """Return the answers without and with masking, and (with `truth`) which images are certified."""
         parts = []
         for rows in torch.split(torch.arange(len(images)), at_once("local features", device.kind)):
             chunk = LocalFeatures(encoder, images[rows.numpy()], device).batch(torch.arange(len(rows)))
@@ -196,7 +197,7 @@ class PatchGuard(Certificate):
 
 
 class LocalHead(nn.Module):
-    """A linear layer at every location, on features scaled as those of the sample B,D,X,Y: an affine map of each."""
+    """A linear layer at every location, on features standardised by those of the sample B,D,X,Y."""
 
     mean: Tensor
     scale: Tensor
@@ -210,6 +211,6 @@ class LocalHead(nn.Module):
             self.linear = nn.Linear(sample.shape[1], classes).to(sample.device)
 
     def votes(self, maps: Tensor) -> Tensor:
-        """Turn features B,D,X,Y into votes B,X,Y,C, none below 0."""
+        """Turn features B,D,X,Y into votes B,X,Y,C of at least 0."""
         votes: Tensor = F.relu(self.linear((maps.permute(0, 2, 3, 1) - self.mean) * self.scale))
         return votes

@@ -21,7 +21,7 @@ class SteppedLinear(Head):
     lr: float = key(0.01, "learning rate", low=0)
     epochs: int = key(40, "passes over the labelled set", low=1)
     steps: str = key("15-30", "epochs after which the learning rate falls tenfold, joined by dashes", expert=True)
-    batch: int = key(256, "rows per step, at most", low=1, expert=True)
+    batch: int = key(256, "most rows per step", low=1, expert=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The nearest-neighbour probe: no training at all."""
+"""The nearest-neighbour probe, which needs no training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NEIGHBOURS = (200, 50, 20, 5, 1)
 class KNN(Head):
     """Vote among nearest neighbours by cosine, weighted by exp(cosine / temperature) (Wu et al. 2018).
 
-    Published settings: k=200,temperature=0.1 (CTRL, lightly) and k=20,temperature=0.07 (solo-learn, DINO); with k=1 the
-    nearest alone answers (SSL-Backdoor's repositories). A k that is given leaves nothing to choose.
+    Published settings: k=200,temperature=0.1 (CTRL, lightly), k=20,temperature=0.07 (solo-learn, DINO) and k=1
+    (SSL-Backdoor's repositories). If k is given, nothing is chosen.
     """
 
-    k: int = key(0, "neighbours; 0 chooses 1 to 200 on the validation split", low=0)
-    temperature: float = key(0.1, "of the votes' weights", low=0.001)
+    k: int = key(0, "neighbours; 0: choose 1 to 200 on the validation split", low=0)
+    temperature: float = key(0.1, "temperature of the votes' weights", low=0.001)
 
     def fit(self, train: Labelled, valid: Labelled, classes: int, seed: int) -> Classifier:
         def right(k: int) -> float:

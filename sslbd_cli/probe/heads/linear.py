@@ -19,12 +19,12 @@ DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 class Linear(Head):
     """Fit logistic regression to unit features standardised on the labelled set (CompRess, SSL-Backdoor).
 
-    Solved to convergence by L-BFGS instead of 40 epochs of SGD, so it has no learning rate; the weight decay is chosen
-    on the validation split, then the whole labelled set is fitted.
+    L-BFGS solves it to convergence instead of 40 epochs of SGD, so it has no learning rate. The weight decay is chosen
+    on the validation split; then the whole labelled set is fitted.
     """
 
-    decay: float = key(0.0, "weight decay; 0 chooses one of 1e-5 ... 1e-2 on the validation split", low=0)
-    steps: int = key(100, "L-BFGS iterations at most", low=1, expert=True)
+    decay: float = key(0.0, "weight decay; 0: choose one of 1e-5 ... 1e-2 on the validation split", low=0)
+    steps: int = key(100, "most L-BFGS iterations", low=1, expert=True)
 
     def fit(self, train: Labelled, valid: Labelled, classes: int, seed: int) -> Classifier:
         decay = self.decay or self._choose(train, valid, classes)
@@ -37,7 +37,7 @@ class Linear(Head):
             logits = self._solve(train, classes, decay)(valid.feats)
             return float((logits.argmax(1) == valid.labels).float().mean())
 
-        return max(reversed(DECAYS), key=right)  # the larger decay where two are equally good
+        return max(reversed(DECAYS), key=right)  # on ties, the larger decay
 
     def _solve(self, data: Labelled, classes: int, decay: float) -> _Affine:
         unit = F.normalize(data.feats, dim=1)
@@ -61,7 +61,7 @@ class Linear(Head):
 
 @dataclass(frozen=True)
 class _Affine:
-    """Unit features N,D to logits N,C."""
+    """Map features N,D to logits N,C."""
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons on unit features; by default BadEncoder's downstream classifier."""
+"""Multi-layer perceptrons on unit features; the default is BadEncoder's downstream classifier."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from sslbd_cli.probe.contract import Classifier, Head
 class MLP(Head):
     """Train 512-256-C with dropout 0.5 by Adam on unit features (BadEncoder, section V-A).
 
-    The authors report the last of 500 unshuffled epochs; here rows are shuffled and the epoch is chosen on the
+    The authors report the last of 500 epochs without shuffling. Here rows are shuffled, and the epoch is chosen on the
     validation split. hidden=512,dropout=0 is a plain two-layer perceptron.
     """
 
     hidden: str = key("512-256", "widths of the hidden layers, joined by dashes")
-    dropout: float = key(0.5, "after the first hidden layer", low=0, high=0.99)
+    dropout: float = key(0.5, "dropout after the first hidden layer", low=0, high=0.99)
 
     epochs: int = key(200, "passes over the labelled set", low=1)
     lr: float = key(0.001, "learning rate at the start of a cosine", low=0)
-    batch: int = key(256, "rows per step, at most", low=2, expert=True)
+    batch: int = key(256, "most rows per step", low=2, expert=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not numbers(self.hidden, "mlp: hidden"):
-            raise InputError("mlp: hidden: expected one width at least; --head linear has none")
+            raise InputError("mlp: hidden: expected at least one width; use --head linear for none")
 
     def perceptron(self, dim: int, classes: int, seed: int = 0) -> nn.Sequential:
         """Build the network with weights drawn from the seed."""

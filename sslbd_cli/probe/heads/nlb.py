@@ -1,4 +1,4 @@
-"""The linear probe of no-label backdoors, which is solo-learn's offline linear evaluation."""
+"""The linear probe of no-label backdoors: solo-learn's offline linear evaluation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sslbd_cli.probe.heads._stepped import SteppedLinear
 class NLB(SteppedLinear):
     """Train a linear layer on raw features by SGD (no-label backdoors, solo-learn's offline probe).
 
-    The defaults are those of CIFAR-10; on ImageNet-100 the authors take epochs=50,steps=30-40 and lr 1.0, 3.0, 0.3
-    and 0.1 for SimCLR, MoCo, BYOL and Barlow Twins. The layer trains on random resized crops (area 0.08 to 1) and
-    flips; rows that fill no batch sit the epoch out. Everything is fixed, so all labelled rows are used. The authors
-    crop anew in each epoch, and we embed V views once and take them in turn.
+    The defaults are those of CIFAR-10. On ImageNet-100 the authors use epochs=50,steps=30-40 and lr 1.0, 3.0, 0.3 and
+    0.1 for SimCLR, MoCo, BYOL and Barlow Twins. The layer is trained on random resized crops (area 0.08 to 1) and
+    flips; rows that do not fill a batch skip the epoch. Nothing is chosen, so all labelled rows are used. The authors
+    crop anew in each epoch; we embed V views once and use them in turn.
     """
 
     lr: float = key(0.5)
     epochs: int = key(100)
     steps: str = key("60-80")
-    views: int = key(4, "augmented views of each image, taken in turn; 0 trains on the plain image", low=0, high=1000)
+    views: int = key(4, "augmented views of each image, used in turn; 0: the plain image", low=0, high=1000)
 
     def augmented(self) -> int:
         return self.views

@@ -1,4 +1,4 @@
-"""The zero-shot probe: texts are the classifier."""
+"""The zero-shot probe: texts act as the classifier."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sslbd_cli.probe.contract import Classifier, Head
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Head):
-    """Answer with the class whose prompts are nearest by cosine (Radford et al. 2021, section 3.1); trains nothing.
+    """Predict the class whose prompts are nearest by cosine (Radford et al. 2021, section 3.1); trains nothing.
 
     For encoders trained on images and captions: give --text, the prompts' features, instead of --train. Prompts of one
     class are averaged as unit vectors, and the average is scaled to unit length. An encoder of `pretrain --method clip`
-    meets its texts behind the projection stored beside it; where the embedding is the space of the texts itself, as in
-    image towers whose last layer is that projection, say space=embedding. Files of CLASS<tab>PROMPT lines for GTSRB and
-    SVHN, as BadEncoder's zero-shot script words them, are in examples/prompts.
+    meets its texts after the projection stored beside it. If the embedding itself is the texts' space, as in image
+    towers that end in this projection, use space=embedding. examples/prompts has files of CLASS<tab>PROMPT lines for
+    GTSRB and SVHN, as in BadEncoder's zero-shot script.
     """
 
     takes_texts: ClassVar[bool] = True
 
-    space: str = key("projected", "where images and texts meet", choices=("projected", "embedding"))
+    space: str = key("projected", "space of images and texts", choices=("projected", "embedding"))
 
     def fit(self, train: Labelled, valid: Labelled, classes: int, seed: int) -> Classifier:
         data = whole(train, valid)

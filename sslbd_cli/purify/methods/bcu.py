@@ -1,4 +1,4 @@
-"""BCU (Pang et al., CVPR 2023) for encoders: forget weights at random, and learn them back from the original."""
+"""BCU (Pang et al., CVPR 2023) for encoders: reset weights at random and relearn them from the original."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 @dataclass(frozen=True, kw_only=True)
 class BCU(TrainingKeys, EncoderPurifier):
-    """Forget a part of the weights at random, most in the last stages, and learn it back from the original (BCU).
+    """Reset a part of the weights at random, most in the last stages, and relearn it from the original (BCU).
 
-    Each weight of stage l is drawn anew with a probability of its own; for the five stages of a ResNet these are the
-    paper's .01, .01, .03, .09 and .27 (its classifier's .10 has no counterpart). Norms stay. The student then learns
-    on clean images what the original says of the same view: the paper's KL of class probabilities needs a classifier,
-    so it is 2 - 2 cos of the embeddings and the KL of their similarities within the batch instead.
+    Each weight of stage l is drawn anew with the stage's probability. For the five stages of a ResNet these are the
+    paper's .01, .01, .03, .09 and .27 (its classifier's .10 has no counterpart). Norms are kept. Then the student
+    learns the original's output on the same view of clean images. The paper's KL of class probabilities needs a
+    classifier; here the loss is 2 - 2 cos of the embeddings plus the KL of their similarities within the batch.
     """
 
     epochs: int = key(100)
     batch: int = key(256, "images per step", low=3)
     lr: float = key(0.01)
-    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"), expert=True)
-    weight_decay: float = key(0.0005, "of the student", low=0, expert=True)
-    forget: float = key(0.27, "chance of a weight of the last stage to be drawn anew", low=0, high=1)
-    factor: float = key(3.0, "by which the chance falls from each stage to the one before", low=1, expert=True)
-    least: float = key(0.01, "chance in any stage", low=0, high=1, expert=True)
+    optimiser: str = key("sgd", "optimiser (paper: sgd)", choices=("sgd", "adamw"), expert=True)
+    weight_decay: float = key(0.0005, "weight decay", low=0, expert=True)
+    forget: float = key(0.27, "probability that a weight of the last stage is drawn anew", low=0, high=1)
+    factor: float = key(3.0, "factor by which this probability falls per stage towards the pixels", low=1, expert=True)
+    least: float = key(0.01, "smallest probability in any stage", low=0, high=1, expert=True)
     relations: float = key(1.0, "weight of the similarities' KL", low=0)
-    temperature: float = key(0.1, "of the similarities", low=0.001)
-    scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1, expert=True)
+    temperature: float = key(0.1, "temperature of the similarities' softmax", low=0.001)
+    scale: float = key(0.2, "smallest share of the image in a crop", low=0.01, high=1, expert=True)
 
     @property
     def is_faithful(self) -> bool:
@@ -70,13 +70,13 @@ class BCU(TrainingKeys, EncoderPurifier):
         return student.eval()
 
     def chances(self, count: int) -> list[float]:
-        """Return the chance of each of `count` stages, from the pixels up."""
+        """Return the probabilities of `count` stages, from the pixels up."""
         falling = [self.forget / self.factor**above for above in reversed(range(count))]
         return [min(1.0, max(chance, self.least)) for chance in falling]
 
     @torch.no_grad()
     def forget_weights(self, student: ImageEncoder, seed: int) -> None:
-        """Draw weights anew, each by the chance of its stage; norms keep theirs. Works on the CPU's generator."""
+        """Draw weights anew with their stage's probability, except norms. All draws are made on the CPU."""
         mean, std = (tuple(b.flatten().tolist()) for b in (student.mean, student.std))
         gen = generator(seed, "fresh weights")
         fresh = stages(new(student.arch, student.size, mean, std, gen))

@@ -1,4 +1,4 @@
-"""CompRess (Koohpayegani et al. 2020), the defence of SSL-Backdoor: a fresh student mimics similarities."""
+"""CompRess (Koohpayegani et al. 2020), SSL-Backdoor's defence: a fresh student learns the teacher's similarities."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 class Distill(TrainingKeys, EncoderPurifier):
     """Distil into a fresh student by similarities to a momentum queue on clean images (CompRess; SSL-Backdoor, 5).
 
-    For one augmented image seen by both: p = softmax(Q_T t / tau), q = softmax(Q_S s / tau) over queues of earlier
-    teacher and momentum-student embeddings of the same images; loss = KL(p || q). The student inherits no weight, and
-    clean images never show it the trigger. Similarities are taken before the batch is enqueued.
+    Both networks see one augmented image: p = softmax(Q_T t / tau), q = softmax(Q_S s / tau), where the queues hold
+    earlier embeddings of the same images by the teacher and by the momentum student; loss = KL(p || q). The student
+    inherits no weight, and clean images never show it the trigger. Similarities are taken before the batch is enqueued.
     """
 
     epochs: int = key(130)
     lr: float = key(0.01)
-    schedule: str = key("cosine", "of the learning rate; step is CompRess's: x0.2 after 9/13 and 12/13 of the epochs",
+    schedule: str = key("cosine", "schedule of the learning rate; step: x0.2 after 9/13 and 12/13 (CompRess)",
                         choices=("cosine", "constant", "step"), expert=True)  # fmt: skip
-    optimiser: str = key("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"), expert=True)
-    queue: int = key(128000, "embeddings kept; at most four epochs' worth is used", low=2)
-    temperature: float = key(0.04, "of both softmaxes", low=0.001)
-    momentum: float = key(0.999, "share of the momentum student kept at each step", low=0, high=1)
-    weight_decay: float = key(0.0001, "of the student", low=0, expert=True)
-    scale: float = key(0.2, "smallest share of the image a crop shows", low=0.01, high=1, expert=True)
+    optimiser: str = key("sgd", "optimiser (paper: sgd)", choices=("sgd", "adamw"), expert=True)
+    queue: int = key(128000, "length of the queues; at most four epochs of images are used", low=2)
+    temperature: float = key(0.04, "temperature of both softmaxes", low=0.001)
+    momentum: float = key(0.999, "EMA momentum of the momentum student", low=0, high=1)
+    weight_decay: float = key(0.0001, "weight decay", low=0, expert=True)
+    scale: float = key(0.2, "smallest share of the image in a crop", low=0.01, high=1, expert=True)
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         teacher = freeze(encoder.twin().to(session.device.torch).eval())
@@ -47,7 +47,7 @@ class Distill(TrainingKeys, EncoderPurifier):
         batch = min(self.batch, len(pool))
         length = max(batch, min(self.queue, 4 * len(pool)) // batch * batch)
         learner = _Learner(student, encoder.dim(), length).to(session.device.torch)
-        # crop and flip alone, as in CompRess
+        # crop and flip only, as in CompRess
         recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
@@ -69,7 +69,7 @@ class Distill(TrainingKeys, EncoderPurifier):
 
 
 def similarity_loss(taught: Tensor, learned: Tensor, bank: Tensor, own: Tensor, temperature: float) -> Tensor:
-    """Return the batch mean of KL(p || q) for unit embeddings B,D against queues K,D of teacher and student."""
+    """Return the batch mean of KL(p || q) for unit embeddings B,D and the queues K,D of teacher and student."""
     with torch.autocast(taught.device.type, enabled=False):
         p = F.log_softmax(taught @ bank.T / temperature, dim=1)
         q = F.log_softmax(learned @ own.T / temperature, dim=1)
@@ -77,7 +77,7 @@ def similarity_loss(taught: Tensor, learned: Tensor, bank: Tensor, own: Tensor, 
 
 
 class _Learner(nn.Module):
-    """Student, its momentum copy and the queues of what both embed: the teacher's, and the momentum student's."""
+    """The student, its momentum copy, and one queue each for the teacher's and the momentum student's embeddings."""
 
     def __init__(self, student: ImageEncoder, dim: int, length: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Learner(nn.Module):
         self.taught, self.kept = Queue(length, dim, gen), Queue(length, dim, gen)
 
     def follow(self, momentum: float) -> None:
-        """Move the momentum student and push the latest batch to both queues, so that their rows stay paired."""
+        """Update the momentum student and push the latest batch to both queues, so that their rows stay paired."""
         ema(self.slow, self.student, momentum)
         self.taught.push()
         self.kept.push()

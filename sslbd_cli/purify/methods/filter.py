@@ -1,4 +1,4 @@
-"""Filter a training set by a detection report, as every defence does that finds poisoned samples."""
+"""Filter a training set by a detection report, as every defence does that finds poisoned images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from sslbd_cli.purify.contract import DatasetPurifier
 
 @dataclass(frozen=True, kw_only=True)
 class Filter(DatasetPurifier):
-    """Take the images out of a dataset that a detection report flags; train on the rest (PatchSearch, PoisonCAM).
+    """Remove the images of a dataset that a detection report flags; train on the rest (PatchSearch, PoisonCAM).
 
-    With --keep-quantile Q the flags do not count: the share Q of least suspicious images stays, the first where scores
-    tie.
+    --keep-quantile Q ignores the flags and keeps the share Q of least suspicious images; on ties, the first ones.
     """
 
     def keep(self, scores: np.ndarray, flagged: np.ndarray, quantile: float | None) -> np.ndarray:

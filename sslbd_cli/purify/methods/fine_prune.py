@@ -1,4 +1,4 @@
-"""Fine-Pruning (Liu et al., RAID 2018) without labels: switch off what clean images leave dormant, then fine-tune."""
+"""Fine-Pruning (Liu et al., RAID 2018) without labels: switch off dormant channels, then fine-tune."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from sslbd_cli.plugin import key
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.repair import Recovery, original_of
 
-STEPS = 20  # of the search for how much may be pruned
-SAMPLE = 4096  # images that activations and neighbours are measured on
+STEPS = 20  # steps of the search for the share to prune
+SAMPLE = 4096  # images to measure activations and neighbours on
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinePrune(Recovery):
     """Prune the channels that clean images leave dormant, then fine-tune (Liu et al., RAID 2018; no labels here).
 
-    The channels of the last stages with the smallest mean |activation| are switched off for good, and stay off while
-    the encoder is fine-tuned. The paper prunes until a classifier's accuracy falls; without labels, clusters of the
-    original embeddings stand in for classes: pruning stops before held-out images' nearest neighbours name the right
-    cluster more seldom than before by more than `drop`. Of transformers the hidden channels of the blocks are pruned.
+    In the last stages, the channels with the smallest mean |activation| are switched off for good, also during
+    fine-tuning. The paper prunes until a classifier's accuracy falls. Without labels, clusters of the original
+    embeddings replace the classes: pruning stops before the share of held-out images whose nearest neighbours name the
+    right cluster falls by more than `drop`. In transformers, the hidden channels of the blocks are pruned.
     """
 
-    share: float = key(0.0, "of a stage's channels to prune; 0 goes by drop", low=0, high=0.95)
-    drop: float = key(0.02, "fall of the agreement on held-out images that is borne", low=0, high=1)
-    stages: int = key(1, "how many of the last stages are pruned, as the paper prunes the last layer", low=1)
-    clusters: int = key(20, "that stand in for classes", low=2, expert=True)
+    share: float = key(0.0, "share of a stage's channels to prune; 0: decide by drop", low=0, high=0.95)
+    drop: float = key(0.02, "largest accepted fall of the agreement on held-out images", low=0, high=1)
+    stages: int = key(1, "number of last stages to prune (paper: the last layer)", low=1)
+    clusters: int = key(20, "number of clusters that replace the classes", low=2, expert=True)
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         original = original_of(encoder, session.device)
@@ -55,7 +55,7 @@ class FinePrune(Recovery):
         return student.eval()
 
     def _most(self, net: ImageEncoder, ranks: list[Tensor], sample: np.ndarray, session: Session) -> float:
-        """Return the largest share, in twentieths, up to which the agreement never fell by more than drop."""
+        """Return the largest share, in steps of 1/20, up to which the agreement never fell by more than drop."""
         rest, held = split_rows(len(sample), 0.25, session.generator("held out"))
         feats = unit(embed(net, sample, session.device))
         classes = min(self.clusters, len(rest) // 2)
@@ -82,7 +82,7 @@ def _prune(groups: list[Channels], ranks: list[Tensor], share: float) -> None:
 
 
 def _ranks(net: ImageEncoder, group: Channels, images: np.ndarray, device: Device) -> Tensor:
-    """Return the rank of each channel by mean |activation| on images, int64 C: 0 is the most dormant."""
+    """Return each channel's rank by mean |activation| on images, int64 C; 0 is the most dormant."""
     total = torch.zeros((), device=device.torch)
     with reading([group.read]) as caught:
 
@@ -92,11 +92,11 @@ def _ranks(net: ImageEncoder, group: Channels, images: np.ndarray, device: Devic
                 total = total + _activity(caught[0])
             return chunk
 
-        embed(net, images, device, change=add)  # adds what the chunk before has left
+        embed(net, images, device, change=add)  # each call adds the chunk before it
         total = total + _activity(caught[0])
     return total.argsort(stable=True).argsort().cpu()
 
 
 def _activity(out: Tensor) -> Tensor:
-    """Sum |activation| over all but the channels of maps B,C,H,W or tokens B,T,C."""
+    """Sum |activation| of maps B,C,H,W or tokens B,T,C over all axes except the channels."""
     return out.float().abs().sum((0, 2, 3) if out.ndim == 4 else (0, 1))

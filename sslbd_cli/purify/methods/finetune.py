@@ -1,4 +1,4 @@
-"""Fine-tuning: go on with self-supervised training on clean images."""
+"""Fine-tuning: continue self-supervised training on clean images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sslbd_cli.purify.repair import Recovery, original_of
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Recovery):
-    """Go on training on clean unlabeled images, by contrast or towards the original embeddings.
+    """Continue training on clean unlabeled images, by contrast or towards the original embeddings.
 
-    The plainest purifier, a baseline for the others: what is not trained any more may be forgotten. There is no
-    canonical recipe for encoders; the papers fine-tune classifiers with labels, which an encoder does not have.
+    This is the simplest purifier and a baseline for the others: training may forget what clean images do not show.
+    There is no standard recipe for encoders; the papers fine-tune classifiers with labels, which an encoder lacks.
     """
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:

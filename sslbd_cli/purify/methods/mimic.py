@@ -19,29 +19,29 @@ from sslbd_cli.pretrain.losses import nt_xent
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 from sslbd_cli.purify.repair import attention, original_of, projector
 
-MIMICKED = 4  # stages, the last ones: a ResNet's layers
+MIMICKED = 4  # number of last stages to mimic: a ResNet's layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mimic(TrainingKeys, EncoderPurifier):
-    """Clone attention maps and embeddings into a fresh student that contrasts views, too (MIMIC, TIFS 2025).
+    """Clone attention maps and embeddings into a fresh student that also contrasts views (MIMIC, TIFS 2025).
 
     loss = NT-Xent of two views + attention * sum over the last four stages of the mean squared difference of their
-    attention maps + clone * negative cosine of the embeddings. The student inherits no weight. The authors weigh each
-    stage by an estimate of mutual information, which their code computes on the untrained student although the paper
-    means the original; all stages weigh alike here, by the mean of their weights. Both views go through the student at
-    once, the authors forward three times and update batch statistics as often.
+    attention maps + clone * negative cosine of the embeddings. The student inherits no weight. The authors weight each
+    stage by an estimate of mutual information; their code computes it on the untrained student, but the paper means the
+    original. Here all stages have the same weight, the mean of theirs. Both views pass the student at once; the authors
+    forward three times and update the batch statistics three times.
     """
 
     epochs: int = key(1000)
     batch: int = key(128)
     lr: float = key(0.01)
     schedule: str = key("constant")
-    optimiser: str = key("adam", "adam as in the paper, adamw or sgd", choices=("adam", "adamw", "sgd"), expert=True)
-    weight_decay: float = key(0.000001, "of the student", low=0, expert=True)
+    optimiser: str = key("adam", "optimiser (paper: adam)", choices=("adam", "adamw", "sgd"), expert=True)
+    weight_decay: float = key(0.000001, "weight decay", low=0, expert=True)
     attention: float = key(3500.0, "weight of each stage's maps: 1000 and a quarter of 10000", low=0)
     clone: float = key(1.0, "weight of the embeddings", low=0)
-    temperature: float = key(0.5, "of NT-Xent", low=0.001)
+    temperature: float = key(0.5, "temperature of NT-Xent", low=0.001)
 
     def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         original = original_of(encoder, session.device)

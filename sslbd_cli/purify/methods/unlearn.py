@@ -1,4 +1,4 @@
-"""Unlearning with an inverted trigger, as SSL-Cleanse's mitigator (Zheng et al., ECCV 2024)."""
+"""Unlearning with an inverted trigger, like SSL-Cleanse's mitigator (Zheng et al., ECCV 2024)."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from sslbd_cli.triggers._found import Witness
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearn(TrainingKeys, EncoderPurifier):
-    """Teach the encoder to embed images with the trigger that was found as it embeds them without (SSL-Cleanse's SCU).
+    """Train the encoder to embed images with the trigger that was found like images without it (SSL-Cleanse's SCU).
 
-    loss = mean of 2 - 2 cos(g(x + trigger), g0(x)) + utility * mean of 2 - 2 cos(g(view), g0(view)), g0 the frozen
-    original. The paper pulls triggered images to an anchor that its code leaves open; the same image without the
-    trigger needs none. Place and strength of the trigger vary, as inversion finds it only about. The norms' running
-    statistics stay: half of each batch is triggered.
+    loss = mean of 2 - 2 cos(g(x + trigger), g0(x)) + utility * mean of 2 - 2 cos(g(view), g0(view)); g0 is the frozen
+    original. The paper pulls triggered images to an anchor that its code does not define; the same image without the
+    trigger needs no anchor. Place and strength of the trigger vary, because inversion finds it only roughly. The norms'
+    running statistics are kept, because half of each batch is triggered.
 
-    What goes is the trigger that was found, which need not be the one that was planted: of a BadEncoder of ours, with
-    DECREE's, the attack stayed (ASR 99.7 %), with the planted patch it went (6.3 %). Search once more afterwards.
+    Unlearning removes the trigger that was found, which may differ from the planted one. On one of our BadEncoders the
+    attack survived with DECREE's trigger (ASR 99.7 %) and was removed with the planted patch (6.3 %). Run detect again
+    afterwards.
     """
 
     needs = ("data", "report")
 
     epochs: int = key(10)
-    optimiser: str = key("adam", "adam as in the paper, adamw or sgd", choices=("adam", "adamw", "sgd"), expert=True)
-    weight_decay: float = key(0.000001, "of all weights", low=0, expert=True)
-    utility: float = key(1.0, "weight of the term that holds clean images", low=0)
-    shift: int = key(4, "pixels by which the trigger is moved at most, each way", low=0)
-    strength: float = key(0.5, "of the trigger at least; it varies up to 1", low=0, high=1)
+    optimiser: str = key("adam", "optimiser (paper: adam)", choices=("adam", "adamw", "sgd"), expert=True)
+    weight_decay: float = key(0.000001, "weight decay", low=0, expert=True)
+    utility: float = key(1.0, "weight of the utility term on clean images", low=0)
+    shift: int = key(4, "largest shift of the trigger in each direction, in pixels", low=0)
+    strength: float = key(0.5, "smallest strength of the trigger; it varies up to 1", low=0, high=1)
 
     @property
     def is_faithful(self) -> bool:
@@ -74,9 +75,9 @@ class Unlearn(TrainingKeys, EncoderPurifier):
 
 
 def jittered(witness: Witness, pixels: Tensor, shift: int, strength: float, gen: torch.Generator) -> Tensor:
-    """Stamp pixels float B,3,H,W with the trigger, moved and weakened at random for each image.
+    """Stamp pixels float B,3,H,W with the trigger, shifted and weakened at random for each image.
 
-    What moves in from beyond the border changes nothing: keep 1, add 0.
+    Pixels shifted in from beyond the border change nothing (keep 1, add 0).
     """
     count, _, height, width = pixels.shape
     moves = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=gen, device=gen.device)

@@ -96,16 +96,16 @@ def test_a_backdoored_tower_keeps_the_texts(sslbd, files):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"text": None}, "answers by texts: give --text FEATURES"),
-        ({"more": ["--train", "train"]}, "--train: --head zeroshot answers by texts alone"),
+        ({"text": None}, "classifies by texts; give --text FEATURES"),
+        ({"more": ["--train", "train"]}, "--train: --head zeroshot classifies by texts only"),
         ({"more": ["--labels", "10%"]}, "--labels: --head zeroshot"),
         ({"more": ["--layer", "all"]}, "--layer: --head zeroshot"),
         ({"test": "fewer"}, "--text: texts of an unknown class class-3 of 3"),
         ({"text": "short"}, "--text: no text of class class-5"),
         ({"text": "nameless"}, "name no classes"),
         ({"text": "wide"}, "--text holds features 17 wide, the encoder's images are 16 wide"),
-        ({"text": "images"}, "features of images, says its history"),
-        ({"encoder": "plain"}, "the encoder has no text tower; 'sslbd pretrain --method clip'"),
+        ({"text": "images"}, "its history says features of images"),
+        ({"encoder": "plain"}, "the encoder has no text tower; make one with 'sslbd pretrain --method clip'"),
         ({"head": "linear", "more": ["--train", "train"]}, "--head linear has no use for it; say --head zeroshot"),
         ({"head": "linear", "text": None}, "Missing option '--train'"),
     ],
@@ -129,5 +129,5 @@ def test_refusals(sslbd, files, encoder, monkeypatch, change, problem):
 def test_texts_of_another_encoder_are_warned_of(sslbd, files):
     words = ["pretrain", files / "train", *COMMAND, "--epochs", 1, "--seed", 1, "-o", files / "other", *CPU]
     assert sslbd(*words)[0] == 0
-    assert "embedded by another encoder" in zeroshot(sslbd, files, encoder="other")[2]
+    assert "its history names another encoder" in zeroshot(sslbd, files, encoder="other")[2]
     assert "warning" not in zeroshot(sslbd, files)[2]
