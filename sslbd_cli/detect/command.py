@@ -33,27 +33,27 @@ if TYPE_CHECKING:
     metavar="SPEC|all",
     help="Detector; 'help' lists, 'NAME:help' explains; repeat it, or all that apply.  [default: dede]",
 )
-@options.artefact("--data", help="Images to judge; of an encoder, clean ones to search a trigger with; "
-                                 "left out, common triggers on --aux or on built-in images.")  # fmt: skip
-@options.artefact("--aux", help="Other unlabeled images, held to be clean, to learn and calibrate on; for inputs.")
+@options.artefact("--data", help="Images to judge. For a detector of encoders: clean images to search a trigger with. "
+                                 "Without it: common triggers on --aux, or on built-in images.")  # fmt: skip
+@options.artefact("--aux", help="Other unlabeled clean images, for detectors of inputs to learn and calibrate on.")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC",
-              help="Judge --data with this trigger too, to measure a detector of inputs; it is not told.")  # fmt: skip
+              help="Judge --data with this trigger too, to measure a detector of inputs, which is not told.")  # fmt: skip
 @options.artefact("--baseline", multiple=True,
-                  help="A clean encoder to judge the same images by; for a detector of encoders repeat it, "
+                  help="A clean encoder to judge the same images by. For a detector of encoders: repeat it, "
                        "or give such a detector's reports on clean encoders.")  # fmt: skip
 @options.artefact("--backdoored", multiple=True,
-                  help="An encoder known to be backdoored, for detectors that learn from such; repeat it.")  # fmt: skip
+                  help="A backdoored encoder, for detectors that learn from such. Repeat it.")  # fmt: skip
 @options.artefact("--reference",
                   help="An independent encoder, for detectors of inputs that compare with one.")  # fmt: skip
-@options.artefact("--save-guard", help="Write what a detector of inputs has learned here, to judge other images by.")
-@options.artefact("--guard", help="A guard of this encoder, made by --save-guard, to judge --data by.")
+@options.artefact("--save-guard", help="Write here what a detector of inputs learned, to judge other images by it.")
+@options.artefact("--guard", help="Judge --data by this guard, which --save-guard made for the same encoder.")
 @click.option("--alpha", type=options.Number(1e-9, 0.5),
               help="Share of clean inputs, or of clean encoders, that may be flagged.  [default: 0.05]")  # fmt: skip
 @click.option("--budget", type=options.Number(0, min_open=True), metavar="SECONDS",
-              help="Time for all methods, the cheapest first; what is left then does not run.")  # fmt: skip
-@click.option("--exit-code", is_flag=True, help="Exit 1 where a backdoor is found.")
+              help="Time for all methods together. The cheapest run first; those left over do not run.")  # fmt: skip
+@click.option("--exit-code", is_flag=True, help="Exit 1 if a backdoor is found.")
 @click.option("--sarif", type=options.ArtefactPath(), metavar="FILE",
-              help="Also write what is found as SARIF 2.1.0 here, for code scanning.")  # fmt: skip
+              help="Also write the findings here as SARIF 2.1.0, for code scanning.")  # fmt: skip
 @options.json_lines
 @options.limit
 @options.seed
@@ -62,23 +62,27 @@ if TYPE_CHECKING:
 def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sarif: str | None, **params: Any) -> None:
     """Look for a backdoor, and say how far the answer can be trusted.
 
-    The verdict is found, nothing found (within the search space named) or inconclusive (exit 3); never clean. Detectors
-    of inputs judge images that the encoder is given: the threshold is set on a part of --aux that the detector did not
-    learn from. Detectors of samples judge the training set itself and need no other images; `sslbd purify --method
-    filter` takes out what they flag. Detectors of encoders search the encoder for a trigger with clean images, and test
-    what they find on images held out; the report holds it, and --trigger witness:file=REPORT replays it. Clean encoders
-    of the same kind, 4 or more, say what is usual. Truth recorded in --data, or known from --trigger, is used only
-    afterwards, to measure. --limit is of --data, and without it of the images that each trigger is put on.
+    The verdict is found, nothing found (the search space is named) or inconclusive (exit 3). It is never clean.
 
-    --save-guard keeps what a detector of inputs has learned; --guard judges further images by it, without --aux, and
-    says how fast. A guard fits one encoder alone. The report holds a p-value for each image.
+    Detectors of inputs judge images that the encoder is given. They learn on one part of --aux, and the other part sets
+    the threshold. Detectors of samples judge the training set itself and need no other images; `sslbd purify --method
+    filter` removes the images that they flag. Detectors of encoders search for a trigger with clean images and test it
+    on images held out. The report keeps the trigger, and --trigger witness:file=REPORT stamps it again. Four or more
+    clean encoders of the same kind, given as --baseline, tell what is usual.
 
-    Without --data, common triggers, those named by the encoder's history and --trigger are stamped on a part of --aux,
-    or on built-in synthetic images, and each is judged by itself. Training sets are only judged where they are given.
+    Truth that --data records, or that --trigger makes known, only measures the detector afterwards. --limit counts
+    images of --data; without --data it counts the images that each trigger is put on.
 
-    Of several methods, p-values are corrected for their number by Holm's method; a method that decides by a published
-    rule of its own has none, and counts as it is. The verdict over all is found where any method's is after the
-    correction; inconclusive where a finding does not outlast it, or where no method came to an answer.
+    --save-guard keeps what a detector of inputs learned. --guard judges further images by it without --aux, and says
+    how fast it is. A guard fits one encoder alone. The report holds a p-value for each image.
+
+    Without --data, a part of --aux, or of built-in synthetic images, is judged with common triggers, with the triggers
+    that the encoder's history names, and with --trigger. Each trigger is judged by itself. A training set is only
+    judged if it is given.
+
+    The p-values of several methods are corrected by Holm's method. A method that decides by a published rule of its
+    own has no p-value and counts as it is. The verdict over all methods is found if any method still finds after the
+    correction. It is inconclusive if a finding does not outlast the correction, or if no method gave an answer.
     """
     from sslbd_cli.cli.output import print_results
     from sslbd_cli.detect import guarding, inputs, judge, several

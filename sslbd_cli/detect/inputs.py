@@ -232,7 +232,7 @@ def _check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> No
     if known == count:
         raise InputError(f"--data: all its images are {place}; a threshold needs other ones")
     if known:
-        run.warn(f"{known} of {count} images of --data are {place} too, which are held to be clean")
+        run.warn(f"{known} of {count} images of --data are {place} too, which should hold clean images only")
 
 
 def _check_once(encoder: Encoder, groups: Mapping[str, Iterable[str]]) -> None:

@@ -1,7 +1,7 @@
-"""Images for `detect` where none are given: built in, or one's own clean ones, with a panel of common triggers.
+"""Make images for `detect` to judge when the user gives none: clean images, alone and with a panel of triggers.
 
-The panel is every trigger of the shelf that needs no file, at its defaults, beside those that the encoder's history
-names and those that the user does. It only makes images to be judged: no detector is told what is stamped on them.
+The panel holds every trigger of the shelf that needs no file, with its defaults, the triggers that the encoder's
+history names, and the trigger that the user names. No detector is told what is stamped on the images.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ USUAL = ("patch:size=10,fill=white", "patch:size=0.22,where=random")  # BadEncod
 
 @dataclass(frozen=True)
 class Panel:
-    """Images to judge. triggers: what each group of `each` images carries, the first group nothing; told: their origin.
+    """Images to judge, in groups of `each` images: the first group is clean, every other carries one trigger.
 
-    judged, aux and clean: what detectors of inputs judge and learn on, and what detectors of encoders search with.
+    triggers: the trigger of each group, empty for the first. origins: why it is there (common, documented or given).
+    judged: the images that detectors of inputs judge. aux: those that they learn and calibrate on. clean: those that
+    detectors of encoders search with.
     """
 
     judged: Dataset
@@ -87,7 +89,7 @@ def _drawn(size: int, count: int, seed: int) -> Dataset:
 
 
 def _triggers(encoder: Encoder, given: Trigger | None, voice: Voice) -> Iterator[tuple[Trigger, str]]:
-    """Yield the panel's triggers and why each is there; of one that is there twice, the last reason counts."""
+    """Yield each trigger of the panel with its origin. A trigger may come twice: the last origin counts."""
 
     for spec in (*plugin.own("trigger"), *USUAL):  # the same on every machine, whatever else is installed
         try:
@@ -113,7 +115,7 @@ def documented(history: History) -> Iterator[str]:
 
 
 def _say(voice: Voice, is_built_in: bool, each: int, origins: list[str]) -> None:
-    """Tell what is judged, and what that does to the answer."""
+    """Tell the user what is judged, and what that means for the answer."""
     counts = f"{each} clean images, and the same with each of {len(origins)} triggers"
     if "documented" in origins:
         counts += f" ({origins.count('documented')} named by the encoder's own history)"
@@ -121,19 +123,19 @@ def _say(voice: Voice, is_built_in: bool, each: int, origins: list[str]) -> None
         voice.say(f"no --data: judging {counts}; the images are taken out of --aux")
         return
     voice.warn(
-        f"no --data and no --aux: judging {counts}; all images are synthetic, perhaps unlike those that the encoder was"
-        " trained on, so a trigger may fail on them that works on real ones: give clean images of your own as --aux"
+        f"no --data and no --aux: judging {counts}; all images are synthetic and may differ from the training images, so a"
+        " trigger that works on real images may fail on them: give clean images of your own as --aux"
     )
 
 
-# --- what the scores come to, trigger by trigger ------------------------------------------------------------------
+# --- the verdict on each trigger ------------------------------------------------------------------------------------
 
 
 def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) -> Report:
-    """Judge each trigger's images by themselves, corrected for the number of triggers; the smallest p-value decides.
+    """Judge the images of each trigger by themselves. The smallest p-value, corrected for the triggers, decides.
 
-    A clean encoder, where one was asked, must be flagged less on the images of that very trigger: what both flag of one
-    trigger neither hides nor vouches for another. The report stands for its panel alone.
+    control: how a clean encoder is judged on the same images. A trigger is only found if the clean encoder is flagged
+    less on the images of that very trigger. The verdict holds for the triggers of the panel alone.
     """
 
     results, shape = report.results, (len(panel.triggers), panel.each)
