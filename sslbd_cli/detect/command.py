@@ -37,7 +37,7 @@ if TYPE_CHECKING:
                                  "Without it: common triggers on --aux, or on built-in images.")  # fmt: skip
 @options.artefact("--aux", help="Other unlabeled clean images, for detectors of inputs to learn and calibrate on.")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC",
-              help="Judge --data with this trigger too, to measure a detector of inputs, which is not told.")  # fmt: skip
+              help="Judge --data with this trigger too, to measure a detector of inputs; it is not told.")  # fmt: skip
 @options.artefact("--baseline", multiple=True,
                   help="A clean encoder to judge the same images by. For a detector of encoders: repeat it, "
                        "or give such a detector's reports on clean encoders.")  # fmt: skip

@@ -123,8 +123,8 @@ def _say(voice: Voice, is_built_in: bool, each: int, origins: list[str]) -> None
         voice.say(f"no --data: judging {counts}; the images are taken out of --aux")
         return
     voice.warn(
-        f"no --data and no --aux: judging {counts}; all images are synthetic and may differ from the training images, so a"
-        " trigger that works on real images may fail on them: give clean images of your own as --aux"
+        f"no --data and no --aux: judging {counts}; all images are synthetic, and a trigger that works"
+        " on real images may fail on them: give clean images of your own as --aux"
     )
 
 
