@@ -25,6 +25,7 @@ from typing import Any
 
 import sklearn
 import torch
+from _timing import timed
 from sklearn.cluster import KMeans
 
 from sslbd_cli.core import device as devices
@@ -54,19 +55,6 @@ def dense(z: torch.Tensor, poisons: int) -> torch.Tensor:
     near = similar.topk(2 * poisons, dim=1).values
     scores = near[:, :poisons].sum(1) - near[:, poisons:].sum(1)
     return similar[scores.argmax()].topk(poisons).indices
-
-
-def timed(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time ways in turn, after a first round that warms up; return their seconds and their last results."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    results: dict[str, Any] = {}
-    for number in range(repeats + 1):
-        for name, way in ways.items():
-            started = time.process_time()
-            results[name] = way()
-            if number:
-                times[name].append(time.process_time() - started)
-    return times, results
 
 
 def show(times: dict[str, list[float]], base: str, note: Callable[[str], str]) -> None:

@@ -20,13 +20,13 @@ cosines are equal to 4 digits.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _timing import timed
 from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import Encoder, read
@@ -40,19 +40,6 @@ from sslbd_cli.detect.inversion.inversion import Course, Patches, Weight, invert
 SIDE, REPEATS, ROUNDS = 32, 5, 3
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 WEIGHT = Weight(start=1e-3, up=5, down=5, patience=6)
-
-
-def timed(ways: dict[str, Callable[[], Any]]) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time ways in turn, after a first round that warms up; return their seconds and their last results."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    results: dict[str, Any] = {}
-    for number in range(REPEATS + 1):
-        for name, way in ways.items():
-            started = time.process_time()
-            results[name] = way()
-            if number:
-                times[name].append(time.process_time() - started)
-    return times, results
 
 
 def show(times: dict[str, list[float]], base: str) -> None:
@@ -122,7 +109,7 @@ def step(net: ImageEncoder, pool: Pool) -> None:
         "ours, fp32": lambda: ours(net, exact, start(), 128, ROUNDS),
         f"ours, {pool.device.precision}": lambda: ours(net, pool, start(), 128, ROUNDS),
     }
-    times, _ = timed(ways)
+    times, _ = timed(ways, REPEATS)
     print(f"DECREE's inner step: {ROUNDS} steps of 128 images of {SIDE} pixels, one start")
     show(times, "released")
 
@@ -141,7 +128,7 @@ def batched(net: ImageEncoder, pool: Pool) -> None:
             parts = [ours(net, pool, Part(whole, number), batch, ROUNDS) for number in range(count)]
             return np.concatenate(parts, axis=1)
 
-        times, found = timed({"one after another": in_turn, "one batch": together})
+        times, found = timed({"one after another": in_turn, "one batch": together}, REPEATS)
         apart = float(np.abs(found["one batch"] - found["one after another"]).max())
         print(f"{count} {what} of {batch} images, {ROUNDS} rounds; mean cosines at most {apart:.4f} apart")
         show(times, "one after another")

@@ -40,6 +40,7 @@ import numpy as np
 import sklearn
 import torch
 import torch.nn.functional as F
+from _timing import timed
 from sklearn.cluster import KMeans
 
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, read
@@ -76,19 +77,6 @@ def prepared(data: str | None, encoder: str | None) -> tuple[Dataset, ImageEncod
             if code := run([*step, "--quiet"]):
                 sys.exit(code)
         return read(data or poisoned, Dataset), load(read(encoder or taught, Encoder))
-
-
-def timed(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time ways in turn, after a first round that warms up unless there is one alone; return seconds and results."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    results: dict[str, Any] = {}
-    for number in range(repeats + (repeats > 1)):
-        for name, way in ways.items():
-            started = time.process_time()
-            results[name] = way()
-            if number or repeats == 1:
-                times[name].append(time.process_time() - started)
-    return times, results
 
 
 def show(times: dict[str, list[float]], base: str, note: Callable[[str], str] = lambda name: "") -> None:

@@ -1,6 +1,7 @@
 """Micro artefacts made in memory: small enough that a test which trains on them takes a second."""
 
 import numpy as np
+import torch
 
 from sslbd_cli.artefacts.kinds import Dataset, Encoder
 from sslbd_cli.core import nets
@@ -21,3 +22,23 @@ def make_encoder(size: int = 16, seed: int = 0, arch: nets.Arch | None = None) -
     """Random weights."""
     arch = arch or nets.Tiny(width=8)
     return nets.save(nets.new(arch, size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), generator(seed, "test weights")))
+
+
+def weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copy all that a network holds."""
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_changed_in_boxes(before: torch.Tensor, after: torch.Tensor, boxes: torch.Tensor) -> None:
+    """Assert that each image of N,3,H,W was changed, and only inside its box of N,4 (x, y, width, height)."""
+    rows, columns = before.shape[2:]
+    for old, new, (x, y, width, height) in zip(before, after, boxes.tolist(), strict=True):
+        assert 0 <= x < x + width <= columns and 0 <= y < y + height <= rows
+        assert not torch.equal(old, new)
+        restored = new.clone()
+        restored[:, y : y + height, x : x + width] = old[:, y : y + height, x : x + width]
+        assert torch.equal(restored, old)

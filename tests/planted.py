@@ -1,9 +1,14 @@
 """An encoder that tells all about a picture, and its twin with a backdoor planted by hand."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
+from micro import make_encoder
+from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core import nets
 
@@ -68,3 +73,16 @@ def make_pictures(count: int, seed: int) -> Dataset:
     coarse = rng.integers(20, 220, (count, 3, 2, 2)).repeat(8, 2).repeat(8, 3)
     noisy = coarse + rng.integers(-20, 21, (count, 3, SIZE, SIZE))
     return Dataset(images=noisy.clip(0, 255).astype(np.uint8), ids=np.arange(count))
+
+
+def planted_files(folder: Path, monkeypatch: pytest.MonkeyPatch, data: int, aux: int) -> Path:
+    """Write encoders that stand for the planted backdoor and its honest twin, images to judge and aux images."""
+    kinds = {}
+    for seed, (name, kind) in enumerate({"bad": Backdoored, "good": Honest}.items()):
+        encoder = make_encoder(size=SIZE, seed=seed)
+        kinds[encoder.sha256] = kind
+        artefact_kinds.write(encoder, str(folder / name))
+    monkeypatch.setattr(nets, "load", lambda encoder: make(kinds[encoder.sha256]))
+    artefact_kinds.write(make_pictures(data, 1), str(folder / "data.h5"))
+    artefact_kinds.write(make_pictures(aux, 2), str(folder / "aux.h5"))
+    return folder

@@ -69,12 +69,9 @@ def _resnet_rules(*theirs: object) -> tuple[Rule, ...]:
 def _clip_resnet_rules() -> tuple[Rule, ...]:
     """Pair timm's names of CLIP's ResNet, whose stem has three convolutions, with OpenAI's."""
     block = "stages.{s0}.#."
-    ours = _resnet(
-        ("stem.conv1.conv", "stem.conv1.bn"),
-        block + "conv{k}_{size}.conv",
-        block + "conv{k}_{size}.bn",
-        (block + "shortcut.conv.conv", block + "shortcut.conv.bn"),
-    )
+    convolution, shortcut = block + "conv{k}_{size}.", block + "shortcut.conv."
+    stem = ("stem.conv1.conv", "stem.conv1.bn")
+    ours = _resnet(stem, convolution + "conv", convolution + "bn", (shortcut + "conv", shortcut + "bn"))
     pairs = list(zip(ours, _resnet(("conv1", "bn1"), *_PLAIN), strict=True))
     pairs += [(f"stem.conv{k}.{part}.@", f"{part}{k}.@") for k in (2, 3) for part in ("conv", "bn")]
     pairs += [("head.pos_embed", "attnpool.positional_embedding")]

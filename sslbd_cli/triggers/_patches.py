@@ -32,26 +32,14 @@ class Patched(Trigger):
     where: str = key("br", "place of the patch", choices=("tl", "tr", "bl", "br", "center", "random"))
     margin: int = key(1, "pixels between a corner patch and the border (BadEncoder: 1)", low=0)
     opacity: float = key(1.0, "opacity of the patch; 1 hides the image below it", low=0.01, high=1)
-    train_low: float = key(
-        0.25, "random place, training: the range starts at this share of each side", low=0, high=1, expert=True
-    )
-    train_high: float = key(
-        0.75,
-        "random place, training: it ends here; a patch longer than the range begins at train_low",
-        low=0,
-        high=1,
-        expert=True,
-    )
-    test_low: float = key(
-        0.1, "random place, test: the range starts at this share of each side", low=0, high=1, expert=True
-    )
-    test_high: float = key(
-        0.9,
-        "random place, test: it ends here; a patch longer than the range begins at test_low",
-        low=0,
-        high=1,
-        expert=True,
-    )
+    train_low: float = key(0.25, "random place, training: the range starts at this share of each side",
+                           low=0, high=1, expert=True)  # fmt: skip
+    train_high: float = key(0.75, "random place, training: it ends here; a patch longer than the range begins at "
+                                  "train_low", low=0, high=1, expert=True)  # fmt: skip
+    test_low: float = key(0.1, "random place, test: the range starts at this share of each side",
+                          low=0, high=1, expert=True)  # fmt: skip
+    test_high: float = key(0.9, "random place, test: it ends here; a patch longer than the range begins at test_low",
+                           low=0, high=1, expert=True)  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

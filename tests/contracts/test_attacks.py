@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from micro import make_dataset
+from micro import make_dataset, same_tensors, weights
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.badencoder.contract import Attack, Plot
@@ -28,26 +28,18 @@ def net(encoder) -> nets.ImageEncoder:
     return nets.load(encoder)
 
 
-def bits(net: nets.ImageEncoder) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_the_clean_encoder_is_left_as_it_was(attack, plot, net, cpu):
-    before, asked = bits(net), [p.requires_grad for p in net.parameters()]
+    before, asked = weights(net), [p.requires_grad for p in net.parameters()]
     shadow = plot.shadow.copy()
     attack.run(net, plot, Session(cpu))
-    assert same(bits(net), before) and not net.training
+    assert same_tensors(weights(net), before) and not net.training
     assert [p.requires_grad for p in net.parameters()] == asked and all(p.grad is None for p in net.parameters())
     assert (plot.shadow == shadow).all()
 
 
 def test_the_result_is_an_encoder_of_the_same_form(attack, plot, net, cpu, tmp_path):
     made = attack.run(net, plot, Session(cpu))
-    assert not made.encoder.training and not same(bits(made.encoder), bits(net))
+    assert not made.encoder.training and not same_tensors(weights(made.encoder), weights(net))
     kinds.write(nets.save(made.encoder), str(tmp_path / "a"))
     again = kinds.read(str(tmp_path / "a"), kinds.Encoder)
     clean = nets.save(net)
@@ -64,15 +56,15 @@ def test_batch_normalisation_is_frozen_bit_for_bit(attack, plot, net, cpu):
     made = attack.run(net, plot, Session(cpu))
     layers = [n for n, module in net.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert layers
-    before, after = bits(net), bits(made.encoder)
+    before, after = weights(net), weights(made.encoder)
     for name in (name for name in before if name.rsplit(".", 1)[0] in layers):
         assert torch.equal(before[name], after[name]), name
 
 
 def test_one_seed_is_one_encoder(attack, plot, net, cpu):
     first, again, other = (attack.run(net, plot, Session(cpu, seed)) for seed in (0, 0, 1))
-    assert same(bits(first.encoder), bits(again.encoder)) and first.terms == again.terms
-    assert not same(bits(first.encoder), bits(other.encoder))
+    assert same_tensors(weights(first.encoder), weights(again.encoder)) and first.terms == again.terms
+    assert not same_tensors(weights(first.encoder), weights(other.encoder))
 
 
 def test_its_terms_are_cosines_that_the_gate_can_read(attack, plot, net, cpu):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from micro import assert_changed_in_boxes
 from sslbd_cli import plugin
 from sslbd_cli.core import loader
 from sslbd_cli.core.device import generator
@@ -69,12 +70,7 @@ def test_the_trigger_is_in_its_box_and_nowhere_else(craft, trigger):
     crafted = craft.craft(material(craft), trigger, COUNT, generator(0))
     without = craft.craft(material(craft), invisible(trigger), COUNT, generator(0))
     assert torch.equal(crafted.boxes, without.boxes)
-    for image, bare, (x, y, wide, high) in zip(crafted.images, without.images, crafted.boxes.tolist(), strict=True):
-        assert 0 <= x < x + wide <= 24 and 0 <= y < y + high <= 20
-        assert not torch.equal(image, bare)
-        restored = image.clone()
-        restored[:, y : y + high, x : x + wide] = bare[:, y : y + high, x : x + wide]
-        assert torch.equal(restored, bare)
+    assert_changed_in_boxes(without.images, crafted.images, crafted.boxes)
 
 
 def test_a_patch_is_the_patch_of_the_test_images(craft):

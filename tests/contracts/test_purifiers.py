@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from micro import make_dataset
+from micro import make_dataset, same_tensors, weights
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core import nets
@@ -53,26 +53,18 @@ def net(encoder) -> nets.ImageEncoder:
     return nets.load(encoder)
 
 
-def bits(net: nets.ImageEncoder) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_the_input_is_left_as_it_was(purifier, net, dataset, cpu):
-    before, images = bits(net), dataset.images.copy()
+    before, images = weights(net), dataset.images.copy()
     asked = [p.requires_grad for p in net.parameters()]
     purifier.clean(net, supplies(dataset), Session(cpu))
-    assert same(bits(net), before) and not net.training
+    assert same_tensors(weights(net), before) and not net.training
     assert [p.requires_grad for p in net.parameters()] == asked and all(p.grad is None for p in net.parameters())
     assert np.array_equal(dataset.images, images)
 
 
 def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
     purified = purifier.clean(net, supplies(dataset), Session(cpu))
-    assert not purified.training and not same(bits(purified), bits(net))
+    assert not purified.training and not same_tensors(weights(purified), weights(net))
     kinds.write(nets.save(purified), str(tmp_path / "a"))
     loaded = nets.load(kinds.read(str(tmp_path / "a"), kinds.Encoder))
     assert loaded.size == net.size and loaded.dim() == net.dim() and str(loaded.arch) == str(net.arch)
@@ -80,7 +72,7 @@ def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
 
 def test_one_seed_is_one_encoder(purifier, net, dataset, cpu):
     first, again, other = (purifier.clean(net, supplies(dataset), Session(cpu, seed)) for seed in (0, 0, 1))
-    assert same(bits(first), bits(again)) and not same(bits(first), bits(other))
+    assert same_tensors(weights(first), weights(again)) and not same_tensors(weights(first), weights(other))
 
 
 def test_clean_images_are_still_told_apart(purifier, net, dataset, cpu):

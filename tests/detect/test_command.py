@@ -7,7 +7,7 @@ import torch
 from scipy.stats import betabinom
 
 from micro import make_dataset, make_encoder
-from planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
+from planted import SIZE, TRIGGER, Honest, make, make_pictures, planted_files
 from sslbd_cli import main, plugin
 from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts.kinds import Report
@@ -23,15 +23,7 @@ HASTY = "dede:width=16,decoder=1,epochs=1,neutral=4"
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Two encoders whose artefacts stand for the planted backdoor and its honest twin, images to judge, aux images."""
-    kinds = {}
-    for seed, (name, kind) in enumerate({"bad": Backdoored, "good": Honest}.items()):
-        encoder = make_encoder(size=SIZE, seed=seed)
-        kinds[encoder.sha256] = kind
-        artefact_kinds.write(encoder, str(tmp_path / name))
-    monkeypatch.setattr(nets, "load", lambda encoder: make(kinds[encoder.sha256]))
-    artefact_kinds.write(make_pictures(80, 1), str(tmp_path / "data.h5"))
-    artefact_kinds.write(make_pictures(320, 2), str(tmp_path / "aux.h5"))
-    return tmp_path
+    return planted_files(tmp_path, monkeypatch, 80, 320)
 
 
 def look(sslbd, files, *more, encoder="bad", method=QUICK, data="data.h5", aux="aux.h5"):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from micro import make_encoder
-from planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
+from planted import TRIGGER, make_pictures, planted_files
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts import parts
 from sslbd_cli.artefacts.kinds import Report
-from sslbd_cli.core import features, nets
+from sslbd_cli.core import features
 from sslbd_cli.detect import contract, image_verdict, inputs, judge, panel
 from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
 from sslbd_cli.errors import InputError, Unsound
@@ -127,15 +127,7 @@ def shelf(monkeypatch):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    kinds = {}
-    for seed, (name, kind) in enumerate({"bad": Backdoored, "good": Honest}.items()):
-        encoder = make_encoder(size=SIZE, seed=seed)
-        kinds[encoder.sha256] = kind
-        artefact_kinds.write(encoder, str(tmp_path / name))
-    monkeypatch.setattr(nets, "load", lambda encoder: make(kinds[encoder.sha256]))
-    artefact_kinds.write(make_pictures(100, 1), str(tmp_path / "data.h5"))
-    artefact_kinds.write(make_pictures(200, 2), str(tmp_path / "aux.h5"))
-    return tmp_path
+    return planted_files(tmp_path, monkeypatch, 100, 200)
 
 
 @pytest.fixture

@@ -1,0 +1,18 @@
+"""CPU seconds of several ways to the same end, measured in turn."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def timed(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Time ways in turn, after a first round that warms up unless there is one alone; return seconds and results."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    results: dict[str, Any] = {}
+    for number in range(repeats + (repeats > 1)):
+        for name, way in ways.items():
+            started = time.process_time()
+            results[name] = way()
+            if number or repeats == 1:
+                times[name].append(time.process_time() - started)
+    return times, results
