@@ -92,7 +92,7 @@ class Part(Patches):
 
     def __init__(self, whole: Patches, number: int) -> None:
         self.parameters = [whole.parameters[0][number : number + 1].detach().clone().requires_grad_()]
-        self.scale, self.painted = whole.scale, whole.painted
+        self.scale, self.by_pattern = whole.scale, whole.by_pattern
 
 
 def step(net: ImageEncoder, pool: Pool) -> None:

@@ -213,9 +213,10 @@ def whole(images: np.ndarray, net: ImageEncoder, device: devices.Device) -> None
     cpu, wall = time.process_time(), time.perf_counter()
     found = PoisonCAM().run(net, Evidence(images), Session(device))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    assert found.flagged is not None
+    flagged = found.scores.flagged
+    assert flagged is not None
     print(f"PoisonCAM of {len(images):,} images: {cpu:.0f} s of processor time, {wall:.0f} s by the clock "
-          f"(gate 600 s of 2 cores); {found.flagged.sum()} flagged, {found.summary['candidates']} tried")  # fmt: skip
+          f"(gate 600 s of 2 cores); {flagged.sum()} flagged, {found.summary['candidates']} tried")  # fmt: skip
 
 
 def peak(images: int, batch: int) -> None:
