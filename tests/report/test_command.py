@@ -1,5 +1,6 @@
 """`sslbd report`: one page from many reports, that asks for nothing and trusts nothing."""
 
+import functools
 import json
 import re
 import shutil
@@ -127,18 +128,18 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+def drawn(folder, *options, **reports):
+    """Write reports under their names, run the command on them in that order, return the page."""
+    for name, report in reports.items():
+        kinds.write(report, str(folder / f"{name}.h5"))
+    out = folder / "page.html"
+    assert run(["report", *(str(folder / f"{name}.h5") for name in reports), "-o", str(out), *options]) == 0
+    return out.read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def draw(tmp_path):
-    """Write reports under their names, run the command on them in that order, return the page."""
-
-    def work(*options, **reports):
-        for name, report in reports.items():
-            kinds.write(report, str(tmp_path / f"{name}.h5"))
-        out = tmp_path / "page.html"
-        assert run(["report", *(str(tmp_path / f"{name}.h5") for name in reports), "-o", str(out), *options]) == 0
-        return out.read_text(encoding="utf-8")
-
-    return work
+    return functools.partial(drawn, tmp_path)
 
 
 def test_the_page_holds_numbers_verdicts_figures_and_lineage(draw):
@@ -289,10 +290,12 @@ def brightness(colour):
     return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
 
 
-@pytest.fixture
-def everything(draw):
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
     long = detection(search_space="x" * 400, method=f"dede:{'y' * 300}")
-    return draw(probe_with_a_long_name=probe(), all=several(), suspects=samples(), long=long)
+    return drawn(
+        tmp_path_factory.mktemp("page"), probe_with_a_long_name=probe(), all=several(), suspects=samples(), long=long
+    )
 
 
 @needs_browser
@@ -317,6 +320,7 @@ def test_the_browser_sees_a_page_that_is_too_wide(everything, tmp_path):
     assert look_at(tmp_path, broken, 390)["width"] > 390
 
 
+@pytest.mark.story
 @needs_browser
 def test_the_page_is_drawn_under_its_own_policy(everything, tmp_path):
     (tmp_path / "page.html").write_text(everything, encoding="utf-8")
