@@ -1,6 +1,5 @@
 """What the documentation shows is what the commands do: every example is executed, every command is documented."""
 
-import dataclasses
 import json
 import os
 import re
@@ -16,12 +15,11 @@ import numpy as np
 import pytest
 
 from micro import make_encoder
-from sslbd_cli import main, plugin
+from sslbd_cli import main
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core import checks, metrics, nets
-from sslbd_cli.detect import panel
 from sslbd_cli.manual import build
-from warm import bash
+from warm import bash, few_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {name: command for group in build.book().commands.values() for name, command in group.items()}
@@ -73,22 +71,6 @@ def stage(tmp_path_factory):
 @pytest.fixture
 def folder(stage, tmp_path):
     return Path(shutil.copytree(stage, tmp_path / "work", copy_function=os.link))
-
-
-def few_epochs(patch: pytest.MonkeyPatch) -> None:
-    """Let whatever comes from a spec string train for two epochs or solve in ten steps at most, and draw few images."""
-    parse = plugin.parse
-
-    def shortened(shelf, text):
-        made = parse(shelf, text)
-        most = {"epochs": 2, "steps": 10, "rounds": 2}
-        return dataclasses.replace(  # 0 leaves the number open
-            made, **{k: min(getattr(made, k) or n, n) for k, n in most.items() if type(getattr(made, k, None)) is int}
-        )
-
-    patch.setattr(plugin, "parse", shortened)
-    patch.setattr(panel, "AUX", 240)
-    patch.setattr(panel, "EACH", 12)
 
 
 def small(argv: list[str]) -> list[str]:

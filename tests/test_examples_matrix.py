@@ -7,7 +7,7 @@ import pytest
 
 from planning import checked
 from sslbd_cli import plugin
-from warm import bash
+from warm import bash, few_epochs
 
 MATRIX = Path(__file__).resolve().parent.parent / "examples" / "matrix"
 LEFT_OUT = {"mntd", "random"}  # learns from shadow encoders; a column under the names of what it judges
@@ -49,7 +49,8 @@ def test_a_name_that_is_none_is_refused(tmp_path, setting):
 
 
 @pytest.mark.story
-def test_a_micro_run_goes_on_where_it_stopped(tmp_path):
+def test_a_micro_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    few_epochs(monkeypatch)
     tiny = (
         "SCALE=micro PRETRAIN='--arch tiny --epochs 1 --batch 64' 'TRAIN=shapes --count 120' JUDGED=40 LABELS=100 "
         "'TEST=shapes --count 80 --seed 2' 'AUX=shapes --count 120 --seed 3' SHADOW='--limit 60' "

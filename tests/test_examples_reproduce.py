@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from planning import checked
-from warm import Done, bash
+from warm import Done, bash, few_epochs
 
 PAPERS = Path(__file__).resolve().parent.parent / "examples" / "reproduce"
 EXPECTED = {path.parent.name: json.loads(path.read_text()) for path in sorted(PAPERS.glob("*/expected.json"))}
@@ -112,7 +112,8 @@ def make(paper: str, folder: Path, more: str = "") -> Done:
 
 @pytest.mark.story
 @pytest.mark.parametrize("paper", RUNS)
-def test_a_micro_run(paper, tmp_path):
+def test_a_micro_run(paper, tmp_path, monkeypatch):
+    few_epochs(monkeypatch)
     done = make(paper, tmp_path)
     assert done.status == 0, done.err
     text, measured = ((tmp_path / "out" / name).read_text() for name in ("RESULTS.md", "measured.json"))

@@ -6,6 +6,7 @@ pipe to its end before it asks.
 """
 
 import contextlib
+import dataclasses
 import os
 import socket
 import subprocess
@@ -15,7 +16,10 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sslbd_cli import main
+import pytest
+
+from sslbd_cli import main, plugin
+from sslbd_cli.detect import panel
 
 CLIENT = """#!{python} -IS
 import os, shutil, socket, stat, sys, tempfile
@@ -108,3 +112,19 @@ def _serve(
                     status = 141
             link.send(bytes([0 if status in forgiven else status]))
             yield argv, status
+
+
+def few_epochs(patch: pytest.MonkeyPatch) -> None:
+    """Let whatever comes from a spec string train for two epochs or solve in ten steps at most, and draw few images."""
+    parse = plugin.parse
+
+    def shortened(shelf, text):
+        made = parse(shelf, text)
+        most = {"epochs": 2, "steps": 10, "rounds": 2}
+        return dataclasses.replace(  # 0 leaves the number open
+            made, **{k: min(getattr(made, k) or n, n) for k, n in most.items() if type(getattr(made, k, None)) is int}
+        )
+
+    patch.setattr(plugin, "parse", shortened)
+    patch.setattr(panel, "AUX", 240)
+    patch.setattr(panel, "EACH", 12)
