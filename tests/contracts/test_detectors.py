@@ -63,14 +63,14 @@ def test_encoder_and_images_are_left_as_they_were(name, make, cpu):
 @every_sampler
 def test_every_image_gets_a_finite_score_and_an_answer(name, make, cpu):
     data = make_poisoned()
-    found, count = look(make(name), data, cpu), len(data.images)
-    scores = found.scores
+    findings, count = look(make(name), data, cpu), len(data.images)
+    scores = findings.scores
     assert scores.values.shape == (count,) and scores.values.dtype == np.float64
     assert np.isfinite(scores.values).all()
     assert scores.flagged is not None and scores.flagged.shape == (count,) and scores.flagged.dtype == bool
     assert len(scores.calibration) == 0
-    assert found.search_space
-    assert json.loads(json.dumps(found.summary)) == found.summary
+    assert findings.search_space
+    assert json.loads(json.dumps(findings.summary)) == findings.summary
     if scores.ranking is not None:
         assert len(np.unique(scores.ranking)) == len(scores.ranking) and set(scores.ranking) <= set(range(count))
     if scores.windows is not None:
@@ -107,12 +107,12 @@ def test_a_planted_trigger_ranks_above_clean(name, make, cpu):
 @every_sampler
 def test_truth_and_history_change_nothing(name, make, sslbd, tmp_path):
     detector, data = make(name), make_poisoned()
-    net, told, bare = (str(tmp_path / file) for file in ("net.safetensors", "told.h5", "bare.h5"))
+    net, with_truth, bare = (str(tmp_path / file) for file in ("net.safetensors", "told.h5", "bare.h5"))
     kinds.write(nets.save(make_wired()), net)
-    kinds.write(data, told)
+    kinds.write(data, with_truth)
     kinds.write(dataclasses.replace(data, truth=None, history=(), labels=None, classes=()), bare)
     reports = []
-    for path in (told, bare):
+    for path in (with_truth, bare):
         out = f"{path}.report"
         status, _, err = sslbd("detect", net, "--method", detector, "--data", path, "--device", "cpu", "-q", "-o", out)
         if detector.is_bound and path == bare:
@@ -130,6 +130,6 @@ def test_truth_and_history_change_nothing(name, make, sslbd, tmp_path):
 
 @pytest.mark.parametrize("name", CLUSTERED)
 def test_fewer_images_than_clusters_are_refused(name, make, cpu):
-    with pytest.raises(InputError, match="50 clusters of 40 ") as caught:
+    with pytest.raises(InputError, match="50 clusters of 40 ") as error:
         look(make(name, clusters=50), make_poisoned(poisons=5, count=40), cpu)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)

@@ -84,14 +84,16 @@ def test_one_seed_is_one_opinion(name, make, cpu):
 
 @every_detector
 def test_the_opinion_is_whole(name, look):
-    found = look(name, True)
-    assert np.isfinite(found.statistic) and found.search_space
-    assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
-    assert found.trigger.witness.keep.shape[1:] == found.trigger.witness.add.shape[1:] == (16, 16)
-    assert 0 <= found.trigger.success <= 1
-    assert 0 < found.trigger.witness.area <= 1 or found.parts  # what is added takes nothing away
-    assert all(images.dtype == np.uint8 and images.ndim == 4 for images in found.pictures.images.values())
-    assert {len(images) for images in found.pictures.images.values()} == {len(found.pictures.arrays["pictures/score"])}
+    opinion = look(name, True)
+    assert np.isfinite(opinion.statistic) and opinion.search_space
+    assert json.loads(json.dumps(opinion.summary, allow_nan=False)) == opinion.summary
+    assert opinion.trigger.witness.keep.shape[1:] == opinion.trigger.witness.add.shape[1:] == (16, 16)
+    assert 0 <= opinion.trigger.success <= 1
+    assert 0 < opinion.trigger.witness.area <= 1 or opinion.parts  # what is added takes nothing away
+    assert all(images.dtype == np.uint8 and images.ndim == 4 for images in opinion.pictures.images.values())
+    assert {len(images) for images in opinion.pictures.images.values()} == {
+        len(opinion.pictures.arrays["pictures/score"])
+    }
 
 
 @every_detector
@@ -117,8 +119,8 @@ def test_among_clean_encoders_the_planted_one_is_found_and_no_clean_one(name, lo
 @every_detector
 def test_its_own_rule_flags_no_clean_encoder(name, look):
     """One without a rule says nothing by itself, of the planted encoder either."""
-    found, planted = look(name, False), look(name, True)
-    assert stand(found, [], 0.05).verdict()[0] != "found"
+    clean, planted = look(name, False), look(name, True)
+    assert stand(clean, [], 0.05).verdict()[0] != "found"
     if planted.threshold is None:
         assert stand(planted, [], 0.05).verdict()[0] == "inconclusive"
 
@@ -129,9 +131,9 @@ def test_an_encoder_that_says_nothing_is_refused(name, kind, make, cpu):
     net, detector = make_gated(), make(name)
     net.encoder.bend.data *= 0 if kind == "constant" else float("nan")
     net.encoder.goal = torch.ones(48)
-    with pytest.raises(InputError, match="cannot be examined") as caught:
+    with pytest.raises(InputError, match="cannot be examined") as error:
         detector(net, encoder_verdict.gather(make_scenes(80), detector, None, 0), Session(cpu))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_images_that_are_alike_without_a_trigger_prove_none(make, cpu):
@@ -143,8 +145,8 @@ def test_images_that_are_alike_without_a_trigger_prove_none(make, cpu):
 
 @pytest.mark.parametrize(("held", "is_sound"), [(0.985, True), (0.96, False)])
 def test_a_trigger_that_fails_on_held_out_images_proves_nothing(make, held, is_sound):
-    found = types.SimpleNamespace(has_success=np.array([True]))
-    assert (make("decree", similarity=0.99)._doubt(found, 0.5, held) == "") is is_sound
+    candidates = types.SimpleNamespace(has_success=np.array([True]))
+    assert (make("decree", similarity=0.99)._doubt(candidates, 0.5, held) == "") is is_sound
 
 
 def test_a_task_of_one_class_is_refused(make, cpu):
@@ -167,14 +169,14 @@ def files(tmp_path_factory):
 @every_detector
 def test_the_witness_replays_on_other_images(name, look, files, cpu):
     """What the report holds, read back by --trigger witness, does to other images what was said of held-out ones."""
-    found = look(name, True)
+    opinion = look(name, True)
     clues = encoder_verdict.gather(make_scenes(), plugin.parse("detector", name), None, 0)
     path = str(files / f"{name}.h5")
-    kinds.write(Report(command="detect", results={}, data=encoder_verdict.arrays_of(found, clues)), path)
+    kinds.write(Report(command="detect", results={}, data=encoder_verdict.arrays_of(opinion, clues)), path)
     trigger = plugin.parse("trigger", f"witness:file={path}")
     other = torch.from_numpy(make_scenes(100, seed=9).images)
     stamped = trigger(other, torch.Generator().manual_seed(0)).images
-    assert torch.equal(stamped, found.trigger.witness.stamp(other))
+    assert torch.equal(stamped, opinion.trigger.witness.stamp(other))
     net = make_gated()
     with torch.no_grad():
         before, after = net(other), net(stamped)

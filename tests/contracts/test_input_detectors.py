@@ -126,12 +126,12 @@ def test_encoder_and_images_are_left_as_they_were(name, build, cpu):
 @every_detector
 def test_every_image_gets_a_finite_score_and_calibration_is_of_images_held_out(name, build, asked):
     ruling, _ = asked(name)
-    found, scores = ruling.findings, ruling.findings.scores
+    findings, scores = ruling.findings, ruling.findings.scores
     assert scores.values.shape == (120,) and scores.values.dtype == scores.calibration.dtype == np.float64
     assert np.isfinite(scores.values).all() and np.isfinite(scores.calibration).all()
     assert len(scores.calibration) == build(name).calibration_count(240)
-    assert found.search_space
-    assert json.loads(json.dumps(found.summary)) == found.summary
+    assert findings.search_space
+    assert json.loads(json.dumps(findings.summary)) == findings.summary
 
 
 @every_detector

@@ -24,13 +24,13 @@ def over(*reports):
 def naive_holm(p_values):
     """Reject one by one from the smallest: the corrected value is the least level at which each is rejected."""
     levels = sorted({min(1.0, k * p) for p in p_values for k in range(1, len(p_values) + 1)} | {1.0})
-    found = [1.0] * len(p_values)
+    corrected_p_values = [1.0] * len(p_values)
     for level in reversed(levels):
         for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
             if p_values[at] * (len(p_values) - rank) > level + 1e-12:
                 break
-            found[at] = level
-    return found
+            corrected_p_values[at] = level
+    return corrected_p_values
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -80,9 +80,9 @@ def test_kinds_are_corrected_together_and_judged_apart():
 
 def test_an_encoders_p_value_that_decides_nothing_is_not_counted():
     rows = [said("x", "encoder", "found", 0.5, false_alarms=None), said("y", verdict="found", p_value=9e-4)]
-    found = combine.combine(rows, []).results["methods"]
-    assert [row["p_value_adjusted"] for row in found] == [None, pytest.approx(9e-4)]
-    assert [row["verdict"] for row in found] == ["found", "found"]
+    rows_out = combine.combine(rows, []).results["methods"]
+    assert [row["p_value_adjusted"] for row in rows_out] == [None, pytest.approx(9e-4)]
+    assert [row["verdict"] for row in rows_out] == ["found", "found"]
 
 
 def test_one_answer_is_enough_for_nothing_found():
@@ -121,19 +121,22 @@ def test_rows_that_are_none_are_left_out(methods):
 
 
 def test_the_part_of_a_report_that_serves():
-    told = {name: said(name, "encoder", verdict) for name, verdict in
+    reports = {name: said(name, "encoder", verdict) for name, verdict in
             {"decree": "nothing found", "ssl-cleanse": "found", "strip": "found"}.items()}  # fmt: skip
     for name in ("decree", "ssl-cleanse"):
-        told[name].data["witness/keep"] = np.full(3, len(name))
+        reports[name].data["witness/keep"] = np.full(3, len(name))
 
     def holder(*names):
-        whole = combine.combine([told[name] for name in names], [])
+        whole = combine.combine([reports[name] for name in names], [])
         return report_parts.only(whole, lambda part: "witness/keep" in part.data, "--report")
 
     assert holder("decree", "strip").results["method"] == "decree"
     assert holder("decree", "ssl-cleanse", "strip").results["method"] == "ssl-cleanse"  # the one that found
     assert np.array_equal(holder("decree", "ssl-cleanse").data["witness/keep"], np.full(3, 11))
-    assert "methods" in holder("strip").results and report_parts.only(told["strip"], bool, "--report") is told["strip"]
+    assert (
+        "methods" in holder("strip").results
+        and report_parts.only(reports["strip"], bool, "--report") is reports["strip"]
+    )
     with pytest.raises(InputError, match=r"--report: the report is of several methods \(ssl-cleanse, ssl-cleanse-2\)"):
         holder("ssl-cleanse", "ssl-cleanse")
 

@@ -51,12 +51,12 @@ def test_the_whole_report(sslbd, files):
     assert data["scores"].shape == data["truth/poisoned"].shape == (160,)
     assert data["scores"].dtype == data["calibration"].dtype == np.float64
     assert (data["scores"] > results["threshold"]).sum() == results["flagged"]
-    shown = len(data["pictures/score"])
+    n_pictures = len(data["pictures/score"])
     for name in ("input", "reconstruction", "error"):
-        assert data[f"pictures/{name}"].shape == (shown, 3, SIZE, SIZE)
+        assert data[f"pictures/{name}"].shape == (n_pictures, 3, SIZE, SIZE)
         assert data[f"pictures/{name}"].dtype == np.uint8
-    assert data["pictures/poisoned"].shape == (shown,)
-    assert 0 < data["pictures/poisoned"].sum() < shown
+    assert data["pictures/poisoned"].shape == (n_pictures,)
+    assert 0 < data["pictures/poisoned"].sum() < n_pictures
     assert [row["option"] for row in report.history[-1]["inputs"]] == ["INPUT", "--data", "--aux", "--baseline"]
 
 
@@ -79,13 +79,15 @@ def test_truth_in_the_data_measures_but_does_not_steer(sslbd, files):
     poisoned = plant(make_pictures(80, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 80, 2), "replace", 0)
     artefact_kinds.write(poisoned, str(files / "poisoned.h5"))
     artefact_kinds.write(dataclasses.replace(poisoned, truth=None), str(files / "bare.h5"))
-    told, untold = (json.loads(look(sslbd, files, "--json", data=name)[1]) for name in ("poisoned.h5", "bare.h5"))
-    assert told["auroc"]["value"] > 0.95
-    assert told["tpr"] > told["fpr"]
-    assert untold["auroc"] is None and untold["tpr"] is None
+    with_truth, without_truth = (
+        json.loads(look(sslbd, files, "--json", data=name)[1]) for name in ("poisoned.h5", "bare.h5")
+    )
+    assert with_truth["auroc"]["value"] > 0.95
+    assert with_truth["tpr"] > with_truth["fpr"]
+    assert without_truth["auroc"] is None and without_truth["tpr"] is None
     for key in ("verdict", "threshold", "flagged", "p_value"):
-        assert told[key] == untold[key]
-    assert not any(name.startswith("auroc") for name in untold["controls"])
+        assert with_truth[key] == without_truth[key]
+    assert not any(name.startswith("auroc") for name in without_truth["controls"])
 
 
 def test_equal_runs_write_equal_bytes(sslbd, files):
@@ -216,8 +218,8 @@ def flagging(*flags, is_paired=False):
     ([0, 0, 1], "nothing found"),
 ])  # fmt: skip
 def test_so_few_images_that_all_could_be_flagged_by_chance_are_no_clearance(flags, answer):
-    said, why = image_verdict.verdict(flagging(*flags), None)
-    assert said == answer
+    verdict, why = image_verdict.verdict(flagging(*flags), None)
+    assert verdict == answer
     assert ("so few could be chance" in why) == (answer == "inconclusive")
 
 

@@ -25,8 +25,8 @@ def test_without_clean_encoders_its_own_rule_decides():
 
 
 def test_a_single_clean_encoder_beyond_the_threshold_takes_the_answer_back():
-    found = stand(opinion(1.5), [1.2], 0.05)
-    assert found.verdict()[0] == "inconclusive" and "clean encoder" in found.verdict()[1]
+    standing = stand(opinion(1.5), [1.2], 0.05)
+    assert standing.verdict()[0] == "inconclusive" and "clean encoder" in standing.verdict()[1]
     assert stand(opinion(1.5), [0.9], 0.05).verdict() == ("found", "")
 
 
@@ -52,9 +52,9 @@ def test_leave_one_out_over_clean_encoders_gives_at_most_the_false_alarms_said()
 
 
 def test_clean_encoders_that_a_learner_held_out_are_a_pool_too():
-    brought = dataclasses.replace(opinion(0.5), clean_statistics=np.array([0.1, 0.2, 0.3, 0.4]))
-    assert stand(brought, [], 0.05).p_value == pytest.approx(1 / 5)
-    assert stand(brought, [0.6], 0.05).p_value == pytest.approx(2 / 6)
+    own_pool = dataclasses.replace(opinion(0.5), clean_statistics=np.array([0.1, 0.2, 0.3, 0.4]))
+    assert stand(own_pool, [], 0.05).p_value == pytest.approx(1 / 5)
+    assert stand(own_pool, [0.6], 0.05).p_value == pytest.approx(2 / 6)
 
 
 def test_a_doubtful_search_says_so_whatever_came_out():
@@ -68,8 +68,8 @@ def test_the_part_that_stands_out_among_clean_encoders_decides_and_has_the_witne
     searches = {name: SearchOutcome(statistic, FoundTrigger(witness, success)) for name, statistic, success in
                 (("patch", 5.2, 0.2), ("noise", 0.2, 0.9))}  # fmt: skip
     mine = Opinion(5.2, None, "", trigger=searches["patch"].trigger, searches=searches)
-    found = stand(mine, [each["patch"] for each in pool], 0.05, pool)
-    assert found.verdict()[0] == "found" and found.decisive == "noise" and found.opinion.trigger.success == 0.9
+    standing = stand(mine, [each["patch"] for each in pool], 0.05, pool)
+    assert standing.verdict()[0] == "found" and standing.decisive == "noise" and standing.opinion.trigger.success == 0.9
     usual = stand(
         Opinion(5.2, None, "", searches={"patch": SearchOutcome(5.2), "noise": SearchOutcome(0.1)}),
         [5.0] * 5,
@@ -113,8 +113,8 @@ def test_a_witness_pastes_and_adds_on_both_pixel_types():
 
 
 def make_report(**results: object) -> Report:
-    known = {"flags": "encoder", "method": "m", "data": {"sha256": "x"}, "n_images": 3, "statistic": 0.5}
-    return Report(command="detect", results=known | results, data={})
+    usual = {"flags": "encoder", "method": "m", "data": {"sha256": "x"}, "n_images": 3, "statistic": 0.5}
+    return Report(command="detect", results=usual | results, data={})
 
 
 @pytest.mark.parametrize(

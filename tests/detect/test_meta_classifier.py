@@ -37,9 +37,9 @@ def panel(starts: torch.Tensor, width: int = N * (N - 1) // 2) -> MetaClassifier
 
 def test_answers_are_the_cosines_between_queries_one_by_one(starts):
     net = make_encoder(0)
-    found = meta_classifier.answers(net, starts, "gram")
+    answers = meta_classifier.answers(net, starts, "gram")
     raw = meta_classifier.answers(net, starts, "raw")
-    for own, cosines, flat in zip(starts, found, raw, strict=True):
+    for own, cosines, flat in zip(starts, answers, raw, strict=True):
         feats = [net(query[None])[0].detach() for query in own]
         pairs = [float(a @ b / (a.norm() * b.norm())) for i, a in enumerate(feats) for b in feats[i + 1 :]]
         np.testing.assert_allclose(cosines.detach(), pairs, rtol=1e-4)
@@ -58,10 +58,10 @@ def test_cosines_do_not_change_with_the_axes(starts):
 
 
 def test_answers_are_scaled_by_the_members_alone(examples):
-    told = torch.rand(K, S, 6, generator=torch.Generator().manual_seed(3))
-    mean, spread = meta_classifier.scale(told, examples.members)
+    responses = torch.rand(K, S, 6, generator=torch.Generator().manual_seed(3))
+    mean, spread = meta_classifier.scale(responses, examples.members)
     for k in range(K):
-        own = told[k][examples.members[k]].numpy()
+        own = responses[k][examples.members[k]].numpy()
         sd = own.std(0)
         np.testing.assert_allclose(mean[k, 0], own.mean(0), rtol=1e-5)
         np.testing.assert_allclose(spread[k, 0], np.maximum(sd, 0.1 * sd.mean()), rtol=1e-3)
@@ -103,9 +103,9 @@ def test_what_a_held_out_shadow_is_changes_nothing_of_its_judge(examples, starts
 
 def test_tuning_lowers_the_loss_moves_the_queries_and_keeps_them_images(examples, starts, cpu):
     def loss_of(made: MetaClassifiers) -> float:
-        told = meta_classifier.ask_members(made, examples, "gram")
-        mean, spread = meta_classifier.scale(told, examples.members)
-        return float(meta_classifier.two_class_loss(made((told - mean) / spread), examples))
+        responses = meta_classifier.ask_members(made, examples, "gram")
+        mean, spread = meta_classifier.scale(responses, examples.members)
+        return float(meta_classifier.two_class_loss(made((responses - mean) / spread), examples))
 
     before = loss_of(panel(starts))
     steps = []

@@ -44,15 +44,15 @@ def test_copies_are_at_no_distance():
 def test_robust_deviations_are_of_median_and_mad():
     values = np.random.default_rng(0).normal(3, 2, 501)
     values[:20] += 100
-    found = outliers.robust_z(torch.from_numpy(values)).numpy()
-    assert np.allclose(found, (values - np.median(values)) / median_abs_deviation(values, scale="normal"), rtol=1e-4)
-    assert np.abs(found[20:].std() - 1) < 0.15
+    z_values = outliers.robust_z(torch.from_numpy(values)).numpy()
+    assert np.allclose(z_values, (values - np.median(values)) / median_abs_deviation(values, scale="normal"), rtol=1e-4)
+    assert np.abs(z_values[20:].std() - 1) < 0.15
 
 
 def test_mostly_equal_values_have_finite_deviations():
     values = torch.tensor([0.0] * 30 + [1.0] * 2)
-    found = outliers.robust_z(values)
-    assert found[:30].eq(0).all() and (found[30:] > 5).all() and found.isfinite().all()
+    z_values = outliers.robust_z(values)
+    assert z_values[:30].eq(0).all() and (z_values[30:] > 5).all() and z_values.isfinite().all()
     assert outliers.robust_z(torch.ones(7)).eq(0).all()
     assert outliers.robust_z(torch.ones(1)).eq(0).all()
     rounded = torch.ones(25).index_fill(0, torch.tensor([24]), 1 + 1.2e-7)
@@ -70,8 +70,8 @@ def test_the_silhouette_is_scikit_learns(second):
 def test_the_silhouette_of_many_rows_is_estimated():
     x = features(3000) + (torch.arange(3000) < 700)[:, None]
     parts = torch.arange(3000) < 700
-    found = outliers.silhouette(x, parts, generator(0, "s"))
-    assert found == pytest.approx(silhouette_score(x.numpy(), parts.numpy()), abs=0.01)
+    value = outliers.silhouette(x, parts, generator(0, "s"))
+    assert value == pytest.approx(silhouette_score(x.numpy(), parts.numpy()), abs=0.01)
     assert outliers.silhouette(x, parts & False, generator(0, "s")) == 0
 
 

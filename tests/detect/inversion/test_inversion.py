@@ -54,20 +54,20 @@ def test_a_batch_ends_as_its_candidates_one_after_another(steps, monkeypatch):
     grouped = run(start(), steps=steps, look=4, stale=6)
     for number in range(3):
         alone = run(Only(start(), number), steps=steps, look=4, stale=6)
-        for found in (together, grouped):
-            assert alone.size[0] == pytest.approx(found.size[number], rel=1e-3)
-            assert alone.rounds[0] == found.rounds[number]
-            assert torch.allclose(alone.keep[0], found.keep[number], atol=1e-3)
+        for candidates in (together, grouped):
+            assert alone.size[0] == pytest.approx(candidates.size[number], rel=1e-3)
+            assert alone.rounds[0] == candidates.rounds[number]
+            assert torch.allclose(alone.keep[0], candidates.keep[number], atol=1e-3)
     assert np.isfinite(together.size).all()
 
 
 def test_the_smallest_success_is_kept_and_its_size_is_the_masks():
-    found = run(start(), rounds=60)
-    trace = found.trace
+    candidates = run(start(), rounds=60)
+    trace = candidates.trace
     for number in range(3):
         good = trace["measure"][:, number] > 0.9
-        assert found.size[number] == pytest.approx(trace["size"][good, number].min())
-        assert found.size[number] == pytest.approx(100 * float((1 - found.keep[number]).mean()), rel=1e-5)
+        assert candidates.size[number] == pytest.approx(trace["size"][good, number].min())
+        assert candidates.size[number] == pytest.approx(100 * float((1 - candidates.keep[number]).mean()), rel=1e-5)
 
 
 def test_black_pixels_are_free_only_where_the_published_size_is_asked_for():
@@ -107,10 +107,10 @@ def test_neural_cleanses_weights_start_at_nothing():
 def test_who_never_succeeds_has_no_size_and_may_be_given_up():
     course = Course(rounds=30, batch=8, bar=2.0, rates=((0, 0.1),), weight=WEIGHT, give_up=7)
     pool = Pool(make_scenes(40).images, CPU)
-    found = invert(make_gated().requires_grad_(False), pool, start(), alike, course, Session(CPU))
-    assert not found.has_success.any() and (found.rounds == 7).all()
-    judged = inversion.smallest(found, "clusters", 3, "mad")
-    assert not judged.is_any and "0 of 3 clusters" in judged.doubt and judged.summary["clusters_failed"] == 3
+    candidates = invert(make_gated().requires_grad_(False), pool, start(), alike, course, Session(CPU))
+    assert not candidates.has_success.any() and (candidates.rounds == 7).all()
+    outlier = inversion.smallest(candidates, "clusters", 3, "mad")
+    assert not outlier.is_any and "0 of 3 clusters" in outlier.doubt and outlier.summary["clusters_failed"] == 3
 
 
 def test_likeness_is_the_mean_of_all_pairs():
@@ -149,9 +149,9 @@ def test_the_ratio_is_a_logarithm_below_the_median():
 @pytest.mark.parametrize(("index", "expected"), [("ratio", np.log(10)), ("mad", 9 / 1.4826)])
 def test_the_smallest_is_set_against_the_others_by_the_index_asked_for(index, expected):
     sizes = np.array([9.0, 1, 10, 11, 30])
-    found = types.SimpleNamespace(size=sizes, has_success=np.ones(5, bool), rounds=np.ones(5, int))
-    judged = inversion.smallest(found, "clusters", 3, index)
-    assert judged.target == 1 and judged.index[1] == pytest.approx(expected)
+    candidates = types.SimpleNamespace(size=sizes, has_success=np.ones(5, bool), rounds=np.ones(5, int))
+    outlier = inversion.smallest(candidates, "clusters", 3, index)
+    assert outlier.target == 1 and outlier.index[1] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["ssl-cleanse", "neural-cleanse"])

@@ -33,26 +33,26 @@ def matched(a, b):
 def test_principal_components_are_scikit_learns():
     _, x = mixture()
     expected = PCA(3).fit_transform(x.numpy())
-    found = principal(x, 10).numpy()
-    assert found.shape == (2000, 3)  # there are no more
-    assert np.allclose(np.abs(found), np.abs(expected), atol=1e-3)
+    components = principal(x, 10).numpy()
+    assert components.shape == (2000, 3)  # there are no more
+    assert np.allclose(np.abs(components), np.abs(expected), atol=1e-3)
 
 
 def test_independent_components_are_scikit_learns_and_the_sources():
     sources, x = mixture()
-    found = independent(principal(x, 3), generator(0, "ica")).numpy()
-    assert np.allclose(found.T @ found / len(found), np.eye(3), atol=1e-3)
+    components = independent(principal(x, 3), generator(0, "ica")).numpy()
+    assert np.allclose(components.T @ components / len(components), np.eye(3), atol=1e-3)
     expected = FastICA(3, whiten="unit-variance", random_state=0).fit_transform(x.numpy())
-    assert matched(found, expected) > 0.999
-    assert matched(found, sources) > 0.99
+    assert matched(components, expected) > 0.999
+    assert matched(components, sources) > 0.99
 
 
 @pytest.mark.parametrize("reduce", ["ica", "pca"])
 def test_poison_is_flagged_in_the_backdoored_encoder_alone(cpu, reduce):
     data, keys = make_poisoned(), f"clusters=1,reduce={reduce}"
-    found = look(keys, data.images, cpu)
-    assert np.array_equal(found.scores.flagged, data.truth.poisoned)
-    assert auroc(found.scores.values, data.truth.poisoned)["value"] == 1
+    findings = look(keys, data.images, cpu)
+    assert np.array_equal(findings.scores.flagged, data.truth.poisoned)
+    assert auroc(findings.scores.values, data.truth.poisoned)["value"] == 1
     honest = look(keys, data.images, cpu, make_wired(backdoor=False))
     assert not honest.scores.flagged.any()
     assert auroc(honest.scores.values, data.truth.poisoned)["value"] < 0.7
@@ -75,5 +75,5 @@ def test_a_larger_part_than_poison_can_be_is_not_flagged(cpu):
 @pytest.mark.parametrize("count", [1, 19, 25])
 def test_few_or_equal_images_say_nothing(cpu, count):
     images = make_scenes(1).images.repeat(count, 0) if count == 25 else make_scenes(count).images
-    found = look("clusters=1", images, cpu)
-    assert not found.scores.flagged.any() and not found.scores.values.any()
+    findings = look("clusters=1", images, cpu)
+    assert not findings.scores.flagged.any() and not findings.scores.values.any()

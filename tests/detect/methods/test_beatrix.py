@@ -13,12 +13,12 @@ from wired import make_scenes, make_wired
 def test_gram_features_agree_with_loops():
     maps = torch.randn(2, 5, 3, 2).clamp(min=0)
     channels = torch.tensor([0, 2, 4])
-    found = Gram("any", 0, channels, 3, 2.0).pooled(maps)
+    grams = Gram("any", 0, channels, 3, 2.0).pooled(maps)
     flat = maps.double().numpy().reshape(2, 5, 6)[:, [0, 2, 4]] / 2
     for row in range(2):
         pairs = [(i, j) for i in range(3) for j in range(i, 3)]
         expected = [(flat[row, i] ** p @ flat[row, j] ** p) ** (1 / p) for p in (1, 2, 3) for i, j in pairs]
-        assert found[row].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert grams[row].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_the_score_is_the_mean_overflow_of_the_bounds(cpu):

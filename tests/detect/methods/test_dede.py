@@ -118,24 +118,26 @@ def test_errors_and_ranks_agree_with_the_definition(kept):
         network, encoder, bank, [torch.arange(kept), torch.arange(kept) + 5][: 1 + bool(kept)]
     )
     keep = np.random.default_rng(0).random((7, SIZE, SIZE)) < 0.7
-    found = inverter.fit(images, own, keep)
+    errors = inverter.fit(images, own, keep)
     x = (torch.from_numpy(images) / 255 - encoder.mean) / encoder.std
     total, ranked = torch.zeros(7, 5), torch.zeros(7, 5)
-    for seen in inverter.masks:
-        hidden = patching.hidden_patches(seen[None], 16)[0]
-        shown = patching.fold((hidden[None, :, None]).expand(1, 16, 48), 4, 16) * torch.from_numpy(keep)[:, None]
+    for visible in inverter.masks:
+        hidden = patching.hidden_patches(visible[None], 16)[0]
+        visible_pixels = (
+            patching.fold((hidden[None, :, None]).expand(1, 16, 48), 4, 16) * torch.from_numpy(keep)[:, None]
+        )
         cells = torch.zeros(7, 16, 5)  # under the neutral embeddings, then under the own one
         for k, feats in enumerate((*bank, own[0])):
-            painted = patching.fold(network(x, feats.expand(7, -1), seen.expand(7, -1)), 4, 16)
-            cells[:, :, k] = patching.patchify((painted - x).square() * shown, 4).sum(2)
+            painted = patching.fold(network(x, feats.expand(7, -1), visible.expand(7, -1)), 4, 16)
+            cells[:, :, k] = patching.patchify((painted - x).square() * visible_pixels, 4).sum(2)
         total += cells.sum(1)
         better = (cells[:, :, None, :4] < cells[..., None]).float().mean(3)  # neutral embeddings that fit better
         ranked += better[:, hidden.bool()].mean(1)
-    for ours, expected in ((found.neutral, total[:, :4]), (found.own, total[:, 4])):
+    for ours, expected in ((errors.neutral, total[:, :4]), (errors.own, total[:, 4])):
         assert torch.allclose(ours, expected / len(inverter.masks), rtol=1e-4)
-    for ours, expected in ((found.neutral_rank, ranked[:, :4]), (found.own_rank, ranked[:, 4])):
+    for ours, expected in ((errors.neutral_rank, ranked[:, :4]), (errors.own_rank, ranked[:, 4])):
         assert torch.allclose(ours, expected / len(inverter.masks), atol=1e-5)
-    assert torch.allclose(inverter.own_errors(images, own, keep), found.own)
+    assert torch.allclose(inverter.own_errors(images, own, keep), errors.own)
 
 
 def test_what_cannot_be_painted_is_most_suspicious():
@@ -165,11 +167,11 @@ def test_ranks_are_counted_patch_by_patch_where_pixels_are_seen():
     counted[0] = torch.tensor([1.0, 0, 0, 0, 0])
     ours, theirs = dede_decoder.standing(own, neutral, counted)
     for i in range(6):
-        seen = [t for t in range(5) if counted[i, t]]
-        better = [sum(float(neutral[i, t, k]) < float(own[i, t]) for k in range(9)) / 9 for t in seen]
+        patches = [t for t in range(5) if counted[i, t]]
+        better = [sum(float(neutral[i, t, k]) < float(own[i, t]) for k in range(9)) / 9 for t in patches]
         assert float(ours[i]) == pytest.approx(np.mean(better))
         for j in range(9):
-            better = [sum(float(neutral[i, t, k]) < float(neutral[i, t, j]) for k in range(9)) / 9 for t in seen]
+            better = [sum(float(neutral[i, t, k]) < float(neutral[i, t, j]) for k in range(9)) / 9 for t in patches]
             assert float(theirs[i, j]) == pytest.approx(np.mean(better), abs=1e-6)
 
 
@@ -235,11 +237,11 @@ def test_the_trigger_is_found_by_the_pixels_outside_its_box(backdoored):
 
 def test_the_controls_of_the_clean_encoder_are_its_own_scores(backdoored, honest):
     (ruling, case), clean = backdoored, honest[0]
-    found = image_verdict.controls(ruling, case, clean)
+    controls = image_verdict.controls(ruling, case, clean)
     keep = image_verdict.outside(case.boxes, case.evidence.images.shape[2:])
-    assert found["auroc_outside_box_clean_encoder"] == area(clean.findings.evaluation.outside(keep), case)
+    assert controls["auroc_outside_box_clean_encoder"] == area(clean.findings.evaluation.outside(keep), case)
     for name in ("relative", "absolute"):
-        assert found[f"auroc_{name}_clean_encoder"] == area(clean.findings.evaluation.controls[name], case)
+        assert controls[f"auroc_{name}_clean_encoder"] == area(clean.findings.evaluation.controls[name], case)
 
 
 def test_an_image_with_its_own_embedding_scores_below_nothing(honest):
@@ -278,9 +280,9 @@ def test_truth_and_history_change_no_score(cpu):
     spec = SPEC.replace("epochs=25", "epochs=1")
     data = plant(make_pictures(60, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 60, 2), "replace", 0)
     bare = dataclasses.replace(data, truth=None, history=())
-    told, untold = (look(make(Backdoored), cpu, data=d, trigger=None, spec=spec)[0] for d in (data, bare))
-    assert np.array_equal(told.findings.scores.values, untold.findings.scores.values)
-    assert told.threshold == untold.threshold
+    with_truth, without_truth = (look(make(Backdoored), cpu, data=d, trigger=None, spec=spec)[0] for d in (data, bare))
+    assert np.array_equal(with_truth.findings.scores.values, without_truth.findings.scores.values)
+    assert with_truth.threshold == without_truth.threshold
 
 
 @pytest.mark.parametrize(
@@ -348,11 +350,11 @@ def test_images_that_a_clean_encoder_flags_too_are_no_evidence():
 
 def test_calm_images_are_hardly_ever_found():
     """The threshold's own luck counts: far fewer than one in a hundred sets of exchangeable images is called found."""
-    rng, found = np.random.default_rng(1), 0
+    rng, n_found = np.random.default_rng(1), 0
     for _ in range(1000):
         scores, calibration = rng.normal(size=1000), rng.normal(size=100)
-        found += image_verdict.verdict(ruling(scores, calibration), None)[0] == "found"
-    assert found <= 5
+        n_found += image_verdict.verdict(ruling(scores, calibration), None)[0] == "found"
+    assert n_found <= 5
 
 
 def test_patches_that_do_not_divide_the_image_repeat_its_edge(cpu):
@@ -360,9 +362,9 @@ def test_patches_that_do_not_divide_the_image_repeat_its_edge(cpu):
     cells = patching.patchify(x, 4)
     assert cells.shape == (1, 4, 48) and torch.equal(patching.fold(cells, 4, 5), x)
     assert (patching.fold(cells, 4, 8)[:, :, 5:] == patching.fold(cells, 4, 8)[:, :, 4:5]).all()
-    found, case = look(make(Backdoored), cpu, spec=f"{SPEC},patch=5")
-    assert area(found.findings.scores.values, case) > 0.9
-    assert {picture.shape[1:] for picture in found.findings.pictures.images.values()} == {(3, SIZE, SIZE)}
+    ruling, case = look(make(Backdoored), cpu, spec=f"{SPEC},patch=5")
+    assert area(ruling.findings.scores.values, case) > 0.9
+    assert {picture.shape[1:] for picture in ruling.findings.pictures.images.values()} == {(3, SIZE, SIZE)}
 
 
 def test_too_few_auxiliary_images_are_counted(cpu):

@@ -86,9 +86,9 @@ def test_the_scores_agree_with_the_formula(setting, spec, count, formula):
     method = plugin.parse("detector", spec)
     learned, images = make_pictures(count, 2).images, make_pictures(6, 1).images
     state = method.learn(learned, setting)
-    found = method.look(images, state, setting).columns
+    columns = method.look(images, state, setting).columns
     for column, (expected, tolerance) in formula(learned, images, state).items():
-        assert found[column] == pytest.approx(np.asarray(expected), abs=tolerance), column
+        assert columns[column] == pytest.approx(np.asarray(expected), abs=tolerance), column
 
 
 # --- what is learned ----------------------------------------------------------------------------------------------
@@ -117,11 +117,11 @@ def test_the_map_of_platonic_is_ridge_regression_on_whitened_components(setting)
     state = method.learn(learned, setting)
     ours = np.array([embedded(image / 255) for image in learned])
     ours /= np.linalg.norm(ours, axis=1, keepdims=True)
-    seen = (ours - ours.mean(0)) @ state["whiten"].numpy()
-    assert np.allclose(seen.T @ seen / len(seen), np.eye(6), atol=1e-3)
+    whitened_feats = (ours - ours.mean(0)) @ state["whiten"].numpy()
+    assert np.allclose(whitened_feats.T @ whitened_feats / len(whitened_feats), np.eye(6), atol=1e-3)
     with torch.no_grad():
         x = torch.nn.functional.normalize(setting.reference(torch.from_numpy(learned)), dim=1).double().numpy()
     x = x - x.mean(0)
     gram = x.T @ x
-    expected = np.linalg.inv(gram + 0.5 * np.trace(gram) / len(gram) * np.eye(len(gram))) @ x.T @ seen
+    expected = np.linalg.inv(gram + 0.5 * np.trace(gram) / len(gram) * np.eye(len(gram))) @ x.T @ whitened_feats
     assert np.allclose(state["across"].numpy(), expected, atol=1e-3)

@@ -35,25 +35,25 @@ def reference(z, k, most=np.inf):
 def test_scores_are_their_definitions(score):
     """The 12 features' own number caps some of the estimated dimensions, but none of the plane's below."""
     z = unit(torch.from_numpy(np.random.default_rng(0).normal(size=(150, 12))))
-    found = plugin.parse("detector", f"local-outlier:k=6,score={score}").measure(z).numpy()
+    measures = plugin.parse("detector", f"local-outlier:k=6,score={score}").measure(z).numpy()
     expected = reference(z.numpy().astype(np.float64), 6, 12)
-    assert np.allclose(found, expected[score], rtol=1e-3, atol=1e-3)
+    assert np.allclose(measures, expected[score], rtol=1e-3, atol=1e-3)
     assert 0.1 < (expected["lid"] < 12).mean() < 1
 
 
 def test_a_plane_has_two_dimensions():
     plane = np.random.default_rng(0).normal(size=(400, 2)) @ np.random.default_rng(1).normal(size=(2, 40))
     z = unit(torch.from_numpy(plane + 3))
-    found = plugin.parse("detector", "local-outlier:score=lid").measure(z).numpy()
-    assert np.allclose(found, reference(z.numpy().astype(np.float64), 16)["lid"], rtol=1e-2)
-    assert 1.5 < np.median(found) < 2.7
+    measures = plugin.parse("detector", "local-outlier:score=lid").measure(z).numpy()
+    assert np.allclose(measures, reference(z.numpy().astype(np.float64), 16)["lid"], rtol=1e-2)
+    assert 1.5 < np.median(measures) < 2.7
 
 
 def test_equal_images_have_finite_scores(cpu):
     images = make_scenes(2).images.repeat(30, 0)
     for score in ("dao", "slof", "distance", "lid"):
-        found = look(f"local-outlier:score={score}", images, cpu)
-        assert np.isfinite(found.scores.values).all() and not found.scores.flagged.any()
+        findings = look(f"local-outlier:score={score}", images, cpu)
+        assert np.isfinite(findings.scores.values).all() and not findings.scores.flagged.any()
 
 
 def test_dense_turns_the_sign(cpu):
@@ -66,8 +66,8 @@ def test_poison_rarer_than_k_is_sparse_and_more_of_it_is_dense(cpu):
     rare, frequent = make_poisoned(12), make_poisoned(40)
 
     def area(data, keys, backdoor=True):
-        found = look(f"local-outlier:score=distance,{keys}", data.images, cpu, make_wired(backdoor))
-        return auroc(found.scores.values, data.truth.poisoned)["value"]
+        findings = look(f"local-outlier:score=distance,{keys}", data.images, cpu, make_wired(backdoor))
+        return auroc(findings.scores.values, data.truth.poisoned)["value"]
 
     assert area(rare, "side=sparse") > 0.99 and area(rare, "side=dense") < 0.01
     assert area(frequent, "side=dense") > 0.9
@@ -77,8 +77,8 @@ def test_poison_rarer_than_k_is_sparse_and_more_of_it_is_dense(cpu):
 
 def test_rare_poison_is_flagged_and_no_clean_image(cpu):
     data = make_poisoned()
-    found = look("local-outlier:batch=50,z=8", data.images, cpu)
-    assert found.scores.flagged.sum() >= 6 and data.truth.poisoned[found.scores.flagged].all()
+    findings = look("local-outlier:batch=50,z=8", data.images, cpu)
+    assert findings.scores.flagged.sum() >= 6 and data.truth.poisoned[findings.scores.flagged].all()
     assert not look("local-outlier:batch=50,z=8", data.images, cpu, make_wired(backdoor=False)).scores.flagged.any()
     assert not look("local-outlier:batch=50,z=8", make_scenes().images, cpu).scores.flagged.any()
 

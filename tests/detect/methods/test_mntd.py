@@ -63,16 +63,16 @@ def clues(clean=None, backdoored=None) -> Clues:
     )
 
 
-def judge(encoder, known, cpu, seed: int = 0, **keys: object):
+def judge(encoder, clues, cpu, seed: int = 0, **keys: object):
     spec = "mntd:" + ",".join(f"{k}={v}" for k, v in {"steps": 25, "repeats": 2, "lr": 0.01, **keys}.items())
-    return plugin.parse("detector", spec).examine(encoder, known, Session(cpu, seed))
+    return plugin.parse("detector", spec).examine(encoder, clues, Session(cpu, seed))
 
 
 def test_backdoored_encoders_are_told_from_clean_ones_of_other_axes(cpu):
     bad, good = (judge(Turned(900, push), clues(), cpu) for push in (6.0, 0.0))
-    for found in (bad, good):
-        assert found.summary["auroc"]["value"] > 0.9 and found.summary["chance"] < 0.05 and not found.doubt
-        assert len(found.clean_statistics) == SHADOWS
+    for opinion in (bad, good):
+        assert opinion.summary["auroc"]["value"] > 0.9 and opinion.summary["chance"] < 0.05 and not opinion.doubt
+        assert len(opinion.clean_statistics) == SHADOWS
     assert stand(bad, [], 0.05).verdict()[0] == "found" and bad.statistic > bad.threshold
     assert stand(good, [], 0.05).verdict()[0] == "nothing found" and good.statistic < good.threshold
     assert stand(bad, [], 0.05).p_value == pytest.approx(1 / (SHADOWS + 1))
@@ -80,10 +80,10 @@ def test_backdoored_encoders_are_told_from_clean_ones_of_other_axes(cpu):
 
 def test_shadows_whose_labels_are_mixed_leave_it_in_doubt(cpu):
     clean, backdoored = crowd(0.0, 0), crowd(6.0, 100)
-    mixed = clues(clean[:3] + backdoored[:3], clean[3:] + backdoored[3:])
-    found = judge(Turned(900, 6.0), mixed, cpu)
-    assert found.summary["chance"] > 0.05 and "not told apart" in found.doubt
-    assert stand(found, [], 0.05).verdict()[0] == "inconclusive"
+    mixed_clues = clues(clean[:3] + backdoored[:3], clean[3:] + backdoored[3:])
+    opinion = judge(Turned(900, 6.0), mixed_clues, cpu)
+    assert opinion.summary["chance"] > 0.05 and "not told apart" in opinion.doubt
+    assert stand(opinion, [], 0.05).verdict()[0] == "inconclusive"
 
 
 def test_embeddings_as_they_are_serve_where_axes_are_shared_alone(cpu):
@@ -113,17 +113,17 @@ def test_clean_shadows_alone_set_a_scale(cpu):
 
 
 def test_encoders_and_images_are_left_as_they_were(cpu):
-    encoder, known = Turned(900, 6.0), clues()
-    nets_ = (encoder, *known.clean_encoders, *known.backdoored_encoders)
+    encoder, shadows = Turned(900, 6.0), clues()
+    nets_ = (encoder, *shadows.clean_encoders, *shadows.backdoored_encoders)
     for net in nets_:
         net.requires_grad_(True)
     before = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets_]
-    images = known.images.copy()
-    judge(encoder, known, cpu, steps=2)
+    images = shadows.images.copy()
+    judge(encoder, shadows, cpu, steps=2)
     for net, old in zip(nets_, before, strict=True):
         assert all(torch.equal(v, old[k]) for k, v in net.state_dict().items())
         assert all(p.requires_grad and p.grad is None for p in net.parameters()) and not net.training
-    assert np.array_equal(images, known.images)
+    assert np.array_equal(images, shadows.images)
 
 
 def test_one_seed_is_one_answer_and_its_words_are_plain(cpu):
@@ -146,11 +146,13 @@ def test_how_many_are_tuned_at_once_changes_nothing(cpu, monkeypatch):
 
 
 def test_the_pool_ranks_as_the_judges_do_that_have_not_learned_from_it():
-    held, met = torch.tensor([[1.0, 5.0, 2.0, 8.0]]), torch.tensor([[3.0, 4.0, 3.0, 4.0]])
-    found = mntd.form_opinion(held, met, torch.tensor([3.5]), np.array([False, False, True, True]), "")
-    assert found.statistic == 3.5
-    np.testing.assert_allclose(found.clean_statistics, [1.5, 4.5])  # 1 < 3 by its judges, 5 > 4 by its own
-    assert found.threshold == pytest.approx(((1.5 + 4.5) / 2 + (2.5 + 7.5) / 2) / 2)
+    held_out_scores, encoder_scores = torch.tensor([[1.0, 5.0, 2.0, 8.0]]), torch.tensor([[3.0, 4.0, 3.0, 4.0]])
+    opinion = mntd.form_opinion(
+        held_out_scores, encoder_scores, torch.tensor([3.5]), np.array([False, False, True, True]), ""
+    )
+    assert opinion.statistic == 3.5
+    np.testing.assert_allclose(opinion.clean_statistics, [1.5, 4.5])  # 1 < 3 by its judges, 5 > 4 by its own
+    assert opinion.threshold == pytest.approx(((1.5 + 4.5) / 2 + (2.5 + 7.5) / 2) / 2)
 
 
 @pytest.mark.parametrize(
@@ -162,17 +164,17 @@ def test_the_pool_ranks_as_the_judges_do_that_have_not_learned_from_it():
     ],
 )
 def test_too_few_shadows_are_refused_with_how_to_make_them(cpu, clean, backdoored, keys, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as error:
         judge(Turned(9), clues(crowd(0.0, 0, count=clean), crowd(6.0, 100, count=backdoored)), cpu, **keys)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_widths_may_differ_for_cosines_but_not_for_raw_embeddings(cpu):
     narrow = [nets.new(nets.Tiny(width=4), SIZE, (0.5,) * 3, (0.25,) * 3, torch.Generator().manual_seed(1)).eval()]
-    known = clues(clean=(*crowd(0.0, 0)[:4], *narrow))
-    assert len(judge(Turned(9), known, cpu, steps=2).clean_statistics) == 5
+    shadows = clues(clean=(*crowd(0.0, 0)[:4], *narrow))
+    assert len(judge(Turned(9), shadows, cpu, steps=2).clean_statistics) == 5
     with pytest.raises(InputError, match="they are 16 and 48 wide; use features=gram"):
-        judge(Turned(9), known, cpu, features="raw")
+        judge(Turned(9), shadows, cpu, features="raw")
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -190,8 +192,8 @@ def files(tmp_path):
 
 def detect(sslbd, files, clean, backdoored, *more):
     """Judge net0 with shadows of these names."""
-    given = [["--baseline", files / name] for name in clean] + [["--backdoored", files / name] for name in backdoored]
-    shadows = [word for pair in given for word in pair]
+    options = [["--baseline", files / name] for name in clean] + [["--backdoored", files / name] for name in backdoored]
+    shadows = [word for pair in options for word in pair]
     method = "mntd:steps=2,repeats=2"
     return sslbd("detect", files / "net0", "--method", method, "--data", files / "images", *shadows, *more)
 

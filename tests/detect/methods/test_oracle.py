@@ -16,11 +16,11 @@ def look(cpu, spec):
 
 
 def test_it_finds_every_trigger_and_keeps_to_its_false_alarms(cpu):
-    found = look(cpu, "oracle")
-    flagged = found.scores.values > conformal_threshold(found.scores.calibration, 0.05)
+    findings = look(cpu, "oracle")
+    flagged = findings.scores.values > conformal_threshold(findings.scores.calibration, 0.05)
     assert flagged[TRUTH].all() and 0 < flagged[~TRUTH].mean() < 0.1
-    assert auroc(found.scores.values, TRUTH)["value"] == 1
-    assert "bound" in found.search_space
+    assert auroc(findings.scores.values, TRUTH)["value"] == 1
+    assert "bound" in findings.search_space
 
 
 def test_of_samples_it_flags_just_the_poisoned_ones(cpu):
@@ -29,9 +29,9 @@ def test_of_samples_it_flags_just_the_poisoned_ones(cpu):
 
 @pytest.mark.parametrize("spec", ["random:of=inputs", "random"])
 def test_the_floor_judges_inputs_and_samples(cpu, spec):
-    found = look(cpu, spec)
-    assert 0.45 < auroc(found.scores.values, TRUTH)["value"] < 0.55
-    assert (len(found.scores.calibration), found.scores.flagged is None) == (
+    findings = look(cpu, spec)
+    assert 0.45 < auroc(findings.scores.values, TRUTH)["value"] < 0.55
+    assert (len(findings.scores.calibration), findings.scores.flagged is None) == (
         (400, True) if "inputs" in spec else (0, False)
     )
     assert plugin.parse("detector", spec).judges == ("inputs" if "inputs" in spec else "samples")

@@ -46,46 +46,46 @@ def found(data):
 
 @every_name
 def test_the_planted_are_found(found, data, name):
-    said, poisoned = found[name], data.truth.poisoned
-    assert said.scores.flagged[poisoned].mean() >= 0.9
-    assert poisoned[said.scores.flagged].mean() >= {"patchsearch": 0.5, "poisoncam": 0.9}[name]
-    assert auroc(said.scores.values, poisoned)["value"] > 0.95
-    assert top_accuracy(said.scores.ranking, poisoned, (5, 10))["5"] == 1
-    assert said.summary["triggers"] > 0 and said.summary["best_capture"] >= 0.6
-    assert said.summary["candidates"] == len(said.scores.ranking)
+    findings, poisoned = found[name], data.truth.poisoned
+    assert findings.scores.flagged[poisoned].mean() >= 0.9
+    assert poisoned[findings.scores.flagged].mean() >= {"patchsearch": 0.5, "poisoncam": 0.9}[name]
+    assert auroc(findings.scores.values, poisoned)["value"] > 0.95
+    assert top_accuracy(findings.scores.ranking, poisoned, (5, 10))["5"] == 1
+    assert findings.summary["triggers"] > 0 and findings.summary["best_capture"] >= 0.6
+    assert findings.summary["candidates"] == len(findings.scores.ranking)
 
 
 def test_poisoncam_ranks_twenty_planted_first_in_windows_that_hit(found, data):
-    said, poisoned = found["poisoncam"], data.truth.poisoned
-    assert top_accuracy(said.scores.ranking, poisoned)["20"] == 1
-    shown = np.flatnonzero(said.scores.flagged & poisoned)
-    hits = localisation(said.scores.windows[shown], data.truth.box[shown])
+    findings, poisoned = found["poisoncam"], data.truth.poisoned
+    assert top_accuracy(findings.scores.ranking, poisoned)["20"] == 1
+    rows = np.flatnonzero(findings.scores.flagged & poisoned)
+    hits = localisation(findings.scores.windows[rows], data.truth.box[rows])
     assert hits["n"] >= 21 and hits["center_hit"]["value"] >= 0.95
 
 
 @every_name
 def test_what_is_told_fits_what_was_looked_at(found, data, name):
-    said = found[name]
-    scores, shown = said.scores, said.pictures.arrays
-    looked = scores.windows[:, 2] > 0
-    assert looked[scores.ranking].all() and scores.windows.dtype == np.int32
-    assert (scores.windows[looked, 2:] == 5).all() and (scores.windows[:, :2] + scores.windows[:, 2:] <= SIZE).all()
-    assert f"chosen by {make(name).localiser} in {len(scores.ranking)} of 160 images" in said.search_space
-    for row, (x, y, side, _), patch in zip(shown["found/rows"], shown["found/windows"], shown["found/patches"],
+    findings = found[name]
+    scores, arrays = findings.scores, findings.pictures.arrays
+    has_window = scores.windows[:, 2] > 0
+    assert has_window[scores.ranking].all() and scores.windows.dtype == np.int32
+    assert (scores.windows[has_window, 2:] == 5).all() and (scores.windows[:, :2] + scores.windows[:, 2:] <= SIZE).all()
+    assert f"chosen by {make(name).localiser} in {len(scores.ranking)} of 160 images" in findings.search_space
+    for row, (x, y, side, _), patch in zip(arrays["found/rows"], arrays["found/windows"], arrays["found/patches"],
                                            strict=True):  # fmt: skip
         assert np.array_equal(patch, data.images[row][:, y : y + side, x : x + side])
-    assert np.array_equal(shown["found/rows"], scores.ranking[: len(shown["found/rows"])])
-    assert np.array_equal(shown["found/images"], data.images[shown["found/rows"]])
-    trigger = shown["found/trigger"]
+    assert np.array_equal(arrays["found/rows"], scores.ranking[: len(arrays["found/rows"])])
+    assert np.array_equal(arrays["found/images"], data.images[arrays["found/rows"]])
+    trigger = arrays["found/trigger"]
     assert trigger.shape == (1, 3, 5, 5) and (trigger > 240).mean() > 0.6  # it was white
 
 
 @every_name
 def test_in_a_clean_set_nothing_is_found(cpu, name):
-    said = look(name, make_scenes(160), cpu, make_sharp(backdoor=False))
-    assert not said.scores.flagged.any() and said.summary["triggers"] == said.summary["classified"] == 0
-    assert said.summary["best_capture"] < 0.6 and "found/trigger" not in said.pictures.arrays
-    assert np.isfinite(said.scores.values).all() and len(said.scores.ranking) > 20
+    findings = look(name, make_scenes(160), cpu, make_sharp(backdoor=False))
+    assert not findings.scores.flagged.any() and findings.summary["triggers"] == findings.summary["classified"] == 0
+    assert findings.summary["best_capture"] < 0.6 and "found/trigger" not in findings.pictures.arrays
+    assert np.isfinite(findings.scores.values).all() and len(findings.scores.ranking) > 20
 
 
 @every_name
@@ -96,8 +96,8 @@ def test_a_backdoored_encoder_flags_no_clean_set(cpu, name):
 @every_name
 def test_a_classifier_that_flags_nothing_is_no_accident(data, cpu, name):
     """Untaught classifiers may see a patch nowhere: then what the search has proven is flagged, or nothing is."""
-    said = look(name, data, cpu, lr=0, steps=1, decision="verified")
-    assert said.summary["triggers"] > 0 and said.scores.flagged.sum() >= said.summary["triggers"]
+    findings = look(name, data, cpu, lr=0, steps=1, decision="verified")
+    assert findings.summary["triggers"] > 0 and findings.scores.flagged.sum() >= findings.summary["triggers"]
 
 
 @pytest.mark.parametrize("localiser", ["mask", "rise", "oracle"])
@@ -125,23 +125,23 @@ def test_the_oracle_without_truth_is_refused(data, name):
 
 @every_name
 def test_compat_authors_runs_and_differs(found, data, cpu, name):
-    said = look(name, data, cpu, compat="authors", steps=2)
-    assert np.isfinite(said.scores.values).all()
-    theirs, ours = said.pictures.arrays["found/scores"], found[name].pictures.arrays["found/scores"]
+    findings = look(name, data, cpu, compat="authors", steps=2)
+    assert np.isfinite(findings.scores.values).all()
+    theirs, ours = findings.pictures.arrays["found/scores"], found[name].pictures.arrays["found/scores"]
     assert len(theirs) != len(ours) or not np.array_equal(theirs, ours)
 
 
 def test_exhaustive_agrees_on_the_first(found, data, cpu):
-    said = look("poisoncam", data, cpu, exhaustive=True, steps=5, decision="classifier")
-    assert top_accuracy(said.scores.ranking, data.truth.poisoned)["20"] == 1
-    assert said.summary["best_flips"] == pytest.approx(found["poisoncam"].summary["best_flips"], abs=0.02)
+    findings = look("poisoncam", data, cpu, exhaustive=True, steps=5, decision="classifier")
+    assert top_accuracy(findings.scores.ranking, data.truth.poisoned)["20"] == 1
+    assert findings.summary["best_flips"] == pytest.approx(found["poisoncam"].summary["best_flips"], abs=0.02)
 
 
 @every_name
 @pytest.mark.parametrize("keys", [{"tests": 8}, {"top": 500}, {"batch": 200}])
 def test_odd_settings_run(cpu, name, keys):
-    said = look(name, make_scattered(10, 80), cpu, **({"steps": 2, "exclude": 0.1} | keys))
-    assert np.isfinite(said.scores.values).all() and said.scores.flagged.dtype == bool
+    findings = look(name, make_scattered(10, 80), cpu, **({"steps": 2, "exclude": 0.1} | keys))
+    assert np.isfinite(findings.scores.values).all() and findings.scores.flagged.dtype == bool
 
 
 @every_name
@@ -152,18 +152,18 @@ def test_a_window_larger_than_the_image_is_refused(data, cpu, name):
 
 def test_scores_and_flags_of_the_verified_say_the_same(data, cpu):
     """Also where the classifiers, taught nothing, suspect none of the triggers that the search has proven."""
-    for said in (look("poisoncam", data, cpu, lr=0, steps=1), look("poisoncam", data, cpu)):
-        assert said.scores.flagged.any() and np.array_equal(said.scores.flagged, said.scores.values > 0)
+    for findings in (look("poisoncam", data, cpu, lr=0, steps=1), look("poisoncam", data, cpu)):
+        assert findings.scores.flagged.any() and np.array_equal(findings.scores.flagged, findings.scores.values > 0)
 
 
 def test_the_trigger_shown_is_the_first_proven(data, cpu):
     from sslbd_cli.detect.patch_scan.scan import Scan
 
     scan = Scan(make("poisoncam"), make_sharp(), Evidence(data.images), Session(cpu))
-    found = scan.look()
-    later = Candidates(*(part[3:4] for part in (found.rows, found.windows, found.scores)))
-    shown = scan.pictures(found, later)
-    assert np.array_equal(shown["found/trigger"], shown["found/patches"][3:4])
+    candidates = scan.look()
+    later = Candidates(*(part[3:4] for part in (candidates.rows, candidates.windows, candidates.scores)))
+    arrays = scan.pictures(candidates, later)
+    assert np.array_equal(arrays["found/trigger"], arrays["found/patches"][3:4])
 
 
 @pytest.mark.parametrize(("count", "share", "word"), [(60, 0.4, "40% of the images"), (30, 0.1, "give clusters=4")])

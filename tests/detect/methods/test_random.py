@@ -16,11 +16,14 @@ def look(cpu, share, seed=0):
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
 def test_its_share_is_flagged_and_says_that_it_is_a_floor(cpu, share):
-    found = look(cpu, share)
-    assert found.scores.flagged.sum() == 2000 * share
-    assert "floor" in found.search_space
+    findings = look(cpu, share)
+    assert findings.scores.flagged.sum() == 2000 * share
+    assert "floor" in findings.search_space
     if 0 < share < 1:
-        assert found.scores.values[found.scores.flagged].min() > found.scores.values[~found.scores.flagged].max()
+        assert (
+            findings.scores.values[findings.scores.flagged].min()
+            > findings.scores.values[~findings.scores.flagged].max()
+        )
 
 
 def test_it_ranks_nothing_and_follows_the_seed(cpu):
@@ -37,7 +40,7 @@ def test_images_are_not_looked_at(cpu):
 
 
 def test_flags_drawn_at_random_find_nothing(cpu):
-    found = look(cpu, 0.1)
+    findings = look(cpu, 0.1)
     assert image_verdict.verdict(
-        image_verdict.rule(found, image_verdict.Case(evidence=Evidence(np.zeros((0, 3, 4, 4), np.uint8)))), None
+        image_verdict.rule(findings, image_verdict.Case(evidence=Evidence(np.zeros((0, 3, 4, 4), np.uint8)))), None
     ) == ("nothing found", "")

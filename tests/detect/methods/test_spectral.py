@@ -40,9 +40,9 @@ def test_centring_matters(cpu):
 
 def test_poison_is_flagged_in_the_backdoored_encoder_alone(cpu):
     data = make_poisoned()
-    found = look("spectral:clusters=1", data.images, cpu)
-    assert np.array_equal(found.scores.flagged, data.truth.poisoned)
-    assert auroc(found.scores.values, data.truth.poisoned)["value"] == 1
+    findings = look("spectral:clusters=1", data.images, cpu)
+    assert np.array_equal(findings.scores.flagged, data.truth.poisoned)
+    assert auroc(findings.scores.values, data.truth.poisoned)["value"] == 1
     honest = look("spectral:clusters=1", data.images, cpu, make_wired(backdoor=False))
     assert not honest.scores.flagged.any()
     assert auroc(honest.scores.values, data.truth.poisoned)["value"] < 0.7
@@ -50,30 +50,30 @@ def test_poison_is_flagged_in_the_backdoored_encoder_alone(cpu):
 
 
 def test_the_published_rule_takes_its_share_of_a_clean_set_too(cpu):
-    found = look("spectral:clusters=3,rule=share,share=0.1", make_scenes().images, cpu)
-    assert found.scores.flagged.mean() == pytest.approx(0.1, abs=0.01)
+    findings = look("spectral:clusters=3,rule=share,share=0.1", make_scenes().images, cpu)
+    assert findings.scores.flagged.mean() == pytest.approx(0.1, abs=0.01)
     whole = look("spectral:clusters=1,rule=share,share=0.1", make_scenes().images, cpu)
     assert whole.scores.values[whole.scores.flagged].min() >= whole.scores.values[~whole.scores.flagged].max()
 
 
 def test_small_clusters_of_clean_images_are_not_flagged(cpu):
     """Of three images one is always far out by their own median."""
-    found = look("spectral:clusters=60", make_scenes().images, cpu)
-    assert not found.scores.flagged.any()
+    findings = look("spectral:clusters=60", make_scenes().images, cpu)
+    assert not findings.scores.flagged.any()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 25])
 def test_few_or_equal_images_say_nothing(cpu, count):
-    found = look("spectral:clusters=1", make_scenes(count).images[:1].repeat(count, 0), cpu)
-    assert not found.scores.flagged.any() and np.isfinite(found.scores.values).all()
-    assert torch.tensor(found.scores.values).abs().max() < 1e-9
+    findings = look("spectral:clusters=1", make_scenes(count).images[:1].repeat(count, 0), cpu)
+    assert not findings.scores.flagged.any() and np.isfinite(findings.scores.values).all()
+    assert torch.tensor(findings.scores.values).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("name", ["spectral", "activation-clustering"])
 def test_a_set_hardly_any_of_which_is_judged_is_in_doubt(cpu, name):
     images = make_scenes().images
-    said = look(f"{name}:clusters=60", images, cpu)
-    assert f"of {len(images)} images are in clusters of at least 20; give fewer clusters=" in said.doubt
+    findings = look(f"{name}:clusters=60", images, cpu)
+    assert f"of {len(images)} images are in clusters of at least 20; give fewer clusters=" in findings.doubt
     assert not look(f"{name}:clusters=3", images, cpu).doubt
 
 

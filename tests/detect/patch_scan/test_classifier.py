@@ -22,16 +22,16 @@ def pasted(count=2000, sides=(SIDE / SIZE, SIDE / SIZE), kinds=2, seed=0):
 
 
 def test_about_half_get_a_patch_and_the_others_nothing():
-    found, has, _, x = pasted()
+    views, has, _, x = pasted()
     assert abs(float(has.float().mean()) - 0.5) < 0.04
     assert not x.any(), "the images given were written on"
-    assert not found[~has].any() and (found[has] > 1).any(1).flatten(1).any(1).all()
+    assert not views[~has].any() and (views[has] > 1).any(1).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("share", [(0.1, 0.1), (0.25, 0.5), (0.9, 1.0), (0.05, 0.05)])
 def test_a_patch_is_a_whole_rectangle_of_the_size_asked_for(share):
-    found, has, *_ = pasted(400, share)
-    for image in found[has]:
+    views, has, *_ = pasted(400, share)
+    for image in views[has]:
         where = (image > 0).all(0)
         assert torch.equal(where, (image > 0).any(0))
         rows, columns = where.any(1).nonzero().flatten(), where.any(0).nonzero().flatten()
@@ -42,16 +42,16 @@ def test_a_patch_is_a_whole_rectangle_of_the_size_asked_for(share):
 
 
 def test_a_patch_shows_its_own_content_and_nothing_beyond():
-    found, has, patches, _ = pasted(400)
+    views, has, patches, _ = pasted(400)
     low, high = patches.amin((2, 3)), patches.amax((2, 3))
-    seen = set()
-    for image in found[has]:
+    kinds = set()
+    for image in views[has]:
         values = image[:, (image > 0).all(0)]
         fits = [k for k in range(len(patches))
                 if (values.amin(1) >= low[k] - 1e-4).all() and (values.amax(1) <= high[k] + 1e-4).all()]  # fmt: skip
         assert fits
-        seen |= set(fits)
-    assert seen == {0, 1}
+        kinds |= set(fits)
+    assert kinds == {0, 1}
 
 
 def test_content_is_exact_where_the_side_is_the_patchs_and_places_are_whole(monkeypatch):
@@ -60,16 +60,16 @@ def test_content_is_exact_where_the_side_is_the_patchs_and_places_are_whole(monk
     monkeypatch.setattr(classifier.torch, "rand", lambda *shape, **more: draws)
     patches = torch.arange(2 * 3 * 25.0).view(2, 3, SIDE, SIDE) + 1
     x = torch.zeros(2, 3, SIZE, SIZE)
-    found, has = paste_some(x, patches, (SIDE / SIZE, SIDE / SIZE), torch.Generator())
-    assert has.tolist() == [True, False] and not found[1].any()
-    assert torch.allclose(found[0, :, 8:13, 3:8], patches[1], atol=1e-3)
-    found[0, :, 8:13, 3:8] = 0
-    assert not found.any()
+    views, has = paste_some(x, patches, (SIDE / SIZE, SIDE / SIZE), torch.Generator())
+    assert has.tolist() == [True, False] and not views[1].any()
+    assert torch.allclose(views[0, :, 8:13, 3:8], patches[1], atol=1e-3)
+    views[0, :, 8:13, 3:8] = 0
+    assert not views.any()
 
 
 def test_places_cover_the_image():
-    found, *_ = pasted(3000)
-    counts = (found > 0).any(1).float().mean(0)
+    views, *_ = pasted(3000)
+    counts = (views > 0).any(1).float().mean(0)
     assert counts.min() > 0 and counts[6:10, 6:10].min() > 0.05
 
 

@@ -39,9 +39,9 @@ def test_the_lens_embeds_as_the_encoder_does(cpu, spec):
     lens = Lens(net, cpu)
     with torch.no_grad():
         expected = net(torch.from_numpy(images))
-    found = lens.embed(lens.normalise(torch.from_numpy(images)))
-    assert found.dtype == torch.float32
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+    feats = lens.embed(lens.normalise(torch.from_numpy(images)))
+    assert feats.dtype == torch.float32
+    assert float((feats - expected).abs().max() / expected.abs().max()) < 1e-4
     assert torch.allclose(lens.embed_all(Pool(images, cpu)), F.normalize(expected, dim=1), atol=1e-4)
 
 
@@ -85,8 +85,8 @@ def test_pixels_come_back(cpu):
 def test_images_land_at_the_nearest_center():
     gen = torch.Generator().manual_seed(0)
     feats, centers = torch.randn(50, 5, generator=gen), torch.randn(7, 5, generator=gen) * torch.arange(1, 8)[:, None]
-    found = FeatureClusters(centers, torch.zeros(50, dtype=torch.long), feats).assign(feats)
-    assert found.tolist() == [min(range(7), key=lambda k: float((f - centers[k]).norm())) for f in feats]
+    nearest = FeatureClusters(centers, torch.zeros(50, dtype=torch.long), feats).assign(feats)
+    assert nearest.tolist() == [min(range(7), key=lambda k: float((f - centers[k]).norm())) for f in feats]
 
 
 def test_too_few_images_are_refused():
@@ -107,15 +107,15 @@ def scene(cpu):
 
 def landings(test: FlipTest, images: np.ndarray, patch: np.ndarray, unit: bool = True) -> list[int]:
     """Paste a patch of pixels in each test image and look where it lands, one by one."""
-    net, found = make_sharp(), []
+    net, batches = make_sharp(), []
     centers = test.clusters.centers
     for row, (x, y, side, _) in zip(test.rows.tolist(), test.boxes.tolist(), strict=True):
         copy = images[row].copy()
         copy[:, y : y + side, x : x + side] = patch
         feat = embed(net, copy[None], test.lens.device)[0]
         feat = feat / feat.norm() if unit else feat
-        found.append(int((feat - centers).norm(dim=1).argmin()))
-    return found
+        batches.append(int((feat - centers).norm(dim=1).argmin()))
+    return batches
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -133,8 +133,8 @@ def test_flips_and_gains_are_those_of_a_loop(scene, raw, batch):
     gains = test.gains(lens.normalise(torch.from_numpy(patches)))
     before = clusters.labels[test.rows].tolist()
     for number, patch in enumerate(patches):
-        landed = landings(test, data.images, patch, unit=not raw)
-        expected = [(landed.count(k) - before.count(k)) / len(before) for k in range(6)]
+        clusters_after = landings(test, data.images, patch, unit=not raw)
+        expected = [(clusters_after.count(k) - before.count(k)) / len(before) for k in range(6)]
         assert gains[number].tolist() == pytest.approx(expected, abs=1e-6)
         assert float(flips[number]) == pytest.approx(expected[int(own[number])], abs=1e-6)
     if not raw:
@@ -148,9 +148,9 @@ def test_fewer_test_images_are_the_first(scene):
     x, y = data.truth.box[row][:2]
     patch = data.images[row][:, y : y + 5, x : x + 5]
     own = int(clusters.labels[row])
-    landed, before = landings(test, data.images, patch)[:10], clusters.labels[test.rows[:10]].tolist()
-    found = test.flips(lens.normalise(torch.from_numpy(patch[None])), torch.tensor([own]), 10)
-    assert float(found[0]) == pytest.approx((landed.count(own) - before.count(own)) / 10)
+    after, before = landings(test, data.images, patch)[:10], clusters.labels[test.rows[:10]].tolist()
+    share = test.flips(lens.normalise(torch.from_numpy(patch[None])), torch.tensor([own]), 10)
+    assert float(share[0]) == pytest.approx((after.count(own) - before.count(own)) / 10)
     assert float(test.gains(lens.normalise(torch.from_numpy(patch[None])), 10).sum()) == pytest.approx(0, abs=1e-6)
 
 
@@ -216,5 +216,5 @@ def test_windows_are_cut_as_slices_are():
     images = torch.randn(4, 3, 9, 9)
     windows = torch.tensor([[0, 0, 4, 4], [5, 2, 4, 4], [1, 5, 4, 4], [5, 5, 4, 4]])
     cut = crop(images, windows)
-    for image, (x, y, side, _), found in zip(images, windows.tolist(), cut, strict=True):
-        assert torch.equal(found, image[:, y : y + side, x : x + side])
+    for image, (x, y, side, _), window in zip(images, windows.tolist(), cut, strict=True):
+        assert torch.equal(window, image[:, y : y + side, x : x + side])

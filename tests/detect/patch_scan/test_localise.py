@@ -63,7 +63,7 @@ def drops(data, clusters, row, side, stride, fill, cpu):
     own = clusters.centers[clusters.labels[row]]
     image = torch.from_numpy(data.images[row]).float() / 255
     mean = 0.5  # of the dataset, which `make_sharp` takes off
-    found = {}
+    drops_by_place = {}
     for y in grid(SIZE, side, stride).tolist():
         for x in grid(SIZE, side, stride).tolist():
             masked = image.clone()
@@ -74,8 +74,10 @@ def drops(data, clusters, row, side, stride, fill, cpu):
             }[fill]
             with torch.no_grad():
                 before, after = net(image[None])[0], net(masked[None])[0]
-            found[y, x] = float(F.cosine_similarity(before, own, dim=0) - F.cosine_similarity(after, own, dim=0))
-    return found
+            drops_by_place[y, x] = float(
+                F.cosine_similarity(before, own, dim=0) - F.cosine_similarity(after, own, dim=0)
+            )
+    return drops_by_place
 
 
 def blurred(image, side):
@@ -95,11 +97,11 @@ def test_masks_are_those_of_a_loop(where, cpu, fill):
     mask = masker(place, fill=fill, stride=3)
     windows = mask(torch.tensor(rows))
     every = mask._square(torch.arange(mask.count)).expand(len(rows), -1, -1)
-    found = mask._drops(torch.tensor(rows), every).view(len(rows), mask.count, mask.count)
+    table = mask._drops(torch.tensor(rows), every).view(len(rows), mask.count, mask.count)
     offsets = grid(SIZE, SIDE, 3).tolist()
     for number, row in enumerate(rows):
         expected = drops(data, place[2], row, SIDE, 3, fill, cpu)
-        assert found[number].flatten().tolist() == pytest.approx([expected[y, x] for y in offsets for x in offsets],
+        assert table[number].flatten().tolist() == pytest.approx([expected[y, x] for y in offsets for x in offsets],
                                                                  abs=1e-4)  # fmt: skip
         x, y, *sides = windows[number].tolist()
         assert expected[y, x] == pytest.approx(max(expected.values()), abs=1e-4)
@@ -183,13 +185,13 @@ def test_windows_lie_inside_and_one_may_be_the_whole_image(where):
 
 def by_autograd(net, pixels, own):
     """Grad-CAM's weights and maps at the last layer, from the cosine with a center."""
-    caught = []
+    outputs = []
     last = list(layers(net).values())[-1]
-    hook = last.register_forward_hook(lambda module, given, out: caught.append(out.clone()) or caught[0])
+    hook = last.register_forward_hook(lambda module, given, out: outputs.append(out.clone()) or outputs[0])
     feats = net(pixels)
     hook.remove()
-    (slope,) = torch.autograd.grad(F.cosine_similarity(feats, own).sum(), caught[0])
-    return slope.mean((2, 3)), caught[0].detach(), feats.detach()
+    (slope,) = torch.autograd.grad(F.cosine_similarity(feats, own).sum(), outputs[0])
+    return slope.mean((2, 3)), outputs[0].detach(), feats.detach()
 
 
 @pytest.mark.parametrize("arch", ["tiny:width=8", "resnet18"])

@@ -15,12 +15,12 @@ from wired import make_scattered, make_sharp
 
 def simulated(live: int, each: int, prune: float) -> tuple[int, int]:
     """Rounds and images of the released code's loop, whose slice [:-0] is empty."""
-    rounds = tried = 0
+    rounds = images = 0
     clusters = list(range(live))
     while clusters:
-        rounds, tried = rounds + 1, tried + each * len(clusters)
+        rounds, images = rounds + 1, images + each * len(clusters)
         clusters = clusters[: -int(prune * len(clusters))] if int(prune * len(clusters)) else []
-    return rounds, tried
+    return rounds, images
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def whole(scene):
 
 def test_it_finds_the_planted_and_tries_each_image_once(scene):
     ticker = Counted()
-    found = look(scene, ticker=ticker)
-    assert scene[3][found.rows[:20].numpy()].all()
-    assert len(set(found.rows.tolist())) == len(found.rows) == ticker.count
+    candidates = look(scene, ticker=ticker)
+    assert scene[3][candidates.rows[:20].numpy()].all()
+    assert len(set(candidates.rows.tolist())) == len(candidates.rows) == ticker.count
     assert ticker.count <= plan_search(8, SearchSchedule(4, 0.25, False))[1]
-    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
-    assert torch.equal(found.windows, scene[1](found.rows))
+    assert torch.equal(candidates.scores, candidates.scores.sort(descending=True).values)
+    assert torch.equal(candidates.windows, scene[1](candidates.rows))
 
 
 def test_scores_are_flips_into_the_own_cluster(scene, whole):
@@ -133,17 +133,17 @@ def test_live_clusters_are_those_whose_best_patch_moves_most(cpu):
     where = Anywhere(place, torch.Generator().manual_seed(0))
     where.random_corners %= 6
     script = Scripted()
-    found = search(clusters, where, script, SearchSchedule(1, 0.5, True), generator(0, "order"), Counted())
+    candidates = search(clusters, where, script, SearchSchedule(1, 0.5, True), generator(0, "order"), Counted())
     assert [sorted(own) for own in script.asked] == [[0, 1, 2, 3], [1, 3], [1]]
-    assert clusters.labels[found.rows].tolist() == [1, 1, 1, 3, 3, 2, 0]
+    assert clusters.labels[candidates.rows].tolist() == [1, 1, 1, 3, 3, 2, 0]
 
 
 def test_clusters_run_dry_and_empty_ones_are_passed_over(scene):
     clusters, localiser, test, poisoned = scene
     more = FeatureClusters(torch.cat([clusters.centers, -clusters.centers[:2]]), clusters.labels, clusters.feats)
     other = FlipTest(ScanImages(test.lens, localiser.pool, more, 5), 16, 0, False)
-    found = look((more, localiser, other, poisoned), per_cluster=500, prune=0.1)
-    assert sorted(found.rows.tolist()) == list(range(240))
+    candidates = look((more, localiser, other, poisoned), per_cluster=500, prune=0.1)
+    assert sorted(candidates.rows.tolist()) == list(range(240))
 
 
 def test_seeded(scene, quick):
