@@ -74,3 +74,7 @@ def test_a_micro_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     again = bash(f"make -C {MATRIX} OUT={tmp_path} {tiny}", tmp_path, forgiven=(3,))
     assert [argv[0] for argv, _ in again.commands if argv[0] != "report"] == ["badencoder", "detect", "detect"]
     assert lost.read_bytes() == kept
+
+
+def test_the_results_begin_with_the_notes():
+    assert (MATRIX / "RESULTS.md").read_text().startswith((MATRIX / "notes.md").read_text() + "\nWritten by `make")

@@ -35,6 +35,7 @@ def script(name: str):
 
 check = script("check")
 results = script("results")
+zoo = script("zoo")
 
 
 # --- what the Makefiles would run -------------------------------------------------------------------------------------
@@ -53,6 +54,16 @@ def test_every_planned_command_is_valid(paper, scale, tmp_path):
 
 def test_every_paper_is_tested():
     assert sorted(path.parent.name for path in PAPERS.glob("*/Makefile")) == sorted(SCALES)
+
+
+def test_results_are_what_was_measured(monkeypatch):
+    """RESULTS.md of every paper is measured.json beside expected.json, to the letter: nobody edits a number in it."""
+    for paper in SCALES:
+        monkeypatch.chdir(PAPERS / paper)
+        measured, written = json.loads(Path("measured.json").read_text()), Path("RESULTS.md").read_text()
+        title = re.search(r"^TITLE = (.*)$", Path("Makefile").read_text(), re.MULTILINE)[1]
+        page = zoo.page(title, measured) if paper == "encoder-zoo" else results.page(title, measured, EXPECTED[paper])
+        assert page == written, paper
 
 
 @pytest.mark.parametrize("paper", ["ssl-backdoor", "no-label-backdoors", "poisoncam"])
