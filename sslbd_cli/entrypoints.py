@@ -1,4 +1,4 @@
-"""What other packages offer by entry points, and the source text of their modules. Nothing of theirs is imported."""
+"""What other packages offer by entry points, and the source of their modules. None of their modules is imported."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from importlib.machinery import ModuleSpec
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 VALUE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
-RESERVED = ("help", "all")  # words that mean something else where a name is expected
+RESERVED = ("help", "all")  # words with another meaning where a name is expected
 
 
 @dataclass(frozen=True, order=True)
 class Offer:
-    """One entry point of another package. problem: why nothing can be made of it, empty where something can."""
+    """One entry point of another package. problem: why it cannot be used, or ""."""
 
     name: str
     package: str
@@ -26,7 +26,7 @@ class Offer:
 
 def offers(group: str) -> tuple[Offer, ...]:
     """List the entry points of a group, by name and package."""
-    from importlib import metadata  # 20 ms, which `sslbd --help` need not wait for
+    from importlib import metadata  # takes 20 ms, so `sslbd --help` must not import it
 
     rows = metadata.entry_points(group=group)
     return tuple(sorted({_offer(row.name, row.dist.name if row.dist else "", row.value) for row in rows}))
@@ -43,7 +43,7 @@ def _offer(name: str, package: str, value: str) -> Offer:
 
 @dataclass(frozen=True)
 class ModuleText:
-    """A module as written. package: the package from which its relative imports start."""
+    """The source of a module. package: the package where its relative imports start."""
 
     name: str
     package: str
@@ -51,9 +51,9 @@ class ModuleText:
 
 
 def read_module(name: str) -> ModuleText | None:
-    """Read a module's source where an import would find it; None where there is none.
+    """Read a module's source from where an import would find it. Return None if there is none.
 
-    `importlib.util.find_spec` would import the packages above it, so this walks down their folders instead.
+    `importlib.util.find_spec` would import the parent packages, so this function walks down their folders instead.
     """
     folders: list[str] | None = None
     above = name.split(".")[:-1]
@@ -71,7 +71,7 @@ def read_module(name: str) -> ModuleText | None:
 
 
 def _find(name: str, folders: list[str] | None) -> ModuleSpec | None:
-    """Find a module in a package's folders; one at the top where `import` finds it, editable installations included."""
+    """Find a module in a package's folders. A top-level module is found like `import` does, also if editable."""
     if folders is None:
         found = (finder.find_spec(name, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
         return next((spec for spec in found if spec is not None), None)

@@ -1,4 +1,4 @@
-"""The command table in pipeline order, and how every ending becomes an exit status."""
+"""The command table in pipeline order, and the exit status of every ending."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sslbd_cli.words import did_you_mean, reason
 
 
 class ExitStatus(enum.IntEnum):
-    """What the shell sees. Signals are re-raised, so that it also sees 130 (Ctrl-C), 141 (closed pipe), 143."""
+    """What the shell sees. Signals are re-raised, so that it also sees 130 (Ctrl-C), 141 (closed pipe) and 143."""
 
     DONE = 0
     FOUND = 1  # only `detect --exit-code`
@@ -33,7 +33,7 @@ class ExitStatus(enum.IntEnum):
 COMPLETION = "_SSLBD_COMPLETE"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: Group -> its commands, in the order of the pipeline. One room of the package each.
+#: Group -> its commands, in the order of the pipeline. Each has its own room in the package.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "make": ("data", "pretrain", "convert"),
     "attack": ("poison", "badencoder"),
@@ -50,16 +50,16 @@ SECTIONS = {
 }
 
 
-#: What torch's allocators say; they raise RuntimeError, which only their words tell from a bug.
+#: Words of torch's allocators. They raise RuntimeError, so only these words distinguish them from a bug.
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "not enough memory")
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: unwind, so that temporary files go, then die of it."""
+    """SIGTERM arrived. Unwind, so that temporary files are removed, then end by the signal."""
 
 
 class Toolkit(click.Group):
-    """The `sslbd` group: commands are imported when they are asked for, and listed by purpose."""
+    """The `sslbd` group. Commands are imported only when needed, and listed by purpose."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for names in COMMANDS.values() for name in names]
@@ -98,7 +98,7 @@ def toolkit() -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command line; return its exit status."""
+    """Run one command line and return its exit status."""
     program = "sslbd"
     try:
         if argv and argv[0] in toolkit.list_commands(click.Context(toolkit)):
@@ -148,9 +148,9 @@ def _fail(program: str, message: str, status: ExitStatus) -> int:
 
 
 def entry() -> None:
-    """Run as the console script: signals first, then the exit status."""
+    """Run as the console script: set up signals, then end with the exit status."""
     signal.signal(signal.SIGTERM, _terminate)
-    if sys.stdout is None or sys.stderr is None:  # `>&-`: the next file opened would become the standard stream
+    if sys.stdout is None or sys.stderr is None:  # after `>&-`, the next opened file would become the standard stream
         sys.exit(_fail("sslbd", "standard output is closed", ExitStatus.USAGE) if sys.stderr else ExitStatus.USAGE)
     try:
         status = run(sys.argv[1:])
@@ -162,7 +162,7 @@ def entry() -> None:
         _die_of(signal.SIGTERM)
     try:
         sys.stdout.flush()
-    except OSError:  # reported already
+    except OSError:  # already reported
         _drop_output()
     sys.exit(status)
 
@@ -179,5 +179,5 @@ def _die_of(number: signal.Signals) -> None:
 
 
 def _drop_output() -> None:
-    """Leave nothing to flush into a closed pipe or a full disk: the interpreter tries once more when it ends."""
+    """Discard the output for a closed pipe or a full disk, because the interpreter flushes once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,6 +1,6 @@
-"""Shelves of plugins: one file is one value of an option, found by scanning a folder, described without importing it.
+"""Shelves of plugins: one file is one value of an option. A folder scan finds it; its help is read without an import.
 
-Other packages add to a shelf by entry points; of a name that is offered twice, sslbd's own plugin is used.
+Other packages add to a shelf by entry points. If a name is offered twice, sslbd's own plugin is used.
 
 A plugin is a frozen keyword-only dataclass whose fields are made by `key`. The spec string
 `NAME[:key=value[,key=value...]]` and the object are two forms of the same thing: `parse(shelf, str(obj)) == obj`.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sslbd_cli.entrypoints import Offer
 
 PACKAGE = Path(__file__).resolve().parent
-#: shelf -> the folder that is scanned, or for `arch` the one core file whose classes are the values.
+#: shelf -> the folder to scan; for `arch`, the one core file whose classes are the values.
 SHELVES = {
     "trigger": "triggers",
     "select": "poison/selectors",
@@ -64,7 +64,7 @@ def key(
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What a user needs to know of one key."""
+    """What a user needs to know about one key."""
 
     name: str
     type: str
@@ -78,7 +78,7 @@ class KeyInfo:
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """What a user needs to know of one plugin; read from source, so no plugin is imported."""
+    """What a user needs to know about one plugin. It is read from the source, so no plugin is imported."""
 
     name: str
     summary: str
@@ -86,8 +86,8 @@ class PluginInfo:
     keys: tuple[KeyInfo, ...]
     class_name: str
     module: str
-    judges: str = ""  # of a detector, what it judges
-    package: str = ""  # the other package that it is from
+    judges: str = ""  # what a detector judges
+    package: str = ""  # the other package that it comes from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Plugin:
     """Base of everything on a shelf: a frozen value with bounded keys that prints as its own spec string."""
 
     shelf: ClassVar[str]
-    given: ClassVar[frozenset[str]] = frozenset()  # the keys a spec string named; set per object by `parse`
+    given: ClassVar[frozenset[str]] = frozenset()  # the keys that the spec string names; set per object by `parse`
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -119,7 +119,7 @@ class Plugin:
 
 
 def _value_name(shelf: str, module: str, class_name: str) -> str:
-    """Return what a user types for a class: of another package its entry point's name, else the file's."""
+    """Return what a user types for a class: its entry point's name in another package, else the file's name."""
     if not _is_ours(module):
         for info in _others(shelf)[0].values():
             if (info.module, info.class_name) == (module, class_name):
@@ -156,40 +156,40 @@ def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
 
 
 def listing(shelf: str) -> dict[str, PluginInfo]:
-    """List a shelf without importing it: name -> what a user needs to know. Ours come first, then other packages'."""
+    """List a shelf without importing it: name -> what a user needs to know. Our plugins come first."""
     return own(shelf) | _others(shelf)[0]
 
 
 def own(shelf: str) -> dict[str, PluginInfo]:
-    """List what sslbd itself has on a shelf, by scanning the source of its files."""
+    """List sslbd's own plugins on a shelf, by scanning the source of its files."""
     place = PACKAGE / SHELVES[shelf]
     files = [place] if place.suffix == ".py" else sorted(p for p in place.glob("*.py") if p.name[0] != "_")
     return {info.name: info for path in files for info in _read(shelf, path, path.stat().st_mtime_ns)}
 
 
 def complaints(shelf: str) -> list[str]:
-    """Say in a line each which entry points of other packages a shelf leaves out, and why."""
+    """Return one line per entry point of another package that a shelf leaves out, with the reason."""
     return [text for _, text in _others(shelf)[1]]
 
 
 def group(shelf: str) -> str:
-    """Return the group of entry points by which other packages offer plugins of a shelf."""
+    """Return the entry point group by which other packages offer plugins of a shelf."""
     return "sslbd.selectors" if shelf == "select" else f"sslbd.{shelf}s"
 
 
 def _find(shelf: str, name: str) -> PluginInfo | None:
-    """Look a name up. Other packages are only asked for what sslbd itself does not have."""
+    """Look up a name. Other packages are asked only for names that sslbd itself does not have."""
     return own(shelf).get(name) or _others(shelf)[0].get(name)
 
 
 def _others(shelf: str) -> tuple[dict[str, PluginInfo], tuple[tuple[str, str], ...]]:
-    """List what other packages have on a shelf, and names with complaints about the rest."""
+    """List the plugins of other packages on a shelf, and complaints about the rest, by name."""
     return _read_others(shelf, tuple(sys.path))
 
 
 @functools.cache
 def _read_others(shelf: str, path: tuple[str, ...]) -> tuple[dict[str, PluginInfo], tuple[tuple[str, str], ...]]:
-    """Look once for each import path that there is in a process."""
+    """Look once per process and import path."""
     from sslbd_cli import entrypoints
 
     ours, rows, wrong = own(shelf), dict[str, PluginInfo](), []
@@ -199,7 +199,7 @@ def _read_others(shelf: str, path: tuple[str, ...]) -> tuple[dict[str, PluginInf
                 owner = "sslbd" if offer.name in ours else f"the package {rows[offer.name].package}"
                 raise InputError(f"the name is taken by {owner}")
             rows[offer.name] = _read_offer(shelf, offer)
-        except Exception as error:  # whatever is wrong with foreign text, the shelf works without it
+        except Exception as error:  # the shelf must work without a broken package
             what = str(error) if isinstance(error, InputError) else _failure(error)
             text = f"the package {offer.package}: {shelf} '{offer.name}' is left out: {what}"
             wrong.append((offer.name, one_line(text)))
@@ -211,7 +211,7 @@ def _failure(error: Exception) -> str:
 
 
 def _read_offer(shelf: str, offer: Offer) -> PluginInfo:
-    """Describe what an entry point offers. Raises InputError, or what the parser raises, where that cannot be done."""
+    """Describe what an entry point offers. Raises InputError, or the parser's error, if this fails."""
     if offer.problem:
         raise InputError(offer.problem)
     module = _module(offer.module)
@@ -231,7 +231,7 @@ def _read_offer(shelf: str, offer: Offer) -> PluginInfo:
 
 @dataclass(frozen=True)
 class ModuleTree:
-    """A module's syntax. package: the package from which its relative imports start."""
+    """A module's syntax tree. package: the package where its relative imports start."""
 
     name: str
     package: str
@@ -240,7 +240,7 @@ class ModuleTree:
 
 @functools.cache
 def _read(shelf: str, path: Path, changed: int) -> tuple[PluginInfo, ...]:
-    """Read a file's plugins once for each time that it has changed: parsing a whole shelf takes a tenth of a second."""
+    """Read a file's plugins again only if it has changed, because parsing a whole shelf takes a tenth of a second."""
     return tuple(_read_source(shelf, path))
 
 
@@ -259,7 +259,7 @@ def _describe(
     doc = ast.get_docstring(node) or ""
     keys: dict[str, KeyInfo] = {}
     for info in (info for cls in lineage for info in map(_read_key, cls.body) if info):
-        # as in a dataclass, a key that is declared anew keeps its place
+        # as in a dataclass, a key that is declared again keeps its place
         is_default = not info.help and info.name in keys
         keys[info.name] = dataclasses.replace(keys[info.name], default=info.default) if is_default else info
     judges = [word for cls in lineage for word in [_read_constant(cls, "judges")] if word]
@@ -276,9 +276,9 @@ def _describe(
 
 
 def _lineage(node: ast.ClassDef, module: ModuleTree) -> tuple[str, list[ast.ClassDef]]:
-    """Return a plugin's shelf and its classes, bases first as a dataclass orders fields; no shelf for other classes.
+    """Return a plugin's shelf and its classes, bases first as a dataclass orders fields; ("", []) for other classes.
 
-    The shelf's base class in sslbd names the shelf. Other bases may add keys.
+    The shelf's base class of sslbd names the shelf. Other bases may add keys.
     """
     if _is_ours(module.name) and (shelf := _read_constant(node, "shelf")):
         return shelf, [node]
@@ -292,9 +292,9 @@ def _lineage(node: ast.ClassDef, module: ModuleTree) -> tuple[str, list[ast.Clas
 
 
 def _find_class(name: str, module: ModuleTree) -> tuple[ast.ClassDef, ModuleTree] | None:
-    """Find a class by what a module calls it: its definition and the module that holds it.
+    """Find a class by its name in a module. Return its definition and the module that holds it.
 
-    Imports are followed within sslbd and within the package of the module, not into torch and the like.
+    Imports are followed within sslbd and within the module's own package, but not into torch and the like.
     """
     prefix, _, name = name.rpartition(".")
     for node in module.tree.body:
@@ -309,7 +309,7 @@ def _find_class(name: str, module: ModuleTree) -> tuple[ast.ClassDef, ModuleTree
 
 
 def _imported(name: str, node: ast.Import | ast.ImportFrom, module: ModuleTree) -> str:
-    """Return the full name of what an import statement calls `name`, empty where it is about other names."""
+    """Return the full name of what an import statement calls `name`, "" if it imports other names."""
     above = ""
     if isinstance(node, ast.ImportFrom):
         start = module.package.split(".")[: len(module.package.split(".")) - node.level + 1] if node.level else []
@@ -318,7 +318,7 @@ def _imported(name: str, node: ast.Import | ast.ImportFrom, module: ModuleTree) 
 
 
 def _module(name: str) -> ModuleTree | None:
-    """Parse a module of this package or of another; None where there is no source of it."""
+    """Parse a module of this package or of another one. Return None if it has no source."""
     from sslbd_cli import entrypoints
 
     if _is_ours(name):
@@ -334,7 +334,7 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def _read_key(node: ast.stmt) -> KeyInfo | None:
-    """Return the key that a statement `name: type = key(...)` declares. Raises InputError for one that is computed."""
+    """Return the key that a statement `name: type = key(...)` declares. Raises InputError if it is computed."""
     if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call)):
         return None
     if ast.unparse(node.value.func).rpartition(".")[2] != "key":
@@ -348,7 +348,7 @@ def _read_key(node: ast.stmt) -> KeyInfo | None:
 
 
 def _read_constant(node: ast.ClassDef, name: str) -> str:
-    """Return what a class attribute `name = "..."` says, empty where there is none."""
+    """Return the string of a class attribute `name = "..."`, "" if there is none."""
     for line in node.body:
         targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
         value = getattr(line, "value", None)
@@ -362,7 +362,7 @@ def _read_constant(node: ast.ClassDef, name: str) -> str:
 
 
 def brief(shelf: str, text: str) -> str:
-    """Return a spec string without the keys that are at their defaults; what names nothing on the shelf stays."""
+    """Return a spec string without the keys that have their defaults; return unknown names unchanged."""
     name, _, rest = text.partition(":")
     known = _find(shelf, name)
     if known is None:
@@ -373,14 +373,14 @@ def brief(shelf: str, text: str) -> str:
 
 
 def _typed(key: KeyInfo) -> Value:
-    """Return a key's default as the type that it is printed in: a default of 5 may be of a float."""
+    """Return a key's default in the type that is printed: the default of a float key may be written as 5."""
     return float(key.default) if key.type == "float" else key.default
 
 
 def parse(shelf: str, text: str) -> Any:
-    """Build the plugin a spec string names.
+    """Build the plugin that a spec string names.
 
-    Raises InputError for an unknown name or key (with a suggestion), a value of the wrong type, or one out of bounds.
+    Raises InputError for an unknown name or key (with a suggestion), or a value of the wrong type or out of bounds.
     """
     name, _, rest = text.partition(":")
     info = _find(shelf, name)
@@ -408,12 +408,12 @@ def _unknown(shelf: str, name: str) -> str:
 
 
 def _load(shelf: str, info: PluginInfo) -> Any:
-    """Import a plugin's class. Raises InputError, which names the package, where another package's cannot be had."""
+    """Import a plugin's class. Raises InputError, which names the package, if another package's class is broken."""
     if not info.package:
         return getattr(importlib.import_module(info.module), info.class_name)
     try:
         found = getattr(importlib.import_module(info.module), info.class_name)
-    except Exception as error:  # foreign code may raise anything
+    except Exception as error:  # foreign code may raise any exception
         raise InputError(f"the package {info.package} cannot be imported: {_failure(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Plugin) and found.shelf == shelf):
         raise InputError(f"the package {info.package}: {info.class_name} is no {shelf}")

@@ -1,4 +1,4 @@
-"""Words of messages: numbers, a line that is safe to print, what an error says, what a wrong name may have meant."""
+"""Words of messages: numbers, lines that are safe to print, reasons of errors, and suggestions for wrong names."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-LEAST_CHANCE = 1e-15  # p-values below are differences of numbers near 1
-LONGEST = 200  # characters of another library's error message
+LEAST_CHANCE = 1e-15  # smaller p-values are lost in rounding, as differences of numbers near 1
+LONGEST = 200  # characters to show of another library's error message
 
 
 def one_line(text: object, instead: str = " ") -> str:
-    """Return text without anything that could break a line or drive a terminal: others may have written it."""
+    """Return text on one line and without terminal controls, because others may have written it."""
     return "".join(c if c.isprintable() else instead for c in str(text))
 
 
 def reason(error: BaseException | str) -> str:
-    """Return what an error says in one printable line, without the file name that an OSError repeats."""
+    """Return an error's text in one printable line, without the file name that an OSError repeats."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return one_line(" ".join(text.split()), "?")[:LONGEST] or type(error).__name__
 
 
 def did_you_mean(got: str, known: Sequence[str]) -> str:
-    """Return a question that ends in a space, where a wrong name is near a known one; else nothing."""
-    import difflib  # only for mistakes: every command would wait for it
+    """Return a question, with a space at its end, if a wrong name is near a known one; else ""."""
+    import difflib  # imported only for mistakes, because every command would wait for it
 
     near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'? " if near else ""
 
 
 def suggest(got: str, known: Sequence[str], intro: str) -> str:
-    """Say what a wrong name may have meant, and which names there are."""
+    """Return what a wrong name may have meant, and the known names."""
     return f"{did_you_mean(got, known)}{intro} {', '.join(known)}"
 
 
 def number(value: float) -> str:
-    """Write a number with four significant digits; whole numbers and large ones with thousands apart."""
+    """Return a number with four significant digits; whole and large numbers with thousands separators."""
     if isinstance(value, int) or abs(value) >= 1e4:
         return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.3e}"
     return f"{value:.4g}"
 
 
 def chance(p_value: float) -> str:
-    """Write a p-value; one that is lost in rounding is not nothing."""
+    """Return a p-value as text. A value that is lost in rounding is shown as a bound, not as 0."""
     return number(p_value) if p_value >= LEAST_CHANCE else f"below {LEAST_CHANCE:g}"
 
 
 def finite(value: Any) -> Any:
-    """Copy results with NaN and infinity as None and numpy scalars as Python's own."""
+    """Copy results with None for NaN and infinity, and with Python scalars for numpy's."""
     if isinstance(value, dict):
         return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,1 +1,1 @@
-"""What the terminal sees: options, spec strings, progress, reports, plots, man pages."""
+"""What the terminal sees: options, spec strings, progress, results."""

@@ -1,6 +1,6 @@
-"""Every shared option, defined once: the same letter and the same meaning in every command.
+"""The options that commands share, each defined once: the same letter and meaning in every command.
 
-`command` makes a click command whose body gets a `Run` first; the others are option decorators:
+`command` makes a click command whose body gets a `Run` first. The rest are option decorators:
 input_argument, output, report_output, seed, device, json_lines, limit.
 """
 
@@ -20,7 +20,7 @@ COMMON = ("quiet", "verbose", "debug")
 
 
 class ArtefactPath(click.ParamType):  # type: ignore[type-arg]
-    """A path of an artefact, or `-`. What is read from it enters the history by digest, not by name."""
+    """A path of an artefact, or `-`. The history records the digest of its content, not its name."""
 
     name = "file"
 
@@ -31,10 +31,10 @@ class ArtefactPath(click.ParamType):  # type: ignore[type-arg]
 
 
 class Command(click.Command):
-    """A click command with a purpose and two runnable examples at the end of its help page."""
+    """A click command whose help page ends with runnable examples."""
 
     examples: tuple[str, ...] = ()
-    shelf: str = ""  # a shelf whose values the help page lists, because they are an argument and not an option
+    shelf: str = ""  # a shelf whose values the help page lists, for a command that takes one as an argument
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.shelf:
@@ -50,7 +50,7 @@ class Command(click.Command):
 
 
 def command(name: str, *, examples: tuple[str, ...], shelf: str = "") -> Callable[[Callable[..., None]], Command]:
-    """Make a command of a function `body(run, **options)`; its docstring is the help page, which lists the shelf."""
+    """Make a command of `body(run, **options)`. Its docstring is the help page; it also lists the shelf."""
 
     def wrap(body: Callable[..., None]) -> Command:
         @functools.wraps(body)
@@ -72,41 +72,41 @@ def command(name: str, *, examples: tuple[str, ...], shelf: str = "") -> Callabl
     return wrap
 
 
-_quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors on standard error.")
-_verbose = click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings on standard error.")
+_verbose = click.option("-v", "--verbose", is_flag=True, help="Print more on standard error.")
 _debug = click.option("--debug", is_flag=True, help="Show the traceback of a bug.")
 
 
 def input_argument(metavar: str = "INPUT") -> Callable[[F], F]:
-    """The artefact a command works on; standard input when left out."""
+    """Add the artefact that a command works on; the default is standard input."""
     return click.argument("input", default="-", metavar=f"[{metavar}]", type=ArtefactPath())
 
 
 output = click.option(
     "-o", "--output", type=ArtefactPath(), default="-", metavar="FILE",
-    help="Where the artefact goes; - is standard output.  [default: -]",
+    help="Write the artefact to FILE; - is standard output.  [default: -]",
 )  # fmt: skip
 report_output = click.option(
-    "-o", "--output", type=ArtefactPath(), metavar="FILE", help="Also write the report (HDF5) here."
+    "-o", "--output", type=ArtefactPath(), metavar="FILE", help="Also write the report (HDF5) to FILE."
 )
 json_lines = click.option("--json", "json_lines", is_flag=True, help="Print one JSON object per line.")
-seed = click.option("-s", "--seed", default=0, show_default=True, type=int, help="Seed of every random draw.")
+seed = click.option("-s", "--seed", default=0, show_default=True, type=int, help="Seed of all random draws.")
 limit = click.option("--limit", type=click.IntRange(min=1), help="Use only N images, spread evenly over the dataset.")
 
 
 def device(batch: int = 0) -> Callable[[F], F]:
-    """Add --device, --precision and --deterministic, and --batch where the command has a default for it."""
+    """Add --device, --precision and --deterministic, and --batch if `batch` gives its default."""
 
     def wrap(function: F) -> F:
         for option in (
-            click.option("--deterministic", is_flag=True, help="Deterministic kernels on CUDA too (slower)."),
+            click.option("--deterministic", is_flag=True, help="Use deterministic kernels on CUDA, too (slower)."),
             *([_batch(batch)] if batch else []),
             click.option(
                 "--precision",
                 default="auto",
                 show_default=True,
                 type=click.Choice(["auto", "fp32", "bf16"]),
-                help="Precision of matrix products; auto is bf16 where the device has it.",
+                help="Precision of matrix products; auto: bf16 if the device is fast at it.",
             ),
             click.option(
                 "--device",
@@ -114,7 +114,7 @@ def device(batch: int = 0) -> Callable[[F], F]:
                 show_default=True,
                 envvar="SSLBD_DEVICE",
                 metavar="auto|cpu|cuda[:N]|mps",
-                help="Where to compute.",
+                help="Device to compute on.",
             ),
         ):
             function = option(function)
@@ -130,7 +130,7 @@ def _batch(default: int) -> Callable[[F], F]:
 
 
 class Number(click.FloatRange):
-    """A finite number in a range; click's own lets NaN through every bound."""
+    """A finite number in a range. (click's own range accepts NaN.)"""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -140,5 +140,5 @@ class Number(click.FloatRange):
 
 
 def artefact(*names: str, help: str, required: bool = False, multiple: bool = False) -> Callable[[F], F]:
-    """An option that names a further artefact."""
+    """Add an option that names another artefact."""
     return click.option(*names, type=ArtefactPath(), help=help, required=required, multiple=multiple, metavar="FILE")

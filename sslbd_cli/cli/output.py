@@ -1,7 +1,7 @@
-"""What a measuring command prints: a table on a terminal, `key<TAB>value` in a pipe, JSON lines on demand.
+"""What a measuring command prints: a table on a terminal, `key<TAB>value` in a pipe, JSON lines with --json.
 
-Strings come from files that others may have written, so nothing here trusts them: they never reach the terminal with
-control characters, and never break a line.
+Strings may come from files that others have written. They never reach the terminal with control characters, and never
+break a line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sslbd_cli.words import finite, number, one_line
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: Keys whose human name is not the key with spaces.
+#: Human names of keys that are not simply the key with spaces.
 LABELS = {
     "asr": "ASR",
     "asr_all": "ASR, all classes",
@@ -38,13 +38,13 @@ LABELS = {
     "tpr_at_fpr": "TPR at FPR",
 }
 MISSING = "–"
-GAP, EDGES = 3, 2  # characters between a table's columns, and at its sides
+GAP, EDGES = 3, 2  # characters between a table's columns, and at its two sides
 
 
 def print_results(results: dict[str, Any], *, json_lines: bool) -> None:
-    """Print results on standard output. {"rows": [...]} is one JSON object per row, anything else is one object.
+    """Print results on standard output. {"rows": [...]} gives one JSON object per row; anything else gives one object.
 
-    NaN and infinity become null (JSON) or an empty value (pipe). Raises InputError where standard output is full.
+    NaN and infinity become null (JSON) or an empty value (pipe). Raises InputError if standard output is full.
     """
     if json_lines:
         text = "".join(json_line(row) + "\n" for row in json_rows(results))
@@ -56,7 +56,7 @@ def print_results(results: dict[str, Any], *, json_lines: bool) -> None:
 
 
 def write_text(text: str) -> None:
-    """Write text on standard output and flush it. Raises InputError where it cannot be written (a full disk)."""
+    """Write text to standard output and flush it. Raises InputError if this fails, for example on a full disk."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -64,7 +64,7 @@ def write_text(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # the interpreter flushes once more when it ends, and must not fail again
+        # the interpreter flushes once more at its end, and this must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise InputError(f"cannot write standard output: {error.strerror or error}") from None
 
@@ -73,18 +73,18 @@ def write_text(text: str) -> None:
 
 
 def json_rows(results: dict[str, Any]) -> list[Any]:
-    """Return what each JSON line holds: the rows where there is nothing else, or the results as they are."""
+    """Return the content of each JSON line: the rows if there is nothing else, or the whole results."""
     rows = results.get("rows")
     return rows if isinstance(rows, list) and len(results) == 1 else [results]
 
 
 def json_line(value: Any) -> str:
-    """Serialise on one line, keys in the order given, with null for what JSON cannot say."""
+    """Serialise on one line, with keys in the given order, and null for values that JSON lacks."""
     return json.dumps(finite(value), ensure_ascii=True, allow_nan=False)
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each scalar with its path: nested keys and list positions (from 0) joined by dots."""
+    """Yield each scalar with its path: nested keys and list positions (from 0), joined by dots."""
     if not isinstance(value, (dict, list, tuple)):
         yield prefix, value
         return
@@ -93,7 +93,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def plain(value: Any) -> str:
-    """Write a scalar in full precision: nothing for a missing one, `true` and `false`, never more than one line."""
+    """Return a scalar as text in full precision, on one line: empty for None, `true` and `false` for booleans."""
     value = finite(value)
     if value is None:
         return ""
@@ -109,13 +109,13 @@ def label(key: object) -> str:
 
 
 def is_interval(value: Any) -> bool:
-    """Tell whether a value is an estimate with its interval: value, low, high and perhaps sd, n and seeds."""
+    """Return whether a value is an estimate with an interval: value, low, high and optional sd, n and seeds."""
     needed = {"value", "low", "high"}
     return isinstance(value, dict) and needed <= set(value) <= needed | {"sd", "n", "seeds"}
 
 
 def cell(value: Any) -> str:
-    """Write any value for a person: 'x [low, high]' for an interval, a dash for what is missing."""
+    """Return any value as text for a person: 'x [low, high]' for an interval, a dash for a missing value."""
     value = finite(value)
     if value is None or value == "":
         return MISSING
@@ -140,12 +140,12 @@ def _interval(estimate: Estimate) -> str:
 
 
 def is_table(value: Any) -> bool:
-    """Tell whether a value is rows of a table: a list of dicts."""
+    """Return whether a value is the rows of a table: a list of dicts."""
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def lines(results: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield label and cell of everything that is not a table, groups (such as a baseline) one line per member."""
+    """Yield label and cell of everything except tables. A group (such as a baseline) gives one line per member."""
     for key, value in results.items():
         name = f"{prefix}{label(key)}"
         if isinstance(value, dict) and value and not is_interval(value):
@@ -155,9 +155,9 @@ def lines(results: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def tables(results: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Yield title, column keys and cells of each list of dicts among the results.
+    """Yield title, column keys and cells of each list of dicts in the results.
 
-    A group of estimates (such as a baseline) that rows have is a table of its own, which repeats their first column.
+    If rows have a group of estimates (such as a baseline), it becomes a table of its own with the same first column.
     """
     for key, value in results.items():
         if is_table(value):
@@ -172,13 +172,13 @@ def tables(results: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[
 
 
 def is_group(values: list[Any]) -> bool:
-    """Tell whether the values of a column are groups, where there are any, with an estimate among their members."""
+    """Return whether a column holds groups (or None), at least one of them with an estimate."""
     groups = [value for value in values if value is not None]
     return all(isinstance(value, dict) for value in groups) and any(is_interval(v) for g in groups for v in g.values())
 
 
 def _render(results: dict[str, Any]) -> str:
-    """Draw the results as tables for the terminal at hand; colours follow NO_COLOR."""
+    """Draw the results as tables for this terminal. NO_COLOR turns colours off."""
     from rich.console import Console
 
     console = Console(file=sys.stdout)
@@ -199,7 +199,7 @@ def _render(results: dict[str, Any]) -> str:
 
 
 def _widths(columns: list[str], rows: list[list[str]]) -> list[int]:
-    """Return how wide each column must be for cells on one line and heads broken between words."""
+    """Return the width of each column: cells stay on one line, heads break between words."""
     from rich.cells import cell_len
 
     words = [label(name).split() + [row[at] for row in rows] for at, name in enumerate(columns)]
@@ -207,7 +207,7 @@ def _widths(columns: list[str], rows: list[list[str]]) -> list[int]:
 
 
 def _parts(widths: list[int], room: int) -> list[list[int]]:
-    """Divide columns among as many tables as fit into the room; each begins with the first column."""
+    """Split columns into tables that fit into the room. Each table begins with the first column."""
     parts = [[0]] if widths else []
     for at in range(1, len(widths)):
         if len(parts[-1]) > 1 and sum(widths[other] + GAP for other in parts[-1]) + widths[at] > room:

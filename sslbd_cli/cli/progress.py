@@ -1,4 +1,4 @@
-"""Long work made visible on standard error: a bar with an ETA on a terminal, plain lines elsewhere."""
+"""Show long work on standard error: a bar with an ETA on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Progress:
-    """Count finished units of work. Use as a context manager; call `advance`, and `note` once in a while."""
+    """Count finished units of work. A context manager: call `advance` often and `note` now and then."""
 
     def __init__(self, total: int, unit: str, label: str, *, quiet: bool) -> None:
         self.total, self.unit, self.label, self.quiet = total, unit, label, quiet
@@ -42,7 +42,7 @@ class Progress:
             self._bar.stop()
 
     def advance(self, count: int = 1) -> None:
-        """Count units as done."""
+        """Count units as finished."""
         self.done += count
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)

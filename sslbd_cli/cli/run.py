@@ -1,4 +1,4 @@
-"""One run of one command: what it reads, says, records in the history and writes."""
+"""One run of one command: what it reads, prints, records in the history and writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     A = TypeVar("A", bound=Artefact)
 
-#: Options that change what the user sees, or where things go, but not what is computed: they stay out of the history.
+#: Options that do not change the result, only what the user sees or where it goes. The history omits them.
 PRESENTATION = {
     "output",
     "quiet",
@@ -37,18 +37,18 @@ PRESENTATION = {
     "root",
     "sarif",
     "exit_code",
-    "budget",  # what it left time for is in the history
+    "budget",  # the history records what was done within it
 }
 
-#: Options that name what a command writes.
+#: Options that name files that a command writes.
 WRITTEN = {"output", "save_guard", "sarif", "checkpoint"}
 
-#: Commands whose output is of the kind of their INPUT, so that it may take its place.
+#: Commands whose output has the kind of their INPUT, so that it may replace it.
 IN_PLACE = {"poison", "badencoder", "purify"}
 
 
 class Run:
-    """The running command: reads artefacts, talks on standard error, and signs what it writes."""
+    """The running command: it reads artefacts, prints on standard error, and adds the history to what it writes."""
 
     def __init__(self, ctx: click.Context, name: str) -> None:
         self.ctx = ctx
@@ -66,11 +66,11 @@ class Run:
     # --- in
 
     def read(self, path: str, kind: type[A], option: str = "INPUT") -> A:
-        """Read one artefact and note its digest; INPUT's history is carried on, another's is kept in the entry."""
+        """Read one artefact and record its digest. INPUT's history is continued; other histories go into the entry."""
         from sslbd_cli.artefacts import kinds
 
         if path == "-" and self._has_read_stdin:
-            raise InputError(f"{option} -: standard input can be read once, and it already is another input")
+            raise InputError(f"{option} -: standard input is already another input; name a file")
         self._has_read_stdin |= path == "-"
         found = kinds.read(path, kind)
         self.note(option, found)
@@ -86,7 +86,7 @@ class Run:
         self.inputs.append(row)
 
     def note_file(self, option: str, path: str | Path, sha256: str | None = None) -> None:
-        """Record a foreign file as an input: its base name and the digest of its bytes (taken here if not given)."""
+        """Record a foreign file as an input, by base name and digest of its bytes (computed here if not given)."""
         if sha256 is None:
             with open(path, "rb") as file:
                 digest = hashlib.sha256()
@@ -98,7 +98,7 @@ class Run:
     # --- how
 
     def device(self) -> Device:
-        """Pick the device the user asked for, and say on standard error what `auto` chose."""
+        """Pick the device that the user asked for. Print on standard error what `auto` chose."""
         from sslbd_cli.core import device
 
         if self._device is None:
@@ -111,7 +111,7 @@ class Run:
         return self._device
 
     def session(self) -> Session:
-        """Return what this run computes with: one session, so that images are embedded once."""
+        """Return the session of this run. There is only one, so that images are embedded once."""
         from sslbd_cli.core.session import Session, TimeBudget
 
         if self._session is None:
@@ -121,30 +121,30 @@ class Run:
         return self._session
 
     def progress(self, total: int, unit: str, label: str) -> Progress:
-        """Show work in progress: a bar on a terminal, a plain line per report elsewhere, nothing with -q."""
+        """Show progress: a bar on a terminal, a plain line per report elsewhere, nothing with -q."""
         from sslbd_cli.cli.progress import Progress
 
         return Progress(total, unit, f"{self.name}: {label}", quiet=self.quiet)
 
     def say(self, text: str) -> None:
-        """Tell the user something on standard error."""
+        """Print a message on standard error, except with -q."""
         if not self.quiet:
             click.echo(f"sslbd {self.name}: {text}", err=True)
 
     def warn(self, text: str) -> None:
-        """Warn the user, also with -q."""
+        """Print a warning on standard error, even with -q."""
         click.echo(f"sslbd {self.name}: warning: {text}", err=True)
 
     # --- out
 
     def claim(self, path: str | None, option: str) -> None:
-        """Refuse, before any work is done, an output that cannot be written, or takes an input's or another's place."""
+        """Refuse, before any work, an output that cannot be written or would replace an input or another output."""
         if path is None or path == "-":
             return
         _refuse_place(path, option)
         place = os.path.realpath(path)
         if (other := self._outputs.setdefault(place, option)) != option:
-            raise InputError(f"{option} {path}: {other} goes there, too; name another file")
+            raise InputError(f"{option} {path}: {other} is written there, too; name another file")
         for param in self.ctx.command.params:
             name, read = str(param.name), self.ctx.params.get(str(param.name))
             if type(param.type).__name__ != "ArtefactPath" or name in WRITTEN or not read:
@@ -156,12 +156,12 @@ class Run:
                 raise InputError(f"{option} {path}: {shown} is read from there; name another file")
 
     def entry(self, **resolved: Any) -> dict[str, Any]:
-        """Return this run's history entry. `resolved` replaces options by what they came to mean."""
+        """Return this run's history entry. `resolved` replaces options by their resolved values."""
         arguments = {}
         for param in self.ctx.command.params:
             name = str(param.name)
             value = resolved.get(name, self.ctx.params.get(name))
-            absent = value is None or value is False or value == ()  # 0 is a value like any other
+            absent = value is None or value is False or value == ()  # 0 is a value
             if name in PRESENTATION or type(param.type).__name__ == "ArtefactPath" or absent:
                 continue
             spelling = max(param.opts, key=len) if param.param_type_name == "option" else f"@{name}"
@@ -198,10 +198,10 @@ def _refuse_place(path: str, option: str) -> None:
     if not folder.is_dir() or Path(path).is_dir():
         raise InputError(f"{option} {path}: {'is a folder' if folder.is_dir() else 'no such folder'}; name a file")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{option} {path}: the folder is not writable")
+        raise InputError(f"{option} {path}: the folder is not writable; name a file in another one")
 
 
 def refuse_terminal(path: str) -> None:
-    """Refuse, before any work is done, to write a binary artefact to a terminal."""
+    """Refuse, before any work, to write a binary artefact to a terminal."""
     if path == "-" and sys.stdout.isatty():
         raise InputError("standard output is a terminal: a binary artefact needs -o FILE or a pipe")

@@ -1,4 +1,4 @@
-"""Spec strings on the command line: NAME[:key=value,...] becomes the plugin; `help` lists, `NAME:help` explains."""
+"""Spec strings on the command line: NAME[:key=value,...] makes a plugin; `help` lists, `NAME:help` explains."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sslbd_cli.words import suggest
 
 
 class Spec(click.ParamType):  # type: ignore[type-arg]
-    """A click type that turns a spec string into an object of one shelf."""
+    """A click type that turns a spec string into a plugin of one shelf."""
 
     def __init__(self, shelf: str, also: tuple[str, ...] = ()) -> None:
-        self.shelf, self.also = shelf, also  # words that are values, too, and stay as they are
+        self.shelf, self.also = shelf, also  # other accepted words, which stay as they are
         self.name = "spec"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -44,7 +44,7 @@ class Spec(click.ParamType):  # type: ignore[type-arg]
 
 
 class Listed(click.ParamType):  # type: ignore[type-arg]
-    """A click type for one of some names, each with a line on what it is; `help` lists them."""
+    """A click type for one of several names with a one-line description each; `help` lists them."""
 
     name = "name"
 
@@ -70,7 +70,7 @@ class Listed(click.ParamType):  # type: ignore[type-arg]
 
 
 def explain(shelf: str, name: str = "") -> str:
-    """Describe a shelf in a line each, detectors with what they judge, or one plugin with its keys.
+    """Describe a shelf with one line per plugin (detectors: also what they judge), or one plugin with its keys.
 
     Raises InputError for an unknown name.
     """
@@ -90,18 +90,18 @@ def explain(shelf: str, name: str = "") -> str:
 
 
 def summary_line(row: plugin.PluginInfo) -> str:
-    """Return a plugin's summary, and the package that it is from where that is not sslbd."""
+    """Return a plugin's summary, with its package if that is not sslbd."""
     return f"{row.summary} [{row.package}]" if row.package else row.summary
 
 
 def warn(shelf: str, ctx: click.Context | None) -> None:
-    """Say on standard error which entry points of other packages the shelf leaves out."""
+    """Print on standard error which entry points of other packages the shelf leaves out."""
     for text in plugin.complaints(shelf):
         click.echo(f"{ctx.command_path if ctx else 'sslbd'}: warning: {text}", err=True)
 
 
 def key_line(info: plugin.KeyInfo) -> str:
-    """Describe one key: name, default, help, bounds or choices."""
+    """Describe one key: name, default, help, and bounds or choices."""
     bounds = ""
     if info.choices:
         bounds = f" (one of {', '.join(info.choices)})"

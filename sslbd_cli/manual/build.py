@@ -17,7 +17,7 @@ STATUSES = {
     ExitStatus.FOUND: "Only `sslbd detect --exit-code`: a backdoor was found.",
     ExitStatus.USAGE: "The usage or the input is wrong. One line on standard error says what is wrong and what to do. "
     "No artefact is written.",
-    ExitStatus.UNSOUND: "The run ended, but its result cannot be vouched for: training diverged, a check of "
+    ExitStatus.UNSOUND: "The run ended, but its result cannot be trusted: training diverged, a check of "
     "sslbd-warnings(7) failed, or the verdict is inconclusive.",
     ExitStatus.BUG: "A bug in sslbd; `--debug` shows the traceback.",
 }
@@ -87,7 +87,7 @@ Accept an encoder only if the detector ran soundly and found nothing:
 
 
 def book() -> manpage.Book:
-    """Gather what the pages need from the live command table."""
+    """Collect what the pages need from the live command table."""
     ctx = click.Context(toolkit)
     commands = {
         SECTIONS[group]: {name: cast(click.Command, toolkit.get_command(ctx, name)) for name in names}
@@ -98,7 +98,7 @@ def book() -> manpage.Book:
 
 
 def stale(folder: Path, pages: dict[str, str]) -> list[str]:
-    """Name the pages of a folder that are missing, differ from `pages`, or belong to no command any more."""
+    """Return the pages of a folder that are missing, differ from `pages`, or belong to no command."""
     wrong = [name for name, text in pages.items() if not _holds(folder / name, text)]
     return wrong + sorted(path.name for path in folder.glob("sslbd*.1") if path.name not in pages)
 
@@ -112,7 +112,7 @@ def _holds(path: Path, text: str) -> bool:
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def main(folder: Path, check: bool) -> None:
     """Write sslbd.1, the page of every command and sslbd-triggers.7 into FOLDER."""
-    from sslbd_cli.manual import triggers  # measures triggers: only here is torch needed
+    from sslbd_cli.manual import triggers  # measures triggers, so only this function needs torch
 
     pages = manpage.pages(toolkit, book()) | {triggers.NAME: triggers.page(__version__)}
     wrong = stale(folder, pages)

@@ -1,4 +1,4 @@
-"""Man pages from live click commands, as man(7) roff: no date and no host, so the same bytes on every machine."""
+"""Man pages from live click commands, as man(7) roff without date or host, so that bytes are equal everywhere."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sslbd_cli import plugin
 from sslbd_cli.cli.options import ArtefactPath
 from sslbd_cli.cli.spec import Listed, Spec, key_line
 
-WIDTH = 72  # columns an example may take before it goes on in the next line
+WIDTH = 72  # columns of an example before it continues on the next line
 REFERENCES = (("sslbd-artefact", 5), ("sslbd-warnings", 7), ("sslbd-metrics", 7), ("sslbd-triggers", 7))
-#: What a character means to roff, or what it would become on paper; code must come out as it went in.
+#: Characters that have a meaning in roff or look different on paper. Code must come out unchanged.
 SPECIAL = str.maketrans({"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"})
-#: `code` and --options are set in bold, and so are the names of pages such as sslbd-warnings(7).
+#: `code`, --options and names of pages such as sslbd-warnings(7) are set in bold.
 INLINE = re.compile(r"`([^`]+)`|(?<![\w-])(--?[A-Za-z][\w-]*)|(sslbd(?:-[a-z]+)?)(?=\(\d\))")
 TYPES = {"integer": "INTEGER", "integer range": "INTEGER", "float": "NUMBER", "float range": "NUMBER"}
 
 
 @dataclass(frozen=True)
 class Book:
-    """What the pages share. commands: their order and groups; statuses: what each exit status means, in order.
+    """What the pages share. commands: by group, in order; statuses: the meaning of each exit status, in order.
 
-    environment: what each variable does; opening and closing: titled sections of sslbd(1), in the markup of `prose`.
+    environment: the effect of each variable; opening and closing: titled sections of sslbd(1), in `prose` markup.
     """
 
     version: str
@@ -41,7 +41,7 @@ class Book:
 
 
 def pages(group: click.Group, book: Book) -> dict[str, str]:
-    """Return every generated page: file name -> text."""
+    """Return all generated pages: file name -> text."""
     made = {"sslbd.1": group_page(group, book)}
     for commands in book.commands.values():
         made |= {f"sslbd-{name}.1": command_page(name, command, book) for name, command in commands.items()}
@@ -52,9 +52,9 @@ def pages(group: click.Group, book: Book) -> dict[str, str]:
 
 
 def escape(text: str) -> str:
-    """Return text that roff prints as it is."""
+    """Return text that roff prints unchanged."""
     plain = "".join(c if c.isascii() else f"\\[u{ord(c):04X}]" for c in text.translate(SPECIAL))
-    return re.sub(r"(?m)^([.])", r"\\&\1", plain)  # a line starts with a dot only where it is a request
+    return re.sub(r"(?m)^([.])", r"\\&\1", plain)  # a line that starts with a dot would be a request
 
 
 def bold(text: str) -> str:
@@ -66,7 +66,7 @@ def italic(text: str) -> str:
 
 
 def marked(text: str) -> str:
-    """Return one paragraph, `code` and --options in bold, a sentence per line as roff wants it."""
+    """Return one paragraph with `code` and --options in bold, one sentence per line as roff expects."""
     text = " ".join(text.split())
     parts, at = [], 0
     for match in INLINE.finditer(text):
@@ -130,7 +130,7 @@ def option_term(option: click.Option) -> str:
 
 
 def placeholder(option: click.Parameter) -> str:
-    """Return what stands for a value: the metavar, the choices in bold, an argument's name, or the type."""
+    """Return the placeholder of a value: the metavar, the choices in bold, an argument's name, or the type."""
     metavar = option.metavar or (f"[{option.name}]".upper() if isinstance(option, click.Argument) else "")
     if metavar:
         return re.sub(r"[A-Z]+", lambda word: italic(word[0]), escape(metavar))
@@ -140,7 +140,7 @@ def placeholder(option: click.Parameter) -> str:
 
 
 def option_text(option: click.Option) -> str:
-    """Return an option's help with bounds, default, environment variable and whether it is needed or repeated."""
+    """Return an option's help with bounds, default, environment variable, and whether it is required or repeatable."""
     text, _, noted = (option.help or "").partition("[default: ")
     parts = [text.strip(), bounds(option.type)]
     if isinstance(option.type, (Spec, Listed)):
@@ -158,7 +158,7 @@ def _default(option: click.Option) -> str:
 
 
 def bounds(kind: object) -> str:
-    """Describe the range of a number in words."""
+    """Return the range of a number in words."""
     if not isinstance(kind, (click.IntRange, click.FloatRange)):
         return ""
     low, high = kind.min, kind.max
@@ -168,9 +168,9 @@ def bounds(kind: object) -> str:
 
 
 def shelf_section(command: str, option: str, shelf: str) -> str:
-    """Describe every value of a shelf option: its first docstring line and its common keys, with defaults and bounds.
+    """Describe each value of a shelf option: its first docstring line and its common keys, with defaults and bounds.
 
-    Keys for experts are counted, and the command that explains them is named.
+    Keys for experts are only counted, with the command that explains them.
     """
     parts = []
     for row in plugin.own(shelf).values():
@@ -217,7 +217,7 @@ def command_page(name: str, command: click.Command, book: Book) -> str:
 
 
 def group_page(group: click.Group, book: Book) -> str:
-    """Return sslbd(1): what the toolkit is, its commands by purpose, and what all of them share."""
+    """Return sslbd(1): the toolkit, its commands by purpose, and what all of them share."""
     listed = []
     for title, commands in book.commands.items():
         rows = {bold(f"sslbd {name}"): f"{sentence(command)}." for name, command in commands.items()}
@@ -252,7 +252,7 @@ def _stream_note(params: list[click.Parameter]) -> str:
 
 
 def _shelves(params: list[click.Parameter]) -> Iterator[tuple[str, str]]:
-    """Yield option (or argument) and shelf of every parameter that takes a spec string."""
+    """Yield option (or argument) and shelf of each parameter that takes a spec string."""
     for param in params:
         if isinstance(param.type, Spec):
             is_option = isinstance(param, click.Option)
@@ -260,7 +260,7 @@ def _shelves(params: list[click.Parameter]) -> Iterator[tuple[str, str]]:
 
 
 def wrap(line: str) -> list[str]:
-    """Break a long command line before its options, with a backslash as the shell wants it."""
+    """Break a long command line before its options, with backslashes for the shell."""
     lines = [""]
     for word in re.split(r" (?=-|\| )", line):
         if lines[-1] and len(lines[-1]) + len(word) + 3 > WIDTH:
@@ -272,7 +272,7 @@ def wrap(line: str) -> list[str]:
 
 
 def _mentioned(name: str, command: click.Command, book: Book) -> Iterator[tuple[str, int]]:
-    """Yield the pages of the other commands that a command's help or examples name."""
+    """Yield the pages of other commands that a command's help or examples mention."""
     text = " ".join([command.help or "", *getattr(command, "examples", ())])
     for other in book.names():
         if other != name and re.search(rf"\bsslbd {other}\b|`{other}`", text):

@@ -1,4 +1,4 @@
-"""The man page sslbd-triggers(7): what each trigger does, where it is from and how it looks, measured on the spot."""
+"""The man page sslbd-triggers(7): the effect, source and look of each trigger, measured when the page is built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sslbd_cli.triggers._contract import Trigger
 NAME = "sslbd-triggers.7"
 SIDE, PHOTOS, VIEWS = 32, 16, 8
 SHADES = " .:-=+*#%@"
-REPLAYED = ("witness",)  # looks as the report says that it replays: there is nothing to measure beforehand
+REPLAYED = ("witness",)  # its look depends on the report, so it cannot be measured here
 RECIPES = {
     "crop": Recipe(size=SIDE, flip=0, jitter=0, gray=0),
     "blur": Recipe(size=SIDE, crop=False, flip=0, jitter=0, gray=0, blur=1, sigma=(1, 1)),
@@ -69,7 +69,7 @@ class Look:
 
 @functools.cache
 def page(version: str) -> str:
-    """Return the whole page, from the shelf as it is."""
+    """Return the whole page for the current shelf."""
     shelf = plugin.own("trigger")
     with tempfile.TemporaryDirectory() as folder:
         looks = {name: measure(example(name, Path(folder) / "picture.png")) for name in shelf if name not in REPLAYED}
@@ -101,7 +101,7 @@ def _share(value: float) -> str:
 
 
 def entry(info: plugin.PluginInfo, look: Look | None) -> str:
-    """Return one trigger's part of the page: its docstring, its last paragraph as a list, and its picture if any."""
+    """Return one trigger's part of the page: its docstring, the last paragraph as a list, and its picture if any."""
     *paragraphs, last = info.doc.split("\n\n")
     facts = re.findall(r"^([A-Z][\w ]*): (.*?)(?=^[A-Z][\w ]*: |\Z)", last, re.MULTILINE | re.DOTALL)
     return "\n".join([
@@ -123,7 +123,7 @@ def draw(change: Tensor) -> list[str]:
 
 
 def example(name: str, file: Path) -> Trigger:
-    """Return a trigger with its defaults; one that needs a picture gets a seeded one, written to `file`."""
+    """Return a trigger with its defaults. One that needs a picture gets a random one, written to `file`."""
     try:
         made: Trigger = plugin.parse("trigger", name)
     except InputError:
@@ -134,7 +134,7 @@ def example(name: str, file: Path) -> Trigger:
 
 
 def photos() -> Tensor:
-    """Draw images uint8 N,3,H,W whose amplitude falls with frequency as in photographs: noise of every coarseness."""
+    """Draw images uint8 N,3,H,W as noise on all scales; the amplitude falls with frequency as in photographs."""
     gen = generator(0, "trigger page photos")
     total = torch.full((PHOTOS, 3, SIDE, SIDE), 0.5, dtype=torch.float64)
     for cells in (2, 4, 8, 16, 32):
@@ -145,7 +145,7 @@ def photos() -> Tensor:
 
 
 def measure(trigger: Trigger) -> Look:
-    """Measure what a trigger changes on mid-grey and on the photographs, and what is left of it."""
+    """Measure what a trigger changes on mid-grey and on the photographs, and how much of it transformations leave."""
     clean, grey = photos(), torch.full((1, 3, SIDE, SIDE), 128, dtype=torch.uint8)
     stamped = trigger(clean, generator(0, "trigger page"), "test").images
     grey_change = trigger(grey, generator(0, "trigger page"), "test").images.int() - 128

@@ -260,7 +260,12 @@ def test_an_encoder_that_embeds_all_images_alike_is_refused(sslbd, files, monkey
 def test_two_outputs_in_one_file_are_refused(sslbd, files, options):
     words = [word for option in options for word in (option, files / "same")]
     status, text, err = look(sslbd, files, *words, method="strip")
-    assert status == 2 and text == "" and "goes there, too; name another file" in err and not (files / "same").exists()
+    assert (
+        status == 2
+        and text == ""
+        and "is written there, too; name another file" in err
+        and not (files / "same").exists()
+    )
 
 
 def test_the_judged_encoder_is_no_control_of_itself(sslbd, files):
