@@ -115,10 +115,10 @@ def _read_safetensors(data: bytes, label: str) -> tuple[str, Arrays]:
 def _read_hdf5(file: BinaryIO, label: str) -> tuple[str, Arrays]:
     """Read header and layout by h5py, then map the raw data at memory speed."""
     try:
-        found = json.loads(_confined(lambda: _layout(file), os.fstat(file.fileno()).st_size))
-        if "error" in found:
-            raise ValueError(found["error"])
-        return found["text"], {name: _map(file, *place) for name, place in found["layout"].items()}
+        answer = json.loads(_confined(lambda: _layout(file), os.fstat(file.fileno()).st_size))
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["text"], {name: _map(file, *place) for name, place in answer["layout"].items()}
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{label}: damaged or foreign HDF5 file ({reason(error)}); see sslbd data") from None
 
@@ -200,9 +200,9 @@ def _limit(seconds: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _lower(limit: int, wanted: int) -> None:
+def _lower(limit: int, size: int) -> None:
     ceiling = resource.getrlimit(limit)[1]
-    resource.setrlimit(limit, (wanted if ceiling == resource.RLIM_INFINITY else min(wanted, ceiling), ceiling))
+    resource.setrlimit(limit, (size if ceiling == resource.RLIM_INFINITY else min(size, ceiling), ceiling))
 
 
 def _address_space() -> int:

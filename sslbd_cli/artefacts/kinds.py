@@ -63,7 +63,7 @@ class Truth:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that exist, by name."""
-        return {name: found for name in _TRUTH if (found := getattr(self, name)) is not None}
+        return {name: array for name in _TRUTH if (array := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +154,8 @@ class Dataset(Artefact):
         if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(self.classes):
             return int(name)
         more = " ..." if len(self.classes) > 12 else ""
-        shown = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + more
-        raise InputError(f"no class '{name}' among {len(self.classes)}: {did_you_mean(name, self.classes)}{shown}")
+        classes = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + more
+        raise InputError(f"no class '{name}' among {len(self.classes)}: {did_you_mean(name, self.classes)}{classes}")
 
     def limited(self, limit: int | None) -> Dataset:
         """Return a dataset of `limit` rows, spread evenly; the whole dataset if it has no more rows."""
@@ -328,13 +328,13 @@ KINDS: dict[str, type[Artefact]] = {cls.kind: cls for cls in (Dataset, Encoder, 
 
 def read(path: str, kind: type[A]) -> A:
     """Read one complete, verified artefact of this kind. `path` `-` is standard input."""
-    found = read_any(path)
-    if not isinstance(found, kind):
+    artefact = read_any(path)
+    if not isinstance(artefact, kind):
         label = "standard input" if path == "-" else path
         words = {"encoder": "an encoder", "features": "features"}
-        wanted, got = (words.get(name, f"a {name}") for name in (kind.kind, found.kind))
-        raise InputError(f"{label}: expected {wanted}, got {got}")
-    return found
+        expected, got = (words.get(name, f"a {name}") for name in (kind.kind, artefact.kind))
+        raise InputError(f"{label}: expected {expected}, got {got}")
+    return artefact
 
 
 def read_any(path: str, sealed: bool = False) -> Artefact:
@@ -376,8 +376,8 @@ def write(artefact: Artefact, path: str) -> None:
 
 def spread(count: int, limit: int | None) -> np.ndarray:
     """Return `limit` of `count` rows, ascending and evenly spread, because the first rows may be of few classes."""
-    kept = count if limit is None else min(limit, count)
-    return np.arange(kept) * count // max(kept, 1)
+    rows = count if limit is None else min(limit, count)
+    return np.arange(rows) * count // max(rows, 1)
 
 
 def _without_truth(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

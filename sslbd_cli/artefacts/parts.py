@@ -16,15 +16,15 @@ def split(report: Report) -> list[tuple[str, Report]]:
     A report may come from anywhere, so malformed rows are ignored.
     """
     rows = report.results.get("methods") if report.command == "detect" else None
-    found = []
+    reports = []
     for row in rows if isinstance(rows, list) else []:
         if not isinstance(row, dict) or not isinstance(row.get("part"), str):
             continue
         prefix = f"methods/{row['part']}/"
         data = {name[len(prefix) :]: array for name, array in report.data.items() if name.startswith(prefix)}
         results = {key: value for key, value in row.items() if key != "part"}
-        found.append((row["part"], Report(command="detect", results=results, data=data, history=report.history)))
-    return found
+        reports.append((row["part"], Report(command="detect", results=results, data=data, history=report.history)))
+    return reports
 
 
 def one(report: Report, method: str) -> Report:
@@ -38,8 +38,8 @@ def only(report: Report, fits: Callable[[Report], bool], option: str) -> Report:
     If several parts fit, those with the verdict `found` win. Raises InputError if more than one part is left.
     """
     parts = [(name, part) for name, part in split(report) if fits(part)]
-    found = [(name, part) for name, part in parts if part.results.get("verdict") == "found"]
-    parts = found or parts
+    with_backdoor = [(name, part) for name, part in parts if part.results.get("verdict") == "found"]
+    parts = with_backdoor or parts
     if len(parts) > 1:
         names = ", ".join(name for name, _ in parts)
         raise InputError(f"{option}: the report is of several methods ({names}); give a report of one of them")

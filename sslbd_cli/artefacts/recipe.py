@@ -30,18 +30,18 @@ def command_line(entry: dict[str, Any]) -> str:
 def script(history: History, kind: str) -> str:
     """Return a script of all commands: side inputs first, named by digest, and one file of `kind` at the end."""
     lines = ["#!/bin/sh", "# Rebuilds the artefact by the commands in its history.", "set -eu"]
-    made: set[str] = set()
+    finished_names: set[str] = set()
     if not history:
         return "\n".join([*lines, "# This artefact has no history: it was not made by sslbd commands.", ""])
-    _rebuild(history, "rebuilt", lines, made, kind)
+    _rebuild(history, "rebuilt", lines, finished_names, kind)
     return "\n".join([*lines, ""])
 
 
-def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind: str) -> None:
+def _rebuild(history: History, goal: str, lines: list[str], finished_names: set[str], kind: str) -> None:
     """Append the commands of a history. Its last artefact is named `goal`."""
-    if goal in made:
+    if goal in finished_names:
         return
-    made.add(goal)
+    finished_names.add(goal)
     before = ""
     for number, (entry, made_kind) in enumerate(zip(history, _kinds(history, kind), strict=True)):
         last = number == len(history) - 1
@@ -50,7 +50,7 @@ def _rebuild(history: History, goal: str, lines: list[str], made: set[str], kind
         if "device" in entry:  # bytes are equal only on devices of one kind
             line += one_line(f" --device {shlex.quote(str(entry['device']))}", "?")
         for source in entry.get("inputs", []):
-            line += _input_words(source, before, lines, made)
+            line += _input_words(source, before, lines, finished_names)
         command = str(entry.get("command"))
         doubt = " || [ $? -eq 3 ]" if command in DOUBTFUL else ""
         before = f"{target}{_suffix(made_kind)}"
@@ -66,7 +66,7 @@ def _kinds(history: History, kind: str) -> list[str]:
     return [*worked_on, kind]
 
 
-def _input_words(source: dict[str, Any], before: str, lines: list[str], made: set[str]) -> str:
+def _input_words(source: dict[str, Any], before: str, lines: list[str], finished_names: set[str]) -> str:
     option = str(source.get("option"))
     if source.get("kind") == "file":
         name = str(source.get("file"))
@@ -77,7 +77,7 @@ def _input_words(source: dict[str, Any], before: str, lines: list[str], made: se
         stem = f"input-{re.sub('[^0-9a-f]', '', str(source.get('sha256')))[:12]}"
         history = tuple(source.get("history", []))
         if history:
-            _rebuild(history, stem, lines, made, str(source.get("kind")))
+            _rebuild(history, stem, lines, finished_names, str(source.get("kind")))
         name = stem + _suffix(str(source.get("kind")))
         if not history:
             digest = f"content digest {source.get('sha256')} (see sslbd info --digest)"

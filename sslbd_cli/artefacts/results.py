@@ -286,10 +286,10 @@ def _typed(kind: Any, value: Any) -> Any:
         rows = value if isinstance(value, (list, tuple)) else ()
         return tuple(row for each in rows if (row := _typed(get_args(kind)[0], each)) is not None)
     if get_origin(kind) is Mapping:
-        wanted = get_args(kind)[1]
-        known = _known(wanted)
+        part_kind = get_args(kind)[1]
+        known = _known(part_kind)
         parts = {key: _typed(known, each) for key, each in value.items()} if isinstance(value, Mapping) else {}
-        return {key: part for key, part in parts.items() if part is not None or known is not wanted}
+        return {key: part for key, part in parts.items() if part is not None or known is not part_kind}
     if kind is Estimate and not isinstance(value, Mapping):
         return None if (number := _typed(float, value)) is None else Estimate(value=number)
     if is_dataclass(kind):

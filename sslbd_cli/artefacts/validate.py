@@ -15,10 +15,13 @@ ROWS = 1 << 16  # captions looked at together
 def array(arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     """Return the array called name, of this type and shape; None in the shape stands for any length."""
     need(name in arrays, f"'{name}' is missing")
-    found = arrays[name]
-    fits = found.ndim == len(shape) and all(s is None or s == a for s, a in zip(shape, found.shape, strict=True))
-    need(fits and found.dtype == dtype, f"'{name}' is {found.dtype} {found.shape}, expected {np.dtype(dtype)} {shape}")
-    return found
+    data = arrays[name]
+    fits = data.ndim == len(shape) and all(s is None or s == a for s, a in zip(shape, data.shape, strict=True))
+    need(
+        fits and data.dtype == dtype,
+        f"'{name}' is {data.dtype} {data.shape}, expected {np.dtype(dtype)} {shape}",
+    )
+    return data
 
 
 def class_names(meta: dict[str, Any]) -> tuple[str, ...]:
@@ -56,9 +59,9 @@ def caption_array(arrays: dict[str, np.ndarray], count: int) -> np.ndarray | Non
     return captions
 
 
-def only_keys(found: dict[str, Any], known: set[str]) -> None:
+def only_keys(entries: dict[str, Any], known: set[str]) -> None:
     """Refuse entries that the kind does not know."""
-    unknown = sorted(set(found) - known)
+    unknown = sorted(set(entries) - known)
     need(not unknown, f"unknown entries {', '.join(unknown[:5])}")
 
 

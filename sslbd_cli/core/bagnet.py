@@ -27,8 +27,8 @@ class Bottleneck(nn.Module):
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        kept = x if self.downsample is None else self.downsample(x)
-        return F.relu(out + kept[:, :, : out.shape[2], : out.shape[3]])
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(out + shortcut[:, :, : out.shape[2], : out.shape[3]])
 
 
 class BagNetwork(nn.Module):

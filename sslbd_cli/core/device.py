@@ -38,18 +38,18 @@ def pick(device: str = "auto", precision: str = "auto") -> Device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
+        place = torch.device(device)
     except RuntimeError:
         raise InputError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; try auto")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
+    if place.type == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"--device {device}: no MPS device on this machine; try auto")
-    if chosen.type not in ("cpu", "cuda", "mps"):
+    if place.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
     if precision == "auto":
-        precision = "bf16" if _has_fast_bf16(chosen) else "fp32"
-    return Device(chosen, precision)
+        precision = "bf16" if _has_fast_bf16(place) else "fp32"
+    return Device(place, precision)
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

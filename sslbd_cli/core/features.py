@@ -72,13 +72,13 @@ def layers(net: ImageEncoder) -> dict[str, nn.Module]:
 def find_layers(net: ImageEncoder, names: tuple[str, ...]) -> list[str]:
     """Return the requested layers; `all` means all of them. Raises InputError if the encoder lacks one."""
     known = list(layers(net))
-    wanted = known if "all" in names else list(dict.fromkeys(names))
-    unknown = [name for name in wanted if name not in known]
+    asked_names = known if "all" in names else list(dict.fromkeys(names))
+    unknown = [name for name in asked_names if name not in known]
     if not known:
         raise InputError(f"--layer: {net.arch} has no inner layers that can be read; leave --layer out")
     if unknown:
         raise InputError(f"--layer {unknown[0]}: {net.arch.name} has {', '.join(known)}; choose one of them, or all")
-    return wanted
+    return asked_names
 
 
 @torch.inference_mode()
@@ -147,14 +147,14 @@ def _reading(net: ImageEncoder, layer: Layer | None) -> Iterator[Callable[[Tenso
     if layer is None:
         yield lambda out: out
         return
-    caught: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def catch(module: nn.Module, inputs: object, out: Tensor) -> None:
-        caught.append(layer.pooled(as_maps(net.encoder, out)))  # pool now: later layers may change the maps in place
+        outputs.append(layer.pooled(as_maps(net.encoder, out)))  # pool now: later layers may change the maps in place
 
     hook = layers(net)[layer.name].register_forward_hook(catch)
     try:
-        yield lambda out: caught.pop()
+        yield lambda out: outputs.pop()
     finally:
         hook.remove()
 
@@ -225,16 +225,16 @@ def linear_classifier(
     layer = nn.Linear(data.feats.shape[1], classes)
     net = nn.Sequential(first or nn.Identity(), layer).to(data.feats.device)
     turns = itertools.cycle([data.feats] if data.views is None else data.views.unbind())
-    seen = data.feats
+    views = data.feats
 
     def begin() -> None:
-        nonlocal seen
-        seen = next(turns)
+        nonlocal views
+        views = next(turns)
         net.train()
 
     def loss(rows: Tensor, gen: torch.Generator) -> Terms:
-        rows = rows.to(seen.device)
-        return {"loss": F.cross_entropy(net(seen[rows]), data.labels[rows])}
+        rows = rows.to(views.device)
+        return {"loss": F.cross_entropy(net(views[rows]), data.labels[rows])}
 
     fit = Fit(net, loss, len(data.feats), plan, Session(Device(data.feats.device, "fp32"), seed))
     fit.begin_epoch = begin
@@ -274,20 +274,20 @@ def numbers(text: str, owner: str) -> tuple[int, ...]:
 def split_rows(count: int, share: float, gen: torch.Generator) -> tuple[Tensor, Tensor]:
     """Split row numbers at random into (the rest, a held-out share)."""
     order = torch.randperm(count, generator=gen)
-    held = max(1, round(count * share))
-    return order[held:].sort().values, order[:held].sort().values
+    held_count = max(1, round(count * share))
+    return order[held_count:].sort().values, order[:held_count].sort().values
 
 
-def stratified_rows(labels: Tensor, share: float, gen: torch.Generator, kept: int = 1) -> tuple[Tensor, Tensor]:
-    """Split rows per class into (the rest, a held-out share): hold out at least one, but keep `kept` of each class."""
-    rest, held = [labels.new_empty(0)], [labels.new_empty(0)]
+def stratified_rows(labels: Tensor, share: float, gen: torch.Generator, least: int = 1) -> tuple[Tensor, Tensor]:
+    """Split rows per class into (the rest, a held-out share): hold out one or more, but leave `least` of each."""
+    rest, held_out = [labels.new_empty(0)], [labels.new_empty(0)]
     for label in torch.unique(labels).tolist():
         rows = (labels == label).nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=gen)]
-        cut = min(len(rows) - kept, max(1, round(len(rows) * share)))
-        held.append(rows[:cut])
+        cut = min(len(rows) - least, max(1, round(len(rows) * share)))
+        held_out.append(rows[:cut])
         rest.append(rows[cut:])
-    return torch.cat(rest).sort().values, torch.cat(held).sort().values
+    return torch.cat(rest).sort().values, torch.cat(held_out).sort().values
 
 
 @dataclass(frozen=True)

@@ -62,20 +62,20 @@ def seed_centers(feats: Tensor, clusters: int, gen: torch.Generator) -> Tensor:
         rows = torch.randperm(len(feats), generator=gen)[:enough]
         feats = feats[rows.to(feats.device)]
     squares = feats.square().sum(1)
-    chosen = [int(torch.randint(len(feats), (1,), generator=gen))]
-    nearest = _squared_distances(feats, squares, torch.tensor(chosen, device=feats.device))[:, 0]
-    while len(chosen) < clusters:
-        several = min(math.ceil(clusters / ONE_BY_ONE), clusters - len(chosen))
-        drawn = _draw(nearest, several if several > 1 else 2 + int(math.log(clusters)), gen)
-        shorter = torch.minimum(nearest[:, None], _squared_distances(feats, squares, drawn))  # N,candidates
+    center_rows = [int(torch.randint(len(feats), (1,), generator=gen))]
+    nearest = _squared_distances(feats, squares, torch.tensor(center_rows, device=feats.device))[:, 0]
+    while len(center_rows) < clusters:
+        several = min(math.ceil(clusters / ONE_BY_ONE), clusters - len(center_rows))
+        drawn_rows = _draw(nearest, several if several > 1 else 2 + int(math.log(clusters)), gen)
+        shorter = torch.minimum(nearest[:, None], _squared_distances(feats, squares, drawn_rows))  # N,candidates
         if several > 1:
             nearest = shorter.amin(1)
-            chosen += drawn.tolist()
+            center_rows += drawn_rows.tolist()
         else:
             best = int(shorter.sum(0).argmin())
             nearest = shorter[:, best]
-            chosen.append(int(drawn[best]))
-    return feats[torch.tensor(chosen, device=feats.device)]
+            center_rows.append(int(drawn_rows[best]))
+    return feats[torch.tensor(center_rows, device=feats.device)]
 
 
 def _squared_distances(feats: Tensor, squares: Tensor, rows: Tensor) -> Tensor:
@@ -109,11 +109,11 @@ def lloyd(feats: Tensor, centers: Tensor, rounds: int = 100, tolerance: float = 
         done += 1
         _round(feats, compared, centers if compared is feats else centers - middle, labels, sums)
         counts = torch.bincount(labels, minlength=len(centers))
-        moved = sums[:-1] / counts.clamp(min=1)[:, None]
+        means = sums[:-1] / counts.clamp(min=1)[:, None]
         if bool((empty := counts == 0).any()):
-            moved[empty] = _farthest(feats, centers, labels, int(empty.sum()))
-        shift = float((moved - centers).square().sum())
-        centers = moved
+            means[empty] = _farthest(feats, centers, labels, int(empty.sum()))
+        shift = float((means - centers).square().sum())
+        centers = means
         if shift <= rest and compared is feats:
             break
         if shift <= rest:

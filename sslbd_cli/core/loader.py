@@ -60,10 +60,10 @@ class Pool:
         """Return the images of the rows (int64 on the CPU), uint8 B,3,H,W on the device."""
         if self.resident is not None:
             return self.resident[rows.to(self.device.torch, non_blocking=True)]
-        taken = torch.from_numpy(np.ascontiguousarray(self.images[rows.numpy()]))
+        batch_images = torch.from_numpy(np.ascontiguousarray(self.images[rows.numpy()]))
         if self.device.kind == "cuda":
-            taken = taken.pin_memory()
-        return taken.to(self.device.torch, non_blocking=True)
+            batch_images = batch_images.pin_memory()
+        return batch_images.to(self.device.torch, non_blocking=True)
 
 
 def free_memory(device: Device) -> int:

@@ -30,7 +30,7 @@ def fit_perceptron(net: nn.Sequential, train: Labelled, valid: Labelled, plan: P
     Returns this epoch, counted from 1. Rows are shuffled.
     """
     net.to(train.feats.device)
-    unit, held = F.normalize(train.feats, dim=1), F.normalize(valid.feats, dim=1)
+    unit, valid_feats = F.normalize(train.feats, dim=1), F.normalize(valid.feats, dim=1)
     best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
 
     def loss(rows: Tensor, gen: torch.Generator) -> Terms:
@@ -40,7 +40,7 @@ def fit_perceptron(net: nn.Sequential, train: Labelled, valid: Labelled, plan: P
     def judge(epoch: int) -> str:
         nonlocal best
         with torch.no_grad():
-            right = float((net.eval()(held).argmax(1) == valid.labels).float().mean())
+            right = float((net.eval()(valid_feats).argmax(1) == valid.labels).float().mean())
         if right >= best[0]:  # of equally good epochs, take the last one
             best = right, epoch + 1, copy.deepcopy(net.state_dict())
         return ""

@@ -56,12 +56,12 @@ def stages(net: ImageEncoder) -> list[Stage]:
     outputs = _outputs(net)
     order = {module: number for number, (_, module) in enumerate(net.encoder.named_modules())}
     ends = [max(order[inner] for inner in output.modules()) for output in outputs.values()]
-    found = [Stage(name, output, {}) for name, output in outputs.items()]
+    parts = [Stage(name, output, {}) for name, output in outputs.items()]
     for name, module in net.encoder.named_modules():
         if module._parameters:
             at = next((number for number, end in enumerate(ends) if order[module] <= end), len(ends) - 1)
-            found[at].modules[name] = module
-    return found
+            parts[at].modules[name] = module
+    return parts
 
 
 def _outputs(net: ImageEncoder) -> dict[str, nn.Module]:
@@ -81,15 +81,15 @@ def channels(net: ImageEncoder, last: int) -> list[Channels]:
 
     Raises InputError if they cannot be switched off.
     """
-    found = []
+    groups = []
     for stage in stages(net)[-last:]:
         hidden = [module for module in stage.modules.values() if hasattr(module, "fc1")]
         mlps = hidden or [m for m in net.encoder.modules() if hasattr(m, "fc1") and _inside(m, stage)]
         if mlps:
-            found += [Channels(stage.name, mlp.act, (mlp.fc1,)) for mlp in mlps]  # type: ignore[arg-type]
+            groups += [Channels(stage.name, mlp.act, (mlp.fc1,)) for mlp in mlps]  # type: ignore[arg-type]
         else:
-            found.append(Channels(stage.name, stage.output, _writers(net, stage)))
-    return found
+            groups.append(Channels(stage.name, stage.output, _writers(net, stage)))
+    return groups
 
 
 def _inside(module: nn.Module, stage: Stage) -> bool:
@@ -119,17 +119,17 @@ def _writers(net: ImageEncoder, stage: Stage) -> tuple[nn.Module, ...]:
 @contextlib.contextmanager
 def reading(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
     """Yield a list that holds the modules' outputs, in order, after each forward pass."""
-    caught: list[Tensor] = [torch.empty(0)] * len(modules)
+    outputs: list[Tensor] = [torch.empty(0)] * len(modules)
 
     def keep(number: int, out: Tensor) -> None:
-        caught[number] = out
+        outputs[number] = out
 
     hooks = [
         module.register_forward_hook(lambda _, __, out, number=number: keep(number, out))
         for number, module in enumerate(modules)
     ]
     try:
-        yield caught
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()

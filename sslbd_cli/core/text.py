@@ -36,8 +36,8 @@ class TextBlock(nn.Module):
         """Transform x B,L,W. real: bool B,L, False for padding."""
         count, length, width = x.shape
         qkv = self.qkv(self.norms[0](x)).view(count, length, 3, self.heads, HEAD).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=real[:, None, None, :])
-        x = x + self.out(seen.transpose(1, 2).reshape(count, length, width))
+        attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=real[:, None, None, :])
+        x = x + self.out(attended.transpose(1, 2).reshape(count, length, width))
         result: Tensor = x + self.mlp(self.norms[1](x))
         return result
 

@@ -145,18 +145,18 @@ class Fit:
         plan, first, terms = self.plan, 0, dict[str, float]()
         if self.checkpoint and self.checkpoint.resume and Path(self.checkpoint.path).exists():
             first, terms = self._load(self.checkpoint)
-        kept = first
+        saved_epochs = first
         steps = -(-self.count // plan.batch) if plan.keep_last else self.count // plan.batch
         with self.session.work((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
             for epoch in range(first, plan.epochs):
                 terms = self._epoch(epoch, steps, ticker)
-                checks.finite_loss(terms, epoch, kept)  # check first, because a remark on the features would say less
+                checks.finite_loss(terms, epoch, saved_epochs)  # first: a remark on the features would say less
                 self.end_epoch(terms)
-                shown = ", ".join(f"{k} {v:.4f}" for k, v in terms.items())
-                ticker.note(f"epoch {epoch + 1}/{plan.epochs} {shown}{self.remark(epoch)}")
+                term_words = ", ".join(f"{k} {v:.4f}" for k, v in terms.items())
+                ticker.note(f"epoch {epoch + 1}/{plan.epochs} {term_words}{self.remark(epoch)}")
                 if self.vet(epoch) and self.checkpoint:
-                    kept = epoch + 1
-                    self._save(self.checkpoint, kept, terms)
+                    saved_epochs = epoch + 1
+                    self._save(self.checkpoint, saved_epochs, terms)
         return terms
 
     def _epoch(self, epoch: int, steps: int, ticker: Ticker) -> dict[str, float]:

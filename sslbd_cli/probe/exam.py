@@ -180,7 +180,7 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     rows = torch.arange(len(labels))
     if share < 1:
-        rows = stratified_rows(labels, share, generator(seed, "labels"), kept=0)[1]
+        rows = stratified_rows(labels, share, generator(seed, "labels"), least=0)[1]
     rest, held = stratified_rows(labels[rows], 0.2, generator(seed, "validation"))
     return rows[rest], rows[held]
 

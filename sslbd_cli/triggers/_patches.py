@@ -73,12 +73,12 @@ def digest(trigger: str, file: str, expected: str) -> str:
     if not file:
         raise InputError(f"{trigger}: no file is given; give {trigger}:file=PATH")
     try:
-        found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        file_digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"{trigger}: file={file}: {error.strerror}; give {trigger}:file=PATH") from None
-    if expected not in ("", found):
+    if expected not in ("", file_digest):
         raise InputError(f"{trigger}: {file} is not the file it was: its digest differs from sha256={expected}")
-    return found
+    return file_digest
 
 
 def read_picture(trigger: str, file: str, height: int, width: int) -> Tensor:

@@ -49,19 +49,19 @@ class Jumbo(Trigger):
     def place(self, count: int, height: int, width: int, gen: torch.Generator, phase: Phase) -> Tensor:
         if not self.has_place:
             return super().place(count, height, width, gen, phase)
-        drawn = draw(self.seed)
+        trigger = draw(self.seed)
         side = geometry.side(
-            max(1, round(drawn.pattern.shape[1] * self.scale * min(height, width) / SIDE)), height, width
+            max(1, round(trigger.pattern.shape[1] * self.scale * min(height, width) / SIDE)), height, width
         )
-        x, y = (int(share * (length - side + 1)) for share, length in zip(drawn.corner, (width, height), strict=True))
+        x, y = (int(share * (length - side + 1)) for share, length in zip(trigger.corner, (width, height), strict=True))
         return torch.tensor([[x, y, side, side]]).repeat(count, 1)
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        drawn = draw(self.seed)
+        trigger = draw(self.seed)
         if not self.has_place:
-            return geometry.mix(x, enlarged(drawn.pattern, *x.shape[2:]), drawn.alpha)
+            return geometry.mix(x, enlarged(trigger.pattern, *x.shape[2:]), trigger.alpha)
         side = int(boxes[0, 2])
-        return geometry.paste(x, enlarged(drawn.pattern, side, side), boxes, drawn.alpha)
+        return geometry.paste(x, enlarged(trigger.pattern, side, side), boxes, trigger.alpha)
 
 
 @functools.lru_cache(maxsize=64)

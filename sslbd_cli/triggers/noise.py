@@ -34,7 +34,7 @@ class Noise(Trigger):
         """Return the pattern, float64 of the given shape C,H,W."""
         gen = generator(self.seed, "noise")
         if self.kind == "gaussian":
-            drawn = torch.randn(shape, generator=gen, dtype=torch.float64)
+            noise = torch.randn(shape, generator=gen, dtype=torch.float64)
         else:
-            drawn = torch.rand(shape, generator=gen, dtype=torch.float64) * 2 - 1
-        return drawn * (self.amplitude / 255)
+            noise = torch.rand(shape, generator=gen, dtype=torch.float64) * 2 - 1
+        return noise * (self.amplitude / 255)

@@ -40,15 +40,15 @@ class Patch(Patched):
         solid = colour(self.fill)
         cells = min(self.blocks, pixels)
         if solid is not None:
-            drawn = solid.view(3, 1, 1)
+            cell_colours = solid.view(3, 1, 1)
         elif self.fill == "checkerboard":
-            drawn = torch.tensor([CHECKERBOARD] * 3).float()
+            cell_colours = torch.tensor([CHECKERBOARD] * 3).float()
         elif self.fill == "chess":
-            drawn = (torch.arange(cells)[:, None] + torch.arange(cells)).remainder(2).float().expand(3, -1, -1)
+            cell_colours = (torch.arange(cells)[:, None] + torch.arange(cells)).remainder(2).float().expand(3, -1, -1)
         else:
-            drawn = torch.randint(0, 2, (3, cells, cells), generator=generator(self.seed, "patch")).float()
-        nearest = torch.arange(pixels) * drawn.shape[-1] // pixels
-        return drawn[:, nearest][:, :, nearest]
+            cell_colours = torch.randint(0, 2, (3, cells, cells), generator=generator(self.seed, "patch")).float()
+        nearest = torch.arange(pixels) * cell_colours.shape[-1] // pixels
+        return cell_colours[:, nearest][:, :, nearest]
 
 
 def colour(fill: str) -> Tensor | None:

@@ -39,12 +39,12 @@ class Warp(Trigger):
 
     def field(self, height: int, width: int) -> Tensor:
         """Return where each pixel is read, float64 2,H,W: x and y in pixels, within the image."""
-        drawn = (
+        offsets = (
             torch.rand(1, 2, self.points, self.points, generator=generator(self.seed, "warp"), dtype=torch.float64) * 2
             - 1
         )
         smooth = nn.functional.interpolate(
-            drawn / drawn.abs().mean(), (height, width), mode="bicubic", align_corners=True
+            offsets / offsets.abs().mean(), (height, width), mode="bicubic", align_corners=True
         )[0]
         last = torch.tensor([width - 1, height - 1]).view(2, 1, 1)
         # the authors add s/side to coordinates in [-1, 1], where a step of 2 spans side - 1 pixels

@@ -35,8 +35,8 @@ class WitnessTrigger(Trigger):
         object.__setattr__(self, "sha256", digest(self.name, self.file, self.sha256))
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        found = _read(self.file, self.sha256)
-        keep, add = (self._fitted(part, x) for part in (found.keep, found.add))
+        witness = _read(self.file, self.sha256)
+        keep, add = (self._fitted(part, x) for part in (witness.keep, witness.add))
         return x * keep + add
 
     def _fitted(self, part: Tensor, like: Tensor) -> Tensor:
