@@ -49,7 +49,7 @@ PRESETS = {
 )  # fmt: skip
 @options.artefact("--data", required=True, help="Shadow dataset: unlabeled images to tune the encoder on.")
 @click.option("--trigger", "triggers", type=Spec("trigger"), multiple=True, default=("patch",), show_default=True,
-              metavar="SPEC", help="Repeat for several backdoors; give the references in the same order.")  # fmt: skip
+              metavar="SPEC", help="Repeat for several backdoors; give references in this order.")  # fmt: skip
 @click.option(
     "--reference",
     "files",
