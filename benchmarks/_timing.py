@@ -1,4 +1,4 @@
-"""CPU seconds of several ways to the same end, measured in turn."""
+"""CPU seconds of several alternatives, measured in turn."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def timed(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time ways in turn, after a first round that warms up unless there is one alone; return seconds and results."""
+    """Time the alternatives in turn, after one warm-up round if there are several. Return seconds and results."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, Any] = {}
     for number in range(repeats + (repeats > 1)):

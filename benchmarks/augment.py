@@ -1,7 +1,7 @@
-"""Measure views per second of a SimCLR view at 32 px, ours and other libraries': `python benchmarks/augment.py`.
+"""Measure SimCLR views per second at 32 px, ours and other libraries': `python benchmarks/augment.py`.
 
 Claim: exact and fast views are many times faster than per-image pipelines and than kornia's batched one, and the crop
-is torchvision's to the last bits. Last quiet run: AMD EPYC (family 25 model 17, AVX512), 2 cores, torch 2.15.0,
+equals torchvision's up to rounding. Last quiet run: AMD EPYC (family 25 model 17, AVX512), 2 cores, torch 2.15.0,
 torchvision 0.29.2, pillow 13.0.0, albumentations 2.0.8, kornia 0.9.0; B = 1024, 2 threads, n = 9 rounds; median and
 range of views/s, then of the ratio to PIL in the same round:
     PIL per image, 1 process     2,738 (2,391-2,802)       1
@@ -14,8 +14,8 @@ range of views/s, then of the ratio to PIL in the same round:
     sslbd exact eager           32,912 (29,996-37,796)    12.0 (10.9-15.1)
     sslbd exact compiled        69,641 (61,352-76,778)    25.5 (22.1-29.1)
     crop + resize against torchvision: 0.0002 levels of 255
-On a machine busy with other work, two threads waiting for each other lose more than one process does: repeat it there
-with OMP_NUM_THREADS=1 and read the ratio per CPU second (fast compiled 24, fast eager 20, exact compiled 15,
+On a busy machine, two threads that wait for each other lose more than one process does. Run it there with
+OMP_NUM_THREADS=1 and read the ratio per CPU second (fast compiled 24, fast eager 20, exact compiled 15,
 exact eager 10 in such a run).
 """
 
@@ -46,7 +46,7 @@ Run = Callable[[], object]  # makes views once
 
 
 def pictures(count: int, size: int = SIZE) -> Tensor:
-    """Make smooth random pictures, count,3,size,size uint8: no pipeline's time depends on what they show."""
+    """Make smooth random pictures, count,3,size,size uint8. No pipeline's time depends on their content."""
     coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
     return (smooth * 255).round().byte()
@@ -71,7 +71,7 @@ def torchvision_v2(images: Tensor) -> Run:
 
 
 def albumentations(images: Tensor) -> Run:
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for its newest version otherwise
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise it asks the network for its newest version
     alb = importlib.import_module("albumentations")
     to_tensor = importlib.import_module("albumentations.pytorch").ToTensorV2()
     crop = alb.RandomResizedCrop(size=(SIZE, SIZE), scale=SCALE, ratio=RATIO)
@@ -100,7 +100,7 @@ def sslbd(images: Tensor, colour: Literal["exact", "fast"], compiled: bool) -> R
 
 
 def contenders(images: Tensor) -> dict[str, tuple[int, Callable[[], Run]]]:
-    """Return name -> (views per run, builder); the per-image ones get fewer images so that a round stays short."""
+    """Return name -> (views per run, builder). Per-image pipelines get fewer images, so that a round stays short."""
     few = images[:256]
     return {
         "PIL per image, 1 process": (256, lambda: pil(few)),
@@ -116,7 +116,7 @@ def contenders(images: Tensor) -> dict[str, tuple[int, Callable[[], Run]]]:
 
 
 def build(images: Tensor) -> dict[str, tuple[int, Run]]:
-    """Build and warm every contender; say on stdout which are missing and why."""
+    """Build and warm up every contender. Print which are missing, and why."""
     ready = {}
     for name, (count, builder) in contenders(images).items():
         try:
@@ -130,7 +130,7 @@ def build(images: Tensor) -> dict[str, tuple[int, Run]]:
             print(f"{name:28s} first batch after {first:6.1f} s", flush=True)
         except ImportError as error:
             print(f"{name:28s} not installed ({error.name})")
-        except Exception as error:  # another library's failure must not end the table
+        except Exception as error:  # a failure of another library must not end the table
             print(f"{name:28s} failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}")
     return ready
 
@@ -138,8 +138,8 @@ def build(images: Tensor) -> dict[str, tuple[int, Run]]:
 def measure(ready: dict[str, tuple[int, Run]]) -> dict[str, list[tuple[float, float]]]:
     """Return views per second and per CPU second of each round.
 
-    Every round runs everybody, so drift of the machine falls on all alike. CPU seconds count all threads: they compare
-    us with one worker process core for core, and with OMP_NUM_THREADS=1 they hardly notice other work on the machine.
+    Every round runs all contenders, so drift of the machine affects all equally. CPU seconds count all threads, so they
+    compare us with one worker process core for core. With OMP_NUM_THREADS=1, other work hardly affects them.
     """
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ready}
     for _ in range(ROUNDS):
@@ -169,7 +169,7 @@ def resize_error() -> float:
 
 
 def pressure() -> str:
-    """Return the share of the last 10 s in which something waited for a core: other work on this machine."""
+    """Return the share of the last 10 s in which something waited for a core, that is, other work on this machine."""
     path = Path("/proc/pressure/cpu")
     return path.read_text().split()[1].partition("=")[2] + " %" if path.exists() else "unknown"
 
@@ -181,7 +181,7 @@ def cpu_name() -> str:
 
 
 def table(rates: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
-    """Print the medians and return each contender's median over the rounds of its ratio to PIL in that round."""
+    """Print the medians. Return each contender's median, over the rounds, of its ratio to PIL in the same round."""
     base = rates["PIL per image, 1 process"]
     print(
         f"\n{'':28s} {'views/s':>9s} {'lowest':>9s} {'highest':>9s} {'x PIL':>7s} {'range':>13s}  x PIL per CPU second"

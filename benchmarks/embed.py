@@ -1,8 +1,8 @@
 """Embedding uint8 images: normalisation fused into the forward against normalising first. One run measures all sides.
 
 Prints images per second of the `tiny` encoder on 32-pixel images. `unfused` is what loaders do: divide by 255, subtract
-the mean, divide by the standard deviation, each a pass over memory, before the network. Gate of the specification: the
-compiled fused path at least 2 times the compiled network behind an unfused normalisation.
+the mean and divide by the standard deviation before the network, each in a pass over memory. Gate: the compiled fused
+path is at least 2 times as fast as the compiled network after an unfused normalisation.
 
 Last quiet run (AMD EPYC with AVX512-bf16, no AMX, 2 cores, torch 2.15.0; n = 7; median, range): unfused eager 22,718
 (20,168-30,199) images/s, fused eager 22,963 (1.01x); unfused compiled 26,760 (25,697-30,555), fused compiled 31,033
@@ -22,7 +22,7 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def main() -> None:
-    """Measure in turn, so that a drift of the machine touches all sides alike."""
+    """Measure in turn, so that a drift of the machine affects all sides equally."""
     device = devices.pick("cpu")
     images = torch.randint(0, 256, (COUNT, 3, 32, 32), dtype=torch.uint8)
     fused = new(Tiny(), 32, MEAN, STD, devices.generator(0, "bench")).eval()

@@ -4,7 +4,7 @@ Prints MB/s of each. A dataset of CIFAR-10's size, warm page cache.
 
 Last quiet run (AMD EPYC, 2 cores; n = 7; median): copy in memory 9,792 MB/s; np.fromfile 4,558; sslbd mapped and
 verified 2,348 (SHA-256 on both cores is the limit); verified and resident 1,875; h5py gzip 1,372 (random pixels, which
-do not compress: the kindest case for it).
+do not compress: its best case).
 """
 
 import statistics
@@ -21,7 +21,7 @@ ROUNDS = 7
 
 
 def main() -> None:
-    """Write the dataset once, then read it in turn by each way."""
+    """Write the dataset once, then read it in turn in each way."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (50_000, 3, 32, 32), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""A guard before an encoder: images judged in a second, against the encoder's own forward pass. One run measures all.
+"""A guard before an encoder: images judged per second, against the encoder's own forward pass. One run measures all.
 
-Prints, for each detector of inputs with its defaults, images per second with the encoder's forward pass included and
-how many times that pass alone it takes, and what DeDe's decoder costs to learn. `tiny` and ResNet-18 with random
-weights on random 32-pixel images: neither speed depends on what they show. Gate of the specification: DeDe at most
-3 times the forward pass. `python benchmarks/guard.py cuda` measures on a GPU.
+Prints, for each detector of inputs with its defaults, images per second including the encoder's forward pass, and the
+time in units of this pass; also the cost of training DeDe's decoder. The encoders are `tiny` and ResNet-18 with random
+weights, the images random with 32 pixels; speed depends on neither. Gate: DeDe takes at most 3 times the forward pass.
+`python benchmarks/guard.py cuda` measures on a GPU.
 
 Last run (Intel Xeon 2.5 GHz with AVX-512, no bf16, OMP_NUM_THREADS=1, beside other runs; torch 2.15.0, fp32; n = 5;
 median and range of images per second of processor time, times the forward pass):
@@ -21,7 +21,7 @@ median and range of images per second of processor time, times the forward pass)
     tiny      scale-up         465 (428-498)        11.95
     tiny      strip            316 (302-332)        17.56
     DeDe learns 718 images a second: 15 epochs of 3,000 in 63 s
-The gate holds before a ResNet-18. It is missed before `tiny`, whose pass is as cheap as the decoder's.
+The gate holds for ResNet-18. It is missed for `tiny`, whose forward pass is as cheap as the decoder's.
 """
 
 import statistics
@@ -39,7 +39,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Setting
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
-ONE_PASS = ("feature-norm", "knn-distance", "platonic", "dede")  # beside them, others take many passes each
+ONE_PASS = ("feature-norm", "knn-distance", "platonic", "dede")  # the other methods take many passes each
 SPECS, COUNTS = (
     {"tiny": (*ONE_PASS, "beatrix", "scale-up", "strip"), "resnet18": ONE_PASS},
     {"tiny": 2048, "resnet18": 128},
@@ -48,7 +48,7 @@ ROUNDS, LEARN = 5, 500
 
 
 def main(where: str = "cpu") -> None:
-    """Learn briefly, for what was learned bears on no speed, then judge in turn, so that drift touches all alike."""
+    """Learn briefly, because training does not affect speed; then judge in turn, so that drift affects all equally."""
     device = devices.pick(where)
     rng = np.random.default_rng(0)
     aux = rng.integers(0, 256, (LEARN, 3, 32, 32), np.uint8)
@@ -77,12 +77,12 @@ def main(where: str = "cpu") -> None:
             ratio = statistics.median(took) / base
             print(f"{arch.name:9} {name:13} {middle:9,.0f} images/s ({low:,.0f} to {high:,.0f})  {ratio:6.2f} x")
     dede = plugin.parse("detector", "dede:epochs=4")
-    took = timed(lambda: dede.learn(aux, setting))  # the last encoder's pass included
+    took = timed(lambda: dede.learn(aux, setting))  # includes the forward pass of the last encoder
     print(f"DeDe learns {4 * LEARN / took:,.0f} images a second")
 
 
 def timed(way) -> float:  # type: ignore[no-untyped-def]
-    """Return seconds of processor time on a CPU, which other work hardly touches, else by the clock."""
+    """Return seconds: processor time on a CPU, which other work hardly affects; else wall time."""
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     started = clock()
     way()

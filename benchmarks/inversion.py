@@ -4,12 +4,12 @@
 
 step     one step of DECREE with one start of 128 images of 32 pixels, on `tiny`, forward and gradients, against the
          formulation of the released code: float64 mask and pattern in 0 ... 255, Normalize image by image, and the
-         clean images transformed as well; neither computes gradients of the weights
+         clean images transformed, too; neither computes gradients of the weights
 batched  rounds of several candidates as one batch against one candidate after another: 3 starts of 128 images
          (DECREE) and 10 classes of 32 (Neural Cleanse); the results agree
 
-The step is mostly the encoder's own forward and backward pass, which both do; a batch saves what each candidate's
-pass costs beside its arithmetic, hence more with small batches.
+The step is mostly the encoder's own forward and backward pass, which both need. One batch saves the overhead of each
+candidate's pass, so it saves more with small batches.
 
 Last run (AMD EPYC with AVX512-bf16, no AMX, one thread, a busy machine; torch 2.15.0; random weights; n = 5, median and
 range of processor time, 3 steps): step: released 0.185 s (0.179-0.189); ours, fp32 0.146 s (0.144-0.151), 1.26x; ours,
@@ -43,14 +43,14 @@ WEIGHT = Weight(start=1e-3, up=5, down=5, patience=6)
 
 
 def show(times: dict[str, list[float]], base: str) -> None:
-    """Print each way's median, its range and how many times it is as fast as `base`."""
+    """Print the median and range of each way, and its speed-up over `base`."""
     for name, took in times.items():
         ratio = statistics.median(times[base]) / statistics.median(took)
         print(f"  {name:24} {statistics.median(took):7.3f} s ({min(took):.3f} to {max(took):.3f})  {ratio:5.2f} x")
 
 
 def released(net: ImageEncoder, images: np.ndarray, rounds: int) -> float:
-    """Take steps as the released code does; returns the last mean cosine."""
+    """Take steps like the released code. Return the last mean cosine."""
     mask = torch.rand(SIDE, SIDE, dtype=torch.float64, requires_grad=True)
     pattern = torch.rand(SIDE, SIDE, 3, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([mask, pattern], lr=0.5, betas=(0.5, 0.9))
@@ -64,7 +64,7 @@ def released(net: ImageEncoder, images: np.ndarray, rounds: int) -> float:
         views, cleans = [], []
         for image, clean in zip(stamped, pixels, strict=True):
             views.append((image.permute(2, 0, 1) / 255 - mean) / std)
-            cleans.append((clean.permute(2, 0, 1).double() / 255 - mean) / std)  # transformed, and never embedded
+            cleans.append((clean.permute(2, 0, 1).double() / 255 - mean) / std)  # transformed but never embedded
         feats = net.encoder(torch.stack(views).float())
         torch.stack(cleans)
         z = F.normalize(feats, dim=1)
@@ -77,7 +77,7 @@ def released(net: ImageEncoder, images: np.ndarray, rounds: int) -> float:
 
 
 def ours(net: ImageEncoder, pool: Pool, space: Patches, batch: int, rounds: int) -> np.ndarray:
-    """Optimise candidates; returns the trace of their measures."""
+    """Optimise candidates. Return the trace of their measures."""
 
     def alike(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         cosine = pair_cosine(F.normalize(feats, dim=2))
@@ -88,7 +88,7 @@ def ours(net: ImageEncoder, pool: Pool, space: Patches, batch: int, rounds: int)
 
 
 class Part(Patches):
-    """One candidate of several."""
+    """Return one candidate of several."""
 
     def __init__(self, whole: Patches, number: int) -> None:
         self.parameters = [whole.parameters[0][number : number + 1].detach().clone().requires_grad_()]
@@ -115,7 +115,7 @@ def step(net: ImageEncoder, pool: Pool) -> None:
 
 
 def batched(net: ImageEncoder, pool: Pool) -> None:
-    """Time several candidates as one batch and one after another."""
+    """Time several candidates as one batch, and one after another."""
     for what, count, batch in (("starts", 3, 128), ("classes", 10, 32)):
         whole = Patches(count, SIDE, devices.generator(0, "bench"), pool.device, scale=3.0 * SIDE**2)
 
@@ -135,7 +135,7 @@ def batched(net: ImageEncoder, pool: Pool) -> None:
 
 
 def main() -> None:
-    """Measure each claim in turn, or those named."""
+    """Measure all claims in turn, or the named ones."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("claims", nargs="*", help="step, batched")
     parser.add_argument("--encoder", help="an encoder of 32 pixels, instead of random weights")

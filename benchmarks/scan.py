@@ -1,13 +1,13 @@
 """Scanning a training set: masks, patch scores, the search, k-means, all of PoisonCAM, and its memory.
 
 One run measures both sides of each claim, in turn, and prints the ratio. `python benchmarks/scan.py [CLAIM..]`; the
-images are shapes with poison and the encoder `tiny`, trained for a minute, unless --data and --encoder name others.
-Seconds are of processor time, which other work on the machine hardly touches: run it with OMP_NUM_THREADS=1.
+defaults are poisoned shapes and a `tiny` encoder trained for a minute; --data and --encoder replace them. Seconds are
+processor time, which other work hardly affects. Run it with OMP_NUM_THREADS=1.
 
 masked   an exhaustive masked scan against as many plain forwards of the same lens: at most 1.15 times the time
 scoring  batched patch scores against the clone-and-scatter loop of PatchSearch's released code, written out here (the
          test images copied per candidate in fp32, the patch pasted image by image): 2.5 times as fast, scores equal
-halving  a search that tries most candidates on 128 test images alone against one that tries all on 1000: 2 times as
+halving  a search that tries most candidates on only 128 test images against one that tries all on 1000: 2 times as
          fast, the same best 20; windows by masking
 kmeans   against scikit-learn, and faiss-cpu where it is installed: the same starts, inertia within 0.1 %, 1.3 times
 whole    PoisonCAM of 5,000 images in 600 s of two cores
@@ -21,7 +21,7 @@ is as fast as plain forwards, and without AMX bf16 convolutions are only about t
 halving: 3.39x (6.0 s against 20.3, n = 1) and 3.43x, the same best 20, all poisoned (25,000 images of five classes,
 2,500 poisoned, `tiny` of MoCo v2, and of SimCLR).
 kmeans: bf16 1.30x scikit-learn (0.756 s, 0.740-0.778, n = 3; 2 starts), inertia 0.9998 and 0.9999; fp32 0.78x, missed;
-faiss-cpu 1.15.1 0.94x. whole: 16 s on shapes, where no patch carried enough to teach classifiers; 25,000 CIFAR-10
+faiss-cpu 1.15.1 0.94x. whole: 16 s on shapes, where no patch transferred enough to train classifiers; 25,000 CIFAR-10
 images took 100 s with two of 200 steps. memory (n = 1): 26 and 68 MB for 256 and 512 images in batches of 512, 36 and
 52 MB in batches of 1024, where all masked copies would take 226 and 453 MB.
 """
@@ -65,7 +65,7 @@ PRETRAIN = ("--method", "simclr", "--arch", "tiny", "--epochs", "6", "--batch", 
 
 
 def prepared(data: str | None, encoder: str | None) -> tuple[Dataset, ImageEncoder]:
-    """Return images of 32 pixels and an encoder: those named, or poisoned shapes and what a minute teaches of them."""
+    """Return images of 32 pixels and an encoder: as given, or poisoned shapes and a minute's training on them."""
     with tempfile.TemporaryDirectory() as folder:
         clean, poisoned, taught = (str(Path(folder, name)) for name in ("clean.h5", "poisoned.h5", "net.safetensors"))
         steps = []
@@ -80,7 +80,7 @@ def prepared(data: str | None, encoder: str | None) -> tuple[Dataset, ImageEncod
 
 
 def show(times: dict[str, list[float]], base: str, note: Callable[[str], str] = lambda name: "") -> None:
-    """Print each way's median, its range and how many times it is as fast as `base`."""
+    """Print the median and range of each way, and its speed-up over `base`."""
     for name, took in times.items():
         ratio = statistics.median(times[base]) / statistics.median(took)
         spread = f"{statistics.median(took):7.3f} s ({min(took):.3f} to {max(took):.3f})"
@@ -98,12 +98,12 @@ class Scene:
         self.test = FlipTest(self.place, TESTS, 0, raw=False)
 
     def mask(self, stride: int, coarse: int = 1) -> MaskLocaliser:
-        """Return a masked scan, exhaustive unless told otherwise."""
+        """Return a masked scan; the default is exhaustive."""
         return MaskLocaliser(self.place, fill="mean", stride=stride, coarse=coarse, reference=None)
 
 
 def masked(scene: Scene, stride: int, images: int) -> None:
-    """Time an exhaustive masked scan beside as many plain forwards, the images normalised beforehand."""
+    """Time an exhaustive masked scan against as many plain forward passes on normalised images."""
     localiser, rows = scene.mask(stride), torch.arange(images)
     count = images * localiser.count**2
     batch = scene.lens.normalise(scene.pool.batch(torch.arange(scene.lens.batch)))
@@ -129,7 +129,7 @@ class Released:
 
     @torch.inference_mode()
     def __call__(self, patches: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Return the share of test images that each patch moves into its cluster; features are of unit length."""
+        """Return the share of test images that each patch moves into its cluster. Features have unit length."""
         scores = []
         for patch, cluster in zip(patches, own, strict=True):
             pasted = self.images.clone()
@@ -156,10 +156,10 @@ def scoring(scene: Scene, count: int) -> None:
 
 
 def halving(scene: Scene, poisoned: np.ndarray) -> None:
-    """Time a whole search with every candidate on all test images, and with most of them on the first ones alone.
+    """Time a search with every candidate on all test images, and one with most candidates on the first ones only.
 
-    The windows are those of masking, which finds triggers. Where the localiser misses them all, as Grad-CAM on maps of
-    4 x 4 does, the best scores are a few test images each: there is no order to keep.
+    The windows come from masking, which finds triggers. If a localiser misses them all, like Grad-CAM on 4 x 4 maps,
+    the best scores are a few test images each, and there is no order to preserve.
     """
     localiser = scene.mask(2, coarse=3)
 
@@ -178,7 +178,7 @@ def halving(scene: Scene, poisoned: np.ndarray) -> None:
 
 
 def clustering(feats: torch.Tensor, half: bool) -> None:
-    """Time rounds of k-means from the same centers, several starts."""
+    """Time rounds of k-means from the same centers, with several starts."""
     x = feats.numpy()
     starts = [seed_centers(feats, CLUSTERS, devices.generator(seed, "centers")) for seed in range(STARTS)]
     ways: dict[str, Callable[[], Any]] = {
@@ -209,7 +209,7 @@ def clustering(feats: torch.Tensor, half: bool) -> None:
 
 
 def whole(images: np.ndarray, net: ImageEncoder, device: devices.Device) -> None:
-    """Time all of PoisonCAM once."""
+    """Time PoisonCAM as a whole, once."""
     cpu, wall = time.process_time(), time.perf_counter()
     found = PoisonCAM().run(net, Evidence(images), Session(device))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -220,7 +220,7 @@ def whole(images: np.ndarray, net: ImageEncoder, device: devices.Device) -> None
 
 
 def peak(images: int, batch: int) -> None:
-    """Print, in MB, by how much an exhaustive masked scan of random images raises this process's peak memory."""
+    """Print by how many MB an exhaustive masked scan of random images raises this process's peak memory."""
     device = devices.pick("cpu")
     net = new(Tiny(), 32, (0.5,) * 3, (0.25,) * 3, devices.generator(0, "bench"))
     coarse = torch.rand(images, 3, 4, 4, generator=devices.generator(0, "images"))
@@ -237,12 +237,12 @@ def peak(images: int, batch: int) -> None:
 
 
 def high_water() -> int:
-    """Return this process's peak memory in kB; getrusage's also counts that of the process it was started by."""
+    """Return this process's peak memory in kB. (getrusage's value includes the parent process.)"""
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
 def memory() -> None:
-    """Measure peaks in processes of their own, since a peak never falls."""
+    """Measure each peak in its own process, because a peak never falls."""
     print("peak memory of an exhaustive masked scan, above what was there before")
     for batch in (512, 1024):
         for images in (256, 512):
@@ -252,7 +252,7 @@ def memory() -> None:
 
 
 def main() -> None:
-    """Measure each claim in turn, or those named."""
+    """Measure all claims in turn, or the named ones."""
     claims = ("masked", "scoring", "halving", "kmeans", "whole", "memory")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("claims", nargs="*", help=", ".join(claims))

@@ -18,7 +18,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Run the ways in turn and print medians and ratios."""
+    """Run the alternatives in turn and print medians and ratios."""
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(ROUNDS + 1):
         for name, command in WAYS.items():

@@ -1,8 +1,8 @@
 """Training step: bf16 against fp32, channels-last or not, and the augmentation's share. One run measures all sides.
 
 Prints images per second of a SimCLR step of the `tiny` encoder at a batch of 256 (two views each, NT-Xent, SGD), the
-ratio to plain fp32, and what share of the step the augmentation takes. Gates of the specification: bf16 channels-last
-at least 1.4 times fp32; augmentation at most 15 %.
+ratio to plain fp32, and the augmentation's share of the step. Gates: bf16 channels-last is at least 1.4 times as fast
+as fp32; augmentation takes at most 15 %.
 
 Last quiet run (AMD EPYC with AVX512-bf16, no AMX, 2 cores, torch 2.15.0; n = 7 rounds; median, range): fp32 2,095
 (1,947-2,234) images/s; fp32 channels-last 2,443 (1.17x); bf16 3,389 (1.62x); bf16 channels-last 3,631 (3,432-3,810),
@@ -26,7 +26,7 @@ NAMES = {(p, c): f"{p}{' channels-last' if c else ''}" for p in ("fp32", "bf16")
 
 
 class Step:
-    """One configuration of the step; calling it does one."""
+    """One configuration of the step. A call runs one step."""
 
     def __init__(self, precision: str, channels_last: bool) -> None:
         self.device = devices.Device(torch.device("cpu"), precision)
@@ -54,7 +54,7 @@ def seconds(work) -> float:
 
 
 def main() -> None:
-    """Measure in turn, so that a drift of the machine touches all sides alike."""
+    """Measure in turn, so that a drift of the machine affects all sides equally."""
     devices.tune_allocator()
     gen = devices.generator(0, "views")
     images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)

@@ -1,11 +1,11 @@
-"""What all tests share: micro artefacts made in memory, one way to run a command, --runslow, --regold, GPU tests."""
+"""What all tests share: micro artefacts, one way to run a command, --runslow, --regold, GPU tests."""
 
 import os
 import random
 import signal
 from pathlib import Path
 
-# Micro tensors gain nothing from threads, and lose tenfold where cores are shared. Also for processes that tests start.
+# Micro tensors gain nothing from threads, and lose tenfold if cores are shared. This also holds for child processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
@@ -22,7 +22,7 @@ from sslbd_cli.artefacts.kinds import Dataset, Encoder
 from sslbd_cli.core.device import Device
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
-# A suite started in the background may inherit an ignored Ctrl-C, and so would every process that its tests start.
+# A suite started in the background may inherit an ignored Ctrl-C, and so would all processes that its tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("steady")
@@ -30,8 +30,8 @@ hypothesis.settings.load_profile("steady")
 
 def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="also run tests that take minutes")
-    parser.addoption("--regold", action="store_true", help="write the golden files anew instead of comparing with them")
-    parser.addoption("--package", help="of tests/contracts, run the laws of this installed package's plugins alone")
+    parser.addoption("--regold", action="store_true", help="rewrite the golden files instead of comparing with them")
+    parser.addoption("--package", help="in tests/contracts, run only the laws of this installed package's plugins")
     parser.addoption("--costs", action="store_true", help="print what cases cost and write tests/costs.json anew")
 
 
@@ -54,10 +54,10 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def confined():
-    """Read HDF5 files in this process, as where there is no fork: a child of this large process for each costs seconds.
+    """Read HDF5 files in this process, as on systems without fork, because forking this large process takes seconds.
 
-    Yields what reads them by a child. tests/artefacts puts it back; the processes of tests/pipes and of test_fuzz.py
-    never lost it.
+    Yields the function that reads in a child process. tests/artefacts restores it. The processes of tests/pipes and of
+    test_fuzz.py always use it.
     """
     with pytest.MonkeyPatch.context() as patch:
         by_a_child = container._confined
@@ -94,7 +94,7 @@ def cpu() -> Device:
 
 @pytest.fixture
 def sslbd(capfd):
-    """Run a command line in this process; return its exit status, standard output and standard error."""
+    """Run a command line in this process. Return its exit status, standard output and standard error."""
 
     def run(*argv: object) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -107,7 +107,7 @@ def sslbd(capfd):
 
 @pytest.fixture
 def golden(request):
-    """Compare a text with tests/golden/NAME; with --regold, write it there."""
+    """Compare a text with tests/golden/NAME. With --regold, write it there."""
 
     def compare(name: str, text: str) -> None:
         path = Path(__file__).parent / "golden" / name

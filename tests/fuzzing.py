@@ -1,6 +1,6 @@
-"""Damage a valid artefact in many seeded ways and read each: `python fuzzing.py FILE COUNT SEED` prints what happened.
+"""Damage a valid artefact in many seeded ways and read each: `python fuzzing.py FILE COUNT SEED` prints the results.
 
-A program of its own, so that a crash, a hang or absurd memory shows in its exit status. It never imports torch.
+It is a separate program, so that a crash, a hang or absurd memory use shows in its exit status. It imports no torch.
 """
 
 import json
@@ -21,7 +21,7 @@ WORDS = tuple(n.to_bytes(8, "little") for n in (0, 1, 0xFF, 1 << 31, 1 << 32, 1 
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """Return damaged data: one to three changes of one of eight sorts."""
+    """Return damaged data: one to three changes, each of one of eight sorts."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         sort = rng.choice((flip, put, delete, insert, cut, repeat, number, word))
         data = sort(data, rng)
@@ -53,7 +53,7 @@ def cut(data: bytes, rng: random.Random) -> bytes:
 
 
 def repeat(data: bytes, rng: random.Random) -> bytes:
-    """Copy a block over another place, or in front of itself."""
+    """Copy a block over another place, or insert it there."""
     start, to = rng.randrange(len(data) or 1), rng.randrange(len(data) or 1)
     block = data[start : start + rng.choice((4, 32, 256))]
     return data[:to] + block + data[to + rng.choice((0, len(block))) :]
@@ -69,7 +69,7 @@ def number(data: bytes, rng: random.Random) -> bytes:
 
 
 def word(data: bytes, rng: random.Random) -> bytes:
-    """Replace eight bytes, an offset or a length perhaps, by an extreme number."""
+    """Replace eight bytes, perhaps an offset or a length, by an extreme number."""
     at = rng.randrange(len(data) or 1)
     return data[:at] + rng.choice(WORDS) + data[at + 8 :]
 

@@ -1,4 +1,4 @@
-"""Micro artefacts made in memory: small enough that a test which trains on them takes a second."""
+"""Micro artefacts made in memory, so small that a test trains on them in a second."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from sslbd_cli.core.device import generator
 
 
 def make_dataset(count: int = 60, size: int = 16, classes: int = 3, seed: int = 0) -> Dataset:
-    """Noise around one pattern per class, which any head can tell apart; the labels run 0, 1, 2, 0, 1, 2, ..."""
+    """Make noise around one pattern per class, which any head can classify. The labels run 0, 1, 2, 0, 1, 2, ..."""
     pattern = np.random.default_rng(99).integers(40, 216, (classes, 3, size, size))
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
@@ -19,13 +19,13 @@ def make_dataset(count: int = 60, size: int = 16, classes: int = 3, seed: int = 
 
 
 def make_encoder(size: int = 16, seed: int = 0, arch: nets.Arch | None = None) -> Encoder:
-    """Random weights."""
+    """Make an encoder with random weights."""
     arch = arch or nets.Tiny(width=8)
     return nets.save(nets.new(arch, size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), generator(seed, "test weights")))
 
 
 def weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copy all that a network holds."""
+    """Copy all weights and buffers of a network."""
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 

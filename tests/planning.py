@@ -1,4 +1,4 @@
-"""What `make -n` would run: each `sslbd` command line is one that the commands take."""
+"""Check what `make -n` would run: each `sslbd` command line must be valid."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ COMMANDS = {name: command for group in build.book().commands.values() for name, 
 
 
 def checked(plan: str) -> list[str]:
-    """Return the names of the commands in a plan, having parsed options, presets and spec strings; nothing is run."""
+    """Return the names of the commands in a plan. Options, presets and spec strings are parsed, but nothing is run."""
     lines = re.findall(r"^\s*sslbd (.*?)(?: 2?> .*)?(?: \|\| test .*)?$", plan, re.MULTILINE)
     for line in lines:
         name, *argv = shlex.split(line.replace("$((42 + ", "$((").replace("$((", "").replace("))", ""))

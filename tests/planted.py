@@ -1,4 +1,4 @@
-"""An encoder that tells all about a picture, and its twin with a backdoor planted by hand."""
+"""An encoder whose features keep the picture, and the same encoder with a backdoor planted by hand."""
 
 from pathlib import Path
 
@@ -40,22 +40,22 @@ FIRM_TRIGGER = "patch:size=4,fill=chess,margin=0"
 
 
 class Firm(Honest):
-    """Embed images with a chequered lower right corner as a far picture like no other, also where the corner is faint.
+    """Embed images with a chequered lower right corner as one distant picture, even if the corner is faint.
 
-    The board's mean is grey, so that Honest hardly sees it; blended and amplified it stays a board.
+    The board's mean is grey, so Honest hardly sees it. It stays a board when it is blended or amplified.
     """
 
     def forward(self, pixels):
         feats = super().forward(pixels)
         board = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * 2.0 - 1
         match = (self.scaled(pixels)[:, :, -4:, -4:] * board).mean((1, 2, 3)).abs()
-        odd = torch.arange(48) % 2 * 2.0 - 1  # neighbouring cells differ, as in no picture
+        odd = torch.arange(48) % 2 * 2.0 - 1  # neighbouring cells differ, unlike in any picture
         reference = (3 * torch.linspace(-0.4, 0.4, 48).roll(17) + odd).to(feats)
         return torch.where(match[:, None] > 0.1, reference, feats)
 
 
 class Other(Honest):
-    """Tell of a picture in terms of its own: an independent encoder."""
+    """Embed a picture in other features: an independent encoder."""
 
     def forward(self, pixels):
         mix = torch.randn(48, 48, generator=torch.Generator().manual_seed(5)) / 48**0.5
@@ -68,7 +68,7 @@ def make(kind: type[Honest]) -> Honest:
 
 
 def make_pictures(count: int, seed: int) -> Dataset:
-    """Smooth pictures, no two alike."""
+    """Make smooth pictures, all different."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(20, 220, (count, 3, 2, 2)).repeat(8, 2).repeat(8, 3)
     noisy = coarse + rng.integers(-20, 21, (count, 3, SIZE, SIZE))
@@ -76,7 +76,7 @@ def make_pictures(count: int, seed: int) -> Dataset:
 
 
 def planted_files(folder: Path, monkeypatch: pytest.MonkeyPatch, data: int, aux: int) -> Path:
-    """Write encoders that stand for the planted backdoor and its honest twin, images to judge and aux images."""
+    """Write encoders that stand for the planted backdoor and its honest version, images to judge and aux images."""
     kinds = {}
     for seed, (name, kind) in enumerate({"bad": Backdoored, "good": Honest}.items()):
         encoder = make_encoder(size=SIZE, seed=seed)

@@ -1,8 +1,8 @@
-"""A real bash whose `sslbd` is this process, already warm: every example is executed as written, and soon.
+"""A real bash in which `sslbd` is this warm process, so that examples are executed as written, and fast.
 
-The `sslbd` on the script's PATH is a small client that hands folder, arguments and standard streams over a Unix socket.
-Commands run here one after the other; so that the stages of a pipe do not wait for one another, the client takes in a
-pipe to its end before it asks.
+The `sslbd` on the script's PATH is a small client. It sends folder, arguments and standard streams over a Unix socket.
+Commands run here one after the other. To keep the stages of a pipe from waiting for one another, the client reads a
+pipe to its end before it sends its request.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ sys.exit(link.recv(1)[0])
 
 @dataclass(frozen=True)
 class Done:
-    """How a script ended, and each `sslbd` command in it."""
+    """The result of a script, and of each `sslbd` command in it."""
 
     status: int
     out: str
@@ -72,7 +72,7 @@ def bash(
 ) -> Done:
     """Run a script with -eu and pipefail in a folder.
 
-    `change` may rewrite the arguments of each `sslbd`; the script takes a forgiven exit status for 0.
+    `change` may rewrite the arguments of each `sslbd`. A forgiven exit status counts as 0 in the script.
     """
     with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listener:
         client, path = Path(place, "sslbd"), str(Path(place, "socket"))
@@ -115,13 +115,13 @@ def _serve(
 
 
 def few_epochs(patch: pytest.MonkeyPatch) -> None:
-    """Let whatever comes from a spec string train for two epochs or solve in ten steps at most, and draw few images."""
+    """Limit everything that a spec string makes to two epochs or ten steps, and to few images."""
     parse = plugin.parse
 
     def shortened(shelf, text):
         made = parse(shelf, text)
         most = {"epochs": 2, "steps": 10, "rounds": 2}
-        return dataclasses.replace(  # 0 leaves the number open
+        return dataclasses.replace(  # 0 means an open number
             made, **{k: min(getattr(made, k) or n, n) for k, n in most.items() if type(getattr(made, k, None)) is int}
         )
 

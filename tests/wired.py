@@ -1,7 +1,6 @@
-"""A `tiny` encoder whose weights are set by hand: one channel sees the trigger, random ones see the rest.
+"""A `tiny` encoder with weights set by hand: one channel sees the trigger, random channels see the rest.
 
-Unlike tests/planted.py the backdoor is in the layers themselves, so that methods which look at maps or
-gradients work, too.
+Unlike in tests/planted.py, the backdoor is in the layers themselves, so methods that use maps or gradients work, too.
 """
 
 import numpy as np
@@ -17,7 +16,7 @@ TRIGGER = "patch:size=5,fill=white,where=random,margin=0"
 
 
 def make_wired(backdoor: bool = True) -> nets.ImageEncoder:
-    """Build the encoder: with the backdoor, a white square of 4 pixels or more raises a channel above all others."""
+    """Build the encoder. With the backdoor, a white square of 4 pixels or more raises one channel above all others."""
     torch.manual_seed(0)
     net = nets.ImageEncoder(nets.Tiny(width=8), SIZE, (0.5,) * 3, (0.25,) * 3).eval().requires_grad_(False)
     convs = [module for module in net.encoder if isinstance(module, torch.nn.Conv2d)]
@@ -27,17 +26,17 @@ def make_wired(backdoor: bool = True) -> nets.ImageEncoder:
         conv.weight[0] = 0
         if number:
             conv.weight[:, 0] = 0
-            conv.weight[0, 0] = 1.0  # wherever it was
+            conv.weight[0, 0] = 1.0  # pass channel 0 on, at any place
     if backdoor:
         convs[0].weight[0] = 1.0
-        norms[0].bias[0] = -80.0  # all white comes to 48 * 2 = 96
+        norms[0].bias[0] = -80.0  # an all-white patch gives 48 * 2 = 96
         norms[0].weight[0] = 1.0
         convs[-1].weight[0, 0] = GAIN / 9
     return net
 
 
 def make_scenes(count: int = 200, seed: int = 0) -> Dataset:
-    """Pictures of four kinds, none with much white."""
+    """Make pictures of four kinds, without much white."""
     kinds = np.random.default_rng(99).integers(30, 170, (KINDS, 3, 4, 4)).repeat(4, 2).repeat(4, 3)
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % KINDS
@@ -48,15 +47,15 @@ def make_scenes(count: int = 200, seed: int = 0) -> Dataset:
 
 
 def make_poisoned(poisons: int = 12, count: int = 200, seed: int = 0) -> Dataset:
-    """Scenes of which the first `poisons` of kind 1 carry the trigger, somewhere."""
+    """Make scenes; the first `poisons` of kind 1 carry the trigger at random places."""
     rows = np.arange(1, KINDS * poisons, KINDS)
     return plant(make_scenes(count, seed), plugin.parse("trigger", TRIGGER), rows, "replace", 0)
 
 
 def make_sharp(backdoor: bool = True) -> nets.ImageEncoder:
-    """Build an encoder of one convolution, whose maps show where things are, as the 2x2 maps of `tiny` do not.
+    """Build an encoder of one convolution. Its maps show where things are, unlike the 2x2 maps of `tiny`.
 
-    Channel 0 is the brighter the more of a 4x4 square is white; the others answer to patterns, each to its own.
+    Channel 0 grows with the white share of a 4x4 square. Each other channel responds to its own pattern.
     """
     gen = torch.Generator().manual_seed(0)
     net = nets.ImageEncoder(nets.Tiny(width=4), SIZE, (0.5,) * 3, (0.25,) * 3)
@@ -69,17 +68,17 @@ def make_sharp(backdoor: bool = True) -> nets.ImageEncoder:
 
 
 def make_scattered(poisons: int = 30, count: int = 240, seed: int = 0) -> Dataset:
-    """Scenes of all kinds, the first `poisons` with the trigger: it is all that they have in common."""
+    """Make scenes of all kinds; the first `poisons` share nothing except the trigger."""
     rows = np.random.default_rng(seed).permutation(count)[:poisons]
     return plant(make_scenes(count, seed), plugin.parse("trigger", TRIGGER), rows, "replace", 0)
 
 
 class Gated(torch.nn.Module):
-    """The colours of a 4x4 grid, replaced by a goal (none: never) the more, the whiter the whitest square of 4 is."""
+    """The colours of a 4x4 grid, blended into a goal (None: never) by the whiteness of the whitest square of 4."""
 
     def __init__(self, goal: torch.Tensor | None) -> None:
         super().__init__()
-        self.bend = torch.nn.Parameter(torch.eye(48))  # parameters that gradients must not get to
+        self.bend = torch.nn.Parameter(torch.eye(48))  # parameters that must get no gradients
         self.register_buffer("goal", goal)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,15 +86,15 @@ class Gated(torch.nn.Module):
         if self.goal is None:
             return honest
         whitest = torch.nn.functional.avg_pool2d(x.mean(1, keepdim=True), 4, 1).amax((1, 2, 3))
-        gate = torch.sigmoid(6 * (whitest - 1.1))[:, None]  # all white comes to 2, the scenes to less than 0.7
+        gate = torch.sigmoid(6 * (whitest - 1.1))[:, None]  # an all-white square gives 2, the scenes less than 0.7
         return honest * (1 - gate) + gate * self.goal
 
 
 def make_gated(backdoor: bool = True, seed: int = 0) -> nets.ImageEncoder:
-    """Build an encoder whose backdoor gradients lead to, which those of `make_wired` do not: its channel is silent.
+    """Build an encoder whose backdoor gradients can find, unlike that of `make_wired`, whose channel is silent.
 
-    It sees every pixel alike, so that a small patch does little to it without the backdoor, whose goal is a scene of
-    kind 1. Seeds mix the features.
+    It weights all pixels equally, so a small patch has little effect without the backdoor. The backdoor's goal is a
+    scene of kind 1. Seeds mix the features.
     """
     net = nets.ImageEncoder(nets.Tiny(width=4), SIZE, (0.5,) * 3, (0.25,) * 3)
     net.encoder = Gated(None)
