@@ -63,11 +63,11 @@ def command(name: str, *, examples: tuple[str, ...], shelf: str = "") -> Callabl
         for decorate in (_debug, _verbose, _quiet):
             callback = decorate(callback)
         settings = {"help_option_names": ["-h", "--help"]}
-        made: Command = click.command(name, cls=Command, context_settings=settings)(callback)
-        made.params.sort(key=lambda param: param.name in COMMON)  # help shows a command's own options first
-        made.examples = examples
-        made.shelf = shelf
-        return made
+        click_command: Command = click.command(name, cls=Command, context_settings=settings)(callback)
+        click_command.params.sort(key=lambda param: param.name in COMMON)  # help shows a command's own options first
+        click_command.examples = examples
+        click_command.shelf = shelf
+        return click_command
 
     return wrap
 

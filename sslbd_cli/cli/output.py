@@ -191,9 +191,9 @@ def _render(results: dict[str, Any]) -> str:
             widths = _widths(columns, cells)
             for part in _parts(widths, console.width - EDGES):
                 fits = sum(widths[at] + GAP for at in part) - GAP <= console.width - EDGES
-                chosen = [[row[at] for at in part] for row in cells]
+                part_cells = [[row[at] for at in part] for row in cells]
                 heads = [label(columns[at]) for at in part]
-                console.print(_grid(heads, chosen, title, [widths[at] for at in part] if fits else None))
+                console.print(_grid(heads, part_cells, title, [widths[at] for at in part] if fits else None))
                 title = ""
     return capture.get()
 

@@ -72,17 +72,17 @@ class Run:
         if path == "-" and self._has_read_stdin:
             raise InputError(f"{option} -: standard input is already another input; name a file")
         self._has_read_stdin |= path == "-"
-        found = kinds.read(path, kind)
-        self.note(option, found)
-        return found
+        artefact = kinds.read(path, kind)
+        self.note(option, artefact)
+        return artefact
 
-    def note(self, option: str, found: Artefact) -> None:
+    def note(self, option: str, artefact: Artefact) -> None:
         """Record an artefact as an input of this run."""
-        row: dict[str, Any] = {"option": option, "kind": found.kind, "sha256": found.sha256}
+        row: dict[str, Any] = {"option": option, "kind": artefact.kind, "sha256": artefact.sha256}
         if option == "INPUT":
-            self.history = found.history
-        elif found.history:
-            row["history"] = list(found.history)
+            self.history = artefact.history
+        elif artefact.history:
+            row["history"] = list(artefact.history)
         self.inputs.append(row)
 
     def note_file(self, option: str, path: str | Path, sha256: str | None = None) -> None:
@@ -152,8 +152,8 @@ class Run:
             if name == "input" and self.name in IN_PLACE:
                 continue
             if place in map(os.path.realpath, read if isinstance(read, tuple) else [read]):
-                shown = max(param.opts, key=len) if param.param_type_name == "option" else name.upper()
-                raise InputError(f"{option} {path}: {shown} is read from there; name another file")
+                option_name = max(param.opts, key=len) if param.param_type_name == "option" else name.upper()
+                raise InputError(f"{option} {path}: {option_name} is read from there; name another file")
 
     def entry(self, **resolved: Any) -> dict[str, Any]:
         """Return this run's history entry. `resolved` replaces options by their resolved values."""

@@ -77,8 +77,8 @@ def explain(shelf: str, name: str = "") -> str:
     rows = plugin.listing(shelf)
     if not name:
         width, wide = max(map(len, rows)), max(len(row.judges) for row in rows.values())
-        judged = {row.name: f"{row.judges:<{wide}}  " if wide else "" for row in rows.values()}
-        return "\n".join(f"{row.name:<{width}}  {judged[row.name]}{summary_line(row)}" for row in rows.values())
+        judges = {row.name: f"{row.judges:<{wide}}  " if wide else "" for row in rows.values()}
+        return "\n".join(f"{row.name:<{width}}  {judges[row.name]}{summary_line(row)}" for row in rows.values())
     if name not in rows:
         plugin.parse(shelf, name)  # raises, with a suggestion
     row = rows[name]

@@ -49,12 +49,12 @@ def list_images(path: Path, keep: Callable[[Parts], bool], watch: Watch) -> dict
             return dict(_list_zip(path))
         unpack = next((opener for start, opener in UNPACKERS.items() if magic.startswith(start)), None)
         with watch(path.stat().st_size, "bytes", f"reading {path.name}") as ticker:
-            found, before = {}, 0
+            readers, before = {}, 0
             for parts, reader in _list_tar(path, file, unpack, keep):
-                found[parts] = reader
+                readers[parts] = reader
                 ticker.advance(file.tell() - before)
                 before = file.tell()
-        return found
+        return readers
 
 
 def _list_zip(path: Path) -> Iterator[tuple[Parts, Reader]]:

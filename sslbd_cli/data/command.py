@@ -62,33 +62,33 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
     refuse_terminal(output)
     names = tuple(filter(None, (params.pop("classes") or "").split(",")))
     wish = SourceWish(path=_path(source), root=_path(root), watch=run.progress, classes=names, **params)
-    made = name(wish)
-    _report(run, made)
+    outcome = name(wish)
+    _report(run, outcome)
     if source is not None:
-        run.note_file("INPUT", os.path.abspath(source), made.digest)
+        run.note_file("INPUT", os.path.abspath(source), outcome.digest)
     elif root is not None:
-        run.note_file("--root", os.path.abspath(root), made.digest)
-    height, width = made.dataset.images.shape[2:]
+        run.note_file("--root", os.path.abspath(root), outcome.digest)
+    height, width = outcome.dataset.images.shape[2:]
     resolved = {
         "size": int(width) if width == height else None,
-        "count": made.count if "--count" in name.takes else None,
+        "count": outcome.count if "--count" in name.takes else None,
     }
-    run.write(made.dataset, output, download=None, **resolved)
+    run.write(outcome.dataset, output, download=None, **resolved)
 
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def _report(run: Run, made: Made) -> None:
+def _report(run: Run, outcome: Made) -> None:
     """Describe the dataset on stderr, and warn of each corrupt image that was left out, up to SHOWN."""
-    if made.skipped:
-        run.warn(f"left out {len(made.skipped)} corrupt image{'s' * (len(made.skipped) != 1)}")
-        for path, why in made.skipped[:SHOWN]:
+    if outcome.skipped:
+        run.warn(f"left out {len(outcome.skipped)} corrupt image{'s' * (len(outcome.skipped) != 1)}")
+        for path, why in outcome.skipped[:SHOWN]:
             run.warn(f"left out {path}: {why}")
-        if len(made.skipped) > SHOWN:
-            run.warn(f"left out {len(made.skipped) - SHOWN} more")
-    run.say(_describe(made.dataset))
+        if len(outcome.skipped) > SHOWN:
+            run.warn(f"left out {len(outcome.skipped) - SHOWN} more")
+    run.say(_describe(outcome.dataset))
 
 
 def _describe(dataset: Dataset) -> str:

@@ -53,7 +53,7 @@ class Decoded:
     """
 
     images: np.ndarray
-    kept: np.ndarray
+    kept_rows: np.ndarray
     skipped: tuple[tuple[str, str], ...]
     digests: tuple[str, ...]
 

@@ -108,7 +108,7 @@ class Source(Plugin):
         """List the source's images of `wish.split`, in an order that depends on their content only."""
 
     def _check(self, wish: SourceWish) -> None:
-        given = {
+        options_given = {
             "SOURCE": wish.path is not None,
             "--root": wish.root is not None,
             "--download": wish.download,
@@ -117,10 +117,10 @@ class Source(Plugin):
             "--skip-corrupt": wish.skip_corrupt,
             "--captions": wish.captions,
         }
-        for option in (option for option, is_given in given.items() if is_given and option not in self.takes):
-            listed = ", ".join((*self.takes, "--size", "--classes", "--part", "--per-class", "--limit"))
-            raise InputError(f"{self.name} takes no {option}; it takes {listed}")
-        for option in (option for option in self.needs if not given[option]):
+        for option in (option for option, is_given in options_given.items() if is_given and option not in self.takes):
+            options = ", ".join((*self.takes, "--size", "--classes", "--part", "--per-class", "--limit"))
+            raise InputError(f"{self.name} takes no {option}; it takes {options}")
+        for option in (option for option in self.needs if not options_given[option]):
             hint = "the folder of torchvision's datasets" if option == "--root" else "what to read"
             raise InputError(f"{self.name} needs {option}: {hint}")
 
@@ -129,23 +129,23 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
     if not len(rows):
         raise InputError("no images here")
     if catalogue.images is None:
-        found = decode([catalogue.files[row] for row in rows], wish.size, wish.skip_corrupt, wish.watch)
-        if not len(found.kept):
+        decoded = decode([catalogue.files[row] for row in rows], wish.size, wish.skip_corrupt, wish.watch)
+        if not len(decoded.kept_rows):
             raise InputError(f"all of its images are corrupt, {len(rows)} in all")
-        digest = None if catalogue.sealed else _digest(catalogue, rows, found)
-        images, skipped, rows = found.images, found.skipped, rows[found.kept]
+        digest = None if catalogue.sealed else _digest(catalogue, rows, decoded)
+        images, skipped, rows = decoded.images, decoded.skipped, rows[decoded.kept_rows]
     else:
         digest = None if catalogue.sealed else container.digest({}, {"images": catalogue.images})
         images, skipped = catalogue.images if len(rows) == len(catalogue) else catalogue.images[rows], ()
         images = images if wish.size is None else resize(images, wish.size)
     arrays = {"images": np.ascontiguousarray(images), "ids": rows}
-    kept = _kept(catalogue, wish)
+    labels = _class_numbers(catalogue, wish)
     if catalogue.labels is not None:
-        arrays["labels"] = np.searchsorted(kept, catalogue.labels[rows])
+        arrays["labels"] = np.searchsorted(labels, catalogue.labels[rows])
     texts = catalogue.captions if not wish.caption else _write(catalogue, wish)
     if texts is not None:
         arrays["captions"] = captions.encode([texts[row] for row in rows])
-    dataset = Dataset.build({"classes": [catalogue.classes[label] for label in kept]}, arrays, ())
+    dataset = Dataset.build({"classes": [catalogue.classes[label] for label in labels]}, arrays, ())
     return Made(dataset, skipped, len(catalogue), digest)
 
 
@@ -164,9 +164,9 @@ def _write(catalogue: Catalogue, wish: SourceWish) -> list[str]:
     ]
 
 
-def _digest(catalogue: Catalogue, rows: np.ndarray, found: Decoded) -> str:
+def _digest(catalogue: Catalogue, rows: np.ndarray, decoded: Decoded) -> str:
     """Hash one line per listed file: the SHA-256 of its bytes (`-` if not read), label, name, caption."""
-    sums = dict(zip(rows.tolist(), found.digests, strict=True))
+    sums = dict(zip(rows.tolist(), decoded.digests, strict=True))
     labels = [-1] * len(catalogue) if catalogue.labels is None else catalogue.labels.tolist()
     texts = [""] * len(catalogue) if catalogue.captions is None else [f"\t{text}" for text in catalogue.captions]
     lines = (
@@ -185,7 +185,7 @@ def choose(catalogue: Catalogue, wish: SourceWish) -> np.ndarray:
     """
     rows = np.arange(len(catalogue))
     if wish.classes:
-        rows = rows[np.isin(_labels(catalogue, "--classes"), _kept(catalogue, wish))]
+        rows = rows[np.isin(_labels(catalogue, "--classes"), _class_numbers(catalogue, wish))]
     if wish.part is not None:
         first, last, count = _part(wish.part)
         cuts = [len(rows) * number // count for number in (first - 1, last)]
@@ -195,8 +195,8 @@ def choose(catalogue: Catalogue, wish: SourceWish) -> np.ndarray:
     if wish.per_class is not None:
         labels = _labels(catalogue, "--per-class")
         order = _shuffled(rows, wish.seed, "per-class")
-        drawn = [order[labels[order] == label][: wish.per_class] for label in range(len(catalogue.classes))]
-        rows = np.sort(np.concatenate(drawn)) if drawn else rows
+        class_rows = [order[labels[order] == label][: wish.per_class] for label in range(len(catalogue.classes))]
+        rows = np.sort(np.concatenate(class_rows)) if class_rows else rows
     if wish.limit is not None:
         rows = np.sort(_shuffled(rows, wish.seed, "limit")[: wish.limit])
     return rows
@@ -204,8 +204,8 @@ def choose(catalogue: Catalogue, wish: SourceWish) -> np.ndarray:
 
 def _part(text: str) -> tuple[int, int, int]:
     """Parse K/N or J-K/N. Return the first part, the last part and the number of parts."""
-    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?/(\d{1,6})", text, re.ASCII)
-    first, last, count = (int(number) for number in (found[1], found[2] or found[1], found[3])) if found else (0, 0, 0)
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?/(\d{1,6})", text, re.ASCII)
+    first, last, count = (int(number) for number in (match[1], match[2] or match[1], match[3])) if match else (0, 0, 0)
     if not 1 <= first <= last <= count:
         raise InputError(f"--part {text}: expected a part such as 1/5, or several such as 2-5/5")
     return first, last, count
@@ -217,7 +217,7 @@ def _labels(catalogue: Catalogue, option: str) -> np.ndarray:
     return catalogue.labels
 
 
-def _kept(catalogue: Catalogue, wish: SourceWish) -> list[int]:
+def _class_numbers(catalogue: Catalogue, wish: SourceWish) -> list[int]:
     """Return the numbers of the classes asked for, ascending, in the source's order (not the user's)."""
     if not wish.classes:
         return list(range(len(catalogue.classes)))
@@ -242,9 +242,9 @@ def pick_split(split: str | None, known: Sequence[str]) -> str:
     """Return the split asked for. Raises InputError, which lists the splits, if it is unknown or missing."""
     if split in known and split is not None:
         return split
-    listed = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
+    splits = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
     raise InputError(
-        f"choose one of its splits with --split: {listed}" if split is None else f"no split '{split}'; it has {listed}"
+        f"choose one of its splits with --split: {splits}" if split is None else f"no split '{split}'; it has {splits}"
     )
 
 

@@ -83,8 +83,8 @@ def _images(
     net = nets.load(encoder)
     projection = load_projection(encoder) if projected else None
     device = run.device()
-    chosen = dataset.limited(limit)
-    images = chosen.images
+    subset = dataset.limited(limit)
+    images = subset.images
     if (
         trigger is not None
     ):  # stamp all images first, as `probe` does, so that --limit does not change a triggered image
@@ -92,4 +92,4 @@ def _images(
     feats = embed(net, images, device, batch=batch)
     if projection is not None:
         feats = project(projection, feats)
-    return Features(feats=feats.cpu().numpy(), labels=chosen.labels, classes=dataset.classes)
+    return Features(feats=feats.cpu().numpy(), labels=subset.labels, classes=dataset.classes)

@@ -47,7 +47,7 @@ def read_texts(run: Run, path: str) -> Texts:
         classes = () if dataset.labels is None else dataset.classes
         return Texts(dataset.need_captions("--text"), dataset.labels, classes)
     run.note_file("--text", path, lines[1])
-    tokens, named = captions.split_classes(lines[0], path)
-    if named is None:
+    tokens, line_classes = captions.split_classes(lines[0], path)
+    if line_classes is None:
         return Texts(tokens, origin=f"{path}: line")
-    return Texts(tokens, np.array(named[0]), named[1], f"{path}: line")
+    return Texts(tokens, np.array(line_classes[0]), line_classes[1], f"{path}: line")

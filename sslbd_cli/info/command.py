@@ -35,53 +35,58 @@ def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json
 
     if recipe + digest + verify > 1:
         raise InputError("give one of --recipe, --digest and --verify")
-    found = kinds.read_any(input, sealed=verify)
+    artefact = kinds.read_any(input, sealed=verify)
     if recipe:
-        click.echo(recipes.script(found.history, found.kind), nl=False)
+        click.echo(recipes.script(artefact.history, artefact.kind), nl=False)
     elif digest:
-        click.echo(found.sha256)
+        click.echo(artefact.sha256)
     elif verify:
-        print_results({"kind": found.kind, "sha256": found.sha256, "verified": True}, json_lines=json_lines)
+        print_results({"kind": artefact.kind, "sha256": artefact.sha256, "verified": True}, json_lines=json_lines)
     else:
-        print_results(describe(found), json_lines=json_lines)
+        print_results(describe(artefact), json_lines=json_lines)
 
 
-def describe(found: Any) -> dict[str, Any]:
+def describe(artefact: Any) -> dict[str, Any]:
     """Describe an artefact: kind, digest, content, and its history with one line per command."""
     from sslbd_cli.artefacts.captions import decode
     from sslbd_cli.artefacts.recipe import command_line
 
-    rows: dict[str, Any] = {"kind": found.kind, "sha256": found.sha256}
-    if found.kind == "dataset":
+    rows: dict[str, Any] = {"kind": artefact.kind, "sha256": artefact.sha256}
+    if artefact.kind == "dataset":
         rows |= {
-            "images": len(found.images),
-            "size": found.extent,
-            "classes": len(found.classes),
+            "images": len(artefact.images),
+            "size": artefact.extent,
+            "classes": len(artefact.classes),
         }
-        rows["labels"] = found.labels is not None
-        if found.captions is not None:
+        rows["labels"] = artefact.labels is not None
+        if artefact.captions is not None:
             rows["captions"] = True
-            rows["first caption"] = one_line(decode(found.captions[:1])[0], "?")
-        if found.truth is not None:
-            rows["poisoned"] = int(found.truth.poisoned.sum())
-    elif found.kind == "encoder":
+            rows["first caption"] = one_line(decode(artefact.captions[:1])[0], "?")
+        if artefact.truth is not None:
+            rows["poisoned"] = int(artefact.truth.poisoned.sum())
+    elif artefact.kind == "encoder":
         rows |= {
-            "arch": found.arch,
-            "size": found.size,
-            "dim": found.dim,
-            "mean": list(found.mean),
-            "std": list(found.std),
+            "arch": artefact.arch,
+            "size": artefact.size,
+            "dim": artefact.dim,
+            "mean": list(artefact.mean),
+            "std": list(artefact.std),
         }
-        rows["parameters"] = int(sum(t.size for t in found.tensors.values()))
-        if any(name.startswith("text.") for name in found.tensors):
+        rows["parameters"] = int(sum(t.size for t in artefact.tensors.values()))
+        if any(name.startswith("text.") for name in artefact.tensors):
             rows["text tower"] = True
-    elif found.kind == "features":
-        rows |= {"rows": len(found.feats), "dim": found.feats.shape[1], "labels": found.labels is not None}
-    elif found.kind == "guard":
-        rows |= {"method": found.method, "size": found.size, "encoder": found.encoder, "reference": found.reference}
-        rows |= {"calibration images": len(found.calibration), "search_space": found.search_space}
-        rows["doubt"] = found.doubt or None
+    elif artefact.kind == "features":
+        rows |= {"rows": len(artefact.feats), "dim": artefact.feats.shape[1], "labels": artefact.labels is not None}
+    elif artefact.kind == "guard":
+        rows |= {
+            "method": artefact.method,
+            "size": artefact.size,
+            "encoder": artefact.encoder,
+            "reference": artefact.reference,
+        }
+        rows |= {"calibration images": len(artefact.calibration), "search_space": artefact.search_space}
+        rows["doubt"] = artefact.doubt or None
     else:
-        rows |= {"command": found.command, "results": found.results}
-    rows["history"] = [command_line(entry) for entry in found.history]
+        rows |= {"command": artefact.command, "results": artefact.results}
+    rows["history"] = [command_line(entry) for entry in artefact.history]
     return rows

@@ -42,10 +42,10 @@ class Book:
 
 def pages(group: click.Group, book: Book) -> dict[str, str]:
     """Return all generated pages: file name -> text."""
-    made = {"sslbd.1": group_page(group, book)}
+    texts = {"sslbd.1": group_page(group, book)}
     for commands in book.commands.values():
-        made |= {f"sslbd-{name}.1": command_page(name, command, book) for name, command in commands.items()}
-    return made
+        texts |= {f"sslbd-{name}.1": command_page(name, command, book) for name, command in commands.items()}
+    return texts
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
@@ -78,13 +78,13 @@ def marked(text: str) -> str:
 
 def prose(text: str) -> str:
     """Return paragraphs parted by empty lines; one that is indented by four spaces is code."""
-    made = []
+    paragraphs = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         if block.startswith("    "):
-            made.append(code(line[4:] for line in block.split("\n")))
+            paragraphs.append(code(line[4:] for line in block.split("\n")))
         else:
-            made.append(".PP\n" + marked(block))
-    return "\n".join(made)
+            paragraphs.append(".PP\n" + marked(block))
+    return "\n".join(paragraphs)
 
 
 def code(lines: Iterable[str]) -> str:
@@ -218,17 +218,17 @@ def command_page(name: str, command: click.Command, book: Book) -> str:
 
 def group_page(group: click.Group, book: Book) -> str:
     """Return sslbd(1): the toolkit, its commands by purpose, and what all of them share."""
-    listed = []
+    sections = []
     for title, commands in book.commands.items():
         rows = {bold(f"sslbd {name}"): f"{sentence(command)}." for name, command in commands.items()}
-        listed.append(f".SS {escape(title)}\n{definitions(rows)}")
+        sections.append(f".SS {escape(title)}\n{definitions(rows)}")
     summary = sentence(group)
     return join(
         head("sslbd", 1, book.version),
         section("NAME", f"sslbd \\- {escape(summary[:1].lower() + summary[1:])}"),
         section("SYNOPSIS", f"{bold('sslbd')} {italic('COMMAND')} [{italic('OPTION')}]... [{italic('INPUT')}]"),
         section("DESCRIPTION", prose(help_text(group) + "\n\n" + book.opening["DESCRIPTION"])),
-        section("COMMANDS", "\n".join(listed)),
+        section("COMMANDS", "\n".join(sections)),
         *(section(title, prose(text)) for title, text in book.opening.items() if title != "DESCRIPTION"),
         section("EXIT STATUS", definitions({bold(number): text for number, text in book.statuses.items()})),
         section("ENVIRONMENT", definitions({bold(name): text for name, text in book.environment.items()})),

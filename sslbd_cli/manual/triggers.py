@@ -125,12 +125,12 @@ def draw(change: Tensor) -> list[str]:
 def example(name: str, file: Path) -> Trigger:
     """Return a trigger with its defaults. One that needs a picture gets a random one, written to `file`."""
     try:
-        made: Trigger = plugin.parse("trigger", name)
+        trigger: Trigger = plugin.parse("trigger", name)
     except InputError:
         colours = torch.randint(0, 256, (4, 4, 3), generator=generator(0, "trigger page")).to(torch.uint8)
         Image.fromarray(colours.numpy()).resize((80, 80), Image.Resampling.NEAREST).save(file)
-        made = plugin.parse("trigger", f"{name}:file={file}")
-    return made
+        trigger = plugin.parse("trigger", f"{name}:file={file}")
+    return trigger
 
 
 def photos() -> Tensor:

@@ -37,8 +37,8 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         numbers = parse_numbers(value)
         if numbers is None or (self.count and len(numbers) != self.count):
-            wanted = f"{self.count} numbers" if self.count else "numbers"
-            self.fail(f"{value!r}: expected {wanted} separated by commas.", param, ctx)
+            expected = f"{self.count} numbers" if self.count else "numbers"
+            self.fail(f"{value!r}: expected {expected} separated by commas.", param, ctx)
         if not all(0 <= number <= self.high for number in numbers):
             self.fail(f"{value!r}: expected numbers from 0 to {self.high:g}.", param, ctx)
         return str(value)
@@ -73,14 +73,14 @@ class PresetName(click.Choice):  # type: ignore[type-arg]
 
 
 def _recipes(name: str) -> list[tuple[str, str, Preset]]:
-    return [(p, method, found) for p, table in PRESETS.items() if name in ("", p) for method, found in table.items()]
+    return [(p, method, preset) for p, table in PRESETS.items() if name in ("", p) for method, preset in table.items()]
 
 
-def _recipe_line(name: str, method: str, found: Preset) -> str:
+def _recipe_line(name: str, method: str, preset: Preset) -> str:
     """Return a recipe as the options that it sets."""
-    spec = f"{method}:{found.keys}" if found.keys else method
-    words = [f"--{option.replace('_', '-')} {value}" for option, value in found.options().items() if value is not None]
-    return f"{name}, {found.source}:\n    --method {spec} {' '.join(words)}"
+    spec = f"{method}:{preset.keys}" if preset.keys else method
+    words = [f"--{option.replace('_', '-')} {value}" for option, value in preset.options().items() if value is not None]
+    return f"{name}, {preset.source}:\n    --method {spec} {' '.join(words)}"
 
 
 preset = click.option(
@@ -134,11 +134,11 @@ def apply_preset(ctx: click.Context) -> None:
     if name is None:
         return
     method = ctx.params["method"]
-    found = find(name, method.name)
-    if found is None:
+    preset = find(name, method.name)
+    if preset is None:
         known = ", ".join(PRESETS[name])
         raise InputError(f"--preset {name} has no recipe for {method.name}; it has {known}")
-    values = {"method": _merged(method, found.keys), **found.options()}
+    values = {"method": _merged(method, preset.keys), **preset.options()}
     for option, value in values.items():
         if option == "method" or ctx.get_parameter_source(option) is click.core.ParameterSource.DEFAULT:
             ctx.params[option] = plugin.parse("arch", str(value)) if option == "arch" else value
@@ -168,9 +168,9 @@ def _check(params: dict[str, Any]) -> None:
     for option in _idle(params):
         if params[option] != getattr(Preset, option):
             other, values = BOUND[option]
-            wanted = f"--{other} {' or '.join(values)}"
+            other_option = f"--{other} {' or '.join(values)}"
             raise InputError(
-                f"--{option} {params[option]}: has an effect only with {wanted}; give that, or leave it out"
+                f"--{option} {params[option]}: has an effect only with {other_option}; give that, or leave it out"
             )
     milestones = parse_numbers(params["milestones"] or "") or ()
     if params["schedule"] == "step" and not milestones:

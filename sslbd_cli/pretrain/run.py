@@ -64,8 +64,8 @@ def pretrain(
 
     def loss(rows: torch.Tensor, gen: torch.Generator) -> Terms:
         batch = pool.batch(rows)
-        seen = [view(batch, gen) for view in views] + [text.batch(rows) for text in texts]
-        return {"loss": setup.objective.loss(learner, seen)}
+        inputs = [view(batch, gen) for view in views] + [text.batch(rows) for text in texts]
+        return {"loss": setup.objective.loss(learner, inputs)}
 
     fit = Fit(learner, loss, len(images), setup.plan, session)
     fit.after_step = lambda progress: setup.objective.after_step(learner, progress)

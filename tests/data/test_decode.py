@@ -122,7 +122,7 @@ def test_corrupt_images_have_a_reason_in_one_line(data: bytes) -> None:
     with pytest.raises(InputError, match=r"^bad\.png: corrupt image: \S.*; --skip-corrupt"):
         decode.decode(files, None, False, unwatched)
     found = decode.decode(files, None, True, unwatched)
-    assert found.kept.tolist() == [0]
+    assert found.kept_rows.tolist() == [0]
     ((name, why),) = found.skipped
     assert name == "bad.png" and "\n" not in why and "0x" not in why
 
@@ -133,7 +133,7 @@ def test_mutated_images_never_escape() -> None:
         for at in RNG.integers(0, len(data), 60):
             broken = bytes(data[:at]) + bytes([int(RNG.integers(256))]) + bytes(data[at + 1 :])
             found = decode.decode([ImageFile("a", lambda broken=broken: broken)], 8, True, unwatched)  # type: ignore[misc]
-            assert len(found.kept) + len(found.skipped) == 1
+            assert len(found.kept_rows) + len(found.skipped) == 1
 
 
 def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

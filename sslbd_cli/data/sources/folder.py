@@ -34,15 +34,15 @@ class Folder(Source):
         assert path is not None
         with foreign("a folder of images or a zip or tar archive of one"):
             if path.is_dir():
-                found = dict(_walk(str(path), ()))
+                readers = dict(_walk(str(path), ()))
             else:
-                found = list_images(path, lambda parts: wish.split in (None, *parts[:2]), wish.watch)
-        classes, chosen = arrange(set(found), wish.split)
+                readers = list_images(path, lambda parts: wish.split in (None, *parts[:2]), wish.watch)
+        classes, paths = arrange(set(readers), wish.split)
         index = {name: number for number, name in enumerate(classes)}
         return Catalogue(
             classes=classes,
-            labels=np.array([index[parts[-2]] for parts in chosen], np.int64),
-            files=[ImageFile("/".join(parts), found[parts]) for parts in chosen],
+            labels=np.array([index[parts[-2]] for parts in paths], np.int64),
+            files=[ImageFile("/".join(parts), readers[parts]) for parts in paths],
             sealed=not path.is_dir(),
         )
 
@@ -57,8 +57,8 @@ def arrange(paths: set[Parts], split: str | None) -> tuple[Parts, list[Parts]]:
     shallow, deep = (min(paths, key=lambda parts: (sign * len(parts), parts)) for sign in (1, -1))
     depth, tops = len(deep), {parts[0] for parts in paths}
     if not 2 <= len(shallow) == depth <= DEEPEST or (depth == DEEPEST and len(tops) > 1):
-        shown = " and ".join(dict.fromkeys(("/".join(shallow), "/".join(deep))))
-        raise InputError(f"cannot tell the layout from {shown}: expected CLASS/NAME or SPLIT/CLASS/NAME")
+        examples = " and ".join(dict.fromkeys(("/".join(shallow), "/".join(deep))))
+        raise InputError(f"cannot tell the layout from {examples}: expected CLASS/NAME or SPLIT/CLASS/NAME")
     level = depth - 3  # position of the split in a path
     splits = sorted({parts[level] for parts in paths}) if level >= 0 else []
     if split is not None and not splits:
@@ -66,8 +66,8 @@ def arrange(paths: set[Parts], split: str | None) -> tuple[Parts, list[Parts]]:
     if split is not None or len(splits) > 1:
         split = pick_split(split, splits)
     classes = tuple(sorted({parts[-2] for parts in paths}))
-    chosen = sorted((parts for parts in paths if split is None or parts[level] == split), key=lambda p: p[-2:])
-    return classes, chosen
+    split_paths = sorted((parts for parts in paths if split is None or parts[level] == split), key=lambda p: p[-2:])
+    return classes, split_paths
 
 
 def _walk(folder: str, above: Parts) -> Iterator[tuple[Parts, Reader]]:

@@ -41,17 +41,17 @@ class Npz(Source):
 def _load(path: str) -> dict[str, np.ndarray]:
     """Read the arrays x, y and classes."""
     with foreign("an .npz file"), open(path, "rb") as file:
-        found: Any = np.load(file, allow_pickle=False)
-        if not isinstance(found, np.lib.npyio.NpzFile):
+        arrays: Any = np.load(file, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise InputError("a single array, not an .npz file; save it with numpy.savez(FILE, x=..., y=...)")
-        absent = [name for name in ("x", "y") if name not in found.files]
-        if absent and found.files != ["x"]:
-            listed = ", ".join(found.files[:10]) or "none"
-            raise InputError(f"no array '{absent[0]}' among {listed}; expected x and y, or x alone for no labels")
+        absent = [name for name in ("x", "y") if name not in arrays.files]
+        if absent and arrays.files != ["x"]:
+            names = ", ".join(arrays.files[:10]) or "none"
+            raise InputError(f"no array '{absent[0]}' among {names}; expected x and y, or x alone for no labels")
         claimed, packed = sum(member.file_size for member in zipfile.ZipFile(file).infolist()), file.seek(0, 2)
         if claimed > unpacking_limit(packed):
             raise InputError(f"claims to unpack {packed} bytes to {claimed}: taken for a decompression bomb")
-        return {name: found[name] for name in ("x", "y", "classes") if name in found.files}
+        return {name: arrays[name] for name in ("x", "y", "classes") if name in arrays.files}
 
 
 def _images(x: np.ndarray) -> np.ndarray:

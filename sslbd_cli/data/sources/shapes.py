@@ -107,8 +107,8 @@ class Canvas(NamedTuple):
 
     def uniform(self, low: float, high: float, *shape: int) -> np.ndarray:
         """Draw BLOCK,*shape numbers (default: BLOCK,1,1), so that they broadcast over pixels."""
-        drawn: np.ndarray = self.rng.random((BLOCK, *(shape or (1, 1))), np.float32)
-        return low + (high - low) * drawn
+        shares: np.ndarray = self.rng.random((BLOCK, *(shape or (1, 1))), np.float32)
+        return low + (high - low) * shares
 
     def colour(self, luma: np.ndarray, chroma: float) -> np.ndarray:
         """Tint luminances B,1,1 by a random hue that leaves them unchanged: B,3,1,1."""
@@ -166,9 +166,9 @@ def _figure(canvas: Canvas, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     cover, tone = np.empty_like(u), np.empty_like(u)
     for label, name in enumerate(CLASSES):
         texture, figure = name.split("-")
-        chosen = labels == label
-        cover[chosen] = FIGURES[figure](u[chosen], v[chosen])
-        tone[chosen] = TEXTURES[texture](x[chosen], y[chosen])
+        rows = labels == label
+        cover[rows] = FIGURES[figure](u[rows], v[rows])
+        tone[rows] = TEXTURES[texture](x[rows], y[rows])
     pixels = frame.radius * canvas.x.size
     return np.clip(cover * pixels + 0.5, 0, 1), np.clip(tone * pixels / pitch + 0.5, 0, 1), shade, frame
 
@@ -211,12 +211,12 @@ def describe(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, 
         rng = np.random.default_rng([seed % 2**64, start // BLOCK])
         classes = rng.permuted(np.tile(np.arange(len(CLASSES)), (BLOCK // len(CLASSES), 1)), axis=1).ravel()
         part = slice(start, min(start + BLOCK, count))
-        pixels, seen = _block(size, classes, rng)
+        pixels, facts = _block(size, classes, rng)
         images[part], labels[part] = pixels[: part.stop - start], classes[: part.stop - start]
         kinds = np.random.default_rng([seed % 2**64, start // BLOCK, 1]).integers(len(SENTENCES), size=BLOCK)
         texts += [
             SENTENCES[kind].format(**_words(CLASSES[label], *row)).replace("  ", " ")
-            for kind, label, row in zip(kinds, labels[part], seen, strict=False)
+            for kind, label, row in zip(kinds, labels[part], facts, strict=False)
         ]
     return images, labels, texts
 

@@ -56,9 +56,9 @@ class DINO(UnevenViews):
         assert isinstance(centre, Centre)
         first, second = (learner["online"](view).float() / self.temperature for view in views)
         with torch.no_grad():
-            taught = [learner["target"](view).float() for view in views]
-            goals = [F.softmax((each - centre.mean) / centre.temperature, dim=1) for each in taught]
-        centre.latest = torch.cat(taught).mean(0)
+            teacher_feats = [learner["target"](view).float() for view in views]
+            goals = [F.softmax((each - centre.mean) / centre.temperature, dim=1) for each in teacher_feats]
+        centre.latest = torch.cat(teacher_feats).mean(0)
         return (F.cross_entropy(first, goals[1]) + F.cross_entropy(second, goals[0])) / 2
 
     def after_step(self, learner: nn.Module, progress: float) -> None:

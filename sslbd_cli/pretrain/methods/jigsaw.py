@@ -37,26 +37,26 @@ def permutations(count: int) -> Tensor:
     """
     every = np.ascontiguousarray(_all_permutations().T)  # 9,9!: one row per cell, so that comparisons are contiguous
     total, nearest = np.zeros(every.shape[1], np.int32), np.full(every.shape[1], CELLS, np.uint8)
-    chosen = [0]
-    while len(chosen) < count:
+    orders = [0]
+    while len(orders) < count:
         away = np.zeros(every.shape[1], np.uint8)
-        for cell, piece in zip(every, every[:, chosen[-1]], strict=True):
+        for cell, piece in zip(every, every[:, orders[-1]], strict=True):
             away += cell != piece
         total += away
         np.minimum(nearest, away, out=nearest)
         far = np.flatnonzero(nearest == nearest.max())
-        chosen.append(int(far[total[far].argmax()]))
-    return torch.from_numpy(every[:, chosen].T.astype(np.int64))
+        orders.append(int(far[total[far].argmax()]))
+    return torch.from_numpy(every[:, orders].T.astype(np.int64))
 
 
 def _all_permutations() -> np.ndarray:
     """List the permutations of nine things in lexicographic order: uint8 9!,9."""
-    found = np.zeros((1, 1), np.uint8)
+    orders = np.zeros((1, 1), np.uint8)
     for things in range(2, CELLS + 1):
-        first = np.repeat(np.arange(things, dtype=np.uint8), len(found))[:, None]
-        rest = np.tile(found, (things, 1))
-        found = np.concatenate([first, rest + (rest >= first)], axis=1)
-    return found
+        first = np.repeat(np.arange(things, dtype=np.uint8), len(orders))[:, None]
+        rest = np.tile(orders, (things, 1))
+        orders = np.concatenate([first, rest + (rest >= first)], axis=1)
+    return orders
 
 
 class Orders(nn.Module):

@@ -77,8 +77,8 @@ def encode_visible(net: VisionTransformer, x: Tensor, visible: Tensor) -> Tensor
     tokens = net._pos_embed(net.patch_embed(x))
     prefix = net.num_prefix_tokens
     at = (visible + prefix)[:, :, None].expand(-1, -1, tokens.shape[2])
-    seen = torch.cat([tokens[:, :prefix], tokens.gather(1, at)], dim=1)
-    feats: Tensor = net.fc_norm(net.norm(net.blocks(net.norm_pre(seen))))
+    visible_tokens = torch.cat([tokens[:, :prefix], tokens.gather(1, at)], dim=1)
+    feats: Tensor = net.fc_norm(net.norm(net.blocks(net.norm_pre(visible_tokens))))
     return feats
 
 
@@ -99,11 +99,11 @@ class Decoder(nn.Module):
 
     def forward(self, feats: Tensor, visible: Tensor) -> Tensor:
         """Return patches B,T,P from tokens B,prefix+K,D; visible B,K are the patch numbers of the last K tokens."""
-        seen = self.embed(feats)
-        count, width = len(seen), seen.shape[2]
+        visible_tokens = self.embed(feats)
+        count, width = len(visible_tokens), visible_tokens.shape[2]
         at = visible[:, :, None].expand(-1, -1, width)
-        tokens = self.hidden.to(seen.dtype).expand(count, self.place.shape[1] - self.prefix, -1)
-        tokens = tokens.scatter(1, at, seen[:, self.prefix :])
-        tokens = torch.cat([seen[:, : self.prefix], tokens], dim=1) + self.place
+        tokens = self.hidden.to(visible_tokens.dtype).expand(count, self.place.shape[1] - self.prefix, -1)
+        tokens = tokens.scatter(1, at, visible_tokens[:, self.prefix :])
+        tokens = torch.cat([visible_tokens[:, : self.prefix], tokens], dim=1) + self.place
         painted: Tensor = self.pixels(self.norm(self.blocks(tokens))[:, self.prefix :])
         return painted
