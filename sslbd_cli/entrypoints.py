@@ -73,8 +73,8 @@ def read_module(name: str) -> ModuleText | None:
 def _find(name: str, folders: list[str] | None) -> ModuleSpec | None:
     """Find a module in a package's folders. A top-level module is found like `import` does, also if editable."""
     if folders is None:
-        found = (finder.find_spec(name, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-        return next((spec for spec in found if spec is not None), None)
+        specs = (finder.find_spec(name, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        return next((spec for spec in specs if spec is not None), None)
     parts: list[str] = []
     for finder in filter(None, map(pkgutil.get_importer, folders)):
         spec = finder.find_spec(name)

@@ -285,9 +285,9 @@ def _lineage(node: ast.ClassDef, module: ModuleTree) -> tuple[str, list[ast.Clas
     shelf, above = "", list[ast.ClassDef]()
     for base in reversed(node.bases):
         if defined := _find_class(ast.unparse(base), module):
-            named, classes = _lineage(*defined)
-            shelf = named or shelf
-            above += [cls for cls in classes if cls.name not in {seen.name for seen in above}]
+            base_shelf, classes = _lineage(*defined)
+            shelf = base_shelf or shelf
+            above += [cls for cls in classes if cls.name not in {earlier.name for earlier in above}]
     return shelf, [*above, node]
 
 
@@ -324,8 +324,8 @@ def _module(name: str) -> ModuleTree | None:
     if _is_ours(name):
         path = PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
         return ModuleTree(name, "", _parsed(path)) if path.is_file() else None
-    found = entrypoints.read_module(name)
-    return ModuleTree(name, found.package, ast.parse(found.text, name)) if found else None
+    source = entrypoints.read_module(name)
+    return ModuleTree(name, source.package, ast.parse(source.text, name)) if source else None
 
 
 @functools.cache
@@ -352,8 +352,8 @@ def _read_constant(node: ast.ClassDef, name: str) -> str:
     for line in node.body:
         targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
         value = getattr(line, "value", None)
-        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
-        if named and isinstance(value, ast.Constant) and isinstance(value.value, str):
+        is_target = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if is_target and isinstance(value, ast.Constant) and isinstance(value.value, str):
             return value.value
     return ""
 
@@ -368,8 +368,8 @@ def brief(shelf: str, text: str) -> str:
     if known is None:
         return text
     usual = {f"{key.name}={_format(_typed(key))}" for key in known.keys}
-    kept = ",".join(word for word in rest.split(",") if word and word not in usual)
-    return f"{name}:{kept}" if kept else name
+    words = ",".join(word for word in rest.split(",") if word and word not in usual)
+    return f"{name}:{words}" if words else name
 
 
 def _typed(key: KeyInfo) -> Value:
@@ -395,9 +395,9 @@ def parse(shelf: str, text: str) -> Any:
         if not equals or key_name in values:
             raise InputError(f"{name}: key '{key_name}' {'is given twice' if equals else 'needs =VALUE'}")
         values[key_name] = _convert(name, key_name, types[key_name], raw)
-    made = _load(shelf, info)(**values)
-    object.__setattr__(made, "given", frozenset(values))
-    return made
+    plugin = _load(shelf, info)(**values)
+    object.__setattr__(plugin, "given", frozenset(values))
+    return plugin
 
 
 def _unknown(shelf: str, name: str) -> str:
@@ -412,12 +412,12 @@ def _load(shelf: str, info: PluginInfo) -> Any:
     if not info.package:
         return getattr(importlib.import_module(info.module), info.class_name)
     try:
-        found = getattr(importlib.import_module(info.module), info.class_name)
+        cls = getattr(importlib.import_module(info.module), info.class_name)
     except Exception as error:  # foreign code may raise any exception
         raise InputError(f"the package {info.package} cannot be imported: {_failure(error)}") from error
-    if not (isinstance(found, type) and issubclass(found, Plugin) and found.shelf == shelf):
+    if not (isinstance(cls, type) and issubclass(cls, Plugin) and cls.shelf == shelf):
         raise InputError(f"the package {info.package}: {info.class_name} is no {shelf}")
-    return found
+    return cls
 
 
 def _convert(plugin: str, name: str, type_name: str, raw: str) -> Value:
@@ -426,5 +426,5 @@ def _convert(plugin: str, name: str, type_name: str, raw: str) -> Value:
             return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[raw.lower()]
         return cast(Value, {"int": int, "float": float, "str": str}[type_name](raw))
     except (KeyError, ValueError):
-        wanted = {"bool": "yes or no", "int": "a whole number", "float": "a number"}.get(type_name, type_name)
-        raise InputError(f"{plugin}: {name}={raw}: expected {wanted}") from None
+        expected = {"bool": "yes or no", "int": "a whole number", "float": "a number"}.get(type_name, type_name)
+        raise InputError(f"{plugin}: {name}={raw}: expected {expected}") from None

@@ -96,13 +96,13 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     triggers: tuple[Trigger, ...] = params["triggers"]
     inputs.check_distinct(triggers, shadow.images)
     references = inputs.references(run, net, len(triggers), params)
-    made = attack.run(net, Plot(shadow.limited(params["limit"]).images, triggers, references), run.session())
-    run.write(nets.beside(nets.save(made.encoder.cpu()), encoder), output, method=attack, preset=None)
-    run.say(", ".join(f"{name} {value:.4f}" for name, value in (made.cosines | made.spread).items()))
+    injected = attack.run(net, Plot(shadow.limited(params["limit"]).images, triggers, references), run.session())
+    run.write(nets.beside(nets.save(injected.encoder.cpu()), encoder), output, method=attack, preset=None)
+    run.say(", ".join(f"{name} {value:.4f}" for name, value in (injected.cosines | injected.spread).items()))
     from sslbd_cli.core.checks import WARNINGS
 
     for code, term in (("F03", "utility"), ("F04", "effectiveness")):
-        cosine = made.cosines[term]
+        cosine = injected.cosines[term]
         if cosine < gate:
             raise Unsound(
                 f"{code} {WARNINGS[code]}: {term} {cosine:.4f}, gate {gate}; try more epochs or another lambda2"

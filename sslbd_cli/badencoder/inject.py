@@ -106,11 +106,11 @@ class EncoderTuning(Attack):
                     weight_decay=self.weight_decay, schedule=self.schedule)  # fmt: skip
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
-            seen = scene.look(pool.batch(rows), gen)
+            embedded = scene.look(pool.batch(rows), gen)
             with torch.autocast(
                 session.device.kind, enabled=False
             ):  # compute in fp32, because products of unit vectors are compared, not only trained
-                return course.loss(seen, gen)
+                return course.loss(embedded, gen)
 
         freeze_batch_norm(victim)  # before the optimiser collects the trained parameters
         fit = Fit(victim, loss, len(pool), plan, session)
@@ -127,9 +127,9 @@ class LossCourse:
     def __init__(self, attack: EncoderTuning, nearest: bool) -> None:
         self.attack, self.nearest, self.epoch = attack, nearest, 0
 
-    def loss(self, seen: Seen, gen: torch.Generator) -> Terms:
+    def loss(self, embedded: Seen, gen: torch.Generator) -> Terms:
         """Return the terms of a step, including `loss`. gen is on the device."""
-        terms = seen.terms(self.nearest)
+        terms = embedded.terms(self.nearest)
         return {"loss": self.attack.weighed(terms), **terms}
 
     def finish(self, terms: dict[str, float]) -> None:
@@ -155,14 +155,14 @@ class _Scene:
         copied = [r.repeat_interleave(self.copies, 0) for r in self.references] if self.copies else []
         varied = [augment(copies, self.recipe, gen) for copies in copied]
         with torch.no_grad():
-            held = F.normalize(self.clean(batch), dim=1)
+            clean_feats = F.normalize(self.clean(batch), dim=1)
         parts = [part.float() / 255 for part in (batch, *stamped, *self.references)] + varied
         feats = self.victim(torch.cat(parts)).split([len(part) for part in parts])
         count = len(self.triggers)
         goals = tuple(F.normalize(part, dim=1) for part in feats[1 + count : 1 + 2 * count])
         varied = [F.normalize(part, dim=1) for part in feats[1 + 2 * count :]] or list(goals)
         wobbled = tuple(w.view(len(a), -1, a.shape[1]) for w, a in zip(varied, self.anchors, strict=True))
-        return Seen(feats[0], held, tuple(feats[1 : 1 + count]), goals, wobbled, self.anchors)
+        return Seen(feats[0], clean_feats, tuple(feats[1 : 1 + count]), goals, wobbled, self.anchors)
 
 
 def freeze_batch_norm(net: nn.Module) -> nn.Module:
@@ -218,8 +218,8 @@ def outcome(
     stamped = [feats(victim, images, trigger) for trigger in plot.triggers]
     goals = [F.normalize(feats(victim, r), dim=1) for r in plot.references]
     pulls = [pull(F.normalize(s, dim=1) @ g.T, nearest) for s, g in zip(stamped, goals, strict=True)]
-    kept = F.cosine_similarity(plain, feats(clean, images), dim=1).mean()
-    cosines, spread = {"utility": float(kept), "effectiveness": float(min(pulls))}, {}
+    utility = F.cosine_similarity(plain, feats(clean, images), dim=1).mean()
+    cosines, spread = {"utility": float(utility), "effectiveness": float(min(pulls))}, {}
     if len(images) > 1:
         ratios = swd_ratios(
             plain, stamped, session.generator("clusters"), session.generator("swd", device=plain.device)

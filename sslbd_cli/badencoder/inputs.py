@@ -42,18 +42,18 @@ def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any
     import numpy as np
     import torch
 
-    given = [name for name in ("files", "rows", "names") if params[name]]
-    if len(given) != 1:
+    options = [name for name in ("files", "rows", "names") if params[name]]
+    if len(options) != 1:
         raise InputError("give one of --reference, --reference-index and --reference-class, once per trigger")
-    groups: tuple[str, ...] = params[given[0]]
+    groups: tuple[str, ...] = params[options[0]]
     if len(groups) != triggers:
         raise InputError(f"{triggers} triggers need as many groups of references, got {len(groups)}")
-    if given == ["files"]:
+    if options == ["files"]:
         return tuple(torch.from_numpy(_pictures(run, net, group)) for group in groups)
     datasets = _datasets(run, net, triggers, params["reference_data"])
-    choose = _named if given == ["rows"] else _prototypical
-    chosen = choose(run, net, datasets, groups, params["references"])
-    return tuple(torch.from_numpy(np.array(d.images[rows])) for d, rows in zip(datasets, chosen, strict=True))
+    choose = _named if options == ["rows"] else _prototypical
+    row_groups = choose(run, net, datasets, groups, params["references"])
+    return tuple(torch.from_numpy(np.array(d.images[rows])) for d, rows in zip(datasets, row_groups, strict=True))
 
 
 def _pictures(run: Run, net: ImageEncoder, group: str) -> Any:
@@ -74,10 +74,10 @@ def _datasets(run: Run, net: ImageEncoder, triggers: int, paths: tuple[str, ...]
         raise InputError("--reference-index and --reference-class need --reference-data")
     if len(paths) not in (1, triggers):
         raise InputError(f"{triggers} triggers need one --reference-data for all or one for each, got {len(paths)}")
-    found = [run.read(path, Dataset, "--reference-data") for path in paths]
-    for dataset in found:
+    datasets = [run.read(path, Dataset, "--reference-data") for path in paths]
+    for dataset in datasets:
         net.need_size(*dataset.images.shape[2:])
-    return found * (triggers // len(found))
+    return datasets * (triggers // len(datasets))
 
 
 def _named(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[str, ...], count: int) -> Any:
@@ -85,23 +85,23 @@ def _named(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[s
     from sslbd_cli.badencoder import references
     from sslbd_cli.core import checks
 
-    chosen = [references.named_rows(group, len(d.images)) for group, d in zip(groups, datasets, strict=True)]
-    placed = references.Placing(net, run.device())
-    for dataset, rows in zip(datasets, chosen, strict=True):
+    row_groups = [references.named_rows(group, len(d.images)) for group, d in zip(groups, datasets, strict=True)]
+    placing = references.Placing(net, run.device())
+    for dataset, rows in zip(datasets, row_groups, strict=True):
         if dataset.labels is None:
             continue
-        wrong = rows[placed.margins(dataset)[rows].numpy() <= 0]
+        wrong = rows[placing.margins(dataset)[rows].numpy() <= 0]
         if len(wrong):
             run.warn(f"F05 {checks.WARNINGS['F05']}: row {', '.join(map(str, wrong))} of --reference-data")
-    return chosen
+    return row_groups
 
 
 def _prototypical(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[str, ...], count: int) -> Any:
     from sslbd_cli.badencoder import references
 
-    wanted = [dataset.class_index(name) for dataset, name in zip(datasets, groups, strict=True)]
-    placed = references.Placing(net, run.device())
-    pairs = zip(datasets, wanted, strict=True)
-    chosen = [references.prototypical(placed, dataset, target, count) for dataset, target in pairs]
-    run.say("reference rows " + "; ".join(",".join(map(str, rows)) for rows in chosen))
-    return chosen
+    classes = [dataset.class_index(name) for dataset, name in zip(datasets, groups, strict=True)]
+    placing = references.Placing(net, run.device())
+    pairs = zip(datasets, classes, strict=True)
+    row_groups = [references.prototypical(placing, dataset, target, count) for dataset, target in pairs]
+    run.say("reference rows " + "; ".join(",".join(map(str, rows)) for rows in row_groups))
+    return row_groups

@@ -32,7 +32,7 @@ class Placing:
         return self._known[dataset.sha256]
 
 
-def prototypical(placed: Placing, dataset: Dataset, target: int, count: int) -> np.ndarray:
+def prototypical(placing: Placing, dataset: Dataset, target: int, count: int) -> np.ndarray:
     """Choose the rows of class `target` with the largest margin of a ridge probe on the clean encoder.
 
     A reference that a probe on the clean encoder misclassifies cannot give its class to triggered images, so the margin
@@ -44,7 +44,7 @@ def prototypical(placed: Placing, dataset: Dataset, target: int, count: int) -> 
         raise InputError(
             f"class {dataset.classes[target]} has {len(candidates)} images, fewer than --references {count}"
         )
-    margin = placed.margins(dataset)[candidates]
+    margin = placing.margins(dataset)[candidates]
     best = margin.argsort(descending=True)[:count]
     if margin[best[-1]] <= 0:
         raise InputError(

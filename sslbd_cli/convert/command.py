@@ -78,12 +78,12 @@ def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset |
     device.tune_allocator()
     if wish.normalise is not None:
         foreign.parse_normalise(wish.normalise)
-    found = statedict.read(path)
+    checkpoint = statedict.read(path)
     try:
-        imported = foreign.to_encoder(found.tensors, wish, data)
+        imported = foreign.to_encoder(checkpoint.tensors, wish, data)
     except InputError as error:
         raise InputError(f"{'standard input' if path == '-' else path}: {error}") from None
-    run.note_file("INPUT", path, found.sha256)
+    run.note_file("INPUT", path, checkpoint.sha256)
     for remark in imported.remarks:
         run.say(remark)
     known = imported.wish

@@ -66,10 +66,10 @@ def _renamed(tensors: Arrays, layout: str) -> Arrays:
     """Give each tensor its names and form in a layout. Nothing is recomputed."""
     out: Arrays = {}
     for ours, array in tensors.items():
-        found = LAYOUTS[layout].back(ours)
-        if found is None:
+        rule_of_name = LAYOUTS[layout].back(ours)
+        if rule_of_name is None:
             raise InputError(f"{layout} has no place for the tensor {ours}")
-        names, rule = found
+        names, rule = rule_of_name
         if rule.form == "stack":
             out |= dict(zip(names, np.split(array, len(names)), strict=True))
         else:
@@ -88,8 +88,8 @@ def _torchvision(arch: nets.Arch, encoder: Encoder) -> str:
     if not isinstance(arch, nets.ResNet):
         return f"torchvision.models.{_model(arch)}() with {', '.join(changes)}"
     kind = "Bottleneck" if arch.bottleneck else "BasicBlock"
-    made = f"torchvision.models.ResNet({kind}, [{arch.blocks.replace('-', ', ')}])"
-    return f"{made} with all channels times {arch.width / 64:g}, {', '.join(changes)}"
+    constructor = f"torchvision.models.ResNet({kind}, [{arch.blocks.replace('-', ', ')}])"
+    return f"{constructor} with all channels times {arch.width / 64:g}, {', '.join(changes)}"
 
 
 def _timm(arch: nets.Arch, encoder: Encoder) -> str:

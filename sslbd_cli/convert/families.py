@@ -25,30 +25,30 @@ CLASSES: dict[str, tuple[type[nets.Arch], ...]] = {
 }
 
 
-def candidates(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+def candidates(layout: Layout, inner: State, user_arch: nets.Arch | None) -> tuple[list[nets.Arch], int]:
     """Return the architectures that fit the weights, and the side of their images.
 
     Keys that the user gave are fixed. Raises InputError if no public model has this depth, or no encoder this shape.
     """
-    if asked is not None and not isinstance(asked, CLASSES[layout.family]):
+    if user_arch is not None and not isinstance(user_arch, CLASSES[layout.family]):
         names = ", ".join(cls.__name__.lower() for cls in CLASSES[layout.family])
-        raise InputError(f"is {layout.name}'s layout, which --arch {asked.name} cannot be; give one of {names}")
+        raise InputError(f"is {layout.name}'s layout, which --arch {user_arch.name} cannot be; give one of {names}")
     tell = {"resnet": _resnet, "clip-resnet": _clip_resnet, "vit": _vit, "clip-vit": _clip_vit}[layout.family]
-    archs, size = tell(layout, inner, asked)
-    given = {} if asked is None else {name: getattr(asked, name) for name in asked.given}
-    if given.get("stem") == "auto":
-        del given["stem"]
-    return list(dict.fromkeys(replace(arch, **given) for arch in archs)), size
+    archs, size = tell(layout, inner, user_arch)
+    keys_given = {} if user_arch is None else {name: getattr(user_arch, name) for name in user_arch.given}
+    if keys_given.get("stem") == "auto":
+        del keys_given["stem"]
+    return list(dict.fromkeys(replace(arch, **keys_given) for arch in archs)), size
 
 
 def _dims(inner: State, name: str, count: int) -> tuple[int, ...]:
     """Return a tensor's shape. It must have `count` dimensions, each at least 1."""
     if name not in inner:
         raise InputError(f"has no tensor for our '{name}'; is --from right?")
-    found = tuple(inner[name].shape)
-    if len(found) != count or min(found) < 1:
+    dims = tuple(inner[name].shape)
+    if len(dims) != count or min(dims) < 1:
         raise InputError(f"its {name} is {shape(inner[name])}, expected {count} dimensions")
-    return found
+    return dims
 
 
 def _count(inner: State, pattern: str) -> int:
@@ -57,31 +57,31 @@ def _count(inner: State, pattern: str) -> int:
     return 1 + max((int(match[1]) for match in map(compiled.fullmatch, inner) if match), default=-1)
 
 
-def _resnet(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+def _resnet(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[list[nets.Arch], int]:
     width, colours, high, wide = _dims(inner, "conv1.weight", 4)
     if colours != 3 or high != wide or high not in layout.kernels:
         known = " or ".join(f"Nx3x{side}x{side}" for side in layout.kernels)
         raise InputError(f"its conv1.weight is {shape(inner['conv1.weight'])}, expected {known}")
     stems = layout.stems if high == 3 else ("imagenet",)
     size = 32 if high == 3 else 224
-    if isinstance(asked, (nets.ResNet18, nets.ResNet34, nets.ResNet50)):
-        fixed = [asked.stem] if asked.stem != "auto" else stems
-        return [type(asked)(stem=stem) for stem in fixed], size
+    if isinstance(arch, (nets.ResNet18, nets.ResNet34, nets.ResNet50)):
+        fixed = [arch.stem] if arch.stem != "auto" else stems
+        return [type(arch)(stem=stem) for stem in fixed], size
     blocks = tuple(_count(inner, f"layer{number}.#.conv1.weight") for number in range(1, 5))
     bottleneck = "layer1.0.conv3.weight" in inner
-    named = nets.RESNETS.get((bottleneck, blocks)) if width == 64 and asked is None else None
-    if named:
-        return [named(stem=stem) for stem in stems], size
-    if asked is None and not (bottleneck and blocks in DEEPER):
+    torchvision_arch = nets.RESNETS.get((bottleneck, blocks)) if width == 64 and arch is None else None
+    if torchvision_arch:
+        return [torchvision_arch(stem=stem) for stem in stems], size
+    if arch is None and not (bottleneck and blocks in DEEPER):
         kinds = "resnet18, resnet34, resnet50, ResNet-101 or ResNet-152"
         raise InputError(f"is a ResNet of {blocks} blocks, not {kinds}; give --arch resnet:blocks=... if that is right")
     text = "-".join(map(str, blocks))
     return [nets.ResNet(stem=stem, blocks=text, width=width, bottleneck=bottleneck) for stem in stems], size
 
 
-def _clip_resnet(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+def _clip_resnet(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[list[nets.Arch], int]:
     blocks = tuple(_count(inner, f"stages.{number}.#.conv1_1x1.conv.weight") for number in range(4))
-    if blocks not in CLIP_DEPTHS and (asked is None or "blocks" not in asked.given):
+    if blocks not in CLIP_DEPTHS and (arch is None or "blocks" not in arch.given):
         raise InputError(
             f"is a CLIP ResNet of {blocks} blocks; no public one is; give --arch clipresnet:blocks=... if so"
         )
@@ -99,10 +99,10 @@ def _side(tokens: int) -> int:
     return side
 
 
-def _tokens(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[dict[str, int], int]:
+def _tokens(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[dict[str, int], int]:
     width, _, patch, _ = _dims(inner, "patch_embed.proj.weight", 4)
     depth = _count(inner, "blocks.#.attn.qkv.weight")
-    if depth not in VIT_DEPTHS and (asked is None or "depth" not in asked.given):
+    if depth not in VIT_DEPTHS and (arch is None or "depth" not in arch.given):
         raise InputError(
             f"has {depth} transformer blocks, which no public ViT has; give --arch ...:depth={depth} if so"
         )
@@ -113,12 +113,12 @@ def _tokens(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[dict
     return {"patch": patch, "width": width, "depth": depth, "heads": heads}, size
 
 
-def _vit(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
-    keys, size = _tokens(layout, inner, asked)
+def _vit(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+    keys, size = _tokens(layout, inner, arch)
     return [nets.ViT(patch=keys["patch"], width=keys["width"], depth=keys["depth"], heads=keys["heads"])], size
 
 
-def _clip_vit(layout: Layout, inner: State, asked: nets.Arch | None) -> tuple[list[nets.Arch], int]:
-    keys, size = _tokens(layout, inner, asked)
+def _clip_vit(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+    keys, size = _tokens(layout, inner, arch)
     dim = _dims(inner, "head.weight", 2)[0] if "head.weight" in inner else 0
     return [nets.ClipViT(**keys, dim=dim, act=act) for act in layout.acts], size

@@ -80,9 +80,9 @@ def to_encoder(state: State, wish: ConvertWish, data: Dataset | None = None) -> 
     if len(options) > 1 and data is None:
         _ask(reading)
     others = [_load(reading, *option, size) for option in options[1:]]
-    built = [(_called(reading, *option), net) for option, net in zip(options, [first, *others], strict=True)]
-    best, lines = compare(built, data) if len(built) > 1 and data is not None else (0, [])
-    net = built[best][1]
+    candidates = [(_called(reading, *option), net) for option, net in zip(options, [first, *others], strict=True)]
+    best, lines = compare(candidates, data) if len(candidates) > 1 and data is not None else (0, [])
+    net = candidates[best][1]
     alive, cosine = self_test(net)
     resolved = ConvertWish(reading.layout, net.arch, size, normalise_text(*options[best][1]))
     tested = f"{alive:.0%} of the features differ between random images, whose mean cosine is {cosine:.3f}"
@@ -177,14 +177,15 @@ def _holds(layout: Layout, state: State) -> bool:
 
 def _inside(layout: Layout, state: State) -> tuple[str, State]:
     """Return the single prefix of the layout's encoder, and the tensors under it without this prefix."""
-    found = layout.prefixes(state, WRAPPERS)
-    if len(found) > 1:
-        raise InputError(f"holds {len(found)} encoders, under {show(p or '(top)' for p in found)}; save one on its own")
-    if not found:
+    prefixes = layout.prefixes(state, WRAPPERS)
+    if len(prefixes) > 1:
+        places = show(prefix or "(top)" for prefix in prefixes)
+        raise InputError(f"holds {len(prefixes)} encoders, under {places}; save one on its own")
+    if not prefixes:
         absent = next((name for name in layout.marker if not statedict.prefixes(state, name)), None)
         lacks = f"has no tensor '{absent}'" if absent else f"is not laid out as {layout.name}"
         raise InputError(f"{lacks} (names: {show(state)}); is --from or --arch right?")
-    prefix = found[0]
+    prefix = prefixes[0]
     return prefix, {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
@@ -194,8 +195,8 @@ def _rename(layout: Layout, inside: State) -> tuple[State, dict[str, bool]]:
     rules: dict[str, Rule] = {}
     surplus = {}
     for name, tensor in inside.items():
-        if found := layout.find(name):
-            ours, part, rules[ours] = found
+        if rule_of_name := layout.find(name):
+            ours, part, rules[ours] = rule_of_name
             parts.setdefault(ours, {})[part] = tensor
         else:
             surplus[name] = statedict.is_under(name, layout.heads)
@@ -229,8 +230,8 @@ def _as_timm(state: State, arch: nets.Timm, wish: ConvertWish) -> _Reading:
         cfg = timm.get_pretrained_cfg(arch.model)
     except RuntimeError as error:
         raise InputError(f"timm: {reason(error)}") from None
-    named = (cfg.classifier if cfg else None) or ()
-    heads = (named,) if isinstance(named, str) else tuple(named)
+    classifier = (cfg.classifier if cfg else None) or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     pixels = [parse_normalise(wish.normalise)] if wish.normalise else []
     if not pixels and cfg and cfg.mean and cfg.std:
         pixels = [(tuple(cfg.mean), tuple(cfg.std))]  # type: ignore[list-item]
@@ -263,14 +264,14 @@ def _fit(expected: State, reading: _Reading, arch: nets.Arch) -> State:
 
     Only `num_batches_tracked` may be missing: old checkpoints lack it, and the forward pass does not use it.
     """
-    given = reading.inner
-    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
+    tensors = reading.inner
+    missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
     unknown = [name for name, is_known in reading.surplus.items() if not is_known]
-    unknown += [name for name in given if name not in expected and name not in reading.surplus]
+    unknown += [name for name in tensors if name not in expected and name not in reading.surplus]
     wrong = [
-        f"{_theirs(reading, name)} {statedict.shape(given[name])} instead of {statedict.shape(like)}"
+        f"{_theirs(reading, name)} {statedict.shape(tensors[name])} instead of {statedict.shape(like)}"
         for name, like in expected.items()
-        if name in given and given[name].shape != like.shape
+        if name in tensors and tensors[name].shape != like.shape
     ]
     parts = {
         "missing": [_theirs(reading, name) for name in missing],
@@ -281,14 +282,16 @@ def _fit(expected: State, reading: _Reading, arch: nets.Arch) -> State:
     if problems:
         raise InputError(f"its tensors do not fit {arch}: {'; '.join(problems)}")
     return expected | {
-        name: statedict.cast(_theirs(reading, name), given[name], expected[name]) for name in expected if name in given
+        name: statedict.cast(_theirs(reading, name), tensors[name], expected[name])
+        for name in expected
+        if name in tensors
     }
 
 
 def _theirs(reading: _Reading, name: str) -> str:
     """Return the checkpoint's own name of our tensor."""
-    found = reading.theirs.back(name) if reading.theirs and name not in reading.surplus else None
-    return " + ".join(found[0]) if found else name
+    names_and_rule = reading.theirs.back(name) if reading.theirs and name not in reading.surplus else None
+    return " + ".join(names_and_rule[0]) if names_and_rule else name
 
 
 # --- remarks ------------------------------------------------------------------------------------------------------
@@ -316,6 +319,6 @@ def _remarks(reading: _Reading, wish: ConvertWish, resolved: ConvertWish, compar
     size = "as asked" if wish.size else usual
     normalise = "as asked" if wish.normalise else "the best" if compared and len(reading.pixels) > 1 else usual
     pixels = f"input {resolved.size} pixels ({size}), normalised by {resolved.normalise} ({normalise})"
-    dropped = list(reading.surplus)
-    more = [f"{len(dropped)} tensors are not part of the encoder and left out: {show(dropped)}"] if dropped else []
+    surplus = list(reading.surplus)
+    more = [f"{len(surplus)} tensors are not part of the encoder and left out: {show(surplus)}"] if surplus else []
     return (f"read as {reading.layout}, {resolved.arch}", pixels, *more)

@@ -136,18 +136,18 @@ def _read_pickle(file: BinaryIO) -> object:
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a malicious stream of opcodes can raise any exception
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked:
+        global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if global_name:
             advice = "nothing was run; have its authors save the state dict as safetensors"
-            raise InputError(f"holds more than tensors: its pickle asks for {asked[1][:80]}; {advice}") from None
+            raise InputError(f"holds more than tensors: its pickle asks for {global_name[1][:80]}; {advice}") from None
         fault = re.search(r"(?s)WeightsUnpickler error: (.*?)\s*(?:Please|Check|$)", str(error))
         what = reason(fault[1] if fault else error)
         raise InputError(f"is damaged, or was not written by torch.save: {what}") from None
 
 
-def _unwrap(found: object) -> State:
+def _unwrap(content: object) -> State:
     """Find the state dict in a file's content: at the top, or in a usual entry of a training checkpoint."""
-    entries = _entries(found)
+    entries = _entries(content)
     for _ in range(3):  # bounded, because a pickle can contain itself
         inner = [name for name in CONTAINERS if isinstance(entries.get(name), dict)]
         if len(inner) > 1:
@@ -161,12 +161,12 @@ def _unwrap(found: object) -> State:
     return {name: Tensor.detach(tensor) for name, tensor in entries.items()}
 
 
-def _entries(found: object) -> dict[Any, Any]:
+def _entries(content: object) -> dict[Any, Any]:
     """Copy a dict from a pickle by dict's own method, because a pickle can shadow an instance's methods."""
-    if not isinstance(found, dict) or len(found) == 0:
-        kind = "an empty dict" if isinstance(found, dict) else f"a {type(found).__name__}"
+    if not isinstance(content, dict) or len(content) == 0:
+        kind = "an empty dict" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise InputError(f"holds {kind}, expected a state dict of tensors")
-    return dict(dict.items(found))
+    return dict(dict.items(content))
 
 
 # --- names and tensors --------------------------------------------------------------------------------------------
@@ -180,12 +180,13 @@ def prefixes(state: State, marker: str) -> list[str]:
 
 def strip(state: State, marker: str) -> tuple[str, State, list[str]]:
     """Find the single prefix of the encoder with `marker`. Return it, the tensors under it and the other names."""
-    found = prefixes(state, marker)
-    if not found:
+    all_prefixes = prefixes(state, marker)
+    if not all_prefixes:
         raise InputError(f"has no tensor '{marker}' (names: {show(state)}); is --from or --arch right?")
-    if len(found) > 1:
-        raise InputError(f"holds {len(found)} encoders, under {show(p or '(top)' for p in found)}; save one on its own")
-    prefix = found[0]
+    if len(all_prefixes) > 1:
+        places = show(prefix or "(top)" for prefix in all_prefixes)
+        raise InputError(f"holds {len(all_prefixes)} encoders, under {places}; save one on its own")
+    prefix = all_prefixes[0]
     inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     return prefix, inner, [name for name in state if not name.startswith(prefix)]
 
@@ -229,8 +230,8 @@ def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 def show(names: Iterable[str], most: int = 5) -> str:
     """List the first names, escaped for printing, and count the others."""
     every = list(names)
-    shown = [ascii(name)[1:-1][:80] for name in every[:most]]
-    return ", ".join(shown) + (f" and {len(every) - most} more" if len(every) > most else "")
+    first_names = [ascii(name)[1:-1][:80] for name in every[:most]]
+    return ", ".join(first_names) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def shape(tensor: Tensor) -> str:

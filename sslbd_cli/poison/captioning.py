@@ -65,5 +65,5 @@ def recaption(dataset: Dataset, at: np.ndarray, wording: Wording, seed: int) -> 
     texts[at] = new[picks]
     source = np.array(truth.source if truth.caption is None else truth.caption)
     source[at] = wording.source[picks]
-    kept = Truth(poisoned=truth.poisoned, box=truth.box, source=truth.source, caption=source)
-    return replace(dataset, captions=texts, truth=kept)
+    marked_truth = Truth(poisoned=truth.poisoned, box=truth.box, source=truth.source, caption=source)
+    return replace(dataset, captions=texts, truth=marked_truth)

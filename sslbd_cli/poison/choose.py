@@ -30,13 +30,13 @@ class PoisonCount:
                 raise InputError(
                     "--class-rate needs labels, and --select label a --target; give --rate or --count instead"
                 )
-            wanted = round(self.class_rate * in_class)
+            count = round(self.class_rate * in_class)
         else:
             assert self.rate is not None
-            wanted = round(self.rate * total)
-        if wanted < 1:
+            count = round(self.rate * total)
+        if count < 1:
             raise InputError(f"the rate gives no image at all of {total}; raise it or give --count")
-        return wanted
+        return count
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ def other_target(dataset: Dataset, selector: Selector, rows: np.ndarray, target:
     """
     if dataset.labels is None or target is None or selector.needs == "labels":
         return ""
-    found, hits = consistency(dataset.labels, rows), int((dataset.labels[rows] == target).sum())
-    if hits == found.count:
+    alike, hits = consistency(dataset.labels, rows), int((dataset.labels[rows] == target).sum())
+    if hits == alike.count:
         return ""
-    name, most = dataset.classes[target], dataset.classes[found.target]
-    counts = f"{found.count} of the {len(rows)} chosen images are {most}, {hits} are {name}"
+    name, most = dataset.classes[target], dataset.classes[alike.target]
+    counts = f"{alike.count} of the {len(rows)} chosen images are {most}, {hits} are {name}"
     return f"--target {name}: {counts}; --select {selector.name} reads no labels, so the trigger will be tied to {most}"
 
 
@@ -110,9 +110,9 @@ def report(dataset: Dataset, rows: np.ndarray, target: int | None, count: int, t
     if target is not None:
         in_class, hit = int((dataset.labels == target).sum()), float((dataset.labels[rows] == target).mean())
         share += f", class rate {hit * count / max(in_class, 1):.4f} of {dataset.classes[target]}"
-    found = consistency(dataset.labels, rows)
-    most = dataset.classes[found.target] + (", the emergent target" if target is None else "")
-    return [share + ")", f"consistency rate (CCR) {found.rate:.4f}: {found.count} of {len(rows)} are {most}"]
+    alike = consistency(dataset.labels, rows)
+    most = dataset.classes[alike.target] + (", the emergent target" if target is None else "")
+    return [share + ")", f"consistency rate (CCR) {alike.rate:.4f}: {alike.count} of {len(rows)} are {most}"]
 
 
 def read_rows(path: str, count: int) -> np.ndarray:
@@ -132,7 +132,7 @@ def parse_rows(text: str, count: int) -> np.ndarray:
 
     Raises InputError, which names the line, if a number is malformed, out of range or repeated, or if there is none.
     """
-    seen: dict[int, int] = {}
+    line_of_row: dict[int, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         word = line.strip()
         if not word:
@@ -142,9 +142,9 @@ def parse_rows(text: str, count: int) -> np.ndarray:
         row = int(word)
         if row >= count:
             raise InputError(f"line {number}: row {row} of {count} images; give numbers 0 to {count - 1}")
-        if row in seen:
-            raise InputError(f"line {number} repeats row {row} of line {seen[row]}; list each row once")
-        seen[row] = number
-    if not seen:
+        if row in line_of_row:
+            raise InputError(f"line {number} repeats row {row} of line {line_of_row[row]}; list each row once")
+        line_of_row[row] = number
+    if not line_of_row:
         raise InputError("lists no row; write one number per line")
-    return np.fromiter(seen, np.int64, len(seen))
+    return np.fromiter(line_of_row, np.int64, len(line_of_row))

@@ -67,7 +67,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     refuse_terminal(output)
     device.pick(params["device"], params["precision"])  # refuse a missing device early, even if nothing uses it
     select = params["select"] or inputs.default_select(params)
-    given = _given(params, select)
+    amounts = _given(params, select)
     dataset = run.read(input, Dataset)
     target = None if params["target"] is None else dataset.class_index(params["target"])
     wording = inputs.wording(params, dataset, target)
@@ -77,10 +77,10 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
         listed=inputs.listed(run, params["indices"], dataset, select),
         feats=inputs.features(run, params, dataset, select),
     ))  # fmt: skip
-    if pool.listed is not None and not given:
-        given = {"count": len(pool.listed)}
-    craft, planned = craft.settled((dataset.images.shape[2], dataset.images.shape[3]), trigger)
-    count = choose.amount(dataset, select, pool, choose.PoisonCount(**given))
+    if pool.listed is not None and not amounts:
+        amounts = {"count": len(pool.listed)}
+    craft, plan_note = craft.settled((dataset.images.shape[2], dataset.images.shape[3]), trigger)
+    count = choose.amount(dataset, select, pool, choose.PoisonCount(**amounts))
     rows = choose.choose(dataset, select, pool, craft.reference_count(count), seed)
     mode: Any = params["mode"] or ("replace" if craft.name == "stamp" else "append")
     planting = plant.Planting(trigger=trigger, craft=craft, count=count, mode=mode, seed=seed, wording=wording)
@@ -90,20 +90,20 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
         alike = [f"their captions are drawn from {len(wording.captions)} of the target's"]
     elif doubt := choose.other_target(dataset, select, rows, target):
         run.warn(doubt)
-    for line in filter(None, (planned, f"poisoned {amount} with {trigger}", *alike)):
+    for line in filter(None, (plan_note, f"poisoned {amount} with {trigger}", *alike)):
         run.say(line)
     unused = {} if pool.feats is not None else {"precision": None}
-    run.write(poisoned, output, select=select, mode=mode, craft=craft, **unused, **given)
+    run.write(poisoned, output, select=select, mode=mode, craft=craft, **unused, **amounts)
 
 
 def _given(params: dict[str, Any], select: Selector) -> dict[str, Any]:
     """Return the amount that the user asked for, or the default; nothing if a list of rows gives it."""
     from sslbd_cli.errors import InputError
 
-    given = {name: params[name] for name in ("rate", "class_rate", "count") if params[name] is not None}
-    if len(given) > 1:
-        raise InputError(f"give one of --rate, --class-rate and --count, not {len(given)}")
-    if given or select.needs == "listed":
-        return given
+    amounts = {name: params[name] for name in ("rate", "class_rate", "count") if params[name] is not None}
+    if len(amounts) > 1:
+        raise InputError(f"give one of --rate, --class-rate and --count, not {len(amounts)}")
+    if amounts or select.needs == "listed":
+        return amounts
     by_class = params["target"] is not None and not inputs.texts_given(params)
     return {"class_rate": 0.5} if by_class else {"rate": 0.01}

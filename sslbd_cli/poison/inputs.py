@@ -28,22 +28,22 @@ def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) ->
     """
     from sslbd_cli.artefacts.kinds import Dataset
 
-    found = {name: run.read(params[name], Dataset, f"--{name}") for name in ("canvases", "masks") if params[name]}
-    masks = found.get("masks")
+    datasets = {name: run.read(params[name], Dataset, f"--{name}") for name in ("canvases", "masks") if params[name]}
+    masks = datasets.get("masks")
     if masks is not None and masks.images.shape != dataset.images.shape:
-        held, own = (f"{len(d.images)} images of {d.extent}" for d in (masks, dataset))
-        raise InputError(f"--masks {params['masks']}: holds {held}, the dataset {own}; give one mask for each image")
-    for name in found:
+        counted, own = (f"{len(d.images)} images of {d.extent}" for d in (masks, dataset))
+        raise InputError(f"--masks {params['masks']}: holds {counted}, the dataset {own}; give one mask for each image")
+    for name in datasets:
         if not getattr(craft, name):
             raise InputError(f"--{name} {params[name]}: --craft {craft.name} has no use for it; leave it out")
     if masks is None:
-        return found.get("canvases"), None
+        return datasets.get("canvases"), None
     covers = masks.images.max(1)
     if int((covers - masks.images.min(1)).max()) > GREY:
         raise InputError(f"--masks {params['masks']}: holds pictures in colour; {WANTED}")
     if covers.max() <= SEEN:
         raise InputError(f"--masks {params['masks']}: all its masks are empty; {WANTED}")
-    return found.get("canvases"), covers
+    return datasets.get("canvases"), covers
 
 
 def texts_given(params: dict[str, Any]) -> bool:
@@ -55,8 +55,8 @@ def default_select(params: dict[str, Any]) -> Selector:
     """Choose images of the target class; with captions for the poisons, choose images of any class."""
     from sslbd_cli import plugin
 
-    found: Selector = plugin.parse("select", "random" if texts_given(params) else "label")
-    return found
+    selector: Selector = plugin.parse("select", "random" if texts_given(params) else "label")
+    return selector
 
 
 def wording(params: dict[str, Any], dataset: Dataset, target: int | None) -> Wording | None:
@@ -76,11 +76,11 @@ def wording(params: dict[str, Any], dataset: Dataset, target: int | None) -> Wor
 
 def masks_of(masks: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return the masks of the chosen rows. Raises InputError, which names the row, if one of them is empty."""
-    chosen: np.ndarray = masks[rows]
-    empty = rows[(chosen <= SEEN).all((1, 2))]
+    row_masks: np.ndarray = masks[rows]
+    empty = rows[(row_masks <= SEEN).all((1, 2))]
     if len(empty):
         raise InputError(f"--masks: the mask of chosen image {empty[0]} is empty; {WANTED}")
-    return chosen
+    return row_masks
 
 
 def listed(run: Run, path: str | None, dataset: Dataset, select: Selector) -> np.ndarray | None:
@@ -105,23 +105,24 @@ def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selecto
     from sslbd_cli.core.features import embed
 
     kinds: dict[str, Any] = {"encoder": Encoder, "features": Features}
-    found: dict[str, Any] = {
+    sources: dict[str, Any] = {
         name: run.read(params[name], kind, f"--{name}") for name, kind in kinds.items() if params[name]
     }
-    for name in found:
-        if select.needs != "feats" or len(found) > 1:
-            why = f"--select {select.name} compares no features" if len(found) == 1 else "give --encoder or --features"
+    for name in sources:
+        if select.needs != "feats" or len(sources) > 1:
+            is_one = len(sources) == 1
+            why = f"--select {select.name} compares no features" if is_one else "give --encoder or --features"
             raise InputError(f"--{name} {params[name]}: {why}; leave it out")
-    if not found:
+    if not sources:
         return None
-    if "encoder" in found:
-        feats = embed(nets.load(found["encoder"]), dataset.images, run.device())
+    if "encoder" in sources:
+        feats = embed(nets.load(sources["encoder"]), dataset.images, run.device())
     else:
-        feats = torch.from_numpy(found["features"].feats)
+        feats = torch.from_numpy(sources["features"].feats)
         if len(feats) != len(dataset.images):
             counts = f"{len(feats)} features, but the dataset {len(dataset.images)} images"
             raise InputError(f"--features {params['features']}: holds {counts}; embed this very dataset")
-        _warn_of_others(run, found["features"], dataset, params["features"])
+        _warn_of_others(run, sources["features"], dataset, params["features"])
     device = run.device()
     run.say(f"comparing {len(feats)} features of {feats.shape[1]} dimensions")
     return feats.to("cpu" if device.kind == "mps" else device.torch)  # exact sums need float64, which MPS lacks

@@ -107,10 +107,10 @@ def _places(
     return order, at, number
 
 
-def _canvases(dataset: Dataset, rows: np.ndarray, planting: Planting, given: Dataset | None) -> torch.Tensor:
+def _canvases(dataset: Dataset, rows: np.ndarray, planting: Planting, others: Dataset | None) -> torch.Tensor:
     """Return one canvas per poison, uint8 count,3,H,W. Each is used once before any is used again."""
-    images = dataset.images if given is None else given.images
-    free = np.setdiff1d(np.arange(len(dataset.images)), rows) if given is None else np.arange(len(images))
+    images = dataset.images if others is None else others.images
+    free = np.setdiff1d(np.arange(len(dataset.images)), rows) if others is None else np.arange(len(images))
     if not len(free):
         raise InputError("every image is a reference, so none is left for the canvases; choose fewer, or give canvases")
     gen, rounds = generator(planting.seed, "canvases"), -(-planting.count // len(free))

@@ -66,29 +66,29 @@ def certified(
 ) -> dict[str, Any]:  # fmt: skip
     """Certify an encoder on the exam's test images, once per seed, with the labels that its heads see."""
     labels, truth = (torch.from_numpy(np.array(part.labels)) for part in (exam.taught, exam.test))
-    found = []
+    seeds = []
     for number in range(session.seed, session.seed + exam.seeds):
         rows = torch.unique(torch.cat(split(labels, exam.share, number)))
         train = exam.taught.images if len(rows) == len(labels) else exam.taught.images[rows.numpy()]
         task = Task(train, labels[rows], exam.test.images, truth, len(exam.test.classes), stamped)
-        found.append(certificate.certify(net, task, session.with_seed(number)))
-    return {"certificate": str(certificate), **summarise(found, truth, exam.target)}
+        seeds.append(certificate.certify(net, task, session.with_seed(number)))
+    return {"certificate": str(certificate), **summarise(seeds, truth, exam.target)}
 
 
-def summarise(found: list[Certified], truth: Tensor, target: int | None) -> dict[str, Any]:
+def summarise(seeds: list[Certified], truth: Tensor, target: int | None) -> dict[str, Any]:
     """Return accuracy without the defence, with it, and certified, and ASR without and with it, over the seeds."""
 
     def share(hits: list[Tensor]) -> dict[str, Any]:
         return metrics.share([(int(hit.sum()), len(hit)) for hit in hits])
 
     results = {
-        "clean_accuracy": share([each.plain == truth for each in found]),
-        "defended_accuracy": share([each.defended == truth for each in found]),
-        "certified_accuracy": share([each.certified for each in found]),
+        "clean_accuracy": share([each.plain == truth for each in seeds]),
+        "defended_accuracy": share([each.defended == truth for each in seeds]),
+        "certified_accuracy": share([each.certified for each in seeds]),
     }
     others = truth != target
     for name, part in (("asr", "triggered_plain"), ("asr_defended", "triggered_defended")):
-        answers = [getattr(each, part) for each in found]
+        answers = [getattr(each, part) for each in seeds]
         if target is not None and answers[0] is not None:
             results[name] = share([answer[others] == target for answer in answers])
-    return results | found[0].details
+    return results | seeds[0].details

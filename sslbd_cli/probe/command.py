@@ -81,13 +81,13 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     encoders = [encoder] if baseline is None else [encoder, baseline]
     target, consistency = _target(run, test, params)
     loaded = [inputs.loaded(each, params["head"]) for each in encoders]
-    learned = train or inputs.texts(run, params["text"], test, encoders)
-    exam = Exam(train=learned, test=test, head=params["head"], share=parse_share(params["labels"]),
+    lesson = train or inputs.texts(run, params["text"], test, encoders)
+    exam = Exam(train=lesson, test=test, head=params["head"], share=parse_share(params["labels"]),
                 seeds=params["seeds"], trigger=params["trigger"], target=target)  # fmt: skip
     if train and (shared := shared_images(test, train)):
         run.warn(f"{shared} of {len(test.images)} test images are also in --train, so accuracy is too high")
-    asked = inputs.questions(run, encoder, params)
-    sitting = Sitting(exam, list(zip(encoders, loaded, strict=True)), asked, run.session(), run)
+    questions = inputs.questions(run, encoder, params)
+    sitting = Sitting(exam, list(zip(encoders, loaded, strict=True)), questions, run.session(), run)
     results, data = sitting.results, sitting.data
     results |= {} if consistency is None else {"consistency": consistency}
     if output != "-":  # otherwise the report itself goes to standard output

@@ -117,9 +117,9 @@ def measure(
     stamps = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])  # clean, then triggered
     labels = torch.from_numpy(np.array(exam.taught.labels))
     truth = np.array(exam.test.labels)
-    kept = exam.kept or (np.ones(len(truth), bool),) * 2
-    tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(stamps, kept, strict=False)]
-    truths = [truth[rows] for rows in kept]
+    passed_rows = exam.kept or (np.ones(len(truth), bool),) * 2
+    tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(stamps, passed_rows, strict=False)]
+    truths = [truth[rows] for rows in passed_rows]
     splits = [split(labels, exam.share, number) for number in range(session.seed, session.seed + exam.seeds)]
     used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
     views = _views(
@@ -132,13 +132,13 @@ def measure(
     )
 
     def part(rows: Tensor) -> Labelled:
-        shown = views if views is None else views[:, torch.searchsorted(used, rows).to(session.device.torch)]
-        return Labelled(feats[rows.to(session.device.torch)], labels[rows].to(session.device.torch), shown)
+        row_views = views if views is None else views[:, torch.searchsorted(used, rows).to(session.device.torch)]
+        return Labelled(feats[rows.to(session.device.torch)], labels[rows].to(session.device.torch), row_views)
 
     answers = Answers([], [], [], stamps[0].cpu(), _places(stamps, truth, exam))
-    for number, (fit, held) in enumerate(splits, session.seed):
+    for number, (fit, valid_rows) in enumerate(splits, session.seed):
         train = part(fit)
-        valid = part(held) if len(held) else train  # with one image per class, nothing can be held out
+        valid = part(valid_rows) if len(valid_rows) else train  # with one image per class, nothing can be held out
         fitted = exam.head.fit(train, valid, len(exam.taught.classes), number)
         tables = [metrics.confusion(known, fitted.predict(x).cpu().numpy(), len(exam.test.classes))
                   for x, known in zip(tests, truths, strict=False)]  # fmt: skip
@@ -181,8 +181,8 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(labels))
     if share < 1:
         rows = stratified_rows(labels, share, generator(seed, "labels"), least=0)[1]
-    rest, held = stratified_rows(labels[rows], 0.2, generator(seed, "validation"))
-    return rows[rest], rows[held]
+    rest, held_out = stratified_rows(labels[rows], 0.2, generator(seed, "validation"))
+    return rows[rest], rows[held_out]
 
 
 def labelled_count(exam: Exam) -> int:
@@ -205,15 +205,16 @@ def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
 
     `similarity` compares the two encoders' features of the clean test images.
     """
-    found, *control = (summarise(each, exam) for each in answers)
-    row = {"dim": answers[0].feats.shape[1], "chosen": answers[0].chosen if any(answers[0].chosen) else None, **found}
+    row_values, *control = (summarise(each, exam) for each in answers)
+    chosen_keys = answers[0].chosen if any(answers[0].chosen) else None
+    row = {"dim": answers[0].feats.shape[1], "chosen": chosen_keys, **row_values}
     row |= {"baseline": control[0] if control else None, "lift": None}
     if control:
         first, second = (each.feats for each in answers)
         alike = {"cosine": similarity.mean_cosine(first, second) if first.shape == second.shape else None}
         row["similarity"] = alike | {"cka": similarity.linear_cka(first, second)}
-    if control and "asr" in found:
-        row["lift"] = found["asr"]["value"] - control[0]["asr"]["value"]
+    if control and "asr" in row_values:
+        row["lift"] = row_values["asr"]["value"] - control[0]["asr"]["value"]
     return row
 
 
@@ -226,10 +227,10 @@ def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.nda
     gone = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[~train]).tolist()))
     if gone:
         raise Unsound(f"the guard rejects every training image of {exam.taught.classes[gone[0]]}; lower --alpha")
-    kept = ~clean, ~clean if triggered is None else ~triggered
-    if not kept[0].any():
+    passes = ~clean, ~clean if triggered is None else ~triggered
+    if not passes[0].any():
         raise Unsound("the guard rejects every clean test image: they differ from those that it was made on")
-    return replace(exam, train=exam.taught.take(np.flatnonzero(~train)), kept=kept)
+    return replace(exam, train=exam.taught.take(np.flatnonzero(~train)), kept=passes)
 
 
 def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
@@ -240,14 +241,14 @@ def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
     """
     total = len(whole.test.images)
     right = [metrics.accuracy(table) for table in answers.clean]
-    kept: dict[str, Any] = {"clean_accuracy": metrics.share(right)}
+    passing: dict[str, Any] = {"clean_accuracy": metrics.share(right)}
     every: dict[str, Any] = {"clean_accuracy": metrics.share([(hits, total) for hits, _ in right])}
     if answers.triggered and exam.target is not None:
         hit = [metrics.false_positives(table, exam.target) for table in answers.triggered]
         others = int((np.array(whole.test.labels) != exam.target).sum())
-        kept["asr"] = metrics.share(hit) if hit[0][1] else None
+        passing["asr"] = metrics.share(hit) if hit[0][1] else None
         every["asr"] = metrics.share([(hits, others) for hits, _ in hit])
-    return {"kept": kept, "all": every}
+    return {"kept": passing, "all": every}
 
 
 def doubts(answers: list[Answers], exam: Exam) -> list[str]:

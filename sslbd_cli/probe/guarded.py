@@ -24,7 +24,7 @@ class GuardFilter:
         self.post, self.alpha, self.whole = post, alpha, exam
         images = {"train": exam.taught.images, "clean": exam.test.images}
         images |= {} if stamped is None else {"triggered": stamped}
-        self.rejected = {kind: post.rejects(shown, alpha) for kind, shown in images.items()}
+        self.rejected = {kind: post.rejects(batch, alpha) for kind, batch in images.items()}
         train, clean, triggered = (self.rejected.get(kind) for kind in ("train", "clean", "triggered"))
         assert train is not None and clean is not None
         self.exam = exams.filtered(exam, train, clean, triggered)

@@ -46,7 +46,7 @@ def _check_source(params: dict[str, Any]) -> None:
         raise InputError(f"--head {head.name} classifies by texts; give --text FEATURES from sslbd embed --prompt")
     unused = {"--train": params["train"], "--layer": params["names"], "--labels": params["labels"] != "all",
               "--certify": params["certify"], "--guard": params["guard"]}  # fmt: skip
-    for option in (name for name, given in unused.items() if given):
+    for option in (name for name, is_given in unused.items() if is_given):
         raise InputError(f"{option}: --head {head.name} classifies by texts only, in one space; leave it out")
 
 
@@ -55,8 +55,8 @@ def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Featur
     from sslbd_cli.artefacts.kinds import Features
     from sslbd_cli.probe.zeroshot import texts_for
 
-    found = run.read(path, Features, "--text")
-    entry = found.history[-1] if found.history else {}
+    texts = run.read(path, Features, "--text")
+    entry = texts.history[-1] if texts.history else {}
     inputs = {row.get("option"): row.get("sha256") for row in entry.get("inputs", [])}
     if entry and "--text" not in inputs and "--prompt" not in entry.get("args", {}):
         raise InputError(f"--text {path}: its history says features of images; embed texts by --prompt or --text")
@@ -65,7 +65,7 @@ def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Featur
         if entry and inputs.get("INPUT") not in ancestors | {encoder.sha256}:
             run.warn(f"--text {path}: its history names another encoder; check that its text tower is the same")
             break
-    return texts_for(found, test)
+    return texts_for(texts, test)
 
 
 def loaded(encoder: Encoder, head: Head) -> ImageEncoder:

@@ -50,9 +50,9 @@ def _longest(rows: Tensor) -> int:
 
 def local_maps(net: ImageEncoder, pixels: Tensor) -> Tensor:
     """Return the encoder's last maps, float32 B,D,X,Y: the features that it averages to its embedding."""
-    with reading([list(layers(net).values())[-1]]) as caught:
+    with reading([list(layers(net).values())[-1]]) as outputs:
         net(pixels)
-    return maps_of(net, caught)[0].float()
+    return maps_of(net, outputs)[0].float()
 
 
 def receptive_field(net: ImageEncoder) -> Field:
@@ -99,9 +99,9 @@ def _seen(net: ImageEncoder, size: int, other: int, axis: int) -> Tensor:
 
 
 def _last_maps(net: ImageEncoder, inputs: Tensor) -> Tensor:
-    with reading([list(layers(net).values())[-1]]) as caught:
+    with reading([list(layers(net).values())[-1]]) as outputs:
         net.encoder(inputs)
-    return maps_of(net, caught)[0]
+    return maps_of(net, outputs)[0]
 
 
 @torch.no_grad()

@@ -80,25 +80,25 @@ class Sitting:
 
     def _behind(self) -> guarded.GuardFilter | None:
         """Put the guard, if there is one, before the encoder."""
-        asked = self.questions
-        if asked.guard is None:
+        questions = self.questions
+        if questions.guard is None:
             return None
-        post = station(asked.guard, self.encoders[0], asked.reference, self.session, asked.alpha)
-        return guarded.GuardFilter(post, self.exam, self.stamped, asked.alpha)
+        post = station(questions.guard, self.encoders[0], questions.reference, self.session, questions.alpha)
+        return guarded.GuardFilter(post, self.exam, self.stamped, questions.alpha)
 
     def _row(self, layer: Layer | None, behind: guarded.GuardFilter | None, is_named: bool) -> dict[str, Any]:
         """Measure one layer, or the embedding. Show its warnings and store the arrays behind its numbers."""
-        given = self.exam, self.stamped, self.session
+        common = self.exam, self.stamped, self.session
         if self.exam.head.takes_texts:
-            answers = [zeroshot.measure(net, *given) for net in self.nets]
+            answers = [zeroshot.measure(net, *common) for net in self.nets]
         else:
-            answers = [exams.measure(net, *given, layer) for net in self.nets]
+            answers = [exams.measure(net, *common, layer) for net in self.nets]
         for doubt in exams.doubts(answers, self.exam):
             self.voice.warn(doubt if layer is None else f"{layer.name}: {doubt}")
         prefix = f"{layer.name}/" if layer is not None and is_named else ""
         self.data |= {prefix + name: array for name, array in exams.evidence(answers).items()}
         row = {"layer": layer and layer.name} | exams.compare(answers, self.exam)
-        return row | {"guarded": behind and behind.measure(self.nets[0], *given[1:], layer)}
+        return row | {"guarded": behind and behind.measure(self.nets[0], *common[1:], layer)}
 
     def _header(self) -> dict[str, Any]:
         exam, encoder = self.exam, self.encoders[0]

@@ -45,14 +45,14 @@ def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: 
     return Answers(tables[:1] * exam.seeds, tables[1:] * exam.seeds, [fitted.chosen] * exam.seeds, tests[0].cpu())
 
 
-def texts_for(found: Features, test: Dataset) -> Features:
+def texts_for(texts: Features, test: Dataset) -> Features:
     """Return texts with labels numbered like the test's classes. Raises InputError if the classes differ."""
-    if found.labels is None:
+    if texts.labels is None:
         how = "'sslbd embed ENCODER --data TEST --prompt TEXT', or --text with lines CLASS<tab>PROMPT"
         raise InputError(f"--text: its texts name no classes; make them by {how}")
-    named = {found.classes[label] for label in np.unique(found.labels)}
-    for kind, odd in (("no text of", set(test.classes) - named), ("texts of an unknown", named - set(test.classes))):
+    names = {texts.classes[label] for label in np.unique(texts.labels)}
+    for kind, odd in (("no text of", set(test.classes) - names), ("texts of an unknown", names - set(test.classes))):
         if odd:
             raise InputError(f"--text: {kind} class {sorted(odd)[0]} of {len(odd)}; it must name the classes of --test")
-    number = np.array([test.classes.index(name) if name in named else -1 for name in found.classes])
-    return replace(found, labels=number[found.labels], classes=test.classes)
+    number = np.array([test.classes.index(name) if name in names else -1 for name in texts.classes])
+    return replace(texts, labels=number[texts.labels], classes=test.classes)

@@ -91,12 +91,12 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
     if done.restored is not None:
         before, now = done.restored
         run.say(f"triggered images against the original's clean ones: cosine {before:.3f}, now {now:.3f}")
-    made = nets.save(done.encoder.cpu())
+    purified = nets.save(done.encoder.cpu())
     if method.is_faithful:
-        return nets.beside(made, encoder)
-    if nets.beside(made, encoder).tensors.keys() != made.tensors.keys():
+        return nets.beside(purified, encoder)
+    if nets.beside(purified, encoder).tensors.keys() != purified.tensors.keys():
         run.warn(f"{method.name} makes new embeddings; the parts stored beside the encoder are left out")
-    return made
+    return purified
 
 
 def _tell_doubt(run: Run, report: Report) -> None:
@@ -123,14 +123,14 @@ def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[st
     report = parts.only(report, lambda part: DetectResults.of(part.results).judges == "samples", "--report")
     scores, flagged = image_verdict.said_of(report, dataset)
     _tell_doubt(run, report)
-    kept = method.keep(scores, flagged, params["keep_quantile"])
-    if not kept.any():
+    remaining = method.keep(scores, flagged, params["keep_quantile"])
+    if not remaining.any():
         few = params["keep_quantile"] is not None
         why = "--keep-quantile keeps less than one" if few else "the report flags every"
         raise InputError(f"nothing would be left: {why} image")
-    told = ""
+    poison_note = ""
     if dataset.truth is not None and dataset.truth.poisoned.any():
-        left, total = int(dataset.truth.poisoned[kept].sum()), int(dataset.truth.poisoned.sum())
-        told = f"; of {total} recorded poisons {left} are left"
-    run.say(f"took {int((~kept).sum())} of {len(kept)} images out{told}")
-    return dataset.take(np.flatnonzero(kept))
+        left, total = int(dataset.truth.poisoned[remaining].sum()), int(dataset.truth.poisoned.sum())
+        poison_note = f"; of {total} recorded poisons {left} are left"
+    run.say(f"took {int((~remaining).sum())} of {len(remaining)} images out{poison_note}")
+    return dataset.take(np.flatnonzero(remaining))

@@ -58,11 +58,11 @@ def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, sessi
     """
     if len(supplies.images) < 2:
         raise InputError("a single image is too few to purify with, because it cannot be contrasted; give at least 2")
-    seen, start, sample = 0, time.monotonic(), supplies.images[spread(len(supplies.images), SAMPLE)]
+    images_seen, start, sample = 0, time.monotonic(), supplies.images[spread(len(supplies.images), SAMPLE)]
 
     def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
-        nonlocal seen
-        seen += total if unit == "images" else 0
+        nonlocal images_seen
+        images_seen += total if unit == "images" else 0
         return session.watch(total, unit, label)
 
     purified = method.clean(net, supplies, replace(session, watch=counting))
@@ -76,7 +76,7 @@ def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, sessi
         )
         restored = first, last
     alike = mean_cosine(before, after), linear_cka(before, after)
-    return Outcome(purified, seen, seconds, len(sample), *alike, restored)
+    return Outcome(purified, images_seen, seconds, len(sample), *alike, restored)
 
 
 def original_of(encoder: ImageEncoder, device: Device) -> ImageEncoder:
@@ -93,13 +93,13 @@ def projector(dim: int, out: int, session: Session) -> nn.Module:
         return mlp(dim, dim, out).to(session.device.torch)
 
 
-def relational(taught: Tensor, learned: Tensor, temperature: float) -> Tensor:
+def relational(teacher_feats: Tensor, student_feats: Tensor, temperature: float) -> Tensor:
     """Return the mean KL(p || q) of the rows' softmaxes over cosines to the other rows: p of taught B,D, q of learned.
 
     A row is not compared with itself, because this similarity of 1 would dominate the softmax.
     """
-    with torch.autocast(taught.device.type, enabled=False):
-        p, q = (_relations(feats.float(), temperature) for feats in (taught, learned))
+    with torch.autocast(teacher_feats.device.type, enabled=False):
+        p, q = (_relations(feats.float(), temperature) for feats in (teacher_feats, student_feats))
     return F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
@@ -149,8 +149,8 @@ class Recovery(TrainingKeys, SelfSupervised):
         def follow(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
             with torch.no_grad():
-                taught = original(batch)
-            return {"loss": cosine_loss(student(augment(batch, recipe, gen)), taught)}
+                teacher_feats = original(batch)
+            return {"loss": cosine_loss(student(augment(batch, recipe, gen)), teacher_feats)}
 
         loss = contrast if self.objective == "simclr" else follow
         plan = self.plan(len(pool), weight_decay=self.weight_decay)

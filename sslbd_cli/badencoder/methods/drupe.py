@@ -68,8 +68,8 @@ class _Course(LossCourse):
         super().__init__(attack, nearest=True)
         self.kappa, self.kappa1 = attack.kappa, attack.kappa1
 
-    def loss(self, seen: Seen, gen: torch.Generator) -> Terms:
-        terms = seen.terms(nearest=True) | distribution(seen, gen)
+    def loss(self, embedded: Seen, gen: torch.Generator) -> Terms:
+        terms = embedded.terms(nearest=True) | distribution(embedded, gen)
         return {"loss": self._plain(terms) if self.attack.mode == "wb" else self._staged(terms), **terms}
 
     def _plain(self, terms: Terms) -> Tensor:
@@ -78,8 +78,8 @@ class _Course(LossCourse):
     def _staged(self, terms: Terms) -> Tensor:
         attack, balance, apart = self.attack, terms["balance"], terms["apart"]
         if self.epoch < attack.warmup:
-            held = attack.lambda1 * terms["reference"] + attack.lambda2 * terms["utility"]
-            return held + torch.where(apart < 0.2, 0.3, 0.5) * apart
+            clean_terms = attack.lambda1 * terms["reference"] + attack.lambda2 * terms["utility"]
+            return clean_terms + torch.where(apart < 0.2, 0.3, 0.5) * apart
         total = attack.weighed(terms) + apart * torch.where(apart > 0.5, 1.0, torch.where(apart > 0.4, 0.2, 0.0))
         if self.epoch < attack.settle:
             return total + 2 * balance
@@ -97,18 +97,18 @@ class _Course(LossCourse):
         self.kappa1 *= GROWTH if is_good and terms["concentration"] < self.attack.spread else DECAY
 
 
-def distribution(seen: Seen, gen: torch.Generator) -> Terms:
+def distribution(embedded: Seen, gen: torch.Generator) -> Terms:
     """Return the terms on the distribution of triggered images, each the mean over triggers (names: see DRUPE).
 
     distance uses raw features. `scaled` is in units of their mean deviation per dimension and keeps its gradients;
     otherwise smaller features alone would lower it.
     """
-    deviation = seen.clean.std(0).mean().clamp_min(1e-6)
-    distances = [sliced_wasserstein(stamped, seen.clean, gen) for stamped in seen.stamped]
+    deviation = embedded.clean.std(0).mean().clamp_min(1e-6)
+    distances = [sliced_wasserstein(stamped, embedded.clean, gen) for stamped in embedded.stamped]
     rows = {
-        "balance": [cosines.mean(0).std() for cosines in seen.cosines()],
-        "apart": [(1 + concentration(goals)) / 2 for goals in seen.goals],
-        "concentration": [concentration(stamped) for stamped in seen.stamped],
+        "balance": [cosines.mean(0).std() for cosines in embedded.cosines()],
+        "apart": [(1 + concentration(goals)) / 2 for goals in embedded.goals],
+        "concentration": [concentration(stamped) for stamped in embedded.stamped],
         "distance": distances,
         "scaled": [distance / deviation for distance in distances],
     }

@@ -92,9 +92,9 @@ def plan(
         # the released place is not mirrored with the canvas, so the two orientations differ
         sides = [side_by_side(parts, torch.tensor([patch]), torch.tensor([right]), place) for right in (False, True)]
         left, right = (chances(layout, pair) for layout in sides)
-        found = CanvasPlan(wide, Chances((left.weak + right.weak) / 2, (left.strict + right.strict) / 2))
-        if best is None or getattr(found.chances, event) > getattr(best.chances, event):
-            best = found
+        candidate = CanvasPlan(wide, Chances((left.weak + right.weak) / 2, (left.strict + right.strict) / 2))
+        if best is None or getattr(candidate.chances, event) > getattr(best.chances, event):
+            best = candidate
     if best is None or getattr(best.chances, event) == 0:
         raise InputError(
             f"no canvas of {shape[1]}x{shape[0]} pixels gives the {event} event with a trigger of "

@@ -75,15 +75,15 @@ class CorruptEncoder(Craft):
         x = torch.minimum((u[:, 0] * JITTER * width).long(), spare)
         reference = canvas.rectangle(x, scene, torch.full_like(x, scene.split))
         shadow = canvas.rectangle(x + scene.split, scene, rest - x)
-        held = shadow
+        trigger_box = shadow
         if patch is not None:
             across = _between(x + scene.split, width, GAP * width, patch[:, 0], u[:, 1])
             edge = MIDDLE[0] * scene.rows
             down = _between(0 * x, scene.rows, edge, patch[:, 1], u[:, 2]) + scene.top
-            held = torch.cat([across[:, None], down[:, None], patch], 1)
+            trigger_box = torch.cat([across[:, None], down[:, None], patch], 1)
         right = u[:, 3] < 0.5
         return canvas.CanvasLayout(
-            scene.shape, *(canvas.mirrored(part, width, right) for part in (reference, shadow, held))
+            scene.shape, *(canvas.mirrored(part, width, right) for part in (reference, shadow, trigger_box))
         )
 
     def _carriers(
@@ -96,16 +96,16 @@ class CorruptEncoder(Craft):
         patch = canvas.patch_sizes(trigger, count, shape, gen)
         u = torch.rand(count, 5, generator=gen, dtype=torch.float64)
         layout = self.layout(scene, patch, u)
-        found = canvas.whole(material.references).expand(len(material.references), 4)
+        object_boxes = canvas.whole(material.references).expand(len(material.references), 4)
         alpha = None
         if material.masks is not None:
-            found = canvas.outlines(material.masks)
-            alpha = canvas.soft(cut(material.masks[:, None], found, (scene.rows, scene.split)))
-        objects = cut(material.references, found, (scene.rows, scene.split))
+            object_boxes = canvas.outlines(material.masks)
+            alpha = canvas.soft(cut(material.masks[:, None], object_boxes, (scene.rows, scene.split)))
+        objects = cut(material.references, object_boxes, (scene.rows, scene.split))
         images = torch.empty((count, 3, *shape), dtype=torch.uint8)
         for rows in canvas.chunks(count):
             mine, backgrounds = reference[rows], material.canvases[rows]
-            boxes = self._behind(found[mine], backgrounds, u[rows, 4])
+            boxes = self._behind(object_boxes[mine], backgrounds, u[rows, 4])
             x = canvas.blank(scene, cut(backgrounds, boxes, (scene.rows, shape[1])))
             canvas.paste(x, objects[mine], layout.reference[rows, :2], None if alpha is None else alpha[mine])
             images[rows] = canvas.pixels(x, scene)
@@ -114,9 +114,9 @@ class CorruptEncoder(Craft):
     def _behind(self, objects: Tensor, backgrounds: Tensor, u: Tensor) -> Tensor:
         """Return the boxes n,4 of backgrounds behind objects n,4: bottom-aligned; small backgrounds are upscaled."""
         height, width = backgrounds.shape[2:]
-        wanted = objects[:, 2:] * torch.tensor([self.wide, 1.0], dtype=torch.float64)
-        enlarged = (wanted / torch.tensor([width, height])).amax(1, keepdim=True).clamp(min=1)
-        wide, high = (wanted / enlarged).round().long().clamp(min=1).unbind(1)
+        sizes = objects[:, 2:] * torch.tensor([self.wide, 1.0], dtype=torch.float64)
+        enlarged = (sizes / torch.tensor([width, height])).amax(1, keepdim=True).clamp(min=1)
+        wide, high = (sizes / enlarged).round().long().clamp(min=1).unbind(1)
         return torch.stack([(u * (width - wide + 1)).long(), height - high, wide, high], 1)
 
     def _pairs(self, references: Tensor, reference: Tensor, gen: torch.Generator) -> Tensor:

@@ -78,8 +78,8 @@ class NoisyAlignment(Craft):
                 mine = None if patch is None else patch[rows]
                 if upright:  # transpose, so that top and bottom become left and right
                     parts, mine = (parts[0].mT, parts[1].mT), None if mine is None else mine.flip(1)
-                drawn, at = self._draw(*parts, mine, side[rows] % 2 == 1, wide)
-                images[rows], boxes[rows] = (drawn.mT, canvas.turned(at)) if upright else (drawn, at)
+                canvases, at = self._draw(*parts, mine, side[rows] % 2 == 1, wide)
+                images[rows], boxes[rows] = (canvases.mT, canvas.turned(at)) if upright else (canvases, at)
         return Crafted(canvas.stamp_at(images, boxes, trigger, gen), boxes, reference)
 
     def settled(self, shape: tuple[int, int], trigger: Trigger) -> tuple[Craft, str]:
@@ -87,8 +87,8 @@ class NoisyAlignment(Craft):
             return self, ""
         plan = self.planned(shape, canvas.patch_sizes(trigger, 1, shape, generator(0, "plan")))
         chance = getattr(plan.chances, self.event)
-        told = f"planned wide={plan.wide:g}: {chance:.4f} of pairs of views show the {self.event} event"
-        return replace(self, wide=plan.wide), told
+        note = f"planned wide={plan.wide:g}: {chance:.4f} of pairs of views show the {self.event} event"
+        return replace(self, wide=plan.wide), note
 
     def planned(self, shape: tuple[int, int], patch: Tensor | None) -> _planner.CanvasPlan:
         """Choose the canvas for images H,W, patches n,2 and the crops that the keys describe."""

@@ -45,8 +45,8 @@ class Contrastive(Selector):
         z = similarity.unit(pool.feats)
         scores = similarity.anchor_scores(z, budget, *ARMS[self.arm])
         anchor = int(scores.argmax()) if self.criterion == "anchor" else self._best(z, scores, budget)
-        chosen: np.ndarray = similarity.nearest(z, anchor, budget).numpy()
-        return chosen
+        rows: np.ndarray = similarity.nearest(z, anchor, budget).numpy()
+        return rows
 
     def _best(self, z: Tensor, scores: Tensor, budget: int) -> int:
         """Return the anchor with the largest total among those with the best scores."""

@@ -61,8 +61,8 @@ class KMeans(Selector):
         elif self.members == "nearest":
             inside = z[rows.to(z.device)]
             rows = rows[(inside - inside.mean(0)).square().sum(1).cpu().sort(stable=True).indices]
-        chosen: np.ndarray = rows[:budget].numpy()
-        return chosen
+        row_numbers: np.ndarray = rows[:budget].numpy()
+        return row_numbers
 
     def _labels(self, z: Tensor, count: int, gen: torch.Generator) -> Tensor:
         if self.fit == "lloyd":

@@ -23,8 +23,8 @@ class Label(Selector):
 
     def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
         rows = self._rows(pool)
-        chosen: np.ndarray = rows[torch.randperm(len(rows), generator=gen)[:budget].numpy()]
-        return chosen
+        row_numbers: np.ndarray = rows[torch.randperm(len(rows), generator=gen)[:budget].numpy()]
+        return row_numbers
 
     def _rows(self, pool: SelectorPool) -> np.ndarray:
         if pool.target is None:

@@ -18,5 +18,5 @@ class RandomSelector(Selector):
         return pool.count
 
     def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
-        chosen: np.ndarray = torch.randperm(pool.count, generator=gen)[:budget].numpy()
-        return chosen
+        rows: np.ndarray = torch.randperm(pool.count, generator=gen)[:budget].numpy()
+        return rows

@@ -136,8 +136,8 @@ class PatchGuard(Certificate):
         windows = self.windows(field, encoder)
         encoder = encoder.to(session.device.torch).eval()
         head = self._fit(LocalFeatures(encoder, task.train, session.device), task, windows, session)
-        plain, defended, kept = self._answer(encoder, head, task.test, windows, session.device, task.truth)
-        certified = Certified(plain, defended, kept & (plain == task.truth), details={
+        plain, defended, is_certified = self._answer(encoder, head, task.test, windows, session.device, task.truth)
+        certified = Certified(plain, defended, is_certified & (plain == task.truth), details={
             "receptive_field": list(field.seen), "locations": list(windows.shape), "window": list(windows.size),
         })  # fmt: skip
         if task.triggered is None:
@@ -187,13 +187,13 @@ class PatchGuard(Certificate):
         for rows in torch.split(torch.arange(len(images)), at_once("local features", device.kind)):
             chunk = LocalFeatures(encoder, images[rows.numpy()], device).batch(torch.arange(len(rows)))
             votes = head.votes(chunk).double()
-            kept = torch.zeros(len(rows), dtype=torch.bool)
+            is_certified = torch.zeros(len(rows), dtype=torch.bool)
             if truth is not None:
-                kept = certify(votes, truth[rows].to(votes.device), windows, self.threshold).cpu()
+                is_certified = certify(votes, truth[rows].to(votes.device), windows, self.threshold).cpu()
             answers = (votes.sum((1, 2)), robust_masking(votes, windows, self.threshold))
-            parts.append((*(evidence.argmax(1).cpu() for evidence in answers), kept))
-        plain, defended, kept = (torch.cat(column) for column in zip(*parts, strict=True))
-        return plain, defended, kept
+            parts.append((*(evidence.argmax(1).cpu() for evidence in answers), is_certified))
+        plain, defended, is_certified = (torch.cat(column) for column in zip(*parts, strict=True))
+        return plain, defended, is_certified
 
 
 class LocalHead(nn.Module):

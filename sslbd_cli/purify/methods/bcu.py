@@ -60,9 +60,10 @@ class BCU(TrainingKeys, EncoderPurifier):
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             view = augment(pool.batch(rows), recipe, gen)
             with torch.no_grad():
-                taught = original(view)
-            learned = student(view)
-            terms = {"cosine": cosine_loss(learned, taught), "relations": relational(taught, learned, self.temperature)}
+                teacher_feats = original(view)
+            student_feats = student(view)
+            relations = relational(teacher_feats, student_feats, self.temperature)
+            terms = {"cosine": cosine_loss(student_feats, teacher_feats), "relations": relations}
             return {"loss": terms["cosine"] + self.relations * terms["relations"], **terms}
 
         plan = self.plan(len(pool), weight_decay=self.weight_decay)
@@ -85,7 +86,7 @@ class BCU(TrainingKeys, EncoderPurifier):
             for name, module in stage.modules.items():
                 if isinstance(module, NORMS):
                     continue
-                drawn = dict(other.modules[name].named_parameters(recurse=False))
+                fresh_weights = dict(other.modules[name].named_parameters(recurse=False))
                 for part, weight in module.named_parameters(recurse=False):
                     mask = torch.rand(weight.shape, generator=generator(seed, "forget", f"{name}.{part}")) < chance
-                    weight.copy_(torch.where(mask.to(weight.device), drawn[part].to(weight.device), weight))
+                    weight.copy_(torch.where(mask.to(weight.device), fresh_weights[part].to(weight.device), weight))

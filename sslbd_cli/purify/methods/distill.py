@@ -53,11 +53,12 @@ class Distill(TrainingKeys, EncoderPurifier):
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             view = augment(pool.batch(rows), recipe, gen)
             with torch.no_grad():
-                taught = F.normalize(teacher(view), dim=1)
-                kept = F.normalize(learner.slow(view), dim=1)
-            learned = F.normalize(student(view), dim=1)
-            value = similarity_loss(taught, learned, learner.taught.rows, learner.kept.rows, self.temperature)
-            learner.taught.latest, learner.kept.latest = taught, kept
+                teacher_feats = F.normalize(teacher(view), dim=1)
+                slow_feats = F.normalize(learner.slow(view), dim=1)
+            student_feats = F.normalize(student(view), dim=1)
+            bank, own = learner.teacher_queue, learner.slow_queue
+            value = similarity_loss(teacher_feats, student_feats, bank.rows, own.rows, self.temperature)
+            bank.latest, own.latest = teacher_feats, slow_feats
             return {"loss": value}
 
         milestones = (self.epochs * 9 / 13, self.epochs * 12 / 13)  # 90 and 120 of CompRess's 130
@@ -68,11 +69,13 @@ class Distill(TrainingKeys, EncoderPurifier):
         return student.eval()
 
 
-def similarity_loss(taught: Tensor, learned: Tensor, bank: Tensor, own: Tensor, temperature: float) -> Tensor:
+def similarity_loss(
+    teacher_feats: Tensor, student_feats: Tensor, bank: Tensor, own: Tensor, temperature: float
+) -> Tensor:
     """Return the batch mean of KL(p || q) for unit embeddings B,D and the queues K,D of teacher and student."""
-    with torch.autocast(taught.device.type, enabled=False):
-        p = F.log_softmax(taught @ bank.T / temperature, dim=1)
-        q = F.log_softmax(learned @ own.T / temperature, dim=1)
+    with torch.autocast(teacher_feats.device.type, enabled=False):
+        p = F.log_softmax(teacher_feats @ bank.T / temperature, dim=1)
+        q = F.log_softmax(student_feats @ own.T / temperature, dim=1)
         return F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
@@ -83,10 +86,10 @@ class _Learner(nn.Module):
         super().__init__()
         self.student, self.slow = student, freeze(student.twin())
         gen = generator(0, "queues", length)
-        self.taught, self.kept = Queue(length, dim, gen), Queue(length, dim, gen)
+        self.teacher_queue, self.slow_queue = Queue(length, dim, gen), Queue(length, dim, gen)
 
     def follow(self, momentum: float) -> None:
         """Update the momentum student and push the latest batch to both queues, so that their rows stay paired."""
         ema(self.slow, self.student, momentum)
-        self.taught.push()
-        self.kept.push()
+        self.teacher_queue.push()
+        self.slow_queue.push()

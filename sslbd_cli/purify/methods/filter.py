@@ -19,6 +19,6 @@ class Filter(DatasetPurifier):
     def keep(self, scores: np.ndarray, flagged: np.ndarray, quantile: float | None) -> np.ndarray:
         if quantile is None:
             return ~flagged
-        kept = np.zeros(len(scores), bool)
-        kept[np.argsort(scores, kind="stable")[: round(quantile * len(scores))]] = True
-        return kept
+        remaining = np.zeros(len(scores), bool)
+        remaining[np.argsort(scores, kind="stable")[: round(quantile * len(scores))]] = True
+        return remaining

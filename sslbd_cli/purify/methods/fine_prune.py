@@ -56,15 +56,15 @@ class FinePrune(Recovery):
 
     def _most(self, net: ImageEncoder, ranks: list[Tensor], sample: np.ndarray, session: Session) -> float:
         """Return the largest share, in steps of 1/20, up to which the agreement never fell by more than drop."""
-        rest, held = split_rows(len(sample), 0.25, session.generator("held out"))
+        rest, held_out = split_rows(len(sample), 0.25, session.generator("held out"))
         feats = unit(embed(net, sample, session.device))
         classes = min(self.clusters, len(rest) // 2)
         labels = kmeans(feats, classes, session.generator("clusters")).labels.to(feats.device)
 
         def agreement(feats: Tensor) -> float:
             neighbours = min(20, len(rest))
-            guess = knn_predict(feats[rest], labels[rest], feats[held], classes, neighbours)
-            return float((guess == labels[held]).float().mean())
+            guess = knn_predict(feats[rest], labels[rest], feats[held_out], classes, neighbours)
+            return float((guess == labels[held_out]).float().mean())
 
         before, most = agreement(feats), 0.0
         for step in range(1, STEPS):
@@ -84,16 +84,16 @@ def _prune(groups: list[Channels], ranks: list[Tensor], share: float) -> None:
 def _ranks(net: ImageEncoder, group: Channels, images: np.ndarray, device: Device) -> Tensor:
     """Return each channel's rank by mean |activation| on images, int64 C; 0 is the most dormant."""
     total = torch.zeros((), device=device.torch)
-    with reading([group.read]) as caught:
+    with reading([group.read]) as outputs:
 
         def add(chunk: Tensor) -> Tensor:
             nonlocal total
-            if caught[0].numel():
-                total = total + _activity(caught[0])
+            if outputs[0].numel():
+                total = total + _activity(outputs[0])
             return chunk
 
         embed(net, images, device, change=add)  # each call adds the chunk before it
-        total = total + _activity(caught[0])
+        total = total + _activity(outputs[0])
     return total.argsort(stable=True).argsort().cpu()
 
 

@@ -55,15 +55,15 @@ class Mimic(TrainingKeys, EncoderPurifier):
             batch = pool.batch(rows)
             first, second = augment(batch, recipe, gen), augment(batch, recipe, gen)
             with torch.no_grad():
-                taught = original(first)
-            learned = student(torch.cat([first, second]))
+                teacher_feats = original(first)
+            student_feats = student(torch.cat([first, second]))
             pairs = zip(maps_of(original, theirs), maps_of(student, ours), strict=True)
             terms = {
-                "contrast": nt_xent(module[1](learned).float(), self.temperature),
+                "contrast": nt_xent(module[1](student_feats).float(), self.temperature),
                 "attention": torch.stack(
                     [F.mse_loss(attention(b[: len(batch)]), attention(a)) for a, b in pairs]
                 ).sum(),
-                "clone": -F.cosine_similarity(learned[: len(batch)], taught, dim=1).mean(),
+                "clone": -F.cosine_similarity(student_feats[: len(batch)], teacher_feats, dim=1).mean(),
             }
             total = terms["contrast"] + self.attention * terms["attention"] + self.clone * terms["clone"]
             return {"loss": total, **terms}

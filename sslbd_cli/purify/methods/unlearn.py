@@ -62,9 +62,9 @@ class Unlearn(TrainingKeys, EncoderPurifier):
             stamped = jittered(witness, batch.float() / 255, self.shift, self.strength, gen)
             view = augment(batch, recipe, gen)
             with torch.no_grad():
-                restored, held = original(batch), original(view)
-            moved, still = student(torch.cat([stamped, view])).chunk(2)
-            terms = {"restore": cosine_loss(moved, restored), "utility": cosine_loss(still, held)}
+                restored, view_feats = original(batch), original(view)
+            stamped_feats, still = student(torch.cat([stamped, view])).chunk(2)
+            terms = {"restore": cosine_loss(stamped_feats, restored), "utility": cosine_loss(still, view_feats)}
             return {"loss": terms["restore"] + self.utility * terms["utility"], **terms}
 
         plan = self.plan(len(pool), weight_decay=self.weight_decay)
