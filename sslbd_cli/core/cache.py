@@ -25,13 +25,13 @@ class EmbeddingCache:
         self._rows: OrderedDict[Digest, dict[Digest, Tensor]] = OrderedDict()
         self._bytes = 0
 
-    def embed(self, net: nn.Module, images: Sequence[bytes], embed_rows: Callable[[list[int]], Tensor]) -> Tensor:
-        """Return the embeddings of images N, given by digest, on the device of `embed_rows`.
+    def embed(self, encoder: Digest, images: Sequence[Digest], embed_rows: Callable[[list[int]], Tensor]) -> Tensor:
+        """Return the embeddings of images N by an encoder, both given by digest, on the device of `embed_rows`.
 
         embed_rows embeds the images with the given row numbers, float32 n,D. It is called at most once, with each
         unknown image once.
         """
-        rows = self._rows.setdefault(digest_of(net), {})
+        rows = self._rows.setdefault(encoder, {})
         first = {digest: row for row, digest in reversed(list(enumerate(images))) if digest not in rows}
         unknown = sorted(first.values())
         if unknown:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
+from sslbd_cli.core.cache import digest_of
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
@@ -125,7 +126,10 @@ def embed_once(net: ImageEncoder, images: np.ndarray, session: Session) -> Tenso
         some = images if len(rows) == len(images) else images[rows]
         return embed(net, some, session.device)
 
-    return session.embeddings.embed(net, [hashlib.sha256(image.tobytes()).digest() for image in images], embed_rows)
+    if session.embeddings is None:
+        return embed(net, images, session.device)
+    encoder = digest_of(net) + session.device.precision.encode()
+    return session.embeddings.embed(encoder, [hashlib.sha256(image.tobytes()).digest() for image in images], embed_rows)
 
 
 def need_distinct(net: ImageEncoder, images: np.ndarray, device: Device) -> None:

@@ -52,7 +52,7 @@ class Session:
     """Hold everything that travels with the work of one run.
 
     watch: shows progress. memory: bytes that images may take on the device; None: half of the free memory. budget: the
-    time that the run has. embeddings: earlier embeddings of this run.
+    time that the run has. embeddings: earlier embeddings of this run; None: nothing is kept, as for a stream of images.
     """
 
     device: Device
@@ -60,7 +60,7 @@ class Session:
     watch: Watch = unwatched
     memory: int | None = None
     budget: TimeBudget = field(default_factory=TimeBudget)
-    embeddings: EmbeddingCache = field(default_factory=EmbeddingCache, repr=False, compare=False)
+    embeddings: EmbeddingCache | None = field(default_factory=EmbeddingCache, repr=False, compare=False)
 
     def exact(self) -> Session:
         """Return the session with fp32 arithmetic, for work that is too delicate for bf16."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -79,7 +79,8 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: 
     _check_reference(guard, reference)
     check_alpha(guard, alpha)
     second = None if reference is None else nets.load(reference).to(device.torch)
-    setting = Setting(nets.load(encoder).to(device.torch), session, second)
+    stream = replace(session, embeddings=None)  # each image passes once
+    setting = Setting(nets.load(encoder).to(device.torch), stream, second)
     state = {name: torch.from_numpy(np.array(array)).to(device.torch) for name, array in guard.state.items()}
     post = Post(detector, guard, setting, state)
     try:  # the file may be anybody's: what does not fit shows on two images

@@ -7,6 +7,7 @@ import torch
 from micro import make_dataset, make_encoder
 from sslbd_cli.core import nets
 from sslbd_cli.core.cache import EmbeddingCache, digest_of
+from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.session import Session, TimeBudget
 from sslbd_cli.errors import OutOfTime
@@ -78,6 +79,15 @@ def test_a_full_cache_forgets_the_oldest_encoder_and_still_answers(cpu, images):
     embed_once(second, images, session)
     first.seen = 0
     assert torch.equal(embed_once(first, images, session), wanted) and first.seen == 40
+
+
+def test_precisions_are_kept_apart_and_a_stream_keeps_nothing(cpu, images):
+    session = Session(Device(cpu.torch, "bf16"))
+    rough = embed_once(Counting(), images, session)
+    exact = embed_once(Counting(), images, session.exact())
+    assert torch.equal(exact, embed(Counting(), images, cpu)) and not torch.equal(rough, exact)
+    net, stream = Counting(), Session(cpu, embeddings=None)
+    assert torch.equal(embed_once(net, images, stream), embed_once(net, images, stream)) and net.seen == 80
 
 
 def test_a_spent_budget_stops_before_anything_is_embedded(cpu, images):
