@@ -1,7 +1,7 @@
-"""The model card of an encoder: Hugging Face's front matter, then what it is, how it was made and what was measured.
+"""Write the model card of an encoder: Hugging Face's front matter, then what it is, how it was made, what was measured.
 
-Names, histories and reports may come from anyone: in the front matter every string is quoted, in the text every mark
-that Markdown or HTML would obey is escaped, and commands stand in a block that no line of theirs can end.
+Anyone may have written names, histories and reports. So strings of the front matter are quoted, marks of Markdown and
+HTML in the text are escaped, and no command can end the code block that it stands in.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from sslbd_cli.report.tables import code, table, text
 from sslbd_cli.words import chance
 
 TASK = "image-feature-extraction"
-LIFT = 0.5  # how much of a working attack's ASR a clean encoder must lack
+LIFT = 0.5  # an attack speaks for a backdoor if its ASR exceeds that of a clean encoder by this much
 MEASURED = ("clean_accuracy", "patched_accuracy", "asr", "lift", "fp_clean", "fp_triggered")
 LIMITS = (
-    "A detector that finds nothing says so of the search space named beside it alone; no test shows an encoder to be"
-    " clean. Accuracy and attack success are those of a classifier on frozen features, on the test set named."
+    "The verdict `nothing found` holds for the search space beside it alone; no test shows an encoder to be clean."
+    " Accuracy and attack success are those of a classifier on frozen features, on the test set named above."
 )
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is made of. reports: a label and a report of this encoder each, those of several methods apart."""
+    """What a card is made of. reports: label and report of each probe and each single method on this encoder."""
 
     name: str
     encoder: Encoder
@@ -49,15 +49,15 @@ def page(card: Card) -> str:
     signs, purified = evidence(card), _is_purified(card.encoder.history)
     parts = [_front(card, bool(signs), purified), f"# {text(card.name)}", *_warning(signs, purified)]
     parts += [_about(card), _made(card.encoder.history), *_measured(card), *_judged(card), f"## Limits\n\n{LIMITS}"]
-    parts.append(f"Written by sslbd {text(__version__)} from the encoder's own history and the reports given.")
+    parts.append(f"Written by sslbd {text(__version__)} from the history of the encoder and the reports given.")
     return "\n\n".join(parts) + "\n"
 
 
-# --- what speaks for a backdoor -----------------------------------------------------------------------------------
+# --- evidence of a backdoor ---------------------------------------------------------------------------------------
 
 
 def evidence(card: Card) -> list[str]:
-    """Return in words what says that the encoder is backdoored: its history, a detector, or an attack that works."""
+    """Return a sentence for each sign of a backdoor: the history, a detector's verdict, or an attack that works."""
     return [
         *_from_history(card.encoder.history),
         *(sign for name, report in card.reports for sign in _from_report(name, read(report))),
@@ -110,7 +110,7 @@ def _warning(signs: list[str], purified: bool) -> list[str]:
     if purified:
         lines += [
             ">",
-            "> It was purified afterwards, or its training set was; that is no proof that the backdoor is gone.",
+            "> The encoder or its training set was purified afterwards. This is no proof that the backdoor is gone.",
         ]
     return ["\n".join(lines)]
 
@@ -119,7 +119,7 @@ def _warning(signs: list[str], purified: bool) -> list[str]:
 
 
 def _front(card: Card, is_backdoored: bool, purified: bool) -> str:
-    """Write the front matter as Hugging Face's own classes have it, in ASCII, with every string quoted that is odd."""
+    """Write the front matter with Hugging Face's own classes, in ASCII, with odd strings quoted."""
     tags = ["sslbd", "self-supervised-learning", TASK, card.encoder.arch.split(":")[0]]
     tags += ["backdoor", "backdoored", "not-for-deployment"] if is_backdoored else []
     tags += ["purified"] if purified else []
@@ -132,11 +132,11 @@ def _front(card: Card, is_backdoored: bool, purified: bool) -> str:
 
 
 class QuotingDumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes YAML in which no reader takes a string for a number or a truth, and no terminal obeys one."""
+    """Writes YAML whose strings no reader takes for a number or a boolean, and no terminal for a control code."""
 
 
 def _quoted(dumper: Any, string: str) -> Any:
-    """Leave words of letters as they are where YAML takes them for strings, and quote all other strings."""
+    """Quote a string, unless it consists of lower-case letters, `_` and `-` alone."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", string, None if re.fullmatch("[a-z_-]+", string) else '"')
 
 
@@ -182,15 +182,15 @@ def _about(card: Card) -> str:
 
 
 def _made(history: History) -> str:
-    """Tell the recipe; what made the side inputs is in the encoder's own header."""
+    """Write the commands that made the encoder. Its header holds those that made the side inputs."""
     if not history:
-        return "## How it was made\n\nNot known: it has no history, for it was not made by sslbd commands."
+        return "## How it was made\n\nNot known: it has no history, because no sslbd command made it."
     lines = "\n".join(command_line(entry) for entry in history)
     return f"## How it was made\n\n```sh\n{lines}\n```\n\n`sslbd info --recipe` prints all of it, side inputs included."
 
 
 def _measured(card: Card) -> Iterator[str]:
-    """Write a table of what probes measured, each number beside the clean encoder's where there is one."""
+    """Write a table of the probes' numbers, each beside the clean encoder's number if there is one."""
     rows = []
     for name, report in card.reports:
         results = read(report)

@@ -1,4 +1,4 @@
-"""Draw reports as one HTML page and PNG figures, as a table of attacks by detectors, or as a model card."""
+"""Draw reports as one HTML page and PNG figures, as tables of attacks by detectors, or as a model card."""
 
 from __future__ import annotations
 
@@ -32,35 +32,40 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("reports", nargs=-1, type=ArtefactPath(), metavar="[REPORT]...")
-@options.artefact("--data", help="Also show a sample of this dataset, with --trigger also triggered.")
-@click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Trigger of the sample; 'help' lists.")
-@click.option("--png", metavar="DIR", help="Also write every figure as a PNG file into this folder.")
+@options.artefact("--data", help="Also show sample images of this dataset, and with --trigger triggered ones.")
+@click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Trigger on the sample images; 'help' lists.")
+@click.option("--png", metavar="DIR", help="Also write each figure as a PNG into this folder.")
 @options.artefact(
-    "--card", help="Write the model card (Markdown) of this encoder instead, with what reports say of it."
+    "--card", help="Write the model card of this encoder (Markdown), with the reports' results, instead of the page."
 )
 @click.option(
     "--matrix", type=click.Choice(["html", "md"]),
-    help="Write a table of attacks by detectors instead, from reports kept as ATTACK/SEED/DETECTOR.h5.",
+    help="Write tables of attacks by detectors instead, from reports saved as ATTACK/SEED/DETECTOR.h5.",
 )  # fmt: skip
-@click.option("--license", metavar="ID", help="License that the card names.  [default: unknown]")
-@click.option("-o", "--output", default="-", metavar="FILE", help="Where the page goes; - is a pipe.  [default: -]")
+@click.option("--license", metavar="ID", help="License that the card states.  [default: unknown]")
+@click.option(
+    "-o", "--output", default="-", metavar="FILE", help="Where the page goes; - is standard output.  [default: -]"
+)
 def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> None:
     """Draw reports of probe, detect and others as one HTML page that needs no network, or write tables or a model card.
 
-    The reports are what `sslbd probe` and `sslbd detect` write with -o. The page shows verdicts, one table over all
-    probes and one over all detectors, sample images, what the detector saw, score histograms, ROC curves, every number
-    and the lineage. A row is named after its file; rows keep the order given, such as before and after.
+    `sslbd probe` and `sslbd detect` write the reports with -o. The page shows the verdicts, one table of all probes,
+    one table of all detectors, sample images, the detector's pictures, score histograms, ROC curves, every number and
+    the lineage. Rows are named after the files and keep their order.
 
-    Of a training set's detector it shows the surest images with their windows outlined, the recovered trigger, and
-    precision and recall over how many are taken. A report of several methods is shown method by method.
+    For a detector of training images, the page shows the most suspicious images with their windows outlined, the
+    recovered trigger, and precision and recall of the k images of highest score. A report of several methods is shown
+    method by method.
 
-    --card writes Hugging Face's model card: architecture, input, the commands that made the encoder, what the reports
-    measured and found. An encoder is marked as backdoored, in its tags too, where its history or a report says so.
+    --card writes Hugging Face's model card: the architecture, the input, the commands that made the encoder, and the
+    reports' measurements and verdicts. If the history or a report says that the encoder is backdoored, the text and
+    the tags of the card say so.
 
-    --matrix compares detectors over attacks: a row for each attack, a column for each detector, mean and standard
-    deviation over seeds. Which is which comes from folders: reports of detect as ATTACK/SEED/DETECTOR.h5, and beside
-    them a report of `probe --trigger --baseline`, by which an attack counts only where it works (ASR of 0.8 or more, at
-    most 3 points of accuracy lost). An ATTACK without probes is not gated: encoders and data left clean, as a control.
+    --matrix compares detectors over attacks. Each row is an attack, each column a detector, each cell the mean and
+    standard deviation over seeds. Folders name them: save reports of detect as ATTACK/SEED/DETECTOR.h5. Save a report
+    of `probe --trigger --baseline` beside them: a run then counts only if its attack works (an ASR of at least 0.8, at
+    most 3 points of accuracy lost). All runs of an ATTACK without probes count: use it for clean encoders and clean
+    data, the controls.
     """
     from sslbd_cli.artefacts.container import atomic_output
     from sslbd_cli.artefacts.kinds import Report
@@ -80,25 +85,25 @@ def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> N
 
 
 def _check_options(output: str, params: dict[str, Any]) -> None:
-    """Raise InputError where options do not go together."""
+    """Raise InputError for options that do not go together."""
     from sslbd_cli.errors import InputError
 
     card, data, matrix = params["card"], params["data"], params["matrix"]
     if output == "-" and sys.stdout.isatty():
-        raise InputError("standard output is a terminal: name a file with -o report.html, or pipe the page")
+        raise InputError("standard output is a terminal; name a file with -o report.html, or pipe the page")
     if params["trigger"] is not None and data is None:
         raise InputError("--trigger needs the images of --data DATASET")
     if card is None and params["license"] is not None:
-        raise InputError("--license is a line of the model card: give --card ENCODER too")
+        raise InputError("--license is a line of the model card; give --card ENCODER too")
     if card is not None and matrix is not None:
-        raise InputError("--card and --matrix are two outputs: write them by two runs")
+        raise InputError("--card and --matrix are two outputs; write them in two runs")
     if (card or matrix) is not None and (data is not None or params["png"] is not None):
         option = "--matrix" if card is None else "--card"
-        raise InputError(f"{option} holds no figures: leave --data and --png out, or draw them by another run")
+        raise InputError(f"{option} holds no figures; leave --data and --png out, or draw them in another run")
 
 
 def _draw(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
-    """Draw the page, and the figures where they are wanted."""
+    """Draw the page, and write the figures if --png asks for them."""
     from dataclasses import replace
 
     from sslbd_cli.report import figures, html
@@ -123,7 +128,7 @@ def _card(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
 
 
 def _matrix(paths: Sequence[str], reports: Sequence[Report], form: str) -> str:
-    """Write attacks by detectors."""
+    """Write the tables of attacks by detectors, as Markdown or as a web page."""
     from sslbd_cli.report import matrix, tables
 
     drawn = matrix.tables(paths, reports)
@@ -133,7 +138,7 @@ def _matrix(paths: Sequence[str], reports: Sequence[Report], form: str) -> str:
 
 
 def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:
-    """Show a dozen images from all over a dataset, clean and triggered."""
+    """Draw a dozen images spread over a dataset, and the same images triggered if there is a trigger."""
     import numpy as np
     import torch
 
@@ -149,12 +154,12 @@ def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:
 
 
 def _write_figures(folder: Path, entries: list[Entry], shared: list[Picture]) -> None:
-    """Write figures as FOLDER/REPORT-FIGURE.png, those of all reports as FOLDER/FIGURE.png."""
+    """Write the figures of a report as FOLDER/REPORT-FIGURE.png, and those of all reports as FOLDER/FIGURE.png."""
     from sslbd_cli.artefacts.container import atomic_output
     from sslbd_cli.errors import InputError
 
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--png {folder}: is a file; name a folder")
+        raise InputError(f"--png {folder}: expected a folder, got a file; name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The contact sheet of a training set's suspects: images with their windows outlined, what these show, the trigger.
+"""Draw the most suspicious images of a training set with windows outlined, the windows' content, and the trigger.
 
-Everything is enlarged before outlines are drawn around windows, so that a line never hides what it points to.
+Images are enlarged first. The outline is drawn around the window afterwards, so that it hides nothing of the window.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sslbd_cli.report import plots
 from sslbd_cli.report.plots import CLEAN, INK, TRIGGERED
 
 COLUMNS, TILE = 5, 160  # images side by side and pixels of each: readable on a phone
-PATCHES, PATCH = 10, 60  # the same of what the windows show
+PATCHES, PATCH = 10, 60  # the same for the content of the windows
 LEFT, GAP, LINE = 14, 16, 30  # pixels: margin, between images, per line of text
 #: The outline from the outside in: pixels that it is wider than the window, and its colour.
 OUTLINE = ((5, (20, 20, 20)), (4, (213, 94, 0)), (1, (255, 255, 255)))
@@ -24,10 +24,10 @@ EDGE = OUTLINE[0][0]
 
 @dataclass(frozen=True)
 class Suspects:
-    """What a detector is surest of, best first; any part may be missing.
+    """The most suspicious images of a detector, highest score first. Any part may be missing.
 
-    images: uint8 K,3,H,W; windows: int K,4 as x, y, width and height, zeros for none; scores: float K; poisoned: bool
-    K; patches: uint8 K,3,S,S, what the windows show; trigger: uint8 1,3,S,S, the recovered one.
+    images: uint8 K,3,H,W. windows: int K,4 as x, y, width and height; zeros mean no window. scores: float K. poisoned:
+    bool K. patches: uint8 K,3,S,S, the content of the windows. trigger: uint8 1,3,S,S, the recovered trigger.
     """
 
     images: np.ndarray | None = None
@@ -40,7 +40,7 @@ class Suspects:
 
 @dataclass
 class _Canvas:
-    """Pictures and texts by their place; the canvas grows to hold all pictures."""
+    """Pictures and texts with their places. The canvas grows downwards to hold them all."""
 
     wide: int
     tall: int = 0
@@ -63,7 +63,7 @@ class _Canvas:
 
 
 def contact(suspects: Suspects) -> bytes:
-    """Draw the recovered trigger beside what the windows show, and below them the images with their windows."""
+    """Draw the recovered trigger beside the content of the windows, and the images with their windows below."""
     canvas = _Canvas(2 * LEFT + COLUMNS * (TILE + GAP))
     _patches(canvas, suspects)
     if suspects.images is not None:
@@ -78,7 +78,7 @@ def _patches(canvas: _Canvas, suspects: Suspects) -> None:
         canvas.paste(x, LINE + 8, _enlarged(suspects.trigger[0], TILE))
         x += TILE + 84
     if suspects.patches is not None:
-        canvas.write(x, LINE / 2 + 4, "what the windows show, surest first", weight="bold")
+        canvas.write(x, LINE / 2 + 4, "content of the windows, highest score first", weight="bold")
         for at, patch in enumerate(suspects.patches):
             row, column = divmod(at, PATCHES)
             canvas.paste(x + column * (PATCH + 4), LINE + 8 + row * (PATCH + 4), _enlarged(patch, PATCH))
@@ -86,7 +86,7 @@ def _patches(canvas: _Canvas, suspects: Suspects) -> None:
 
 def _images(canvas: _Canvas, suspects: Suspects, images: np.ndarray) -> None:
     top = canvas.tall + (GAP if canvas.tall else 0)
-    title = "surest images" + ("" if suspects.windows is None else ", windows outlined")
+    title = "images of highest score" + ("" if suspects.windows is None else ", windows outlined")
     canvas.write(LEFT, top + LINE / 2 + 4, title, weight="bold")
     captions = [_captions(suspects, row) for row in range(len(images))]
     tiles = [
@@ -104,7 +104,7 @@ def _images(canvas: _Canvas, suspects: Suspects, images: np.ndarray) -> None:
 
 
 def _captions(suspects: Suspects, row: int) -> Sequence[tuple[str, dict[str, Any]]]:
-    """Return the lines below an image: its place and score, and what the truth says in a word, a sign and a colour."""
+    """Return the lines below an image: rank and score, then the truth as a sign and a word in a colour."""
     text = f"{row + 1}"
     if suspects.scores is not None:
         text += ":  " + f"{suspects.scores[row]:#.3g}".rstrip(".")
@@ -116,7 +116,7 @@ def _captions(suspects: Suspects, row: int) -> Sequence[tuple[str, dict[str, Any
 
 
 def _tile(image: np.ndarray, window: np.ndarray | None) -> np.ndarray:
-    """Enlarge an image, with a margin that holds the outline of a window at its border."""
+    """Enlarge an image and outline its window. A margin holds the outline of a window at the border."""
     pixels = _enlarged(image, TILE)
     tile = np.pad(pixels, ((EDGE, EDGE), (EDGE, EDGE), (0, 0)), constant_values=255)
     place = None if window is None else _place(window, image.shape[1:], pixels.shape)
@@ -131,7 +131,7 @@ def _tile(image: np.ndarray, window: np.ndarray | None) -> np.ndarray:
 
 
 def _place(window: np.ndarray, size: tuple[int, ...], drawn: tuple[int, ...]) -> tuple[int, int, int, int] | None:
-    """Return left, top, right and bottom of a window on the enlarged image; None where it is empty or outside."""
+    """Return left, top, right and bottom of a window on the enlarged image, or None if it is empty or outside."""
     x, y, width, height = map(int, window)
     if width <= 0 or height <= 0:
         return None
@@ -146,7 +146,7 @@ def _place(window: np.ndarray, size: tuple[int, ...], drawn: tuple[int, ...]) ->
 
 
 def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Resize an image uint8 C,H,W to height,width,3 with at most `side` pixels, by a whole factor from 3 up."""
+    """Resize an image uint8 C,H,W to height,width,3, at most `side` pixels each. Factors above 3 are whole numbers."""
     height, width = image.shape[1:]
     factor = side / max(height, width)
     if factor >= 3:

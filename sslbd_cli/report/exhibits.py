@@ -1,4 +1,4 @@
-"""Reports as they are shown: named after their files, those of several methods taken apart."""
+"""Make entries of reports: name them after their files, and split reports of several methods."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from sslbd_cli.report.html import Entry
 
 
 def entries(paths: Sequence[str], reports: Sequence[Report]) -> list[Entry]:
-    """Return what stands on a page, in order, without figures."""
+    """Return the entries of a page in order, still without figures."""
     return [part for name, report in zip(_labels(paths), reports, strict=True) for part in _apart(*name, report)]
 
 
 def of_encoder(entries: Sequence[Entry], encoder: Encoder) -> list[tuple[str, Report]]:
-    """Return label and report of single methods and probes. Raises InputError for a report of another encoder."""
+    """Return label and report of each probe and single method. Raises InputError for a report on another encoder."""
     for entry in entries:
         named = entry.results.encoder
         if named is None or named.sha256 != encoder.sha256:
-            raise InputError(
-                f"{entry.label}: is no report of the encoder of --card (its content differs); leave it out"
-            )
+            raise InputError(f"{entry.label}: this report is on another encoder than --card; leave it out")
     return [(entry.label, entry.report) for entry in entries if not isinstance(entry.results, CombinedResults)]
 
 
 def _labels(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Name reports after their files, with the folder where two have the same name: label and unique slug of each."""
+    """Return label and unique slug of each report: the name of its file, with the folder if two names are equal."""
     stems = ["standard input" if path == "-" else Path(path).stem for path in paths]
     count, used = Counter(stems), Counter[str]()
     named = []
@@ -46,7 +44,7 @@ def _labels(paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _apart(label: str, slug: str, report: Report) -> list[Entry]:
-    """Take a report of several methods apart, into the whole without them and each of them; any other stays."""
+    """Split a report of several methods into the whole and its methods. Any other report makes one entry."""
     parts = split(report)
     if not parts:
         return [Entry(label, slug, report)]

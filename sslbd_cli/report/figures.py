@@ -1,6 +1,6 @@
-"""Which figures a report holds: arrays are found by name, checked, and drawn by plots.py.
+"""Find the arrays of a report by name, check them, and draw their figures with plots.py.
 
-A report may come from anywhere: an array that is missing, or is not what its name promises, leaves its figure out.
+A report may come from anywhere. If an array is missing or is not what its name promises, its figure is left out.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from sslbd_cli.report import contact, plots
 from sslbd_cli.report.contact import Suspects
 from sslbd_cli.report.plots import CLEAN, INK, TRIGGERED, PictureRows
 
-SHEET = 12  # images of a sample sheet
-FOUND = 20  # surest images of a training set's detector
-MOST = 40  # triggers of a panel
-EXAMPLES = 6  # clean, and as many triggered, pictures of a detector
+SHEET = 12  # sample images shown
+FOUND = 20  # images of highest score shown for a detector of training images
+MOST = 40  # triggers of a panel shown
+EXAMPLES = 6  # clean images, and as many triggered ones, shown with the detector's pictures
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: its name (also of the PNG file), what it shows in words, and the PNG. fixed: colours carry meaning."""
+    """A figure. name: also of its file. png: the bytes. fixed: its colours carry meaning, so a dark page keeps them."""
 
     name: str
     caption: str
@@ -34,39 +34,39 @@ class Picture:
 
 
 def pictures(report: Report) -> list[Picture]:
-    """Return every figure that a report's arrays allow."""
+    """Draw every figure that the arrays of a report allow."""
     kinds = (_sheet, _suspects, _panel, _triptychs, _map, _histogram, _retrieval, _roc, _confusions)
     return [picture for kind in kinds if (picture := kind(report)) is not None]
 
 
 def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
-    """Return the figures that set several reports, each with its label, side by side."""
+    """Draw the figures that compare several reports, each given with its label."""
     rows = [(label, _estimates(read(report))) for label, report in reports]
     rows = [(label, values) for label, values in rows if values]
     curves = {label: curve for label, report in reports if (curve := _judged(report)) is not None}
     compared = []
     if len(rows) > 1:
-        caption = "Accuracy on clean images and attack success rate of each encoder, with 95 % intervals."
+        caption = "Accuracy on clean images and attack success rate (ASR) of each encoder, with 95 % intervals."
         compared.append(Picture("overview", caption, plots.overview(rows)))
     if len(curves) > 1:
         named = {f"{label}{_area(dict(reports)[label])}": curve for label, curve in curves.items()}
         kinds = {_positive(report) for label, report in reports if label in curves}
         positive = kinds.pop() if len(kinds) == 1 else "triggered"
-        caption = f"Detectors compared: share of {positive} images found against share of clean images flagged."
+        caption = f"ROC curves of the detectors: {positive} images flagged against clean images flagged, as shares."
         compared.append(Picture("roc-all", caption, plots.roc(named, positive=positive)))
     return compared
 
 
 def sheet(clean: np.ndarray, triggered: np.ndarray | None, is_found: bool = False) -> Picture:
-    """Return the same images without and with the trigger, uint8 K,3,H,W both; found: a detector found it."""
+    """Draw the same images without and with the trigger, each uint8 K,3,H,W. is_found: a detector found the trigger."""
     rows, caption = [("clean", clean[:SHEET])], "Sample images."
     if triggered is not None:
         change = np.abs(triggered[:SHEET].astype(np.int16) - clean[:SHEET])
-        factor = 255 // max(1, int(change.max()))  # a faint trigger is made visible, and by how much is said
+        factor = 255 // max(1, int(change.max()))  # make a faint trigger visible; the caption states the factor
         name = f"change ×{factor}" if factor > 1 else "change"
         rows += [("triggered", triggered[:SHEET]), (name, (change * factor).astype(np.uint8))]
         named = "the trigger that was found" if is_found else "the trigger"
-        caption = f"The same images without and with {named}, and what it changed"
+        caption = f"The same images without and with {named}, and the change it makes"
         caption += f": at most {change.max()}/255, drawn {factor} times as large." if factor > 1 else "."
     return Picture("samples", caption, plots.board([PictureRows("", INK, rows)]), fixed=True)
 
@@ -93,19 +93,19 @@ def _suspects(report: Report) -> Picture | None:
         windows = _windows(report, len(images))
         poisoned = None if (truth := _column(report, "found/poisoned", at_least=len(images))) is None else truth != 0
         scores = _column(report, "found/scores", at_least=len(images))
-        caption = f"The {len(images)} training images that the detector is surest of"
-        caption += "" if scores is None else ", with their scores"
-        caption += "; outlined is where it saw the trigger." if windows is not None else "."
+        caption = f"The {len(images)} training images of highest score"
+        caption += "" if scores is None else ", each with its score"
+        caption += ". The outlined window is where the detector saw the trigger." if windows is not None else "."
         if poisoned is not None:
             hits = int(poisoned[: len(images)].sum())
-            blind = "" if _detected(report).sees_truth else ", which it never saw"
+            blind = "" if _detected(report).sees_truth else ", which the detector never saw"
             caption += f" By the recorded truth{blind}, {hits} of them are poisoned."
     parts = Suspects(images, windows, scores, poisoned, patches, trigger)
     return Picture("found", caption, contact.contact(parts), fixed=True)
 
 
 def _panel(report: Report) -> Picture | None:
-    """Draw how many images each trigger of a panel had flagged."""
+    """Draw the share of flagged images under each trigger of a panel."""
     results, rows = _detected(report), []
     for row in results.panel:
         if row.flagged is None or row.n is None or not 0 <= row.flagged <= row.n or row.n < 1:
@@ -116,12 +116,12 @@ def _panel(report: Report) -> Picture | None:
         rows.append((name, row.flagged / row.n, is_beyond))
     if not rows or results.alpha is None:
         return None
-    caption = "Images flagged under each trigger of the panel. Coloured: more than chance explains, corrected for the"
-    return Picture("panel", f"{caption} number of triggers.", plots.bars(rows[:MOST], results.alpha))
+    caption = "Share of images flagged under each trigger. Coloured bars exceed chance, corrected for the number of"
+    return Picture("panel", f"{caption} triggers.", plots.bars(rows[:MOST], results.alpha))
 
 
 def _map(report: Report) -> Picture | None:
-    """Draw where clean and triggered images are embedded."""
+    """Draw the embeddings of clean and triggered images on a plane."""
     clean, triggered = (_points(report, f"map/{name}") for name in ("clean", "triggered"))
     shares = _column(report, "map/variance", 2)
     if clean is None or triggered is None or shares is None or not np.isfinite(shares).all():
@@ -130,8 +130,8 @@ def _map(report: Report) -> Picture | None:
     mine = np.zeros(len(clean), bool) if target is None else target != 0
     groups = [("clean", clean[~mine], CLEAN, "o"), ("clean, of the target class", clean[mine], "#009E73", "s")]
     groups.append(("triggered", triggered, TRIGGERED, "x"))
-    caption = "Embeddings of test images, by the two directions in which they vary most (PCA of unit features). A"
-    caption += " backdoor draws the triggered ones away from their clean originals, to one place."
+    caption = "Embeddings of test images on the two directions of largest variance (PCA of unit features). A backdoor"
+    caption += " moves the triggered images away from their clean originals to one place."
     png = plots.places([group for group in groups if len(group[1])], (float(shares[0]), float(shares[1])))
     return Picture("map", caption, png)
 
@@ -171,7 +171,7 @@ def _triptychs(report: Report) -> Picture | None:
 
 
 def _spread(ranked: np.ndarray) -> np.ndarray:
-    """Take EXAMPLES of a ranking evenly, both ends included."""
+    """Take EXAMPLES images of a ranking, evenly spaced, both ends included."""
     chosen: np.ndarray = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(EXAMPLES, len(ranked))).astype(int))]
     return chosen
 
@@ -186,10 +186,10 @@ def _histogram(report: Report) -> Picture | None:
         return None
     truth, flagged, by_itself = _judged(report), _flagged(report, len(scores)), _is_of_samples(report)
     prefix, threshold = "judged, ", _detected(report).threshold
-    caption = "Scores of the detector. The threshold is set on calibration images alone, which carry no trigger."
+    caption = "Scores of the detector. Calibration images alone, which carry no trigger, set the threshold."
     if by_itself:
         prefix, threshold, calibration = "", None, None
-        caption = "Scores of the training images. The detector judges them among themselves and decides by itself."
+        caption = "Scores of the training images. The detector compares them with each other and uses no clean images."
     if truth is not None:
         known, poisoned = truth
         groups = {f"{prefix}clean": known[~poisoned], f"{prefix}{_positive(report)}": known[poisoned]}
@@ -210,10 +210,10 @@ def _retrieval(report: Report) -> Picture | None:
     flagged = _flagged(report, len(scores))
     if flagged is not None:
         flagged = flagged[~np.isnan(scores)]
-    caption = "Precision and recall of the k images of highest score. Images drawn by chance have the base rate, "
-    caption += f"{100 * poisoned.mean():.3g} %, as precision."
+    caption = "Precision and recall of the k images of highest score. The precision of images drawn at random is"
+    caption += f" the base rate, {100 * poisoned.mean():.3g} %."
     if flagged is not None:
-        caption += " Points are the images flagged." if flagged.any() else " No image is flagged."
+        caption += " The points mark the flagged images." if flagged.any() else " No image is flagged."
     return Picture("retrieval", caption, plots.retrieval(known, poisoned, flagged))
 
 
@@ -224,7 +224,7 @@ def _roc(report: Report) -> Picture | None:
     whose = "training" if _is_of_samples(report) else "judged"
     caption = f"ROC curve of the {whose} images against the recorded truth, which the detector never sees."
     if results.sees_truth:
-        caption = f"ROC curve of the {whose} images. This one is a bound: it was told the recorded truth."
+        caption = f"ROC curve of the {whose} images. This method is a bound: it knows the recorded truth."
     threshold = None if _is_of_samples(report) else results.threshold
     return Picture(
         "roc", caption, plots.roc({(results.name or "detector") + _area(report): curve}, threshold, _positive(report))
@@ -239,11 +239,11 @@ def _confusions(report: Report) -> Picture | None:
             tables[f"{name} images"] = np.asarray(table, np.float64).clip(0)
     if not tables:
         return None
-    caption = "Answers of the probe. A bright column under triggered images: every class is called the target."
+    caption = "Predictions of the probe. A bright column under triggered images: every class is taken for the target."
     return Picture("confusion", caption, plots.confusions(tables), fixed=True)
 
 
-# --- reading results and arrays that may be anything --------------------------------------------------------------
+# --- results and arrays of a report that may hold anything -----------------------------------------------------------
 
 
 def _images(report: Report, name: str) -> np.ndarray | None:
@@ -253,7 +253,7 @@ def _images(report: Report, name: str) -> np.ndarray | None:
 
 
 def _column(report: Report, name: str, length: int | None = None, at_least: int = 1) -> np.ndarray | None:
-    """Return a one-dimensional array as float64, where it is one, holds something, and has the length asked for."""
+    """Return an array as float64, or None unless it has one dimension and the length asked for."""
     array = report.data.get(name)
     if array is None or array.ndim != 1 or len(array) < at_least or (length is not None and len(array) != length):
         return None
@@ -261,7 +261,7 @@ def _column(report: Report, name: str, length: int | None = None, at_least: int 
 
 
 def _points(report: Report, name: str) -> np.ndarray | None:
-    """Return places on a plane as float64 K,2, where they are such."""
+    """Return points on a plane as float64 K,2, or None if the array is anything else."""
     array = report.data.get(name)
     if array is None or array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] != 2 or not len(array):
         return None
@@ -269,7 +269,7 @@ def _points(report: Report, name: str) -> np.ndarray | None:
 
 
 def _windows(report: Report, least: int) -> np.ndarray | None:
-    """Return the windows of the images found, int K,4, where any of them says where its trigger is."""
+    """Return the windows of the images of highest score, int K,4, or None if all of them are empty."""
     array = report.data.get("found/windows")
     if array is None or array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != 4 or len(array) < least:
         return None
@@ -282,12 +282,12 @@ def _flagged(report: Report, length: int) -> np.ndarray | None:
 
 
 def _is_of_samples(report: Report) -> bool:
-    """Tell whether a detector judged training images among themselves: no calibration, no threshold."""
+    """Tell whether a detector judged training images, which has no calibration images and no threshold."""
     return _detected(report).judges == "samples"
 
 
 def _is_of_encoder(report: Report) -> bool:
-    """Tell whether a detector judged an encoder itself."""
+    """Tell whether a detector judged an encoder."""
     return _detected(report).judges == "encoder"
 
 
@@ -296,7 +296,7 @@ def _positive(report: Report) -> str:
 
 
 def _judged(report: Report) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return scores and truth of the judged images, where both are there and both kinds of image are among them."""
+    """Return scores float K and truth bool K of the judged images, or None unless both kinds of image are there."""
     scores = _column(report, "scores")
     poisoned = None if scores is None else _column(report, "truth/poisoned", len(scores))
     if scores is None or poisoned is None:
@@ -307,7 +307,7 @@ def _judged(report: Report) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _estimates(results: Results) -> dict[str, tuple[float, float, float]]:
-    """Return what the overview draws of one probe."""
+    """Return what the overview draws of one probe: name -> value, low, high."""
     if not isinstance(results, ProbeResults):
         return {}
     control = results.baseline and results.baseline.asr
@@ -325,6 +325,6 @@ def _area(report: Report) -> str:
 
 
 def _detected(report: Report) -> DetectResults:
-    """Return what one detector says; of any other report, that it says nothing."""
+    """Return the results of one detector; of any other report, empty results."""
     results = read(report)
     return results if isinstance(results, DetectResults) else DetectResults()

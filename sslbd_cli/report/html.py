@@ -1,4 +1,4 @@
-"""One HTML page from many reports: what they say, show and come from. The templates say how it looks."""
+"""Gather what one HTML page shows of many reports: results, figures and lineage. The templates lay it out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sslbd_cli.report.figures import Picture
 from sslbd_cli.report.plots import DPI
 from sslbd_cli.report.webpage import rate, render
 
-SCALE = 96 / DPI  # pixels of the page per pixel of a figure: as large as drawn, sharp on dense screens
+SCALE = 96 / DPI  # pixels of the page per pixel of a figure: true to size, and sharp on dense screens
 #: The first keys of a table of numbers, in this order; artefacts store their keys sorted by name.
 ORDER = (
     "method", "head", "verdict", "flags", "search_space", "clean_accuracy", "patched_accuracy", "asr", "asr_all",
@@ -24,8 +24,8 @@ ORDER = (
     "recall", "precision", "top_accuracy", "localisation", "threshold", "alpha",
     "n_judged", "flagged", "n_aux", "controls", "target", "trigger", "classes", "n_train", "n_labelled", "n_test",
 )  # fmt: skip
-Column = tuple[str, Callable[[Any], object]]  # its title, and the value that it shows of results
-#: Columns of probes: those that are shown with the clean encoder's, and the rest.
+Column = tuple[str, Callable[[Any], object]]  # a title, and a function from results to the value shown
+#: Columns of probes. Each of MEASURES is shown with the same number of the clean encoder.
 MEASURES: tuple[tuple[str, Callable[[Measures], Estimate | float | None]], ...] = (
     ("clean accuracy", lambda r: r.clean_accuracy),
     ("patched accuracy", lambda r: r.patched_accuracy),
@@ -61,9 +61,10 @@ IMAGES: tuple[tuple[str, Callable[[DetectResults], object]], ...] = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One report on the page. slug: its anchor, unique; pictures: its figures; is_part: of a report before it.
+    """One report on the page.
 
-    digest: of the whole file that the report is a part of; without it, the report's own.
+    slug: the unique anchor. pictures: the figures. is_part: the report is one method of the report before it.
+    digest: of the file that the report is a part of; empty means the report's own digest.
     """
 
     label: str
@@ -75,12 +76,12 @@ class Entry:
 
     @cached_property
     def results(self) -> Results:
-        """What the report says, typed."""
+        """The typed results of the report."""
         return read(self.report)
 
 
 def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
-    """Return the whole page. shared: figures that concern all reports."""
+    """Return the whole page. shared: figures that compare all reports."""
     anchors: dict[bytes, str] = {}
     whole = sum(not entry.is_part for entry in entries)
     return render(
@@ -96,7 +97,7 @@ def page(entries: Sequence[Entry], shared: Sequence[Picture] = ()) -> str:
 
 
 def _is_evidence(results: Results) -> bool:
-    """Tell whether results hold a verdict of a detector, and not of a bound, which is told where the triggers are."""
+    """Tell whether results hold the verdict of a detector. A bound, which knows the truth, does not count."""
     if not isinstance(results, (DetectResults, CombinedResults)):
         return False
     return results.verdict is not None and not results.sees_truth
@@ -107,7 +108,7 @@ def _is_evidence(results: Results) -> bool:
 
 @dataclass(frozen=True)
 class Headline:
-    """A table over all reports of a kind, a row each."""
+    """A table of all reports of one kind, one row per report."""
 
     title: str
     columns: list[str]
@@ -116,7 +117,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class HeadlineRow:
-    """A report in such a table. is_clean: whether its encoder is the clean one that others are held against."""
+    """One row of a headline table. is_clean: its encoder is the clean one that the others are compared with."""
 
     entry: Entry
     is_clean: bool
@@ -125,7 +126,7 @@ class HeadlineRow:
 
 @dataclass(frozen=True)
 class HeadlineNumber:
-    """What a report says under one column, and beside it what the clean encoder comes to."""
+    """One cell of a headline table: the value of a report. beside: the same number of the clean encoder, as text."""
 
     title: str
     value: object
@@ -133,12 +134,12 @@ class HeadlineNumber:
 
 
 def _headlines(entries: Sequence[Entry]) -> list[Headline]:
-    """Make a table of all probes and one each of detectors of encoders and of images; list other reports after them."""
+    """Make one table each for detectors of encoders, probes, detectors of images, and all other reports."""
     groups: dict[tuple[str, tuple[Column, ...]], list[Entry]] = {
         ("Encoders judged", ENCODERS): [], ("Probes", PROBES): [], ("Detectors", IMAGES): [], ("Others", ()): [],
     }  # fmt: skip
     for entry in entries:
-        if not isinstance(entry.results, CombinedResults):  # whose parts are entries, too
+        if not isinstance(entry.results, CombinedResults):  # its parts are entries, too
             groups[_group(entry.results)].append(entry)
     return [_headline(title, columns, rows) for (title, columns), rows in groups.items() if rows]
 
@@ -153,7 +154,7 @@ def _group(results: Results) -> tuple[str, tuple[Column, ...]]:
 
 
 def _headline(title: str, columns: Sequence[Column], entries: Sequence[Entry]) -> Headline:
-    """Make one table, of the columns in which any report says something."""
+    """Make one table. A column without any value is left out."""
     in_use = [(name, value) for name, value in columns if any(value(entry.results) is not None for entry in entries)]
     controls = [entry.results.baseline for entry in entries if isinstance(entry.results, ProbeResults)]
     clean = {control.sha256 for control in controls if control is not None} - {None}
@@ -173,7 +174,7 @@ def _digest(results: Results) -> str | None:
 
 
 def _beside(results: Results, column: str) -> str:
-    """Write the clean encoder's number, which a probe's own one is to be held against."""
+    """Write the clean encoder's number that a probe's own number is compared with; empty if there is none."""
     value = dict(MEASURES).get(column)
     if value is None or not isinstance(results, ProbeResults) or value(results) is None:
         return ""
@@ -188,7 +189,7 @@ def _beside(results: Results, column: str) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """One report by itself: its figures, all its numbers, and the commands that made it."""
+    """The section of one report: its figures, all its numbers, and the commands that made it."""
 
     entry: Entry
     figures: list[EmbeddedPicture]
@@ -199,7 +200,7 @@ class Section:
 
 @dataclass(frozen=True)
 class EmbeddedPicture:
-    """A picture on the page, encoded; width and height in pixels. same_as: the anchor of an equal one before it."""
+    """A picture in base64. width, height: in pixels. same_as: the anchor of an equal picture further up the page."""
 
     anchor: str
     picture: Picture
@@ -218,14 +219,14 @@ def _section(entry: Entry, anchors: dict[bytes, str]) -> Section:
 
 
 def _figures(slug: str, pictures: Sequence[Picture], anchors: dict[bytes, str]) -> Iterator[EmbeddedPicture]:
-    """Encode pictures, each once: `shown` has the anchors of those that are on the page already."""
+    """Encode each picture once. anchors: PNG -> anchor of each picture that is on the page already; it grows."""
     for picture in pictures:
         anchor = f"{slug}-{picture.name}"
         if picture.png in anchors:
             yield EmbeddedPicture(anchor, picture, anchors[picture.png])
             continue
         anchors[picture.png] = anchor
-        # the PNG header says how large it is
+        # the PNG header holds width and height
         width, height = (round(int.from_bytes(picture.png[at : at + 4], "big") * SCALE) for at in (16, 20))
         yield EmbeddedPicture(anchor, picture, "", base64.b64encode(picture.png).decode("ascii"), width, height)
 
@@ -235,7 +236,7 @@ def _figures(slug: str, pictures: Sequence[Picture], anchors: dict[bytes, str]) 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a history, what it ran on, and its inputs."""
+    """One command of a history. made_with: versions and device, as text."""
 
     command: str
     made_with: str
@@ -244,7 +245,7 @@ class Step:
 
 @dataclass(frozen=True)
 class StepInput:
-    """An input of a command. history: what made it; is_above: whether that has been shown already."""
+    """One input of a command. history: the commands that made it. is_above: the page shows them already."""
 
     option: str
     what: str
@@ -254,7 +255,7 @@ class StepInput:
 
 
 def _steps(history: History, seen: set[str]) -> list[Step]:
-    """List the commands of a history in order. A side input's own history is shown once: `seen` has their digests."""
+    """List the commands of a history in order. seen: digests of the inputs whose history is shown already; it grows."""
     return [
         Step(
             command_line(entry),
@@ -275,7 +276,7 @@ def _input(row: dict[str, Any], seen: set[str]) -> StepInput:
 
 
 def _made_with(history: History) -> list[str]:
-    """Say what a report was computed with, from its history alone: sslbd, torch, device and precision."""
+    """Return sslbd version, torch version, device and precision of a report, read from its history."""
     columns = [[step[key] for step in history if key in step] for key in ("version", "torch", "device")]
     columns.append([step["args"]["--precision"] for step in history if "--precision" in step["args"]])
     return [", ".join(dict.fromkeys(map(str, column))) or MISSING for column in columns]

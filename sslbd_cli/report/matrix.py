@@ -1,8 +1,8 @@
-"""Attacks by detectors over seeds, from reports kept as ATTACK/SEED/NAME.h5: tables for tables.py to write.
+"""Make tables of attacks by detectors over seeds, from reports saved as ATTACK/SEED/NAME.h5. tables.py writes them.
 
-A row is an attack, a column a detector named by its file, a cell the mean and standard deviation over the seeds. The
-probes beside the detections say whether an attack works: one that does not has nothing to be found, and counts in no
-cell. A row without probes, such as encoders left clean, is what detectors say where nothing was planted.
+Each row is an attack, each column a detector, named after its file, each cell the mean and standard deviation over the
+seeds. The probe of a run says whether its attack works. A run whose attack fails counts in no cell, because there is
+nothing to find. A row without probes, such as clean encoders, counts whole: it is the control.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import brief
 from sslbd_cli.report.tables import Table
 
-# --- The cells of a matrix: reports kept as ATTACK/SEED/NAME.h5, and which runs of an attack count
+# --- the cells of a matrix, and which runs count
 
 JUDGED = ("inputs", "encoder", "samples")  # what a detector may judge
-LARGEST = 1e12  # no number of ours is larger; means of larger ones overflow
-Gate = dict[tuple[str, str], bool]  # whether a row's run counts
+LARGEST = 1e12  # larger numbers are left out: their mean would overflow
+Gate = dict[tuple[str, str], bool]  # (row, run) -> whether the run counts
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One report of the matrix, by its row, its run and its column. digest: of the report."""
+    """One report of the matrix with its row, run and column. digest: of the report."""
 
     row: str
     run: str
@@ -41,23 +41,23 @@ class Cell:
 
     @property
     def detected(self) -> DetectResults:
-        """What a detector says; of a probe, that it says nothing."""
+        """The results of a detector; empty results for a probe."""
         return self.results if isinstance(self.results, DetectResults) else DetectResults()
 
     @property
     def probed(self) -> ProbeResults:
-        """What a probe says; of a detector, that it says nothing."""
+        """The results of a probe; empty results for a detector."""
         return self.results if isinstance(self.results, ProbeResults) else ProbeResults()
 
 
 def number(value: Estimate | float | None) -> float | None:
-    """Return a number, of an estimate its value; None where there is none that a mean can be taken of."""
+    """Return a number, or the value of an estimate; None if there is none, or if a mean of it would overflow."""
     value = value.value if isinstance(value, Estimate) else value
     return float(value) if value is not None and abs(value) < LARGEST else None
 
 
 def gather(paths: Sequence[str], reports: Sequence[Report]) -> tuple[list[Cell], Gate]:
-    """Place reports in a matrix, and tell which runs count. Raises InputError for what does not fit into one."""
+    """Place reports in a matrix, and tell which runs count. Raises InputError for a report that does not fit."""
     cells = [cell for path, report in zip(paths, reports, strict=True) for cell in _cells(path, report)]
     _check_distinct(cells)
     return cells, _gate(cells)
@@ -72,28 +72,28 @@ def grouped(cells: Sequence[Cell], key: Callable[[Cell], Any]) -> list[tuple[Any
 
 
 def _gate(cells: Sequence[Cell]) -> Gate:
-    """Tell which runs count: of attacks those that work, of rows without any probe all.
+    """Tell which runs count: those whose attack works, and all runs of a row without probes.
 
-    Raises InputError where reports of a run are not of one encoder and trigger, or a run of an attack has no probe.
+    Raises InputError where a run mixes encoders or triggers, or lacks a probe that other runs of its row have.
     """
     gate, probed = {}, {cell.row for cell in cells if _is_probe(cell)}
     for (row, run), group in grouped(cells, lambda cell: (cell.row, cell.run)):
         encoders = {cell.results.encoder and cell.results.encoder.sha256 for cell in group}
         for what, named in (("encoder", encoders), ("trigger", {cell.results.trigger for cell in group})):
             if len(named - {None}) > 1:
-                raise InputError(f"{row}/{run}: its reports are of more than one {what}; a run is one attack's")
+                raise InputError(f"{row}/{run}: its reports are of more than one {what}; use a folder per attack")
         probe = next(filter(_is_probe, group), None)
         if probe is None and row in probed:
-            raise InputError(f"{row}/{run}: other runs of the attack have a probe; give this one's, too")
+            raise InputError(f"{row}/{run}: has no probe, but other runs of the attack do; give its probe, too")
         gate[row, run] = probe is None or _works(probe)
     return gate
 
 
 def _cells(path: str, report: Report) -> Iterator[Cell]:
-    """Place a report in the matrix, each part of a report of several methods by itself."""
+    """Place a report in the matrix. Each method of a report of several methods makes a cell of its own."""
     folders = Path(path).parts[-3:-1]
     if len(folders) < 2 or ".." in folders or path == "-":
-        raise InputError(f"{path}: a matrix takes its rows and runs from folders: give ATTACK/SEED/DETECTOR.h5")
+        raise InputError(f"{path}: a matrix takes its rows and runs from folders; give ATTACK/SEED/DETECTOR.h5")
     row, run = folders
     for name, part in split(report) or [(Path(path).stem, report)]:
         results = read(part)
@@ -109,7 +109,7 @@ def _is_probe(cell: Cell) -> bool:
 
 
 def _check_distinct(cells: Sequence[Cell]) -> None:
-    """Refuse a cell that is filled twice, and a report that would count as two runs."""
+    """Raise InputError for a cell that is filled twice, and for a report that would count as two runs."""
     seen: dict[object, str] = {}
     for cell in cells:
         place = f"{cell.row}/{cell.run}/{cell.column}"
@@ -121,46 +121,46 @@ def _check_distinct(cells: Sequence[Cell]) -> None:
 
 
 def _twice(first: str, second: str) -> str:
-    return "is given twice" if first == second else f"has what {first} has"
+    return "is given twice" if first == second else f"holds the same as {first}"
 
 
 def _works(probe: Cell) -> bool:
-    """Tell whether an attack works. Without the clean encoder's accuracy nobody knows what it cost."""
+    """Tell whether an attack works. Raises InputError where the clean encoder's accuracy is missing."""
     results = probe.probed
     asr, accuracy, clean = number(results.asr), number(results.clean_accuracy), number(_clean(probe).clean_accuracy)
     if any(rate is None or not 0 <= rate <= 1 for rate in (asr, accuracy, clean)):
         place = f"{probe.row}/{probe.run}/{probe.column}"
-        raise InputError(f"{place}: a matrix needs the clean encoder's numbers; probe with --baseline")
+        raise InputError(f"{place}: a matrix needs the clean encoder's numbers; run probe with --baseline")
     assert asr is not None and accuracy is not None and clean is not None
     return attack_works(asr, clean - accuracy)
 
 
-#: The tables over all attacks and detectors: what detectors judge, title, what a cell says, the control in brackets.
+#: The tables of attacks by detectors: what the detectors judge, title, meaning of a cell.
 KINDS = (
     (
         "inputs",
         "Detectors of inputs",
-        "AUROC of triggered against clean test images; in brackets the same images through the clean encoder, where"
-        " what exceeds 0.5 is owed to the trigger's look and not to the backdoor. Bold: the highest of the row.",
+        "AUROC of triggered against clean test images. In brackets: the same for the clean encoder; what exceeds 0.5"
+        " there is due to the look of the trigger, not to the backdoor. Bold: the highest of the row.",
     ),
     (
         "encoder",
         "Detectors of encoders",
-        "How many encoders of the row are found (of a row that was left clean: false alarms), and the statistic,"
-        " which is larger the more suspicious, on a scale of each detector's own.",
+        "How many encoders of the row are found (false alarms in a clean row), and the statistic. A larger statistic"
+        " is more suspicious; each detector has its own scale.",
     ),
     (
         "samples",
         "Detectors of training images",
-        "AUROC of poisoned against other training images, and in how many of the runs the detector calls the set"
-        " poisoned (of a row that was left clean: false alarms). Bold: the highest of the row.",
+        "AUROC of poisoned against clean training images, and in how many runs the verdict is found (false alarms in"
+        " a clean row). Bold: the highest of the row.",
     ),
 )
 RATES = ("0.01", "0.05", "0.10")
 
 
 def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Table]:
-    """Return the matrix of reports. Raises InputError where a path or a report does not fit into one."""
+    """Return the tables of a matrix. Raises InputError for a path or a report that does not fit."""
     cells, gate = gather(paths, reports)
     probes = list(filter(_is_probe, cells))
     detections = [cell for cell in cells if not _is_probe(cell)]
@@ -177,14 +177,14 @@ def tables(paths: Sequence[str], reports: Sequence[Report]) -> list[Table]:
     return [*blocks, _settings(detections)] if detections else blocks
 
 
-Writer = Callable[[Sequence[Cell]], str]  # what a cell says of its runs
-Value = Callable[[Cell], Estimate | float | None]  # a number of one run
+Writer = Callable[[Sequence[Cell]], str]  # writes a cell from its runs
+Value = Callable[[Cell], Estimate | float | None]  # reads a number of one run
 
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
 def _attacks(probes: Sequence[Cell], gate: Gate) -> Table:
-    """Say of each attack what it does, and in how many runs it works."""
+    """Show what each attack does, and in how many runs it works."""
     rows = []
     for name, group in grouped(probes, lambda cell: cell.row):
         count = sum(gate[cell.row, cell.run] for cell in group)
@@ -197,9 +197,9 @@ def _attacks(probes: Sequence[Cell], gate: Gate) -> Table:
         ])  # fmt: skip
     return Table(
         "Attacks",
-        "Shares in percent, in brackets of the clean encoder; mean ± standard deviation over runs. An attack works"
-        f" where its ASR is at least {100 * WORKING_ASR:g} % and accuracy falls by at most {100 * LARGEST_DROP:g}"
-        " points (the victim gate); runs where it does not count in no table below.",
+        "Shares in percent, mean ± standard deviation over runs. In brackets: the clean encoder. An attack works if"
+        f" its ASR is at least {100 * WORKING_ASR:g} % and accuracy falls by at most {100 * LARGEST_DROP:g} points"
+        " (the victim gate). Other runs count in no table below.",
         ["attack", "works", "accuracy", "ASR", "target", "trigger"],
         rows,
         numeric=(1, 2, 3),
@@ -207,7 +207,7 @@ def _attacks(probes: Sequence[Cell], gate: Gate) -> Table:
 
 
 def _square(heading: tuple[str, str], cells: Sequence[Cell], gate: Gate, write: Writer) -> Table:
-    """Draw attacks by detectors under a title and what it means."""
+    """Make a table of attacks by detectors. heading: title and meaning."""
     columns = list(dict.fromkeys(cell.column for cell in cells))
     rows, strong = [], set()
     for name, group in grouped(cells, lambda cell: cell.row):
@@ -249,7 +249,7 @@ WRITERS: dict[str, Writer] = {
 
 
 def _rates(cells: Sequence[Cell]) -> Table:
-    """Say at what price detectors of inputs find triggered images."""
+    """Show true and false positive rates of the detectors of inputs."""
     heads = [f"TPR at {float(rate) * 100:g} % FPR" for rate in RATES]
     rows = [
         [row, column, str(len(runs)), *(_spread(runs, _rate(at), 100) for at in RATES),
@@ -259,7 +259,7 @@ def _rates(cells: Sequence[Cell]) -> Table:
     ]  # fmt: skip
     return Table(
         "Detectors of inputs: rates",
-        "In percent. At the threshold: of triggered and of clean images, the share above what --aux alone has set.",
+        "In percent. At the threshold: share of triggered and of clean images above it; --aux alone sets it.",
         ["attack", "detector", "runs", *heads, "TPR at the threshold", "FPR at the threshold", "verdict"],
         rows,
         range(2, 9),
@@ -267,7 +267,7 @@ def _rates(cells: Sequence[Cell]) -> Table:
 
 
 def _controls(cells: Sequence[Cell]) -> Iterator[Table]:
-    """Show what else ranks the same images, where a detector has such controls besides the clean encoder."""
+    """Show the AUROC of other scores on the same images, for detectors that have such controls."""
     names = dict.fromkeys(
         name for cell in cells for name in cell.detected.controls
         if name.startswith("auroc_") and not name.endswith("clean_encoder")
@@ -280,9 +280,8 @@ def _controls(cells: Sequence[Cell]) -> Iterator[Table]:
     if rows:
         yield Table(
             "Detectors of inputs: controls",
-            "AUROC of other scores on the same images: another score of the detector's, a cue severed (shuffled"
-            " embeddings), the trigger's pixels alone (mean colour), or left out (outside box); in brackets, where"
-            " known, through the clean encoder.",
+            "AUROC of other scores on the same images: another score of the detector, shuffled embeddings, the mean"
+            " colour of the pixels, or the score outside the trigger's box. In brackets: the clean encoder, if known.",
             ["attack", "detector", *(name.removeprefix("auroc_").replace("_", " ") for name in names)],
             rows,
             range(2, 2 + len(names)),
@@ -290,7 +289,7 @@ def _controls(cells: Sequence[Cell]) -> Iterator[Table]:
 
 
 def _removals(cells: Sequence[Cell]) -> Table:
-    """Say what detectors of training images take out."""
+    """Show how many images detectors of training images flag, and how many of them rightly."""
     rows = [
         [row, column, str(len(runs)), _spread(runs, lambda run: run.detected.recall, 100),
          _spread(runs, lambda run: run.detected.precision, 100),
@@ -300,18 +299,22 @@ def _removals(cells: Sequence[Cell]) -> Table:
     ]  # fmt: skip
     heads = ["attack", "detector", "runs", "recall", "precision", "poisons among the first 20", "images flagged"]
     return Table(
-        "Detectors of training images: what they take out", "In percent, but for the last.", heads, rows, range(2, 7)
+        "Detectors of training images: what they take out",
+        "In percent but for the last column.",
+        heads,
+        rows,
+        range(2, 7),
     )
 
 
 def _settings(cells: Sequence[Cell]) -> Table:
     rows = [[name, _specs("detector", [cell.detected.method for cell in group])]
             for name, group in grouped(cells, lambda cell: cell.column)]  # fmt: skip
-    return Table("Detectors", "Each with the settings that are not its defaults.", ["column", "detector"], rows)
+    return Table("Detectors", "Each with the settings that differ from the defaults.", ["column", "detector"], rows)
 
 
 def _specs(shelf: str, texts: Sequence[object]) -> str:
-    """Write spec strings once each, without what is at its default."""
+    """Write each spec string once, without the keys that have their defaults."""
     return "; ".join(dict.fromkeys(brief(shelf, str(text)) for text in texts if text is not None)) or MISSING
 
 
@@ -328,7 +331,7 @@ def _values(runs: Sequence[Cell], value: Value) -> list[float]:
 
 
 def _spread(runs: Sequence[Cell], value: Value, scale: float = 1, places: int | None = None) -> str:
-    """Write mean and standard deviation over runs, with their number where some lack it; of one run the value alone."""
+    """Write mean and standard deviation over runs, or the value of a single run. If runs lack it, say how many."""
     values = [scale * each for each in _values(runs, value)]
     if not values:
         return MISSING

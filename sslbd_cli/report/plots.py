@@ -1,7 +1,7 @@
-"""The report's figures as PNG: what an array shows, drawn so that a person decides at a glance.
+"""Draw the figures of a report as PNG.
 
-Drawn without pyplot on the Agg canvas, from matplotlib's own defaults and bundled font: equal input gives equal bytes.
-Colours are Okabe and Ito's, told apart by the colour-blind; clean is always blue, triggered always vermilion.
+Matplotlib draws on the Agg canvas, without pyplot, with its own defaults and bundled font. So equal input gives equal
+bytes. The colours are Okabe and Ito's, which the colour-blind tell apart. Clean is always blue, triggered vermilion.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sslbd_cli.words import one_line
 CLEAN, TRIGGERED, CALIBRATION, INK, FAINT = "#0072B2", "#D55E00", "#7A7A7A", "#222222", "#BBBBBB"
 CYCLE = (CLEAN, TRIGGERED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", CALIBRATION)
 LINES = ("-", "--", "-.", ":")
-#: Looks of up to three estimates in the overview: two measured ones, then a control.
+#: Markers of up to three estimates in the overview: two measurements, then the control.
 MARKS: tuple[dict[str, Any], ...] = (
     {"marker": "o", "markersize": 7, "color": CLEAN},
     {"marker": "D", "markersize": 7, "color": TRIGGERED},
@@ -32,7 +32,7 @@ MARKS: tuple[dict[str, Any], ...] = (
 )
 DPI = 150
 COLUMNS = 6  # images side by side: still readable on a phone
-LETTER = 9  # pixels that a letter of a title takes at most
+LETTER = 9  # largest width of a letter of a title, in pixels
 TILE = 160  # pixels that a small image is enlarged to, by whole factors
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": FAINT,
@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#E6E6E6",
     "legend.frameon": False,
     "text.color": INK,
-    "text.parse_math": False,  # labels come from file names and class names: a `$` means a `$`
+    "text.parse_math": False,  # labels are file and class names, where `$` starts no formula
     "xtick.color": "#555555",
     "ytick.color": "#555555",
 }
@@ -55,7 +55,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class PictureRows:
-    """Rows of pictures under one title. rows: label and uint8 K,C,H,W each; captions: K lines under the last row."""
+    """Rows of pictures under one title. rows: label and uint8 K,C,H,W each. captions: K texts below the last row."""
 
     title: str
     colour: str
@@ -67,7 +67,7 @@ class PictureRows:
 
 
 def overview(rows: Sequence[tuple[str, dict[str, tuple[float, float, float]]]]) -> bytes:
-    """Draw estimates with intervals, (value, low, high) by name, one line of the chart per report."""
+    """Draw estimates with intervals, one line per report. rows: label and name -> (value, low, high)."""
     names = list(dict.fromkeys(name for _, values in rows for name in values))
     looks = dict(zip(names, MARKS, strict=False))
 
@@ -89,7 +89,7 @@ def overview(rows: Sequence[tuple[str, dict[str, tuple[float, float, float]]]]) 
 
 
 def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
-    """Draw how scores (float, any length) of each group are distributed; extremes are gathered in the outer bins."""
+    """Draw a histogram of the scores (float, any length) of each group. The outer bins hold the extremes, too."""
     finite = {name: scores[np.isfinite(scores)] for name, scores in groups.items()}
     low, high = _span(np.concatenate(list(finite.values())), threshold)
     bins = np.linspace(low, high, 41).tolist()
@@ -114,7 +114,7 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> bytes:
 
 
 def _span(scores: np.ndarray, threshold: float | None) -> tuple[float, float]:
-    """Choose the range drawn: all but the most extreme scores, and the threshold."""
+    """Return the range to draw: it holds the threshold and all but the most extreme scores."""
     inside = np.quantile(scores.clip(-1e100, 1e100), [0.002, 0.998]) if len(scores) else np.array([0.0, 1.0])
     ends = np.append(inside, [] if threshold is None else np.clip(threshold, -1e100, 1e100))
     low, high = float(ends.min()), float(ends.max())
@@ -126,7 +126,7 @@ def _span(scores: np.ndarray, threshold: float | None) -> tuple[float, float]:
 def roc(
     curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float | None = None, positive: str = "triggered"
 ) -> bytes:
-    """Draw ROC curves of (scores float N, poisoned bool N); the threshold's place is marked where one is given."""
+    """Draw ROC curves of name -> (scores float N, poisoned bool N), and mark the threshold if there is one."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -152,7 +152,7 @@ def roc(
 
 
 def roc_points(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return FPR and TPR at every distinct threshold, from none flagged to all; ties move both at once."""
+    """Return FPR and TPR at each distinct threshold, from no image flagged to all. Equal scores make one step."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of each run of equal scores
@@ -162,7 +162,7 @@ def roc_points(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np
 
 
 def places(groups: Sequence[tuple[str, np.ndarray, str, str]], variance: tuple[float, float]) -> bytes:
-    """Draw where images lie, groups of label, float K,2, colour and marker; variance: shares that the axes hold."""
+    """Draw points on a plane. groups: label, float K,2, colour, marker. variance: shares on the two axes."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -179,7 +179,7 @@ def places(groups: Sequence[tuple[str, np.ndarray, str, str]], variance: tuple[f
 
 
 def bars(rows: Sequence[tuple[str, float, bool]], level: float) -> bytes:
-    """Draw a share for each label, those that are beyond chance in another colour; level: what chance comes to."""
+    """Draw a bar per row. rows: label, share, whether it exceeds chance (coloured). level: the share by chance."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -195,9 +195,9 @@ def bars(rows: Sequence[tuple[str, float, bool]], level: float) -> bytes:
 
 
 def retrieval(scores: np.ndarray, poisoned: np.ndarray, flagged: np.ndarray | None) -> bytes:
-    """Draw precision and recall of the k images of highest score (float N, truth bool N), k = 1 to N.
+    """Draw precision and recall of the k images of highest score, k = 1 to N. scores: float N. poisoned: bool N.
 
-    flagged: bool N, the detector's own decision, which need not be the first of the ranking: marked as points.
+    flagged: bool N, the images that the detector flags, not always those of highest score. Points mark them.
     """
     count, base = len(scores), float(poisoned.mean())
     taken, hits = retrieved(scores, poisoned)
@@ -212,7 +212,7 @@ def retrieval(scores: np.ndarray, poisoned: np.ndarray, flagged: np.ndarray | No
         if flagged is not None and removed:
             axes.axvline(removed, color=TRIGGERED, linewidth=1.4, linestyle="-.", label=f"flagged: {removed:,}")
             right = int((flagged & poisoned).sum())
-            # the one around the other where they coincide
+            # the larger point stays visible where both coincide
             for share, size, (_, _, colour, _) in zip(
                 (right / removed, right / poisoned.sum()), (12, 7), curves, strict=True
             ):
@@ -228,9 +228,9 @@ def retrieval(scores: np.ndarray, poisoned: np.ndarray, flagged: np.ndarray | No
 
 
 def retrieved(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return up to a thousand k from 1 to N and how many poisoned images the k of highest score hold.
+    """Return up to a thousand values of k in 1 to N, and the number of poisoned images among the k of highest score.
 
-    Among equal scores it is the mean over their orders, so that the order of the dataset says nothing.
+    For equal scores the number is the mean over all their orders, so that the order of the dataset has no effect.
     """
     order = np.argsort(-scores, kind="stable")
     ranked, count = scores[order], len(scores)
@@ -240,7 +240,7 @@ def retrieved(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def confusions(tables: dict[str, np.ndarray]) -> bytes:
-    """Draw confusion matrices (counts C,C, true classes in rows) side by side, each row as shares of its class."""
+    """Draw confusion matrices side by side (counts C,C, rows are true classes), each row as shares of its class."""
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
@@ -262,7 +262,7 @@ def confusions(tables: dict[str, np.ndarray]) -> bytes:
 
 
 def board(blocks: Sequence[PictureRows]) -> bytes:
-    """Lay pictures out, COLUMNS side by side at most, small ones enlarged pixel by pixel (nearest neighbour)."""
+    """Lay pictures out in rows of at most COLUMNS. Small pictures are enlarged by nearest neighbour."""
     blocks = [part for block in blocks for part in _wrap(block)]
     width, height = _tile(blocks[0].rows[0][1])
     left, gap, caption = 44, 8, 34
@@ -288,7 +288,7 @@ def board(blocks: Sequence[PictureRows]) -> bytes:
 
 
 def _wrap(block: PictureRows) -> list[PictureRows]:
-    """Break rows that are longer than COLUMNS; only the first part keeps the title."""
+    """Break rows that are longer than COLUMNS. Only the first part keeps the title."""
     count = len(block.rows[0][1])
     return [
         PictureRows(
@@ -313,9 +313,9 @@ def _tile(images: np.ndarray) -> tuple[int, int]:
 
 
 def enlarge(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize a picture uint8 C,H,W to height,width,3; one channel is a heat map, black to bright.
+    """Resize a picture uint8 C,H,W to height,width,3. A single channel is drawn as a heat map from black to bright.
 
-    Whole factors keep the pixels as they are; other sizes are averaged or interpolated.
+    Whole factors repeat the pixels. Other factors average or interpolate them.
     """
     if len(image) == 1:
         pixels = matplotlib.colormaps["magma"](image[0], bytes=True)[:, :, :3]
@@ -332,7 +332,7 @@ def enlarge(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def compose(canvas: np.ndarray, texts: Sequence[tuple[float, float, str, dict[str, Any]]]) -> bytes:
-    """Return a canvas uint8 H,W,3 as PNG, with texts (x and y in pixels, text, style) written on it."""
+    """Write texts on a canvas uint8 H,W,3 and return it as PNG. texts: x and y in pixels, text, style."""
     tall, wide = canvas.shape[:2]
 
     def draw(figure: Figure) -> None:
@@ -344,12 +344,12 @@ def compose(canvas: np.ndarray, texts: Sequence[tuple[float, float, str, dict[st
 
 
 def render(draw: Callable[[Figure], None], width: float, height: float, layout: Any = "constrained") -> bytes:
-    """Draw on a fresh figure, width and height in inches, and return it as PNG."""
+    """Draw on a new figure and return it as PNG. width, height: in inches."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a label in a script that the bundled font lacks
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        # half a pixel more than wanted: the canvas rounds its size down
+        # half a pixel more, because the canvas rounds its size down
         figure = Figure((width + 0.5 / DPI, height + 0.5 / DPI), dpi=DPI, layout=layout)
         FigureCanvasAgg(figure)
         draw(figure)

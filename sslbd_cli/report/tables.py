@@ -1,4 +1,4 @@
-"""Tables of text with a title and a word on what they say, written as Markdown or as a web page."""
+"""Write tables of text, each with a title and its meaning, as Markdown or as a web page."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from dataclasses import dataclass
 from sslbd_cli.report import webpage
 from sslbd_cli.words import one_line
 
-# --- Markdown from strings that anyone may have written: escaped, on one line, in tables
+# --- Markdown of strings that anyone may have written
 
 
 def text(value: object) -> str:
-    """Escape a value for running text: no mark of Markdown or HTML in it is obeyed, and it stays on its line."""
+    """Escape the marks of Markdown and HTML in a value and put it on one line, for running text."""
     return re.sub(r"([\\`*_{}\[\]()<>#|~&$:@]|(?<=[wW])\.)", r"\\\1", one_line(value)).strip()
 
 
 def code(value: object) -> str:
-    """Return a value for a code span, which ends at the first backtick."""
+    """Put a value on one line for a code span. A backtick would end the span, so it becomes an apostrophe."""
     return one_line(value).replace("`", "'").replace("|", "¦").strip()
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table; cells are Markdown already."""
+    """Write a table whose cells are Markdown already."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table. title and meaning are ours; heads and cells may hold what others wrote, and are escaped.
+    """One table. heads and rows may hold strings that anyone wrote, so they are escaped; title and meaning are not.
 
-    rows: as many cells each as heads, the first names the row; numeric: columns of numbers composed here, written as
-    they are in Markdown too; strong: row and column of bold cells.
+    rows: as many cells each as heads; the first cell names the row. numeric: columns that hold only numbers and need
+    no escape in Markdown. strong: row and column of each bold cell.
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""Self-contained HTML pages from the templates beside this file: no script, no request, readable on a phone.
+"""Write self-contained HTML pages from the templates beside this file: no script, no request, readable on a phone.
 
-Strings in a report may come from anyone. Whatever a template writes is put on one line and escaped, and the page
-forbids itself everything but its own style and embedded pictures (Content-Security-Policy).
+Anyone may have written the strings of a report. Every value of a template is put on one line and escaped. The page's
+Content-Security-Policy allows its own style and embedded pictures alone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sslbd_cli.words import chance, one_line
 
 
 def render(template: str, title: str, subject: str, **values: Any) -> str:
-    """Return a whole page. subject: what it is drawn from; values: what the template asks for."""
+    """Return a whole page. subject: what it is drawn from, such as "3 reports". values: variables of the template."""
     page = _environment().get_template(template)
     return page.render(title=title, subject=subject, version=__version__, **values)
 
 
 def rate(value: Any, sign: str = "") -> str:
-    """Write a share with three digits, its sign in front of positive ones where it is asked for; others as `cell`."""
+    """Write a float in -1 to 1 with three decimals, anything else as `cell` does. sign "+": mark positive ones too."""
     if isinstance(value, float) and abs(value) <= 1:
         return f"{value:{sign}.3f}".replace("-", "−")
     return cell(value)
@@ -52,5 +52,5 @@ def _is_a(kind: type) -> Any:
 
 
 def _on_one_line(value: object) -> object:
-    """Put a value on one line before it is escaped, without what could drive a terminal or reverse its direction."""
+    """Put a value on one line before it is escaped. Control characters and marks of text direction are taken out."""
     return value if isinstance(value, Markup) else one_line(value)

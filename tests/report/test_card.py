@@ -179,7 +179,7 @@ def test_the_command_writes_the_card_of_all_reports(files):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["foreign.h5", "--card", "enc.safetensors"], "foreign: is no report of the encoder of --card"),
+        (["foreign.h5", "--card", "enc.safetensors"], "foreign: this report is on another encoder than --card"),
         (["probe.h5", "--card", "probe.h5"], "expected an encoder, got a report"),
         (["probe.h5", "--card", "gone"], "gone"),
         (["probe.h5", "--license", "mit"], "give --card ENCODER too"),

@@ -444,7 +444,7 @@ def test_bad_options_are_exit_2_in_one_line(tmp_path, capsys):
     whole, out = str(tmp_path / "whole.h5"), str(tmp_path / "page.html")
     for options, words in (
         (["--trigger", "patch", "-o", out], "--trigger needs the images of --data"),
-        (["--png", str(tmp_path / "text.h5"), "-o", out], "is a file; name a folder"),
+        (["--png", str(tmp_path / "text.h5"), "-o", out], "expected a folder, got a file; name a folder"),
         (["-o", str(tmp_path / "no" / "page.html")], "no such folder"),
         (["--data", str(tmp_path / "data.h5"), "--trigger", "patch:size=99", "-o", out], "99"),
     ):

@@ -176,7 +176,7 @@ def test_detectors_of_samples_show_retrieval_and_no_threshold(monkeypatch):
     shown = {picture.name: picture.caption for picture in figures.pictures(of_samples(calibration=SCORES))}
     assert list(shown) == ["scores", "retrieval", "roc"]
     assert "calibration" not in shown["scores"]
-    assert "the base rate, 50 %," in shown["retrieval"]
+    assert "the base rate, 50 %." in shown["retrieval"]
     groups, threshold = drawn["histogram"]
     assert (list(groups), threshold) == (["clean", "poisoned"], None)
     assert drawn["roc"][1:] == (None, "poisoned")
