@@ -129,7 +129,7 @@ def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tupl
     return float(value), {str(name): float(part) for name, part in parts.items()}
 
 
-def examined(report: Report, method: str) -> str:
+def read_encoder_digest(report: Report, method: str) -> str:
     """Return the digest of the encoder that an earlier report judges. Raises InputError where it names none."""
     encoder_entry = report_parts.one(report, method).results.get("encoder")
     if not isinstance(encoder_entry, dict) or not isinstance(encoder_entry.get("sha256"), str):

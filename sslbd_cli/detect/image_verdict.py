@@ -316,7 +316,7 @@ def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
     return data | pictures.arrays
 
 
-def said_of(report: Report, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def read_scores(report: Report, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return scores, float64 N, and flags, bool N, of a dataset's images from a report on that very dataset.
 
     Raises InputError for another kind of report, and for one of other images.

@@ -337,7 +337,7 @@ class _Desk:
             elif self.is_single or parts.one(baseline, str(method)).results.get("method") == str(method):
                 value, searches = encoder_verdict.statistic_of(baseline, str(method), data, len(clues.images))
                 reported.append(CleanStatistic(value, searches))
-                digests.append(encoder_verdict.examined(baseline, str(method)))
+                digests.append(encoder_verdict.read_encoder_digest(baseline, str(method)))
             else:
                 continue
             self._serving.add(id(baseline))

@@ -121,7 +121,7 @@ def _filter(run: Run, method: DatasetPurifier, dataset: Dataset, params: dict[st
 
     report: Report = run.read(params["report"], Report, "--report")
     report = parts.only(report, lambda part: DetectResults.of(part.results).judges == "samples", "--report")
-    scores, flagged = image_verdict.said_of(report, dataset)
+    scores, flagged = image_verdict.read_scores(report, dataset)
     _tell_doubt(run, report)
     remaining = method.keep(scores, flagged, params["keep_quantile"])
     if not remaining.any():
