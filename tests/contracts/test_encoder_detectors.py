@@ -103,6 +103,7 @@ def test_a_planted_trigger_ranks_above_its_clean_twin(name, look):
     assert planted.trigger.success > 0.7
 
 
+@pytest.mark.story
 @every_detector
 def test_among_clean_encoders_the_planted_one_is_found_and_no_clean_one(name, look):
     pool = [look(name, False, seed) for seed in range(5)]
