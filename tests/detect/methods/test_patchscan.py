@@ -100,6 +100,7 @@ def test_a_classifier_that_flags_nothing_is_no_accident(data, cpu, name):
     assert findings.summary["triggers"] > 0 and findings.scores.flagged.sum() >= findings.summary["triggers"]
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("localiser", ["mask", "rise", "oracle"])
 def test_every_localiser_serves_both(data, cpu, localiser):
     """They share all but the window: with the same localiser and decision they are one detector."""
@@ -150,6 +151,7 @@ def test_a_window_larger_than_the_image_is_refused(data, cpu, name):
         look(name, data, cpu, window=17)
 
 
+@pytest.mark.story
 def test_scores_and_flags_of_the_verified_say_the_same(data, cpu):
     """Also where the classifiers, taught nothing, suspect none of the triggers that the search has proven."""
     for findings in (look("poisoncam", data, cpu, lr=0, steps=1), look("poisoncam", data, cpu)):
