@@ -47,7 +47,7 @@ def nearest_rows(z: Tensor, bank: Tensor, count: int, step: int, others: bool = 
     step: rows of z that meet the whole bank at a time. others: z is the bank itself, and no row is its own neighbour.
     """
     parts = []
-    for start in range(0, len(z), step):
+    for start in range(0, max(len(z), 1), step):  # of no rows, an empty answer
         similar = z[start : start + step] @ bank.T
         if others:
             similar[:, start : start + len(similar)].fill_diagonal_(-2)

@@ -107,3 +107,8 @@ def test_cka_and_cosine_are_the_formulas():
     assert similarity.linear_cka(a, torch.ones(50, 2)) == 0
     cosines = [x[i] @ x[i - 1] / np.linalg.norm(x[i]) / np.linalg.norm(x[i - 1]) for i in range(50)]
     assert similarity.mean_cosine(a, a.roll(1, 0)) == pytest.approx(np.mean(cosines), rel=1e-5)
+
+
+def test_of_no_rows_there_are_no_neighbours():
+    similarities, rows = similarity.nearest_rows(torch.zeros(0, 4), torch.eye(4), 2, step=3)
+    assert similarities.shape == rows.shape == (0, 2)
