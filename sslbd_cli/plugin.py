@@ -54,7 +54,7 @@ def key(
 ) -> Any:
     """Declare one key of a plugin: its default, its help text and its inclusive bounds or its choices.
 
-    A key that a base class declares, too, may name its default alone: all else is then the base's.
+    A key that a base class also declares may give only its default; the rest is then the base class's.
     An `expert` key is one that few users need: a detail of the computation, or a fault of the authors' code. Only
     NAME:help shows it. All arguments must be literals, because help is read from the source text without running it.
     """

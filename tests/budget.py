@@ -1,8 +1,8 @@
 """What the suite costs: 300 CPU seconds in all, 2 for a case. At most 30 cases, marked `story`, may take longer.
 
-A run on several workers (`make test`, `.ci/run`) is judged: it ends with what it spent, and fails when that is over
-budget. A run in one process, a run under coverage and cases marked `slow` are not judged. `--costs` prints the table in
-any case, and writes what each file took to tests/costs.json. Files are run in that order, the longest first.
+A run on several workers (`make test`, `.ci/run`) is judged: it prints what it spent, and fails if that is over budget.
+A run in one process, a run under coverage and cases marked `slow` are not judged. `--costs` always prints the table,
+and writes the cost of each file to tests/costs.json. Files run in this order, the longest first.
 
 The clock is CPU time: user and system time of this process and of the processes that it started and waited for. A case
 pays for its setup, call and teardown. Fixtures of a session or a module are shared, so they are counted apart. So is
@@ -61,7 +61,7 @@ def reference() -> float:
 
 
 def costs() -> dict[str, float]:
-    """Return what each file took when it was last measured."""
+    """Return the last measured cost of each file."""
     return json.loads(COSTS.read_text()) if COSTS.exists() else {}
 
 
@@ -88,7 +88,7 @@ class Ledger:
 
     @property
     def factor(self) -> float:
-        """By how much the limits grow here."""
+        """The factor by which the limits grow on this machine."""
         return max(1.0, float(np.mean(self.paces or [0])) / PACE)
 
     def by_file(self) -> dict[str, float]:
@@ -98,11 +98,11 @@ class Ledger:
         return dict(files)
 
     def long(self, limit: float) -> list[str]:
-        """Name the cases over a limit that are no stories."""
+        """Return the cases over a limit that are no stories."""
         return [name for name, cost in self.cases.items() if cost > limit * self.factor and name not in self.stories]
 
     def complaints(self) -> list[str]:
-        """Say what is over budget."""
+        """Return one line per item that is over budget."""
         said = [f"{name}: {self.cases[name]:.1f} s, marked as no story" for name in self.long(CASE * TOLERANCE)]
         if self.total > TOTAL * self.factor:
             said.append(f"the suite: {self.total:.0f} CPU seconds")
@@ -112,7 +112,7 @@ class Ledger:
 
 
 class Budget:
-    """Measure each case and each shared fixture; gather what the workers measured; judge at the end."""
+    """Measure each case and each shared fixture, collect the workers' measurements, and judge at the end."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config

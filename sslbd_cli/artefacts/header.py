@@ -33,7 +33,7 @@ def parse(text: str) -> tuple[dict[str, Any], str | None, tuple[dict[str, Any], 
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a JSON value is a finite number, none beyond what float64 holds."""
+    """Return whether a JSON value is a finite number within float64's range."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 

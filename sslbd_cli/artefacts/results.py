@@ -65,10 +65,10 @@ class Origin(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Results(Group):
-    """What the report of any command may say: which encoder it is on, and the verdict if there is one.
+    """The results that any command's report may have: its encoder, and the verdict if there is one.
 
-    doubt: why a verdict is `inconclusive`. sees_truth: whether the verdict is that of an upper bound that is told where
-    the triggers are.
+    doubt: why a verdict is `inconclusive`. sees_truth: whether the method is an upper bound that knows where the
+    triggers are.
     """
 
     encoder: Origin | None = None

@@ -1,4 +1,4 @@
-"""What the content of an artefact must satisfy; each function raises InputError where it does not."""
+"""Validate the content of an artefact. Each function raises InputError for invalid content."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from sslbd_cli.artefacts.captions import LONGEST
 from sslbd_cli.errors import InputError
 
-ROWS = 1 << 16  # captions looked at together
+ROWS = 1 << 16  # captions to check at once
 
 
 def array(arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Return the array called name, of this type and shape; None in the shape stands for any length."""
+    """Return the array `name` of this type and shape. None in the shape means any length."""
     need(name in arrays, f"'{name}' is missing")
     data = arrays[name]
     fits = data.ndim == len(shape) and all(s is None or s == a for s, a in zip(shape, data.shape, strict=True))
@@ -32,7 +32,7 @@ def class_names(meta: dict[str, Any]) -> tuple[str, ...]:
 
 
 def label_array(arrays: dict[str, np.ndarray], count: int, classes: int) -> np.ndarray | None:
-    """Return the labels, int64 N in [0, classes), or None where there are none."""
+    """Return the labels, int64 N in [0, classes), or None if there are none."""
     if "labels" not in arrays:
         return None
     labels = array(arrays, "labels", np.int64, (count,))
@@ -41,13 +41,13 @@ def label_array(arrays: dict[str, np.ndarray], count: int, classes: int) -> np.n
 
 
 def caption_array(arrays: dict[str, np.ndarray], count: int) -> np.ndarray | None:
-    """Return the captions, uint8 N,L of UTF-8 bytes padded with zeros, or None where there are none."""
+    """Return the captions, uint8 N,L of UTF-8 bytes padded with zeros, or None if there are none."""
     if "captions" not in arrays:
         return None
     captions = array(arrays, "captions", np.uint8, (count, None))
     need(0 < captions.shape[1] <= LONGEST, f"captions have {captions.shape[1]} bytes, expected 1 to {LONGEST}")
     for start in range(0, count, ROWS):
-        part = np.pad(captions[start : start + ROWS], ((0, 0), (0, 1)))  # no character runs on into the next caption
+        part = np.pad(captions[start : start + ROWS], ((0, 0), (0, 1)))  # no character continues in the next caption
         real = part != 0
         need(bool(real[:, 0].all()), f"the caption of image {start + int(np.argmin(real[:, 0]))} is empty")
         gaps = (real[:, 1:] & ~real[:, :-1]).any(1)
@@ -66,11 +66,11 @@ def only_keys(entries: dict[str, Any], known: set[str]) -> None:
 
 
 def is_count(value: Any, most: int) -> bool:
-    """Tell whether a JSON value is a whole number from 1 to `most`."""
+    """Return whether a JSON value is a whole number from 1 to `most`."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
 
 def need(condition: bool, problem: str) -> None:
-    """Raise InputError, saying the problem, where the condition does not hold."""
+    """Raise InputError with the problem unless the condition holds."""
     if not condition:
         raise InputError(problem)

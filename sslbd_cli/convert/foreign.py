@@ -115,7 +115,7 @@ def _normalise_name(pixels: Pixels) -> str:
     return next((name for name, known in NORMALISATIONS.items() if known == pixels), normalise_text(*pixels))
 
 
-# --- what it is ---------------------------------------------------------------------------------------------------
+# --- recognition --------------------------------------------------------------------------------------------------
 
 
 def _read(state: State, wish: ConvertWish) -> _Reading:

@@ -1,4 +1,4 @@
-"""How much goes at once; batches of images: all on the device as one uint8 tensor if they fit, else streamed."""
+"""How much to process at once; batches of images, all on the device as one uint8 tensor if they fit, else streamed."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import Tensor
 
 from sslbd_cli.core.device import Device
 
-#: What goes at once -> how much of it on a CPU, and on an accelerator. Memory grows with these numbers alone.
+#: Kind of work -> how much is processed at once on a CPU and on an accelerator. Only these numbers decide peak memory.
 AT_ONCE: dict[str, tuple[int, int]] = {
     "images": (1024, 1024),  # through an encoder without gradients, or stamped
-    "scanned images": (1024, 8192),  # through an encoder that is scanned with many changed images
+    "scanned images": (1024, 8192),  # through an encoder, in a scan with many changed images
     "verified images": (512, 512),  # whose windows are pasted on test images
     "texts": (1024, 1024),  # through a text tower
-    "gram matrices": (128, 128),  # images of which Beatrix holds all orders
-    "painted numbers": (1 << 21, 1 << 21),  # of the images that DeDe's decoder paints
-    "optimised pixels": (1 << 18, 1 << 24),  # through an encoder with gradients, while triggers are searched
-    "query pixels": (1 << 24, 1 << 24),  # that all shadow encoders answer about
+    "gram matrices": (128, 128),  # images whose Gram matrices of all orders Beatrix stores
+    "painted numbers": (1 << 21, 1 << 21),  # of the images that DeDe's decoder reconstructs
+    "optimised pixels": (1 << 18, 1 << 24),  # through an encoder with gradients, when triggers are optimised
+    "query pixels": (1 << 24, 1 << 24),  # of the queries to all shadow encoders
     "local features": (128, 128),  # images whose locations vote
-    "located images": (256, 256),  # of which the features of all locations are computed
-    "locality images": (32, 32),  # by which an encoder's receptive field is measured
+    "located images": (256, 256),  # whose local features are computed
+    "locality images": (32, 32),  # to measure an encoder's receptive field
     "window numbers": (1 << 24, 1 << 24),  # of the matrix N,W,W of pairs of windows: 128 MB
-    "rows": (1024, 1024),  # whose neighbours are sought in a bank
+    "rows": (1024, 1024),  # whose neighbours are searched in a bank
     "anchor similarities": (1 << 23, 1 << 28),  # 32 MB and 1 GB
     "neighbour similarities": (1 << 23, 1 << 27),  # 32 MB and 512 MB
-    "center scores": (1 << 20, 1 << 26),  # what a cache holds, and what keeps an accelerator busy
+    "center scores": (1 << 20, 1 << 26),  # fits a CPU's cache; keeps an accelerator busy
 }
 
 
 def at_once(what: str, kind: str = "cpu", each: int = 1) -> int:
-    """Return how many of something go at once on a kind of device, at least one; each of them counts for `each`."""
+    """Return how many units to process at once on a kind of device, at least 1. Each unit counts as `each`."""
     return max(1, AT_ONCE[what][kind != "cpu"] // each)
 
 
 class Pool:
     """Images uint8 N,3,H,W by row number. The same rows give the same batch, on the device or streamed.
 
-    resident: whether they lie on the device; None: if they fit into `memory` bytes, by default half of what is free.
+    resident: whether they are on the device; None: if they fit into `memory` bytes (default: half of the free memory).
     """
 
     def __init__(

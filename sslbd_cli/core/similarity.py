@@ -31,10 +31,10 @@ def mean_cosine(feats: Tensor, others: Tensor) -> float:
 
 
 def pair_cosine(z: Tensor) -> Tensor:
-    """Return the mean cosine between different rows of unit vectors ...,B,D; not a number for one row, without pairs.
+    """Return the mean cosine between different rows of unit vectors ...,B,D; NaN for one row, which has no pairs.
 
-    It is the mean of B x B products without the diagonal, from one sum: the squared length of the summed rows is the
-    sum of all products.
+    It is the mean of the B x B products without the diagonal. The sum of all products is the squared length of the
+    summed rows.
     """
     count = z.shape[-2]
     return (z.sum(-2).square().sum(-1) - z.square().sum((-1, -2))) / (count * (count - 1))
@@ -42,9 +42,9 @@ def pair_cosine(z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest_rows(z: Tensor, bank: Tensor, count: int, step: int, others: bool = False) -> tuple[Tensor, Tensor]:
-    """Find the `count` rows of a bank N,D most similar to each of M,D: similarities M,count, falling, and rows, int64.
+    """Find the `count` rows of a bank N,D most similar to each row of z M,D: similarities, descending, and rows.
 
-    step: rows of z that meet the whole bank at a time. others: z is the bank itself, and no row is its own neighbour.
+    step: rows of z to compare at once. others: whether z is the bank itself, so that no row is its own neighbour.
     """
     parts = []
     for start in range(0, max(len(z), 1), step):  # of no rows, an empty answer
@@ -57,9 +57,9 @@ def nearest_rows(z: Tensor, bank: Tensor, count: int, step: int, others: bool = 
 
 
 def _largest(similar: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the largest values of each row B,N, descending, and where they stand, int64: both B,count.
+    """Return the largest values of each row B,N, descending, and their columns int64, both B,count.
 
-    They lie in the `count` chunks with the largest maxima, so that only those are sorted.
+    They lie in the `count` chunks with the largest maxima, so only these are sorted.
     """
     chunks = similar.shape[1] // CHUNK
     if chunks <= 2 * count:

@@ -1,4 +1,4 @@
-"""Datasets that torchvision reads: one row of facts per dataset, in its own file on the shelf."""
+"""Base classes of the datasets that torchvision reads. Each dataset is one small file on the shelf."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sslbd_cli.words import reason
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionArrays(Source):
-    """Base of datasets that torchvision keeps as one array of images N,3,H,W.
+    """Base of datasets that torchvision stores as one array of images N,3,H,W.
 
-    dataset: torchvision's name of it; splits: those that it has; class_names: the classes, where torchvision does not
-    name them; unlabeled: the split without labels.
+    dataset: its class in torchvision; splits: their names; class_names: needed if torchvision does not name the
+    classes; unlabeled: the split without labels.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split")
@@ -40,7 +40,7 @@ class TorchvisionArrays(Source):
         return self.unpacked(opened, split, wish.root or Path())
 
     def options(self, split: str) -> dict[str, Any]:
-        """Return the arguments by which torchvision opens a split."""
+        """Return torchvision's arguments that open a split."""
         return {"split": split}
 
     def unpacked(self, opened: Any, split: str, root: Path) -> Catalogue:
@@ -51,7 +51,7 @@ class TorchvisionArrays(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class CifarArrays(TorchvisionArrays):
-    """Base of CIFAR's two datasets, which torchvision keeps as one array of images N,H,W,3."""
+    """Base of the two CIFAR datasets, which torchvision stores as one array of images N,H,W,3."""
 
     splits = ("train", "test")
 
@@ -65,7 +65,7 @@ class CifarArrays(TorchvisionArrays):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionFiles(TorchvisionArrays):
-    """Base of datasets that torchvision keeps as image files, of many sizes."""
+    """Base of datasets that torchvision stores as image files of many sizes."""
 
     takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split", "--skip-corrupt")
 
@@ -86,7 +86,7 @@ def open_torchvision(maker: Callable[..., Any], wish: SourceWish, **options: Any
     except (RuntimeError, OSError, ValueError, LookupError) as error:
         if wish.download:
             raise InputError(f"{title} could not be downloaded: {reason(error)}") from None
-        hint = "give the --root that holds it, or --download where there is a network"
+        hint = "give the --root that holds it, or --download if there is a network"
         raise InputError(f"no complete {title} in this folder ({reason(error).split('. ')[0]}); {hint}") from None
 
 

@@ -85,9 +85,8 @@ def _images(
     device = run.device()
     subset = dataset.limited(limit)
     images = subset.images
-    if (
-        trigger is not None
-    ):  # stamp all images first, as `probe` does, so that --limit does not change a triggered image
+    # stamp all images first, as `probe` does, so that --limit does not change a triggered image
+    if trigger is not None:
         images = _contract.triggered_images(dataset, trigger, seed)[spread(len(dataset.images), limit)]
     feats = embed(net, images, device, batch=batch)
     if projection is not None:

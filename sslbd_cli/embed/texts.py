@@ -14,9 +14,9 @@ from sslbd_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts to embed. tokens: uint8 N,L. labels: int64 N, the class that each names, if they do; classes: the names.
+    """Texts to embed. tokens: uint8 N,L; labels: int64 N, each text's class, or None; classes: the class names.
 
-    origin: what a message calls one of them, such as `FILE: line`; empty for captions, which a tower may cut.
+    origin: how messages name a text, such as `FILE: line`; empty for captions, which a tower may cut off.
     """
 
     tokens: np.ndarray
@@ -26,7 +26,7 @@ class Texts:
 
 
 def embed(encoder: Encoder, texts: Texts, limit: int | None, device: Device, batch: int) -> Features:
-    """Embed at most `limit` of the texts, spread evenly. Raises InputError where the tower would cut one off."""
+    """Embed at most `limit` of the texts, spread evenly. Raises InputError if the tower would cut one off."""
     tower = load_tower(encoder)
     cut = (texts.tokens[:, tower.context :] != 0).any(1)
     if texts.origin and cut.any():

@@ -77,7 +77,7 @@ def marked(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Return paragraphs parted by empty lines; one that is indented by four spaces is code."""
+    """Return paragraphs, which empty lines separate. A paragraph indented by four spaces is code."""
     paragraphs = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         if block.startswith("    "):
@@ -88,17 +88,17 @@ def prose(text: str) -> str:
 
 
 def code(lines: Iterable[str]) -> str:
-    """Return lines that are kept as they are; groff hyphenates again after .EE, hence .nh."""
+    """Return lines as unchanged code. groff hyphenates again after .EE, so .nh follows."""
     return "\n".join([".PP", ".RS 4", ".EX", *map(escape, lines), ".EE", ".nh", ".RE"])
 
 
 def section(title: str, body: str) -> str:
-    """Return a titled section; its first paragraph needs no .PP."""
+    """Return a titled section. Its first paragraph needs no .PP."""
     return f".SH {escape(title)}\n{body.removeprefix('.PP' + chr(10))}"
 
 
 def definitions(rows: Mapping[str, str]) -> str:
-    """Return a list of terms (roff already) and what they mean (markup of `marked`)."""
+    """Return a list of terms (in roff) and their meanings (in `marked` markup)."""
     return "\n".join(f".TP\n{term}\n{marked(meaning)}" for term, meaning in rows.items())
 
 

@@ -56,7 +56,7 @@ nothing to the largest, the characters are a space and `{SHADES[1:]}`; the size 
 
 @dataclass(frozen=True)
 class Look:
-    """What was measured of one trigger.
+    """The measurements of one trigger.
 
     energy_left: the share of the change's energy that is left, by recipe. change: its mean size, float H,W, 0 to 255.
     """

@@ -55,7 +55,7 @@ class Exam:
             if self.train.classes != self.test.classes:
                 raise InputError("--train and --test have different classes; make them from one source")
             if self.train.sha256 == self.test.sha256:
-                raise InputError("--train and --test are the same dataset; give a test split of its own")
+                raise InputError("--train and --test are the same dataset; give a separate test split")
         if self.target is not None and bool((answers == self.target).all()):
             raise InputError("all images of --test are of the target class, so no attack can be measured; add others")
 
@@ -229,7 +229,7 @@ def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.nda
         raise Unsound(f"the guard rejects every training image of {exam.taught.classes[gone[0]]}; lower --alpha")
     passes = ~clean, ~clean if triggered is None else ~triggered
     if not passes[0].any():
-        raise Unsound("the guard rejects every clean test image: they differ from those that it was made on")
+        raise Unsound("the guard rejects every clean test image: they differ from the images that it was made with")
     return replace(exam, train=exam.taught.take(np.flatnonzero(~train)), kept=passes)
 
 

@@ -21,15 +21,15 @@ from sslbd_cli.probe.certify import Certificate
 from sslbd_cli.probe.exam import Exam
 from sslbd_cli.triggers import _contract
 
-SHEET = 12  # pairs of clean and triggered images kept for the report
+SHEET = 12  # pairs of clean and triggered images stored for the report
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What is measured of an encoder beside accuracy and attack success.
+    """What to measure of an encoder besides accuracy and attack success.
 
-    layers: inner layers to read instead of the embedding, each on a grid of side `pool`. certificate: a proof to make.
-    guard, with the reference encoder that it may compare with: rejects a share `alpha` of clean images.
+    layers: inner layers to probe instead of the embedding, each on a grid of side `pool`. certificate: a proof to make.
+    guard: rejects a share `alpha` of clean images; reference: the encoder that it compares with, if it needs one.
     """
 
     layers: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Sitting:
         return {"certify": own | ({"baseline": clean[0]} if clean else {})}
 
     def _behind(self) -> guarded.GuardFilter | None:
-        """Put the guard, if there is one, before the encoder."""
+        """Put the guard before the encoder, if there is one."""
         questions = self.questions
         if questions.guard is None:
             return None
@@ -112,7 +112,7 @@ class Sitting:
 
 
 def _learned(exam: Exam) -> dict[str, Any]:
-    """Return what the report says of the training set."""
+    """Return the training set's entries in the report."""
     if not isinstance(exam.train, Dataset):
         return {"n_train": 0, "labels": None, "n_labelled": 0, "n_texts": len(exam.train.feats)}
     return {"n_train": len(exam.train.images), "labels": exam.share, "n_labelled": exams.labelled_count(exam)}

@@ -1,4 +1,4 @@
-"""Which cases of the laws are about the plugins of one installed package: `pytest tests/contracts --package NAME`."""
+"""Select the contract tests of one installed package's plugins: `pytest tests/contracts --package NAME`."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from sslbd_cli import plugin
 
 
 def plugins_of(package: str) -> set[str]:
-    """Return the names of a package's plugins; where sslbd has to leave one out, say why and end."""
+    """Return the names of a package's plugins. If sslbd leaves one out, end with the reason."""
     rows = [row for shelf in plugin.SHELVES for row in plugin.listing(shelf).values() if row.package == package]
     wrong = [line for shelf in plugin.SHELVES for line in plugin.complaints(shelf) if f"package {package}:" in line]
     if wrong or not rows:
@@ -15,6 +15,6 @@ def plugins_of(package: str) -> set[str]:
 
 
 def parameters(item) -> set[str]:
-    """Return the words that a case is parametrised with, its fixtures' included."""
+    """Return the words that a case is parametrised with, including those of its fixtures."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
     return {value for value in given.values() if isinstance(value, str)}

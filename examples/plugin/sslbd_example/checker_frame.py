@@ -24,10 +24,10 @@ class CheckerFrame(Trigger):
     """
 
     width: int = key(1, "width of the frame in pixels", low=1)
-    opacity: float = key(1.0, "share of the frame in its pixels; 1 hides the image below", low=0.01, high=1)
+    opacity: float = key(1.0, "opacity of the frame; 1 hides the image below it", low=0.01, high=1)
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        """Change x, float B,C,H,W in [0,1]. Raises InputError where the frame leaves nothing of the image."""
+        """Change x, float B,C,H,W in [0,1]. Raises InputError if the frame hides the whole image."""
         height, width = x.shape[2:]
         if 2 * self.width >= min(height, width):
             raise InputError(f"{self.name}: width={self.width} hides the whole image of {width}x{height}; lower width")

@@ -1,4 +1,4 @@
-"""What linear heads share that authors train by SGD, at a rate that falls in steps."""
+"""What linear heads share whose authors use SGD with a learning rate that falls in steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sslbd_cli.probe.contract import Head
 
 @dataclass(frozen=True, kw_only=True)
 class SteppedLinear(Head):
-    """Base of linear heads with nothing to choose: all labelled rows are used, and the last epoch counts."""
+    """Base of linear heads without hyper-parameters to choose: they use all labelled rows and the last epoch."""
 
     lr: float = key(0.01, "learning rate", low=0)
     epochs: int = key(40, "passes over the labelled set", low=1)
@@ -33,7 +33,7 @@ class SteppedLinear(Head):
     def trained(
         self, data: Labelled, classes: int, seed: int, first: nn.Module | None = None, **more: Any
     ) -> Callable[[Tensor], Tensor]:
-        """Train the layer, after `first`; return what answers features. more: of Plan's fields."""
+        """Train the layer after `first`. Return its classifier of features. more: other fields of Plan."""
         plan = Plan(epochs=self.epochs, batch=min(self.batch, len(data.feats)), lr=self.lr,
                     schedule="step", milestones=self.milestones(), **more)  # fmt: skip
         return linear_classifier(data, classes, plan, seed, first)
