@@ -362,7 +362,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "detect",
             [*SAMPLES, "--aux", "test", "--method", "strip", "--reference", "encoder"],
-            "compares with no independent encoder; leave --reference out",
+            "does not compare with an independent encoder; leave --reference out",
         ),
         (
             "detect",
@@ -395,7 +395,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("detect", ["encoder", "--budget", "5"], "--budget divides time among several methods"),
         ("detect", ["encoder", "--sarif", "no/s"], "--sarif no/s: no such folder"),
         ("report", ["report", "--license", "mit"], "--license is a line of the model card"),
-        ("report", ["report", "--card", "encoder"], "report: is no report of the encoder of --card"),
+        ("report", ["report", "--card", "encoder"], "report: this report is on another encoder than --card"),
         ("embed", ["encoder"], "Missing option '--data'"),
         ("embed", ["encoder", "--prompt", "a {}"], "--prompt takes the class names from --data; give"),
         (

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
                                  "Without it: common triggers on --aux, or on built-in images.")  # fmt: skip
 @options.artefact("--aux", help="Other unlabeled clean images, for detectors of inputs to learn and calibrate on.")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC",
-              help="Judge --data with this trigger too, to measure a detector of inputs; it is not told.")  # fmt: skip
+              help="Also judge --data with this trigger, to measure detectors of inputs (not told).")  # fmt: skip
 @options.artefact("--baseline", multiple=True,
                   help="A clean encoder to judge the same images by. For a detector of encoders: repeat it, "
                        "or give such a detector's reports on clean encoders.")  # fmt: skip
@@ -81,8 +81,8 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
     judged if it is given.
 
     The p-values of several methods are corrected by Holm's method. A method that decides by a published rule of its
-    own has no p-value and counts as it is. The verdict over all methods is found if any method still finds after the
-    correction. It is inconclusive if a finding does not outlast the correction, or if no method gave an answer.
+    own has no p-value and counts as it is. The verdict over all methods is found if any finding is left after the
+    correction. It is inconclusive if the correction removes every finding, or if no method gave an answer.
     """
     from sslbd_cli.cli.output import print_results
     from sslbd_cli.detect import guarding, inputs, judge, several
@@ -106,7 +106,7 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
             if guard is not None:
                 run.write(guard, params["save_guard"], method=[request.method], alpha=screening.alpha)
         resolved = _resolved(report, screening, params)
-    if output != "-":  # where the report goes by itself
+    if output != "-":  # there the report itself goes
         print_results(_shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
         run.write(report, output, **resolved)
@@ -123,9 +123,9 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
 
 
 def _resolved(report: Report, screening: Screening, params: dict[str, Any]) -> dict[str, Any]:
-    """Return what the history says in place of options: the methods that ran, and --alpha where one of them takes it.
+    """Return the options that the history records: the methods, and --alpha if a method takes it.
 
-    Of several methods, the history names what was asked for, or what a budget left time for.
+    For several methods it records those that were asked for, or, with a budget, those that ran.
     """
     rows = report.results.get("methods")
     method: Any = params["method"]
@@ -138,7 +138,7 @@ def _resolved(report: Report, screening: Screening, params: dict[str, Any]) -> d
 
 
 def _shown(report: Report, *, json_lines: bool) -> dict[str, Any]:
-    """Return what is printed: of several methods, a JSON line each and one over all, or a table of them."""
+    """Return what is printed. For several methods: a JSON line each and one for all, or a table."""
     results = report.results
     if "methods" not in results:
         return results
@@ -149,7 +149,7 @@ def _shown(report: Report, *, json_lines: bool) -> dict[str, Any]:
 
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's row of the table: the witness by its area and what it does."""
+    """Return the row of a method in the table, with area and success of its witness."""
     witness = row.get("witness") or {}
     name = {"method": row["method"].split(":")[0]}
     columns = ("flags", "verdict", "p_value", "p_value_adjusted", "statistic", "flagged", "n_judged")

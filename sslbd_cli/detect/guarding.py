@@ -1,4 +1,4 @@
-"""Judge images by a guard that was made before, and time it."""
+"""Judge images by a guard that was made before, and measure its speed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sslbd_cli.detect.contract import Findings
 from sslbd_cli.detect.guard import Post, station
 from sslbd_cli.detect.request import GuardRequest
 
-FORWARDS = 2048  # images by which the encoder's own forward pass is timed
+FORWARDS = 2048  # images that the encoder's own forward pass is timed on
 
 
 def judge_stream(request: GuardRequest, session: Session) -> tuple[Report, dict[str, float]]:
-    """Return the report on the images, and how fast the guard was: images a second, and times the forward pass.
+    """Return the report on the images, and the speed: images per second, and time relative to a forward pass.
 
-    Raises InputError where the guard does not fit the encoder or the reference.
+    Raises InputError if the guard does not fit the encoder or the reference.
     """
     guard, case = request.guard, request.case
     post = station(guard, request.encoder, request.reference, session, request.alpha)
@@ -38,7 +38,7 @@ def judge_stream(request: GuardRequest, session: Session) -> tuple[Report, dict[
 
 
 def _timed(post: Post, images: np.ndarray) -> tuple[Findings, dict[str, float]]:
-    """Judge images, and measure the speed. The speed is shown and never written: equal runs give equal reports."""
+    """Judge images, and measure the speed. The report leaves the speed out, so that equal runs give equal reports."""
     device, sample = post.setting.device, images[:FORWARDS]
     embed(post.setting.encoder, sample, device)  # the first pass of a shape is slow
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Read what `detect` is given, each file once, refuse what does not fit, and make requests of the rest."""
+"""Read each file of `detect` once, refuse what does not fit, and make the requests."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from sslbd_cli.detect.request import CleanStatistic, EncoderRequest, GuardReques
 from sslbd_cli.errors import InputError
 
 ALL = "all"
-METHOD, ALPHA = "dede", 0.05  # what --method and --alpha are where they are not given
-#: What a detector judges -> the words for it, and which of the options that only some detectors take it takes.
+METHOD, ALPHA = "dede", 0.05  # defaults of --method and --alpha
+#: What a detector judges -> the words for it, and which of --aux, --trigger and --alpha it takes.
 TAKES = {
     "inputs": ("inputs", ("aux", "trigger", "alpha")),
     "samples": ("a training set by itself", ()),
     "encoder": ("an encoder, not images,", ("alpha",)),
 }
 SOME_TAKE = ("aux", "trigger", "alpha", "backdoored", "reference")
-#: Options that were settled when a guard was made.
+#: Options whose values a guard holds already.
 SETTLED = ("method", "aux", "baseline", "backdoored", "save_guard", "budget")
 
 
 @dataclass(frozen=True)
 class Files:
-    """What was read. baselines: clean encoders, or reports on such."""
+    """All files that were read. baselines: clean encoders, or reports on clean encoders."""
 
     encoder: Encoder
     data: Dataset | None
@@ -48,7 +48,8 @@ class Files:
 def read(run: Run, params: dict[str, Any]) -> Screening:
     """Read everything and make a request for each method.
 
-    Raises InputError where an option or a file does not fit, where a method that was named cannot run, or none can.
+    Raises InputError for an option or a file that does not fit, and if a method that was named, or every method, cannot
+    run.
     """
     alpha = ALPHA if params["alpha"] is None else params["alpha"]
     is_open = ALL in params["method"]
@@ -73,7 +74,7 @@ def read(run: Run, params: dict[str, Any]) -> Screening:
 
 
 def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
-    """Read a guard and the images that it is to judge. Raises InputError where options are given that it settles."""
+    """Read a guard and the images that it is to judge. Raises InputError for options whose values the guard holds."""
     given = [f"--{name.replace('_', '-')}" for name in SETTLED if params[name]]
     if given:
         raise InputError(f"--guard has learned already and takes no {' or '.join(given)}")
@@ -91,13 +92,13 @@ def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
 
 
 def read_guard(run: Run, encoder: Encoder, path: str, reference: str | None) -> tuple[Guard, Encoder | None]:
-    """Read a guard of an encoder, and the reference encoder that it compares with, if there is one."""
+    """Read a guard of an encoder, and the reference encoder if one is given."""
     guard = run.read(path, Guard, "--guard")
     return guard, _read_encoder(run, reference, encoder, "--reference") if reference else None
 
 
 def reason_of(method: str, error: InputError) -> str:
-    """Return what an error says, without the name of the method, which stands beside it."""
+    """Return the text of an error without the name of the method, which stands beside it."""
     return str(error).removeprefix(f"{method}: ")
 
 
@@ -105,7 +106,7 @@ def reason_of(method: str, error: InputError) -> str:
 
 
 def _shelf() -> tuple[list[Detector], list[NotRun]]:
-    """Return all detectors but floors and bounds, with their defaults, and those that cannot do without a key."""
+    """Return all detectors with their defaults, except floors and bounds, and the detectors that need a key."""
     methods, not_run = [], []
     for name in plugin.listing("detector"):
         try:
@@ -135,7 +136,7 @@ def _takes(method: Detector, option: str) -> bool:
 
 
 def _check_options(methods: Sequence[Detector], is_open: bool, params: dict[str, Any]) -> None:
-    """Raise InputError for options that do not go together, or with the methods, before anything is read."""
+    """Raise InputError for options that do not go together or do not fit the methods, before anything is read."""
     is_several = is_open or len(methods) > 1
     if is_open and len(params["method"]) > 1:
         raise InputError("--method all takes every method there is; name it alone")
@@ -155,7 +156,7 @@ def _check_options(methods: Sequence[Detector], is_open: bool, params: dict[str,
 
 
 def _check_single(method: Detector, given: Sequence[str], params: dict[str, Any]) -> None:
-    """Raise InputError where an option does not belong to the only method."""
+    """Raise InputError for an option that the only method does not take."""
     judges = TAKES[method.judges][0]
     refused = [name for name in given if not _takes(method, name)]
     of_images = [f"--{name}" for name in refused if name in ("aux", "trigger", "alpha")]
@@ -166,9 +167,9 @@ def _check_single(method: Detector, given: Sequence[str], params: dict[str, Any]
     if method.judges != "encoder" and len(params["baseline"]) > 1:
         raise InputError(f"--method {method.name} takes one --baseline, the clean encoder to judge the same images by")
     if "reference" in refused:
-        raise InputError(f"--method {method.name} compares with no independent encoder; leave --reference out")
+        raise InputError(f"--method {method.name} does not compare with an independent encoder; leave --reference out")
     if params["save_guard"] is not None and method.judges != "inputs":
-        raise InputError(f"--save-guard keeps what a detector of inputs learned; --method {method.name} is none")
+        raise InputError(f"--save-guard keeps what a detector of inputs learned; {method.name} judges no inputs")
     if params["save_guard"] == "-":
         raise InputError("--save-guard -: standard output carries the report; name a file")
 
@@ -217,7 +218,7 @@ def _same_size(other: Encoder, encoder: Encoder, option: str) -> Encoder:
 def _read_baseline(path: str, encoder: Encoder) -> Encoder | Report:
     """Read a clean encoder, or a report on one. Raises InputError for a pipe, and for any other kind of file."""
     if path == "-":
-        raise InputError("--baseline -: it may be an encoder or a report, which takes a second look; name a file")
+        raise InputError("--baseline -: it may be an encoder or a report, so it is read twice; name a file")
     baseline = kinds.read_any(path)
     if isinstance(baseline, Report):
         return baseline
@@ -227,16 +228,16 @@ def _read_baseline(path: str, encoder: Encoder) -> Encoder | Report:
 
 
 def _check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> None:
-    """Refuse to judge nothing but images that a detector has learned on, and warn of some. digests: uint64 M."""
+    """Raise InputError if the detector has learned on all images to judge, and warn if on some. digests: uint64 M."""
     known, count = known_images(chosen, digests), len(chosen.images)
     if known == count:
         raise InputError(f"--data: all its images are {place}; a threshold needs other ones")
     if known:
-        run.warn(f"{known} of {count} images of --data are {place} too, which should hold clean images only")
+        run.warn(f"{known} of {count} images of --data are {place} too; make sure that these are clean")
 
 
 def _check_once(encoder: Encoder, groups: Mapping[str, Iterable[str]]) -> None:
-    """Raise InputError for an encoder that is given twice: it would count as two, or set a scale for itself."""
+    """Raise InputError for an encoder that is given twice. It would count as two, or be compared with itself."""
     seen = {encoder.sha256: "the encoder to judge"}
     for option, digests in groups.items():
         for digest in digests:
@@ -269,7 +270,7 @@ class _Desk:
         return self._of_inputs(method) if method.judges == "inputs" else self._of_samples(method)
 
     def note_baselines(self) -> None:
-        """Record the baselines that serve a method as inputs of the run."""
+        """Record the baselines that a method uses as inputs of the run."""
         for baseline in self.files.baselines:
             if id(baseline) in self._serving:
                 self.run.note("--baseline", baseline)
@@ -279,7 +280,7 @@ class _Desk:
         assert data is not None
         if aux is None:
             raise InputError(f"--method {method.name} judges inputs against clean images: give them as --aux")
-        self._reference(method)  # what is missing is told before what is too little
+        self._reference(method)  # a missing encoder is reported before too few images
         image_verdict.need_calibration(method, len(aux.images), self.params["alpha"])
         if self._input_case is None:
             self._input_case = self._make_case(data, aux)
@@ -307,7 +308,7 @@ class _Desk:
     def _image_request(self, method: ImageDetector, case: Case, data: Dataset) -> ImageRequest:
         encoders = [each for each in self.files.baselines if isinstance(each, Encoder)]
         if self.is_single and len(encoders) < len(self.files.baselines):
-            raise InputError("--baseline: expected an encoder, got a report; give the encoder that it is on")
+            raise InputError("--baseline: expected an encoder, got a report; give the encoder that the report is on")
         baseline = encoders[0] if encoders else None
         reference = self._reference(method)
         others = {"--baseline": baseline, "--reference": reference}
@@ -318,7 +319,7 @@ class _Desk:
         return ImageRequest(method, self.files.encoder, case, data.sha256, trigger, baseline, reference, self.panel)
 
     def _reference(self, method: ImageDetector) -> Encoder | None:
-        """Return the encoder that a method compares with. Raises InputError where it needs one and none was given."""
+        """Return the reference encoder if the method needs one. Raises InputError where it was not given."""
         if not method.needs_reference:
             return None
         if self.files.reference is None:
@@ -350,7 +351,7 @@ class _Desk:
         return EncoderRequest(method, self.files.encoder, clues, data.sha256, self.params["alpha"], *known)
 
     def _gather(self, data: Dataset, method: EncoderDetector) -> Clues:
-        """Gather the images of an audit, once for the methods that need labels and once for those that do not."""
+        """Gather the clean images of a search, once for methods that need labels and once for those that do not."""
         limit = self.params["limit"] if self.panel is None else None
         if method.needs_labels not in self._clues:
             self._clues[method.needs_labels] = encoder_verdict.gather(data, method, limit, self.params["seed"])

@@ -1,4 +1,4 @@
-"""Judge one request: from what was read to a report."""
+"""Judge one request and return the report."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sslbd_cli.detect.request import CleanStatistic, EncoderRequest, ImageReques
 
 
 def judge(request: Request, session: Session, voice: Voice) -> tuple[Report, Guard | None]:
-    """Return the report on a request, and the guard that keeps what the detector learned, where one was asked for.
+    """Return the report on a request, and the guard that keeps what the detector learned, if one was asked for.
 
-    The user is warned of what limits the answer.
+    Warns of what limits the answer.
 
-    Raises InputError where the method cannot work on the encoder or the images, Unsound where it comes to no answer,
-    OutOfTime where the session's budget is spent.
+    Raises InputError if the method cannot work on the encoder or the images, Unsound if it comes to no answer,
+    OutOfTime if the session's budget is spent.
     """
     if isinstance(request, EncoderRequest):
         return _judge_encoder(request, session, voice), None
@@ -50,8 +50,8 @@ def _judge_images(request: ImageRequest, session: Session, voice: Voice) -> tupl
     if request.panel is not None:
         report = panel.rule(report, request.panel, ruling, control)
         if report.results["verdict"] == "found" and control is None:
-            voice.warn(f"{method.name}: found without a control; a trigger may move a clean encoder's embeddings as"
-                       " much: give one as --baseline")  # fmt: skip
+            voice.warn(f"{method.name}: found without a control: the trigger may move the embeddings of a clean encoder"
+                       " as much; give a clean encoder as --baseline")  # fmt: skip
     guard = None
     if request.aux_digests is not None:
         guard = make_guard(method, ruling.findings, request.encoder, request.reference, request.aux_digests)
@@ -59,7 +59,7 @@ def _judge_images(request: ImageRequest, session: Session, voice: Voice) -> tupl
 
 
 def _rule(encoder: Encoder, request: ImageRequest, case: Case, session: Session) -> Ruling:
-    """Let the detector judge the images through an encoder."""
+    """Judge the images by the detector and an encoder."""
     net = nets.load(encoder).to(session.device.torch).eval()
     judges_samples = request.method.judges == "samples"
     need_distinct(net, case.evidence.images if judges_samples else case.evidence.aux, session.device)
@@ -67,7 +67,7 @@ def _rule(encoder: Encoder, request: ImageRequest, case: Case, session: Session)
 
 
 def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> Report:
-    """Return the report on images: the verdict, and where the truth is known, how good the detector is."""
+    """Return the report on images. If the truth is known, it also measures the detector."""
     answer, doubt = image_verdict.verdict(ruling, control)
     findings = ruling.findings
     results = {
@@ -81,7 +81,7 @@ def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> Report:
 
 
 def named(encoder: Encoder) -> dict[str, str]:
-    """Return what a report says of an encoder to name it."""
+    """Return the entry by which a report names an encoder."""
     return {"arch": encoder.arch, "sha256": encoder.sha256}
 
 
@@ -89,10 +89,10 @@ def named(encoder: Encoder) -> dict[str, str]:
 
 
 def _judge_encoder(request: EncoderRequest, session: Session, voice: Voice) -> Report:
-    """Judge an encoder among those known to be clean."""
+    """Judge an encoder, compared with the encoders known to be clean."""
     method, clues = request.method, request.clues
     pool, clean = list(request.reported), request.clean
-    if method.learns:  # the encoders that it holds out of its learning are the scale
+    if method.learns:  # the encoders that it holds out from learning set the scale
         backdoored = tuple(map(nets.load, request.backdoored))
         clues = replace(clues, clean_encoders=tuple(map(nets.load, clean)), backdoored_encoders=backdoored)
         clean = ()

@@ -47,11 +47,11 @@ class Panel:
 def make(
     encoder: Encoder, aux: Dataset | None, trigger: Trigger | None, limit: int | None, seed: int, voice: Voice
 ) -> Panel:
-    """Make the images, and tell what is judged.
+    """Make the images, and tell the user what is judged.
 
-    aux: the user's own images, of which some are taken out to be judged; None takes built-in images.
+    aux: the user's own images; some are taken out to be judged. None takes built-in images.
 
-    Raises InputError where the built-in images cannot be of the encoder's size, or a trigger does not fit them.
+    Raises InputError if built-in images cannot have the encoder's size, or if a trigger does not fit the images.
     """
 
     each = min(EACH, limit or EACH)

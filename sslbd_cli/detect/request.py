@@ -18,8 +18,8 @@ class ImageRequest:
     """Judge images by one detector of inputs or samples.
 
     data: the SHA-256 of the dataset that the images come from. baseline: a clean encoder to judge the same images by.
-    panel: how the images were made, where the user gave none. aux_digests: uint64 M, one of each auxiliary image, where
-    what the detector learns is to be kept as a guard.
+    panel: how the images were made, if the user gave none. aux_digests: uint64 M, one per auxiliary image, if a guard
+    is to be made.
     """
 
     method: ImageDetector
@@ -35,7 +35,7 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class CleanStatistic:
-    """What an earlier report says of a clean encoder: its statistic, and the statistic of each search."""
+    """The statistic of a clean encoder, and that of each search, as an earlier report has them."""
 
     value: float
     parts: dict[str, float]
@@ -43,7 +43,7 @@ class CleanStatistic:
 
 @dataclass(frozen=True)
 class EncoderRequest:
-    """Judge an encoder by one detector, among clean encoders and what was said of others before.
+    """Judge an encoder by one detector, compared with clean encoders and with earlier reports on clean encoders.
 
     data: the SHA-256 of the dataset that the clues come from.
     """
@@ -78,8 +78,8 @@ Request = ImageRequest | EncoderRequest
 class NotRun:
     """A method that gave no answer, and why.
 
-    cost: by which methods are ordered. lacks_key: it needs a key that was not given. out_of_time: the budget was spent
-    before it came to an answer.
+    cost: orders the methods. lacks_key: the method needs a key that was not given. out_of_time: the budget was spent
+    before the method came to an answer.
     """
 
     method: str
@@ -89,13 +89,13 @@ class NotRun:
     out_of_time: bool = False
 
     def row(self) -> dict[str, str]:
-        """Return what the report says of it."""
+        """Return the row of the report."""
         return {"method": self.method, "reason": self.reason}
 
 
 @dataclass(frozen=True)
 class Screening:
-    """Everything that one run judges. is_open: whatever applies is to run, so that a method may drop out."""
+    """Everything that one run judges. is_open: the user asked for all methods, so one that does not apply drops out."""
 
     encoder: Encoder
     requests: tuple[Request, ...]

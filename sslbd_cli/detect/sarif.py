@@ -1,7 +1,7 @@
-"""What `detect --sarif` writes: a SARIF 2.1.0 log, so that code scanning shows what was found.
+"""Write the log of `detect --sarif` (SARIF 2.1.0), so that code scanning shows the findings.
 
-One rule per method, one result per method that found a backdoor, one notification per method that came to no answer or
-did not run. Nothing in it depends on when or where it was made: equal runs give equal bytes.
+The log has one rule per method, one result per method that found a backdoor, and one notification per method that came
+to no answer or did not run. It holds no time and no place, so that equal runs give equal bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sslbd_cli.artefacts.results import CombinedResults, DetectResults, PanelRow
 from sslbd_cli.words import chance, finite, number, one_line
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-#: What a result's property bag takes over from a method's numbers, where they are there.
+#: The numbers of a method that its property bag holds, if they are there.
 PROPERTIES = (
     "flags", "p_value", "p_value_adjusted", "statistic", "threshold", "alpha", "flagged", "n_judged", "search_space",
     "witness", "panel",
@@ -31,7 +31,7 @@ SUBJECTS = {
 
 
 def write(path: str, source: str, report: Report, *, status: int) -> None:
-    """Write the log of a run on the encoder `source` that ends with this exit status."""
+    """Write the log of a run. source: path of the encoder. status: exit status of the run."""
     text = json.dumps(finite(log(source, report, status)), indent=1, ensure_ascii=True, allow_nan=False)
     with atomic_output(path) as file:
         file.write((text + "\n").encode())
@@ -45,7 +45,7 @@ def log(source: str, report: Report, status: int) -> dict[str, Any]:
     names = list(dict.fromkeys([row.name for row in rows] + [row.name for row in left_out]))
     rules = [_rule(name) for name in names]
     digest = str(whole.encoder.sha256)
-    unread = report.results.get("methods", [report.results])  # a property bag takes numbers over as they are
+    unread = report.results.get("methods", [report.results])  # a property bag holds the numbers as they are
     problems = [_result(row, numbers, names.index(row.name), (source, digest))
              for row, numbers in zip(rows, unread, strict=True)
              if row.verdict == "found" and not row.sees_truth]  # fmt: skip
@@ -80,9 +80,9 @@ def _rule(name: str) -> dict[str, Any]:
 
 
 def _result(results: DetectResults, numbers: dict[str, Any], rule: int, subject: tuple[str, str]) -> dict[str, Any]:
-    """Describe what one method found. rule: its place in the log; subject: the file judged and its digest."""
+    """Describe the finding of one method. rule: index in the log. subject: the encoder's file and digest."""
     source, digest = subject
-    place = {"artifactLocation": {"uri": _uri(source), "index": 0}, "region": {"startLine": 1}}  # scanners want a line
+    place = {"artifactLocation": {"uri": _uri(source), "index": 0}, "region": {"startLine": 1}}  # scanners need a line
     return {
         "ruleId": f"backdoor/{results.name}",
         "ruleIndex": rule,
@@ -97,7 +97,7 @@ def _result(results: DetectResults, numbers: dict[str, Any], rule: int, subject:
 
 
 def _message(results: DetectResults) -> str:
-    """Say in a sentence what was found, how surely, and where it was looked for."""
+    """Write a sentence: what was found, the p-value, and the search space."""
     text = f"{SUBJECTS[str(results.judges)]} shows a backdoor to {results.name}"
     if results.statistic is not None:
         text += f": statistic {number(results.statistic)}"
@@ -123,7 +123,7 @@ def _notification(level: str, name: str, names: list[str], text: str) -> dict[st
 
 
 def _uri(source: str) -> str:
-    """Return a file's URI: relative where its path is, percent-encoded."""
+    """Return the percent-encoded URI of a file, relative if its path is."""
     if source == "-":
         return "standard-input"
     path = Path(source)

@@ -1,4 +1,4 @@
-"""Judge several requests, the cheapest method first, within the session's budget, and combine the answers."""
+"""Judge several requests within the session's budget, the cheapest method first, and combine the reports."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sslbd_cli.words import chance
 
 
 def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
-    """Judge all requests, say how each ends, and combine their reports.
+    """Judge all requests, tell how each ends, and combine the reports.
 
-    Raises InputError where a method that was named cannot work on what was given, or where none can.
+    Raises InputError if a method that was named, or every method, cannot work on what was given.
     """
     reports, not_run = [], list(screening.not_run)
     for request in screening.requests:
@@ -51,7 +51,7 @@ def _tell(not_run: list[NotRun], late: int, count: int, session: Session, voice:
     for each in not_run:
         voice.say(f"{each.method} did not run: {each.reason}")
     if any(each.lacks_key for each in not_run):
-        voice.say("a method that needs a key takes it where it is named instead of all: --method NAME:KEY=VALUE")
+        voice.say("to run a method that needs a key, name it instead of all: --method NAME:KEY=VALUE")
 
 
 def _inconclusive(request: Request, reason: str) -> Report:

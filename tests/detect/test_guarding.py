@@ -159,7 +159,7 @@ def test_a_guard_of_a_method_with_a_reference_asks_for_the_same_one(sslbd, files
     [
         (QUICK, "-", "--save-guard -: standard output carries the report; name a file"),
         (QUICK, "no/where", "--save-guard no/where: no such folder"),
-        ("spectral", "x", "--save-guard keeps what a detector of inputs learned; --method spectral is none"),
+        ("spectral", "x", "--save-guard keeps what a detector of inputs learned; spectral judges no inputs"),
         ("oracle", "x", "oracle learns nothing that could be kept"),
     ],
 )
