@@ -23,7 +23,7 @@ def test_images_in_both_splits_are_counted(sslbd, files):
     status, _, err = sslbd("probe", files["encoder"], "--train", files["train"], "--test", files["half"])
     assert status == 0 and "30 of 30 test images are also in --train" in err
     assert (
-        "test images are in"
+        "test images are also in"
         not in sslbd("probe", files["encoder"], "--train", files["train"], "--test", files["test"])[2]
     )
 
