@@ -35,15 +35,18 @@ def test_the_queues_take_turns_and_stay_in_step(encoder):
     student = nets.load(encoder)
     learner = _Learner(student, 32, 6)
     for turn in range(4):
-        learner.taught.latest, learner.kept.latest = torch.full((4, 32), float(turn)), torch.full((4, 32), 10.0 + turn)
+        learner.teacher_queue.latest, learner.slow_queue.latest = (
+            torch.full((4, 32), float(turn)),
+            torch.full((4, 32), 10.0 + turn),
+        )
         learner.follow(0.5)
-    assert learner.taught.rows[:, 0].tolist() == [3, 3, 3, 3, 2, 2]
-    assert learner.kept.rows[:, 0].tolist() == [13, 13, 13, 13, 12, 12]
+    assert learner.teacher_queue.rows[:, 0].tolist() == [3, 3, 3, 3, 2, 2]
+    assert learner.slow_queue.rows[:, 0].tolist() == [13, 13, 13, 13, 12, 12]
 
 
 def test_the_momentum_student_follows(encoder):
     learner = _Learner(nets.load(encoder), 32, 6)
-    learner.taught.latest, learner.kept.latest = unit(4, 32), unit(4, 32)
+    learner.teacher_queue.latest, learner.slow_queue.latest = unit(4, 32), unit(4, 32)
     before = [p.clone() for p in learner.slow.parameters()]
     with torch.no_grad():
         for weight in learner.student.parameters():
