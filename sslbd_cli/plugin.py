@@ -95,7 +95,7 @@ class Plugin:
     """Base of everything on a shelf: a frozen value with bounded keys that prints as its own spec string."""
 
     shelf: ClassVar[str]
-    given: ClassVar[frozenset[str]] = frozenset()  # the keys that the spec string names; set per object by `parse`
+    given_keys: ClassVar[frozenset[str]] = frozenset()  # the keys that the spec string names; set per object by `parse`
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -396,7 +396,7 @@ def parse(shelf: str, text: str) -> Any:
             raise InputError(f"{name}: key '{key_name}' {'is given twice' if equals else 'needs =VALUE'}")
         values[key_name] = _convert(name, key_name, types[key_name], raw)
     plugin = _load(shelf, info)(**values)
-    object.__setattr__(plugin, "given", frozenset(values))
+    object.__setattr__(plugin, "given_keys", frozenset(values))
     return plugin
 
 

@@ -86,7 +86,7 @@ def test_its_spec_is_the_object_by_the_name_of_the_entry_point(install):
     install("outside", files, {"sslbd.detectors": "quite-near = outside:Close"})
     made = plugin.parse("detector", "quite-near:steps=4")
     assert made.name == "quite-near" and str(made) == "quite-near:held=0.25,reach=0.5,steps=4"
-    assert plugin.parse("detector", str(made)) == made and made.given == {"steps"}
+    assert plugin.parse("detector", str(made)) == made and made.given_keys == {"steps"}
     assert plugin.brief("detector", str(made)) == "quite-near:steps=4"
     with pytest.raises(InputError, match="quite-near: steps=0: expected a value >= 1"):
         plugin.parse("detector", "quite-near:steps=0")

@@ -35,12 +35,13 @@ PROJECTIONS = 50  # directions of the sliced distance: the default of the librar
 class Seen:
     """The embeddings of one step, not normalised unless stated. Tuples have one entry per trigger.
 
-    clean: f'(x) B,D; held: f(x) B,D, unit; stamped: f'(x + trigger) B,D; goals: f'(r) R,D, unit; wobbled: f'(augmented
-    r) R,copies,D, unit; anchors: f(r) R,D, unit. clean, stamped, goals and wobbled carry gradients.
+    clean: f'(x) B,D; clean_feats: f(x) B,D, unit; stamped: f'(x + trigger) B,D; goals: f'(r) R,D, unit;
+    wobbled: f'(augmented r) R,copies,D, unit; anchors: f(r) R,D, unit. clean, stamped, goals and wobbled carry
+    gradients.
     """
 
     clean: Tensor
-    held: Tensor
+    clean_feats: Tensor
     stamped: tuple[Tensor, ...]
     goals: tuple[Tensor, ...]
     wobbled: tuple[Tensor, ...]
@@ -60,7 +61,7 @@ class Seen:
         return {
             "effectiveness": -torch.stack(pulls).mean(),
             "reference": -torch.stack(keeps).mean(),
-            "utility": -(F.normalize(self.clean, dim=1) * self.held).sum(1).mean(),
+            "utility": -(F.normalize(self.clean, dim=1) * self.clean_feats).sum(1).mean(),
         }
 
 

@@ -51,7 +51,7 @@ def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any
     if options == ["files"]:
         return tuple(torch.from_numpy(_pictures(run, net, group)) for group in groups)
     datasets = _datasets(run, net, triggers, params["reference_data"])
-    choose = _named if options == ["rows"] else _prototypical
+    choose = _rows_by_number if options == ["rows"] else _prototypical
     row_groups = choose(run, net, datasets, groups, params["references"])
     return tuple(torch.from_numpy(np.array(d.images[rows])) for d, rows in zip(datasets, row_groups, strict=True))
 
@@ -80,7 +80,7 @@ def _datasets(run: Run, net: ImageEncoder, triggers: int, paths: tuple[str, ...]
     return datasets * (triggers // len(datasets))
 
 
-def _named(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[str, ...], count: int) -> Any:
+def _rows_by_number(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: tuple[str, ...], count: int) -> Any:
     """Return the named rows. Warn (F05) of rows that the clean encoder misclassifies."""
     from sslbd_cli.badencoder import references
     from sslbd_cli.core import checks

@@ -155,12 +155,12 @@ class Run:
                 option_name = max(param.opts, key=len) if param.param_type_name == "option" else name.upper()
                 raise InputError(f"{option} {path}: {option_name} is read from there; name another file")
 
-    def entry(self, **resolved: Any) -> dict[str, Any]:
-        """Return this run's history entry. `resolved` replaces options by their resolved values."""
+    def entry(self, **values: Any) -> dict[str, Any]:
+        """Return this run's history entry. `values` replaces options by their resolved values."""
         arguments = {}
         for param in self.ctx.command.params:
             name = str(param.name)
-            value = resolved.get(name, self.ctx.params.get(name))
+            value = values.get(name, self.ctx.params.get(name))
             absent = value is None or value is False or value == ()  # 0 is a value
             if name in PRESENTATION or type(param.type).__name__ == "ArtefactPath" or absent:
                 continue
@@ -174,11 +174,11 @@ class Run:
             row |= {"device": self._device.kind, "torch": torch.__version__.split("+")[0]}
         return row
 
-    def write(self, artefact: Artefact, path: str, **resolved: Any) -> None:
+    def write(self, artefact: Artefact, path: str, **values: Any) -> None:
         """Write the artefact with this run appended to its history."""
         from sslbd_cli.artefacts import kinds as core
 
-        core.write(replace(artefact, history=(*self.history, self.entry(**resolved))), path)
+        core.write(replace(artefact, history=(*self.history, self.entry(**values))), path)
         if path != "-" and self.verbose:
             self.say(f"wrote {path}")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     ),
 )
 @options.input_argument("CHECKPOINT")
-@click.option("--from", "source", type=Listed(layouts.described()), metavar="LAYOUT", default="auto", show_default=True,
+@click.option("--from", "source", type=Listed(layouts.describe()), metavar="LAYOUT", default="auto", show_default=True,
               help="Layout of the checkpoint; auto: recognise it by its tensor names. 'help' lists.")  # fmt: skip
 @click.option("--to", "target", type=click.Choice(list(layouts.EXPORTS)), help="Export the encoder in this layout.")
 @click.option("--arch", type=Spec("arch"), metavar="SPEC",

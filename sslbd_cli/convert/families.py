@@ -35,7 +35,7 @@ def candidates(layout: Layout, inner: State, user_arch: nets.Arch | None) -> tup
         raise InputError(f"is {layout.name}'s layout, which --arch {user_arch.name} cannot be; give one of {names}")
     tell = {"resnet": _resnet, "clip-resnet": _clip_resnet, "vit": _vit, "clip-vit": _clip_vit}[layout.family]
     archs, size = tell(layout, inner, user_arch)
-    keys_given = {} if user_arch is None else {name: getattr(user_arch, name) for name in user_arch.given}
+    keys_given = {} if user_arch is None else {name: getattr(user_arch, name) for name in user_arch.given_keys}
     if keys_given.get("stem") == "auto":
         del keys_given["stem"]
     return list(dict.fromkeys(replace(arch, **keys_given) for arch in archs)), size
@@ -81,7 +81,7 @@ def _resnet(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[list[
 
 def _clip_resnet(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[list[nets.Arch], int]:
     blocks = tuple(_count(inner, f"stages.{number}.#.conv1_1x1.conv.weight") for number in range(4))
-    if blocks not in CLIP_DEPTHS and (arch is None or "blocks" not in arch.given):
+    if blocks not in CLIP_DEPTHS and (arch is None or "blocks" not in arch.given_keys):
         raise InputError(
             f"is a CLIP ResNet of {blocks} blocks; no public one is; give --arch clipresnet:blocks=... if so"
         )
@@ -102,7 +102,7 @@ def _side(tokens: int) -> int:
 def _tokens(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[dict[str, int], int]:
     width, _, patch, _ = _dims(inner, "patch_embed.proj.weight", 4)
     depth = _count(inner, "blocks.#.attn.qkv.weight")
-    if depth not in VIT_DEPTHS and (arch is None or "depth" not in arch.given):
+    if depth not in VIT_DEPTHS and (arch is None or "depth" not in arch.given_keys):
         raise InputError(
             f"has {depth} transformer blocks, which no public ViT has; give --arch ...:depth={depth} if so"
         )

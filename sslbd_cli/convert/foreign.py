@@ -41,7 +41,7 @@ class ConvertWish:
 
 @dataclass(frozen=True)
 class Imported:
-    """Hold an imported encoder without history, the wish with all values resolved, and remarks for the user."""
+    """Hold an imported encoder without history, the wish with all values full_wish, and remarks for the user."""
 
     encoder: Encoder
     wish: ConvertWish
@@ -80,13 +80,13 @@ def to_encoder(state: State, wish: ConvertWish, data: Dataset | None = None) -> 
     if len(options) > 1 and data is None:
         _ask(reading)
     others = [_load(reading, *option, size) for option in options[1:]]
-    candidates = [(_called(reading, *option), net) for option, net in zip(options, [first, *others], strict=True)]
+    candidates = [(_reading_name(reading, *option), net) for option, net in zip(options, [first, *others], strict=True)]
     best, lines = compare(candidates, data) if len(candidates) > 1 and data is not None else (0, [])
     net = candidates[best][1]
     alive, cosine = self_test(net)
-    resolved = ConvertWish(reading.layout, net.arch, size, normalise_text(*options[best][1]))
+    full_wish = ConvertWish(reading.layout, net.arch, size, normalise_text(*options[best][1]))
     tested = f"{alive:.0%} of the features differ between random images, whose mean cosine is {cosine:.3f}"
-    return Imported(nets.save(net), resolved, (*_remarks(reading, wish, resolved, bool(lines)), *lines, tested))
+    return Imported(nets.save(net), full_wish, (*_remarks(reading, wish, full_wish, bool(lines)), *lines, tested))
 
 
 # --- normalisation ------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def _theirs(reading: _Reading, name: str) -> str:
 # --- remarks ------------------------------------------------------------------------------------------------------
 
 
-def _called(reading: _Reading, arch: nets.Arch, pixels: Pixels) -> str:
+def _reading_name(reading: _Reading, arch: nets.Arch, pixels: Pixels) -> str:
     """Name a reading by what differs between the readings."""
     words = [str(arch)] if len(reading.archs) > 1 else []
     return " --normalise ".join([*words, _normalise_name(pixels)] if len(reading.pixels) > 1 else words)
@@ -314,11 +314,11 @@ def _ask(reading: _Reading) -> NoReturn:
     raise InputError(f"is read as {reading.layout}: {'; '.join(opened)}; or let labelled images decide: --data DATASET")
 
 
-def _remarks(reading: _Reading, wish: ConvertWish, resolved: ConvertWish, compared: bool) -> tuple[str, ...]:
+def _remarks(reading: _Reading, wish: ConvertWish, full_wish: ConvertWish, compared: bool) -> tuple[str, ...]:
     usual = "timm's configuration of the model" if reading.layout == "timm" else "usual for this layout"
     size = "as asked" if wish.size else usual
     normalise = "as asked" if wish.normalise else "the best" if compared and len(reading.pixels) > 1 else usual
-    pixels = f"input {resolved.size} pixels ({size}), normalised by {resolved.normalise} ({normalise})"
+    pixels = f"input {full_wish.size} pixels ({size}), normalised by {full_wish.normalise} ({normalise})"
     surplus = list(reading.surplus)
     more = [f"{len(surplus)} tensors are not part of the encoder and left out: {show(surplus)}"] if surplus else []
-    return (f"read as {reading.layout}, {resolved.arch}", pixels, *more)
+    return (f"read as {reading.layout}, {full_wish.arch}", pixels, *more)

@@ -202,7 +202,7 @@ def text_tower(names: Iterable[str]) -> str | None:
     return next((name for name in names if _TEXT.fullmatch(name)), None)
 
 
-def described() -> dict[str, str]:
+def describe() -> dict[str, str]:
     """Describe each layout in one line: what it is and its usual normalisation."""
     rows = {"auto": "Recognise it by its tensor names: the layout below with the most conditions that all hold."}
     for layout in LAYOUTS.values():

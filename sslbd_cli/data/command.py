@@ -69,11 +69,11 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
     elif root is not None:
         run.note_file("--root", os.path.abspath(root), outcome.digest)
     height, width = outcome.dataset.images.shape[2:]
-    resolved = {
+    used_values = {
         "size": int(width) if width == height else None,
         "count": outcome.count if "--count" in name.takes else None,
     }
-    run.write(outcome.dataset, output, download=None, **resolved)
+    run.write(outcome.dataset, output, download=None, **used_values)
 
 
 def _path(text: str | None) -> Path | None:

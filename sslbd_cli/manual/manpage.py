@@ -65,7 +65,7 @@ def italic(text: str) -> str:
     return rf"\fI{escape(text)}\fR"
 
 
-def marked(text: str) -> str:
+def mark_up(text: str) -> str:
     """Return one paragraph with `code` and --options in bold, one sentence per line as roff expects."""
     text = " ".join(text.split())
     parts, at = [], 0
@@ -83,7 +83,7 @@ def prose(text: str) -> str:
         if block.startswith("    "):
             paragraphs.append(code(line[4:] for line in block.split("\n")))
         else:
-            paragraphs.append(".PP\n" + marked(block))
+            paragraphs.append(".PP\n" + mark_up(block))
     return "\n".join(paragraphs)
 
 
@@ -98,8 +98,8 @@ def section(title: str, body: str) -> str:
 
 
 def definitions(rows: Mapping[str, str]) -> str:
-    """Return a list of terms (in roff) and their meanings (in `marked` markup)."""
-    return "\n".join(f".TP\n{term}\n{marked(meaning)}" for term, meaning in rows.items())
+    """Return a list of terms (in roff) and their meanings (in `mark_up` markup)."""
+    return "\n".join(f".TP\n{term}\n{mark_up(meaning)}" for term, meaning in rows.items())
 
 
 def head(name: str, number: int, version: str) -> str:
@@ -174,9 +174,9 @@ def shelf_section(command: str, option: str, shelf: str) -> str:
     """
     parts = []
     for row in plugin.own(shelf).values():
-        parts.append(f".TP\n{bold(row.name)}\n{marked(row.summary)}")
+        parts.append(f".TP\n{bold(row.name)}\n{mark_up(row.summary)}")
         keys = [key_line(key).split("  ", 1) for key in row.keys if not key.expert]
-        lines = [f".TP\n{bold(term)}\n{marked(text)}" for term, text in keys]
+        lines = [f".TP\n{bold(term)}\n{mark_up(text)}" for term, text in keys]
         if hidden := sum(key.expert for key in row.keys):
             count = f"{hidden} key{'s' if hidden > 1 else ''} for experts"
             lines.append(f".PP\n{count}: {bold(f'{command} {option} {row.name}:help')}")

@@ -36,7 +36,7 @@ def of_class(dataset: Dataset, target: int) -> Wording:
     return Wording(texts[rows], rows)
 
 
-def written(dataset: Dataset, templates: tuple[str, ...], target: int | None) -> Wording:
+def write_captions(dataset: Dataset, templates: tuple[str, ...], target: int | None) -> Wording:
     """Return captions written by the attacker; {} stands for the name of the target class.
 
     Raises InputError if {} is used without a target, or if a text cannot be a caption.

@@ -53,7 +53,7 @@ def ready(dataset: Dataset, selector: Selector, pool: SelectorPool) -> SelectorP
     name = f"--select {selector.name}"
     if selector.needs == "feats" and pool.feats is None:
         raise InputError(f"{name} compares features: give --encoder ENCODER or --features FILE")
-    if selector.needs == "listed" and pool.listed is None:
+    if selector.needs == "listed_rows" and pool.listed_rows is None:
         raise InputError(f"{name} needs --indices FILE, one row number per line")
     return replace(pool, labels=dataset.need_labels(name)) if selector.needs == "labels" else pool
 

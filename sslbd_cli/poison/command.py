@@ -74,12 +74,12 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     canvases, masks = inputs.scenery(run, params, dataset, craft)
     pool = choose.ready(dataset, select, SelectorPool(
         count=len(dataset.images), target=target, classes=len(dataset.classes) or None,
-        listed=inputs.listed(run, params["indices"], dataset, select),
+        listed_rows=inputs.read_listed(run, params["indices"], dataset, select),
         feats=inputs.features(run, params, dataset, select),
     ))  # fmt: skip
-    if pool.listed is not None and not amounts:
-        amounts = {"count": len(pool.listed)}
-    craft, plan_note = craft.settled((dataset.images.shape[2], dataset.images.shape[3]), trigger)
+    if pool.listed_rows is not None and not amounts:
+        amounts = {"count": len(pool.listed_rows)}
+    craft, plan_note = craft.settle((dataset.images.shape[2], dataset.images.shape[3]), trigger)
     count = choose.amount(dataset, select, pool, choose.PoisonCount(**amounts))
     rows = choose.choose(dataset, select, pool, craft.reference_count(count), seed)
     mode: Any = params["mode"] or ("replace" if craft.name == "stamp" else "append")
@@ -103,7 +103,7 @@ def _given(params: dict[str, Any], select: Selector) -> dict[str, Any]:
     amounts = {name: params[name] for name in ("rate", "class_rate", "count") if params[name] is not None}
     if len(amounts) > 1:
         raise InputError(f"give one of --rate, --class-rate and --count, not {len(amounts)}")
-    if amounts or select.needs == "listed":
+    if amounts or select.needs == "listed_rows":
         return amounts
     by_class = params["target"] is not None and not inputs.texts_given(params)
     return {"class_rate": 0.5} if by_class else {"rate": 0.01}

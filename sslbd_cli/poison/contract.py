@@ -20,7 +20,7 @@ class SelectorPool:
     """Hold what a selector may look at: only what it `needs`. Rows are numbered 0 ... count-1.
 
     labels: int64 N; target: the attacked class; classes: their number, or None if the dataset names none;
-    feats: float32 N,D on the device that searches them; listed: int64 rows from a file.
+    feats: float32 N,D on the device that searches them; listed_rows: int64 rows from a file.
     """
 
     count: int
@@ -28,7 +28,7 @@ class SelectorPool:
     classes: int | None = None
     labels: np.ndarray | None = None
     feats: Tensor | None = None
-    listed: np.ndarray | None = None
+    listed_rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Selector(Plugin):
     """Base of --select: choose the rows of a dataset that are poisoned."""
 
     shelf: ClassVar[str] = "select"
-    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "count"
+    needs: ClassVar[Literal["count", "labels", "feats", "listed_rows"]] = "count"
     limit: ClassVar[str] = ""  # why not all rows are eligible, for the error message
 
     @final
@@ -50,7 +50,7 @@ class Selector(Plugin):
             pool,
             labels=pool.labels if needs == "labels" else None,
             feats=pool.feats if needs == "feats" else None,
-            listed=pool.listed if needs == "listed" else None,
+            listed_rows=pool.listed_rows if needs == "listed_rows" else None,
         )
         eligible = self.eligible(pool)
         if not 0 < budget <= eligible:
@@ -109,7 +109,7 @@ class Craft(Plugin):
     def reference_count(self, count: int) -> int:
         """Return how many reference images `count` poisons are made from."""
 
-    def settled(self, shape: tuple[int, int], trigger: Trigger) -> tuple[Craft, str]:
+    def settle(self, shape: tuple[int, int], trigger: Trigger) -> tuple[Craft, str]:
         """Plan the keys that are left open, for images H,W. Return the craft to use and a message for the user.
 
         The default plans nothing.

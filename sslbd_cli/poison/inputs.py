@@ -68,7 +68,7 @@ def wording(params: dict[str, Any], dataset: Dataset, target: int | None) -> Wor
     if params["templates"] and params["target_captions"]:
         raise InputError("--caption and --target-captions both set the captions of poisons; give one of them")
     if params["templates"]:
-        return captioning.written(dataset, params["templates"], target)
+        return captioning.write_captions(dataset, params["templates"], target)
     if target is None:
         raise InputError("--target-captions needs --target")
     return captioning.of_class(dataset, target)
@@ -83,14 +83,14 @@ def masks_of(masks: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return row_masks
 
 
-def listed(run: Run, path: str | None, dataset: Dataset, select: Selector) -> np.ndarray | None:
+def read_listed(run: Run, path: str | None, dataset: Dataset, select: Selector) -> np.ndarray | None:
     """Read the row numbers in a text file."""
     from sslbd_cli.poison import choose
 
     if path is None:
         return None
     rows = choose.read_rows(path, len(dataset.images))
-    if select.needs != "listed":
+    if select.needs != "listed_rows":
         raise InputError(f"--indices {path}: --select {select.name} takes no list; say --select indices")
     run.note_file("--indices", path)
     return rows

@@ -41,7 +41,7 @@ class Objective(Plugin):
     def after_step(self, learner: nn.Module, progress: float) -> None:
         """Update targets and queues after the optimiser's step. progress goes from 0 to 1 over the training."""
 
-    def kept(self, learner: nn.Module) -> dict[str, nn.Module]:
+    def kept_parts(self, learner: nn.Module) -> dict[str, nn.Module]:
         """Return the parts to store beside the encoder: `projector`, `text`. Default: none."""
         return {}
 

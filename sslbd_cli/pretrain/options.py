@@ -150,7 +150,7 @@ def apply_preset(ctx: click.Context) -> None:
 def _merged(method: Any, keys: str) -> Any:
     """Return the method with the preset's keys, except the keys in the user's own spec string."""
     preset = plugin.parse("objective", f"{method.name}:{keys}" if keys else method.name)
-    return replace(method, **{key: getattr(preset, key) for key in preset.given - method.given})
+    return replace(method, **{key: getattr(preset, key) for key in preset.given_keys - method.given_keys})
 
 
 def _idle(params: dict[str, Any]) -> list[str]:

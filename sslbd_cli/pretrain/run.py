@@ -74,7 +74,7 @@ def pretrain(
     if monitor is not None:
         fit.remark = _knn_remark(net, monitor, session)
     fit.run(str(setup.objective.name))
-    net.parts = setup.objective.kept(learner)
+    net.parts = setup.objective.kept_parts(learner)
     return net.eval()
 
 

@@ -65,11 +65,11 @@ def certified(
     net: ImageEncoder, exam: Exam, certificate: Certificate, stamped: np.ndarray | None, session: Session
 ) -> dict[str, Any]:  # fmt: skip
     """Certify an encoder on the exam's test images, once per seed, with the labels that its heads see."""
-    labels, truth = (torch.from_numpy(np.array(part.labels)) for part in (exam.taught, exam.test))
+    labels, truth = (torch.from_numpy(np.array(part.labels)) for part in (exam.lesson, exam.test))
     seeds = []
     for number in range(session.seed, session.seed + exam.seeds):
         rows = torch.unique(torch.cat(split(labels, exam.share, number)))
-        train = exam.taught.images if len(rows) == len(labels) else exam.taught.images[rows.numpy()]
+        train = exam.lesson.images if len(rows) == len(labels) else exam.lesson.images[rows.numpy()]
         task = Task(train, labels[rows], exam.test.images, truth, len(exam.test.classes), stamped)
         seeds.append(certificate.certify(net, task, session.with_seed(number)))
     return {"certificate": str(certificate), **summarise(seeds, truth, exam.target)}

@@ -30,7 +30,7 @@ class Exam:
     """What an encoder is measured on. share: the share of the training labels that the head may see.
 
     train: labelled images; for a head that takes texts, their features, with classes in the order of the test's.
-    kept: which clean and which triggered test images are classified, bool N each; None: all.
+    kept_rows: which clean and which triggered test images are classified, bool N each; None: all.
     """
 
     train: Dataset | Features
@@ -40,10 +40,10 @@ class Exam:
     seeds: int = 1
     trigger: Trigger | None = None
     target: int | None = None
-    kept: tuple[np.ndarray, np.ndarray] | None = None
+    kept_rows: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
-    def taught(self) -> Dataset:
+    def lesson(self) -> Dataset:
         """Return the labelled images; only for a head that takes no texts."""
         assert isinstance(self.train, Dataset)
         return self.train
@@ -113,18 +113,18 @@ def measure(
     With `layer`, the head works on this inner layer. All seeds share the augmented views, if the head needs any.
     """
     read = partial(embed, net, device=session.device, layer=layer)
-    feats = read(exam.taught.images)
+    feats = read(exam.lesson.images)
     stamps = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])  # clean, then triggered
-    labels = torch.from_numpy(np.array(exam.taught.labels))
+    labels = torch.from_numpy(np.array(exam.lesson.labels))
     truth = np.array(exam.test.labels)
-    passed_rows = exam.kept or (np.ones(len(truth), bool),) * 2
+    passed_rows = exam.kept_rows or (np.ones(len(truth), bool),) * 2
     tests = [feats[torch.from_numpy(rows).to(feats.device)] for feats, rows in zip(stamps, passed_rows, strict=False)]
     truths = [truth[rows] for rows in passed_rows]
     splits = [split(labels, exam.share, number) for number in range(session.seed, session.seed + exam.seeds)]
     used = torch.unique(torch.cat([rows for pair in splits for rows in pair]))
     views = _views(
         read,
-        exam.taught.images,
+        exam.lesson.images,
         exam.head.augmented(),
         used,
         net.size,
@@ -139,7 +139,7 @@ def measure(
     for number, (fit, valid_rows) in enumerate(splits, session.seed):
         train = part(fit)
         valid = part(valid_rows) if len(valid_rows) else train  # with one image per class, nothing can be held out
-        fitted = exam.head.fit(train, valid, len(exam.taught.classes), number)
+        fitted = exam.head.fit(train, valid, len(exam.lesson.classes), number)
         tables = [metrics.confusion(known, fitted.predict(x).cpu().numpy(), len(exam.test.classes))
                   for x, known in zip(tests, truths, strict=False)]  # fmt: skip
         answers.clean.append(tables[0])
@@ -187,7 +187,7 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def labelled_count(exam: Exam) -> int:
     """Return how many training labels a head sees, including those held out. It is the same for every seed."""
-    labels = torch.from_numpy(np.array(exam.taught.labels))
+    labels = torch.from_numpy(np.array(exam.lesson.labels))
     return sum(len(rows) for rows in split(labels, exam.share, seed=0))
 
 
@@ -223,14 +223,14 @@ def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.nda
 
     Raises Unsound if it rejects all clean test images, or all training images of a class.
     """
-    labels = exam.taught.need_labels("--train")
+    labels = exam.lesson.need_labels("--train")
     gone = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[~train]).tolist()))
     if gone:
-        raise Unsound(f"the guard rejects every training image of {exam.taught.classes[gone[0]]}; lower --alpha")
+        raise Unsound(f"the guard rejects every training image of {exam.lesson.classes[gone[0]]}; lower --alpha")
     passes = ~clean, ~clean if triggered is None else ~triggered
     if not passes[0].any():
         raise Unsound("the guard rejects every clean test image: they differ from the images that it was made with")
-    return replace(exam, train=exam.taught.take(np.flatnonzero(~train)), kept=passes)
+    return replace(exam, train=exam.lesson.take(np.flatnonzero(~train)), kept_rows=passes)
 
 
 def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class GuardFilter:
         from sslbd_cli.probe import exam as exams
 
         self.post, self.alpha, self.whole = post, alpha, exam
-        images = {"train": exam.taught.images, "clean": exam.test.images}
+        images = {"train": exam.lesson.images, "clean": exam.test.images}
         images |= {} if stamped is None else {"triggered": stamped}
         self.rejected = {kind: post.rejects(batch, alpha) for kind, batch in images.items()}
         train, clean, triggered = (self.rejected.get(kind) for kind in ("train", "clean", "triggered"))

@@ -30,7 +30,7 @@ class Field:
     cols: Tensor
 
     @property
-    def seen(self) -> tuple[int, int]:
+    def extent(self) -> tuple[int, int]:
         """Return the most pixels that a location sees, height and width."""
         return _longest(self.rows.T), _longest(self.cols.T)
 
@@ -72,7 +72,7 @@ def receptive_field(net: ImageEncoder) -> Field:
 def _measured(arch: str, size: int) -> Field:
     """Measure an architecture. The pixels that a location sees do not depend on the weights."""
     net = new(plugin.parse("arch", arch), size, (0.5,) * 3, (0.5,) * 3, generator(0, "field")).double().eval()
-    rows, cols = (_seen(net, size, _narrowest(net, size, axis), axis) for axis in (2, 3))
+    rows, cols = (_lines_seen(net, size, _narrowest(net, size, axis), axis) for axis in (2, 3))
     return Field(rows, cols)
 
 
@@ -87,7 +87,7 @@ def _narrowest(net: ImageEncoder, size: int, axis: int) -> int:
     return size
 
 
-def _seen(net: ImageEncoder, size: int, other: int, axis: int) -> Tensor:
+def _lines_seen(net: ImageEncoder, size: int, other: int, axis: int) -> Tensor:
     """Return which lines of the maps see each line of pixels: bool size,L."""
     parts = []
     for lines in torch.split(torch.arange(size), at_once("locality images")):

@@ -105,13 +105,13 @@ class Sitting:
         return {
             "head": str(exam.head), "trigger": exam.trigger and str(exam.trigger),
             "target": None if exam.target is None else exam.test.classes[exam.target],
-            **_learned(exam),
+            **_lesson_facts(exam),
             "n_test": len(exam.test.images), "classes": len(exam.test.classes),
             "encoder": {"arch": encoder.arch, "sha256": encoder.sha256},
         }  # fmt: skip
 
 
-def _learned(exam: Exam) -> dict[str, Any]:
+def _lesson_facts(exam: Exam) -> dict[str, Any]:
     """Return the training set's entries in the report."""
     if not isinstance(exam.train, Dataset):
         return {"n_train": 0, "labels": None, "n_labelled": 0, "n_texts": len(exam.train.feats)}

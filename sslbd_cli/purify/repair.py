@@ -32,14 +32,14 @@ SAMPLE = 2048  # clean images to compare a purified encoder with the original on
 
 @dataclass(frozen=True)
 class Outcome:
-    """A purified encoder and its cost. seen: images, counted each time they are seen.
+    """A purified encoder and its cost. images_seen: images, counted each time they are seen.
 
     cosine, cka: similarity of its embeddings of n clean images to the original's. restored: with a witness, the mean
     cosine between triggered images' embeddings and the original's clean ones, before and after.
     """
 
     encoder: ImageEncoder
-    seen: int
+    images_seen: int
     seconds: float
     n: int
     cosine: float
@@ -48,7 +48,8 @@ class Outcome:
 
     def __str__(self) -> str:
         alike = f"cosine {self.cosine:.3f}, CKA {self.cka:.3f}"
-        return f"{self.seen} images seen in {self.seconds:.1f} s; to the original on {self.n} clean images: {alike}"
+        cost = f"{self.images_seen} images seen in {self.seconds:.1f} s"
+        return f"{cost}; to the original on {self.n} clean images: {alike}"
 
 
 def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, session: Session) -> Outcome:

@@ -15,7 +15,7 @@ from sslbd_cli.poison.contract import Selector, SelectorPool
 LABELS = np.random.default_rng(0).integers(0, 4, 100)
 FEATS = torch.from_numpy(np.random.default_rng(1).normal(size=(100, 8)).astype(np.float32))
 LISTED = np.random.default_rng(2).permutation(100)[:40]
-FULL = SelectorPool(count=100, target=2, classes=4, labels=LABELS, feats=FEATS, listed=LISTED)
+FULL = SelectorPool(count=100, target=2, classes=4, labels=LABELS, feats=FEATS, listed_rows=LISTED)
 LABEL_FREE = [name for name in plugin.listing("select") if name != "label"]
 
 
@@ -26,7 +26,7 @@ def selector(request, spec) -> Selector:
 
 def select(selector: Selector, budget: int, seed: int = 0, **changes: object) -> np.ndarray:
     pool = dataclasses.replace(FULL, **changes)
-    before = {"labels": LABELS.copy(), "feats": FEATS.clone(), "listed": LISTED.copy()}
+    before = {"labels": LABELS.copy(), "feats": FEATS.clone(), "listed_rows": LISTED.copy()}
     rows = selector(pool, budget, generator(seed))
     for name, array in before.items():
         assert (np.asarray(array) == np.asarray(getattr(FULL, name))).all(), f"{name} changed"
@@ -56,7 +56,7 @@ def test_one_seed_is_one_choice(selector):
 
 def test_only_what_is_needed_is_looked_at(selector):
     """A selector that asks for one thing gets the same rows when all else is missing."""
-    alone = {name: None for name in ("labels", "feats", "listed") if name != selector.needs}
+    alone = {name: None for name in ("labels", "feats", "listed_rows") if name != selector.needs}
     assert np.array_equal(select(selector, 7), select(selector, 7, **alone))
 
 
@@ -65,7 +65,7 @@ def test_label_free_selectors_choose_the_same_without_labels(name, spec, dataset
     selector = plugin.parse("select", spec("select", name))
     assert selector.needs != "labels"
     feats = torch.randn(60, 8, generator=generator(0))
-    pool = SelectorPool(count=60, classes=3, feats=feats, listed=np.arange(20))
+    pool = SelectorPool(count=60, classes=3, feats=feats, listed_rows=np.arange(20))
     bare, lying = (dataclasses.replace(dataset, labels=labels) for labels in (None, np.zeros(60, np.int64)))
     first, second, third = (choose(data, selector, pool, 5, 0) for data in (dataset, bare, lying))
     assert np.array_equal(first, second) and np.array_equal(first, third)
@@ -73,7 +73,7 @@ def test_label_free_selectors_choose_the_same_without_labels(name, spec, dataset
 
 def test_what_is_missing_is_asked_for(selector, dataset):
     bare = dataclasses.replace(dataset, labels=None)
-    asked = {"labels": "the dataset has no labels", "feats": "--encoder", "listed": "--indices"}
+    asked = {"labels": "the dataset has no labels", "feats": "--encoder", "listed_rows": "--indices"}
     if selector.needs in asked:
         with pytest.raises(InputError, match=asked[selector.needs]):
             choose(bare, selector, SelectorPool(count=60, target=1, classes=3), 5, 0)

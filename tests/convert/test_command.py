@@ -221,7 +221,7 @@ def test_an_openai_archive_becomes_an_encoder(tmp_path, capfd):
 def test_the_layouts_are_listed(capfd):
     assert convert("--from", "help") == 0
     listed = capfd.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == list(layouts.described())
+    assert [line.split()[0] for line in listed] == list(layouts.describe())
 
 
 def test_wrong_kinds_are_named(tmp_path, capfd):

@@ -649,7 +649,7 @@ def test_the_lead_is_tested_on_the_images_that_two_readings_disagree_about():
 
 def test_every_layout_has_a_case_and_a_line():
     assert {found.layout for found in CASES.values()} == set(LAYOUTS)
-    assert set(layouts.described()) == {"auto", "timm", *LAYOUTS}
+    assert set(layouts.describe()) == {"auto", "timm", *LAYOUTS}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)

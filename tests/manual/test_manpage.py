@@ -191,7 +191,7 @@ def test_a_page_has_the_sections_of_a_page(name):
     ],
 )
 def test_text_becomes_roff(text, roff):
-    assert manpage.marked(text) == roff
+    assert manpage.mark_up(text) == roff
 
 
 def test_code_and_paragraphs():

@@ -44,7 +44,7 @@ def test_poisons_alone_get_captions_of_the_target(pairs, mode):
 
 
 def test_written_captions_name_the_target_and_have_no_source(pairs):
-    wording = captioning.written(pairs, ("a photo of a {}, which is longer than the captions", "one {}"), 2)
+    wording = captioning.write_captions(pairs, ("a photo of a {}, which is longer than the captions", "one {}"), 2)
     made = planted(pairs, [1, 2, 5], wording)
     texts = [captions.decode(made.captions)[row] for row in (1, 2, 5)]
     assert set(texts) == {"a photo of a class-2, which is longer than the captions", "one class-2"}
@@ -67,7 +67,7 @@ def test_the_provenance_is_kept_in_the_file_and_is_no_part_of_the_content(pairs,
 
 
 def test_a_second_poisoning_does_not_lose_what_was_written(pairs):
-    first = planted(pairs, [0], captioning.written(pairs, ("one {}",), 2))
+    first = planted(pairs, [0], captioning.write_captions(pairs, ("one {}",), 2))
     second = planted(first, [4], captioning.of_class(first, 1))
     assert second.truth.caption[0] == -1 and first.labels[second.truth.caption[4]] == 1
 
@@ -78,9 +78,9 @@ def test_a_second_poisoning_does_not_lose_what_was_written(pairs):
         (lambda d: captioning.of_class(dataclasses.replace(d, captions=None), 1), "no captions"),
         (lambda d: captioning.of_class(dataclasses.replace(d, labels=None), 1), "no labels"),
         (lambda d: captioning.of_class(d.take(np.arange(0, 30, 3)), 1), "no image is of class class-1"),
-        (lambda d: captioning.written(d, ("a {}",), None), "give --target"),
-        (lambda d: captioning.written(d, (" ",), 1), "is empty"),
-        (lambda d: captioning.written(d, ("x" * 2000,), 1), "more than 1024"),
+        (lambda d: captioning.write_captions(d, ("a {}",), None), "give --target"),
+        (lambda d: captioning.write_captions(d, (" ",), 1), "is empty"),
+        (lambda d: captioning.write_captions(d, ("x" * 2000,), 1), "more than 1024"),
     ],
 )
 def test_refusals(pairs, make, problem):

@@ -20,7 +20,7 @@ def make(arch: str, size: int = 32) -> nets.ImageEncoder:
 @pytest.mark.parametrize(("field", "locations"), [(5, 14), (9, 12), (17, 8)])
 def test_tinybag_sees_what_it_says(field, locations):
     found = receptive_field(make(f"tinybag:field={field},width=4"))
-    assert found.seen == (field, field) and found.rows.shape == found.cols.shape == (32, locations)
+    assert found.extent == (field, field) and found.rows.shape == found.cols.shape == (32, locations)
     for size in (1, 2, 5, 10):  # stride 2: PatchGuard's ceil((p + r - 1) / s), of all that there are
         expected = min(locations, math.ceil((size + field - 1) / 2))
         assert found.touched(size) == (expected, expected)
@@ -40,18 +40,18 @@ def test_bagnet_has_the_published_geometry():
 
 def test_bagnet_9_sees_9_pixels():
     found = receptive_field(make("bagnet:field=9", 24))
-    assert found.seen == (9, 9) and found.rows.shape == (24, 2) and found.touched(4) == (2, 2)
+    assert found.extent == (9, 9) and found.rows.shape == (24, 2) and found.touched(4) == (2, 2)
 
 
 def test_an_ordinary_encoder_sees_nearly_everything():
-    assert receptive_field(make("tiny:width=4")).seen == (31, 31)
+    assert receptive_field(make("tiny:width=4")).extent == (31, 31)
 
 
 def test_dead_weights_do_not_shrink_what_is_seen():
     net = make("tinybag:width=4")
     for weight in net.parameters():
         torch.nn.init.zeros_(weight)
-    assert receptive_field(net).seen == (9, 9)
+    assert receptive_field(net).extent == (9, 9)
 
 
 @pytest.mark.parametrize("arch", ["vit:width=12,depth=2,pool=mean", "timm:model=test_efficientnet"])

@@ -69,7 +69,7 @@ class NoisyAlignment(Craft):
         patch = canvas.patch_sizes(trigger, count, shape, gen)
         images = torch.empty((count, 3, *shape), dtype=torch.uint8)
         boxes = torch.empty((count, 4), dtype=torch.int64)
-        wide = self.wide or self.planned(shape, patch).wide
+        wide = self.wide or self.plan_width(shape, patch).wide
         for upright in (False, True):
             alike = ((side >= 2) == upright).nonzero()[:, 0]
             for some in canvas.chunks(len(alike)):
@@ -82,15 +82,15 @@ class NoisyAlignment(Craft):
                 images[rows], boxes[rows] = (canvases.mT, canvas.turned(at)) if upright else (canvases, at)
         return Crafted(canvas.stamp_at(images, boxes, trigger, gen), boxes, reference)
 
-    def settled(self, shape: tuple[int, int], trigger: Trigger) -> tuple[Craft, str]:
+    def settle(self, shape: tuple[int, int], trigger: Trigger) -> tuple[Craft, str]:
         if self.wide:
             return self, ""
-        plan = self.planned(shape, canvas.patch_sizes(trigger, 1, shape, generator(0, "plan")))
+        plan = self.plan_width(shape, canvas.patch_sizes(trigger, 1, shape, generator(0, "plan")))
         chance = getattr(plan.chances, self.event)
         note = f"planned wide={plan.wide:g}: {chance:.4f} of pairs of views show the {self.event} event"
         return replace(self, wide=plan.wide), note
 
-    def planned(self, shape: tuple[int, int], patch: Tensor | None) -> _planner.CanvasPlan:
+    def plan_width(self, shape: tuple[int, int], patch: Tensor | None) -> _planner.CanvasPlan:
         """Choose the canvas for images H,W, patches n,2 and the crops that the keys describe."""
         size = (1, 1) if patch is None else (int(patch[0, 0]), int(patch[0, 1]))
         recipe = Recipe(scale=(self.crop_scale, 1.0))

@@ -28,7 +28,7 @@ class Contrastive(Selector):
     paper's ablation: `positive` drops the negative term (released as conp), `negative` the positive one (conn).
     """
 
-    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "feats"
+    needs: ClassVar[Literal["count", "labels", "feats", "listed_rows"]] = "feats"
     limit: ClassVar[str] = "at most half of the images: the next M neighbours are the contrast to the nearest M"
 
     arm: str = key("both", "terms of the criterion", choices=("both", "positive", "negative"))

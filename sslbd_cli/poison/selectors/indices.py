@@ -15,12 +15,12 @@ from sslbd_cli.poison.contract import Selector, SelectorPool
 class Indices(Selector):
     """Choose the rows listed in --indices, one number per line: all of them, or the first ones."""
 
-    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "listed"
+    needs: ClassVar[Literal["count", "labels", "feats", "listed_rows"]] = "listed_rows"
 
     def eligible(self, pool: SelectorPool) -> int:
-        assert pool.listed is not None
-        return len(pool.listed)
+        assert pool.listed_rows is not None
+        return len(pool.listed_rows)
 
     def select(self, pool: SelectorPool, budget: int, gen: torch.Generator) -> np.ndarray:
-        assert pool.listed is not None
-        return pool.listed[:budget]
+        assert pool.listed_rows is not None
+        return pool.listed_rows[:budget]

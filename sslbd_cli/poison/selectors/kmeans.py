@@ -27,7 +27,7 @@ class KMeans(Selector):
     much with its seed, and we draw M members, because a dataset may be in any order.
     """
 
-    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "feats"
+    needs: ClassVar[Literal["count", "labels", "feats", "listed_rows"]] = "feats"
 
     clusters: int = key(0, "number of clusters; 0: the dataset's number of classes", low=0, high=1000000)
     restarts: int = key(5, "seedings; the one with the lowest inertia wins", low=1, high=1000, expert=True)

@@ -16,7 +16,7 @@ from sslbd_cli.poison.contract import Selector, SelectorPool
 class Label(Selector):
     """Choose images of the target class at random (SSL-Backdoor, section 3)."""
 
-    needs: ClassVar[Literal["count", "labels", "feats", "listed"]] = "labels"
+    needs: ClassVar[Literal["count", "labels", "feats", "listed_rows"]] = "labels"
 
     def eligible(self, pool: SelectorPool) -> int:
         return len(self._rows(pool))

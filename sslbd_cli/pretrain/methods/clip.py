@@ -51,7 +51,7 @@ class CLIP(Objective):
     def after_step(self, learner: nn.Module, progress: float) -> None:
         _tower(learner).log_scale.clamp_(max=SHARPEST)
 
-    def kept(self, learner: nn.Module) -> dict[str, nn.Module]:
+    def kept_parts(self, learner: nn.Module) -> dict[str, nn.Module]:
         assert isinstance(learner, nn.ModuleDict)
         return {"projector": learner["projector"], "text": learner["text"]}
 

@@ -138,7 +138,7 @@ class PatchGuard(Certificate):
         head = self._fit(LocalFeatures(encoder, task.train, session.device), task, windows, session)
         plain, defended, is_certified = self._answer(encoder, head, task.test, windows, session.device, task.truth)
         certified = Certified(plain, defended, is_certified & (plain == task.truth), details={
-            "receptive_field": list(field.seen), "locations": list(windows.shape), "window": list(windows.size),
+            "receptive_field": list(field.extent), "locations": list(windows.shape), "window": list(windows.size),
         })  # fmt: skip
         if task.triggered is None:
             return certified
@@ -148,7 +148,7 @@ class PatchGuard(Certificate):
     def windows(self, field: Field, encoder: ImageEncoder) -> Windows:
         """Return the windows that a patch may touch. Raises InputError if a patch can touch all locations."""
         shape = (field.rows.shape[1], field.cols.shape[1])
-        sees, maps = "{1}x{0}".format(*field.seen), "{1}x{0}".format(*shape)
+        sees, maps = "{1}x{0}".format(*field.extent), "{1}x{0}".format(*shape)
         about = f"each of the {maps} locations of {encoder.arch} sees {sees} of {encoder.size}x{encoder.size} pixels"
         if self.size > encoder.size:
             raise InputError(f"patchguard: size={self.size} is larger than the images of {encoder.size} pixels")

@@ -127,4 +127,4 @@ def test_a_plan_is_settled_said_and_written_into_the_history(sslbd, dataset, tmp
     made = kinds.read(str(tmp_path / "p.h5"), kinds.Dataset).history[-1]["args"]["--craft"]
     wide = plugin.parse("craft", made).wide
     assert status == 0 and wide > 1 and f"planned wide={wide:g}: 0." in err
-    assert plugin.parse("craft", "noisy-alignment").settled((16, 16), plugin.parse("trigger", "patch"))[1] == ""
+    assert plugin.parse("craft", "noisy-alignment").settle((16, 16), plugin.parse("trigger", "patch"))[1] == ""

@@ -8,6 +8,6 @@ from sslbd_cli.poison.contract import SelectorPool
 
 
 def test_the_first_of_the_list_in_its_own_order():
-    pool = SelectorPool(count=50, listed=np.array([30, 4, 44, 7]))
+    pool = SelectorPool(count=50, listed_rows=np.array([30, 4, 44, 7]))
     chosen = [plugin.parse("select", "indices")(pool, count, generator(0)).tolist() for count in (1, 2, 4)]
     assert chosen == [[30], [4, 30], [4, 7, 30, 44]]

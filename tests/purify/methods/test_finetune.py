@@ -33,6 +33,6 @@ def test_a_rate_of_nothing_changes_no_weight(encoder, dataset, cpu):
 def test_an_outcome_says_what_it_took(encoder, dataset, cpu):
     net = nets.load(encoder)
     done = purify(plugin.parse("purifier", "finetune:epochs=3,batch=20"), net, Supplies(dataset.images), Session(cpu))
-    assert done.seen == 180 and done.n == 60 and done.seconds > 0 and done.restored is None
+    assert done.images_seen == 180 and done.n == 60 and done.seconds > 0 and done.restored is None
     alike = embed(net, dataset.images, cpu), embed(done.encoder, dataset.images, cpu)
     assert done.cosine == pytest.approx(mean_cosine(*alike), abs=1e-6)
