@@ -47,7 +47,9 @@ def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any
         raise InputError("give one of --reference, --reference-index and --reference-class, once per trigger")
     groups: tuple[str, ...] = params[options[0]]
     if len(groups) != triggers:
-        raise InputError(f"{triggers} triggers need as many groups of references, got {len(groups)}")
+        raise InputError(
+            f"{triggers} triggers need as many groups of references, got {len(groups)}; give one group per trigger"
+        )
     if options == ["files"]:
         return tuple(torch.from_numpy(_pictures(run, net, group)) for group in groups)
     datasets = _datasets(run, net, triggers, params["reference_data"])

@@ -42,7 +42,8 @@ def prototypical(placing: Placing, dataset: Dataset, target: int, count: int) ->
     candidates = np.flatnonzero(dataset.need_labels("--reference-class") == target)
     if len(candidates) < count:
         raise InputError(
-            f"class {dataset.classes[target]} has {len(candidates)} images, fewer than --references {count}"
+            f"class {dataset.classes[target]} has {len(candidates)} images, fewer than --references {count}; "
+            "lower --references"
         )
     margin = placing.margins(dataset)[candidates]
     best = margin.argsort(descending=True)[:count]

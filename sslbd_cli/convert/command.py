@@ -50,9 +50,9 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     written. An export is also safetensors, never a pickle.
 
     If a checkpoint leaves something open, an error lists the candidates. Example: the normalisation of a ResNet-50 in
-    safetensors. This format loses the order of names, which tells SimCLR's from torchvision's; --from decides. With
-    --data, each candidate is tried on up to 2,000 labelled images. The best one is taken if it beats all others beyond
-    chance (McNemar's exact test at 5 %).
+    safetensors. Only the order of names tells SimCLR's from torchvision's, and this format loses it; --from decides.
+    With --data, each candidate is tried on up to 2,000 labelled images. The best one is taken if it beats all others
+    beyond chance (McNemar's exact test at 5 %).
     """
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.convert import statedict

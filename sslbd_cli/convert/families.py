@@ -95,7 +95,9 @@ def _side(tokens: int) -> int:
     """Return the side of the square of patches that makes this many tokens together with one class token."""
     side = math.isqrt(max(tokens - 1, 0))
     if side * side != tokens - 1 or side < 1:
-        raise InputError(f"has positions for {tokens} tokens, which no square of patches and one class token makes")
+        raise InputError(
+            f"has positions for {tokens} tokens, which no square of patches and one class token makes; is --from right?"
+        )
     return side
 
 

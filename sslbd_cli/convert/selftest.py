@@ -47,7 +47,10 @@ def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> tu
         raise InputError("its features of an image change with the batch around it; this is no working encoder")
     cosine = float(similarity.pair_cosine(F.normalize(feats, dim=1)))
     if cosine >= CONSTANT:
-        raise InputError(f"its features of random images have a mean cosine of {cosine:.5f}: they are nearly constant")
+        raise InputError(
+            f"its features of random images have a mean cosine of {cosine:.5f}: they are nearly constant; "
+            "give another checkpoint"
+        )
     return alive, cosine
 
 

@@ -81,7 +81,9 @@ def _parse(file: BinaryIO) -> object:
         if _check_zip(file):
             return _read_torchscript(file)
     elif magic[:1] != b"\x80":
-        raise InputError("is neither safetensors nor a PyTorch checkpoint (perhaps a download that failed)")
+        raise InputError(
+            "is neither safetensors nor a PyTorch checkpoint (perhaps a download that failed); download it again"
+        )
     return _read_pickle(file)
 
 
@@ -223,7 +225,7 @@ def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:
         raise InputError(f"tensor {show([name])} is {tensor.dtype} on {tensor.device}, expected plain {like.dtype}")
     weights = tensor.to(like.dtype).contiguous().clone()
     if not bool(torch.isfinite(weights).all()):
-        raise InputError(f"tensor {show([name])} holds NaN or infinity")
+        raise InputError(f"tensor {show([name])} holds NaN or infinity; give another checkpoint")
     return weights
 
 

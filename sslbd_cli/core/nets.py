@@ -101,7 +101,7 @@ class BagNet(Arch):
         if self.field not in (9, 17, 33):
             raise InputError(f"bagnet: field={self.field}: choose 9, 17 or 33")
         if size < self.field:
-            raise InputError(f"bagnet: images of {size} pixels are smaller than field={self.field}")
+            raise InputError(f"bagnet: images of {size} pixels are smaller than field={self.field}; lower field")
         return bagnet.BagNetwork(self.field)
 
 
@@ -121,7 +121,7 @@ class TinyBag(Arch):
         if rest:
             raise InputError(f"tinybag: field={self.field}: choose 5, 9, 13 or 17")
         if size < self.field:
-            raise InputError(f"tinybag: images of {size} pixels are smaller than field={self.field}")
+            raise InputError(f"tinybag: images of {size} pixels are smaller than field={self.field}; lower field")
         w = self.width
         convolutions = [
             (3, w, 3, 1),
@@ -184,9 +184,9 @@ class ViT(Arch):
 
     def backbone(self, size: int) -> nn.Module:
         if size % self.patch:
-            raise InputError(f"vit: patch={self.patch} does not divide images of {size} pixels")
+            raise InputError(f"vit: patch={self.patch} does not divide images of {size} pixels; give a divisor")
         if self.width % self.heads:
-            raise InputError(f"vit: heads={self.heads} does not divide width={self.width}")
+            raise InputError(f"vit: heads={self.heads} does not divide width={self.width}; give a divisor")
         model: nn.Module = VisionTransformer(
             img_size=size,
             patch_size=self.patch,

@@ -196,7 +196,9 @@ class Fit:
         text, arrays = container.read_container(checkpoint.path)
         header = _header(text)
         if header.get("checkpoint") != checkpoint.fingerprint:
-            raise InputError(f"{checkpoint.path}: the checkpoint of another run (other data, options or seed)")
+            raise InputError(
+                f"{checkpoint.path}: the checkpoint of another run (other data, options or seed); name another file"
+            )
         tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
         prefix = "module."
         self.module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})

@@ -39,7 +39,7 @@ def list_images(path: Path, keep: Callable[[Parts], bool], watch: Watch) -> dict
     Raises InputError if the archive is truncated or unpacks to absurd sizes. Errors of the libraries pass through.
     """
     if path.exists() and not path.is_file():
-        raise InputError("neither a folder nor a regular file")
+        raise InputError("neither a folder nor a regular file; give one of them")
     with open(path, "rb") as file:
         magic = file.read(6)
         file.seek(0)
@@ -69,7 +69,7 @@ def _list_zip(path: Path) -> Iterator[tuple[Parts, Reader]]:
         if parts is None or member.is_dir() or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
             continue
         if member.flag_bits & 1:
-            raise InputError("is encrypted")
+            raise InputError("is encrypted; unpack it first")
         too_large = member.file_size > FILE_LIMIT
         yield (
             parts,

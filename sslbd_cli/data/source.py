@@ -101,7 +101,7 @@ class Source(Plugin):
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
         except MemoryError:
-            raise InputError(f"{place}: its images do not fit in memory") from None
+            raise InputError(f"{place}: its images do not fit in memory; give a smaller --size or --limit") from None
 
     @abstractmethod
     def catalogue(self, wish: SourceWish) -> Catalogue:
@@ -131,7 +131,7 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
     if catalogue.images is None:
         decoded = decode([catalogue.files[row] for row in rows], wish.size, wish.skip_corrupt, wish.watch)
         if not len(decoded.kept_rows):
-            raise InputError(f"all of its images are corrupt, {len(rows)} in all")
+            raise InputError(f"all of its images are corrupt, {len(rows)} in all; give another source")
         digest = None if catalogue.sealed else _digest(catalogue, rows, decoded)
         images, skipped, rows = decoded.images, decoded.skipped, rows[decoded.kept_rows]
     else:
@@ -190,7 +190,7 @@ def choose(catalogue: Catalogue, wish: SourceWish) -> np.ndarray:
         first, last, count = _part(wish.part)
         cuts = [len(rows) * number // count for number in (first - 1, last)]
         if cuts[0] == cuts[1]:
-            raise InputError(f"--part {wish.part}: no image is left of {len(rows)}")
+            raise InputError(f"--part {wish.part}: no image is left of {len(rows)}; ask for fewer parts")
         rows = np.sort(_shuffled(rows, wish.seed, "part")[slice(*cuts)])
     if wish.per_class is not None:
         labels = _labels(catalogue, "--per-class")
@@ -252,5 +252,7 @@ def numbered(labels: np.ndarray) -> tuple[str, ...]:
     """Name classes by number, 0 to the highest label. Raises InputError for a negative or absurd label."""
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
     if low < 0 or high >= LABEL_LIMIT:
-        raise InputError(f"label {low if low < 0 else high} is not a number from 0 to {LABEL_LIMIT - 1}")
+        raise InputError(
+            f"label {low if low < 0 else high} is not a number from 0 to {LABEL_LIMIT - 1}; number the classes from 0"
+        )
     return tuple(map(str, range(high + 1)))

@@ -21,9 +21,9 @@ def read_prompts(run: Run, path: str, templates: tuple[str, ...]) -> Texts:
 
     classes = run.read(path, Dataset, "--data").classes
     if not classes:
-        raise InputError(f"{path}: has no class names to put into --prompt")
+        raise InputError(f"{path}: has no class names to put into --prompt; give a dataset with classes")
     if odd := [prompt for prompt in templates if "{}" not in prompt]:
-        raise InputError(f"--prompt '{odd[0]}': has no {{}} for the class name")
+        raise InputError(f"--prompt '{odd[0]}': has no {{}} for the class name; put {{}} there")
     texts = [prompt.replace("{}", name) for name in classes for prompt in templates]
     if wrong := [text for text in texts if captions.fault(text)]:
         raise InputError(f"--prompt '{wrong[0]}': the text {captions.fault(wrong[0])}")

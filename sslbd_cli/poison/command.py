@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--trigger", type=Spec("trigger"), default="patch", show_default=True, metavar="SPEC",
               help="Trigger to stamp; 'help' lists, 'NAME:help' explains.")  # fmt: skip
 @click.option("--select", type=Spec("select"), metavar="SPEC",
-              help="How images are chosen to poison, or to craft poisons from; 'help' lists.  [default: label; random"
+              help="Rule that chooses the images to poison or to craft from; 'help' lists.  [default: label; random"
               " with --caption or --target-captions]")  # fmt: skip
 @options.artefact("--encoder", help="Encoder whose features --select compares.")
 @options.artefact("--features", help="Features of the same images from embed, instead of --encoder.")
@@ -55,7 +55,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
 
     SSL-Backdoor's attack (Saha et al. 2022) puts a patch on images of the target class; pre-training then ties the
     patch to the class. No-label backdoors (Wang et al. 2024) choose images by features: give --encoder or --features.
-    The history records the rate of the dataset and of the class. Images with captions can be of any class: --caption
+    Standard error shows the rate of the dataset and of the class. Images with captions can be of any class: --caption
     or --target-captions pairs the trigger with texts of the target (Carlini and Terzis 2022), and `pretrain --method
     clip` ties the two together.
     """

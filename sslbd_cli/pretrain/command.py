@@ -94,7 +94,10 @@ def _monitor(run: Run, path: str | None, size: int) -> Any:
         return None
     watched = kinds.read(path, kinds.Dataset)
     if watched.size != size:
-        raise InputError(f"{path}: its images have {watched.size} pixels, those of the training set {size}")
+        raise InputError(
+            f"{path}: its images have {watched.size} pixels, those of the training set {size}; "
+            f"make them with --size {size}"
+        )
     return Monitor(watched.images, watched.need_labels("--monitor"), len(watched.classes))
 
 

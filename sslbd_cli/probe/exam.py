@@ -98,7 +98,7 @@ def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
         raise InputError("--target-of: the dataset records no truth; give one that sslbd poison has written")
     labels = poisoned.need_labels("--target-of")[poisoned.truth.poisoned]
     if not len(labels):
-        raise InputError("--target-of: no image of the dataset is poisoned")
+        raise InputError("--target-of: no image of the dataset is poisoned; give a poisoned one")
     if poisoned.classes != test.classes:
         raise InputError("--target-of and --test have different classes; make them from one source")
     counts = np.bincount(labels, minlength=len(test.classes))
@@ -229,7 +229,10 @@ def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.nda
         raise Unsound(f"the guard rejects every training image of {exam.lesson.classes[gone[0]]}; lower --alpha")
     passes = ~clean, ~clean if triggered is None else ~triggered
     if not passes[0].any():
-        raise Unsound("the guard rejects every clean test image: they differ from the images that it was made with")
+        raise Unsound(
+            "the guard rejects every clean test image: they differ from the images that it was made with; "
+            "make a guard with images like them"
+        )
     return replace(exam, train=exam.lesson.take(np.flatnonzero(~train)), kept_rows=passes)
 
 

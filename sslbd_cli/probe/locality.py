@@ -63,7 +63,10 @@ def receptive_field(net: ImageEncoder) -> Field:
     Raises InputError if the embedding is not the mean of local features.
     """
     if not layers(net) or not _is_mean(net):
-        raise InputError(f"the embedding of {net.arch} is not the mean of local features, so there are none to certify")
+        raise InputError(
+            f"the embedding of {net.arch} is not the mean of local features, so there are none to certify; "
+            "use --arch tinybag or bagnet"
+        )
     return _measured(str(net.arch), net.size)
 
 

@@ -38,10 +38,10 @@ def command(run: Run, input: str, output: str, **params: Any) -> None:
     """Make a clean encoder from a suspicious one, or remove poisoned images from a training set.
 
     Purifying an encoder needs clean unlabeled images. Measure the result with `sslbd probe`. Purify a clean encoder,
-    too: its loss of accuracy is the purifier's price. Standard error shows how far clean embeddings moved and how long
-    it took. `unlearn` needs --report with the trigger that `sslbd detect` found in the encoder. A dataset is filtered
-    by a report of `sslbd detect` on the very same images; train on the rest with `sslbd pretrain`. --limit applies to
-    --data.
+    too: the accuracy that it loses is the purifier's price. Standard error shows how far clean embeddings moved and how
+    long it took. `unlearn` needs --report with the trigger that `sslbd detect` found in the encoder. A dataset is
+    filtered by a report of `sslbd detect` on the very same images; train on the rest with `sslbd pretrain`. --limit
+    applies to --data.
     """
     from sslbd_cli.artefacts.kinds import Dataset, Encoder
     from sslbd_cli.purify.contract import EncoderPurifier

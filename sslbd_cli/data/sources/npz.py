@@ -31,7 +31,7 @@ class Npz(Source):
             return Catalogue(classes=(), labels=None, images=images, sealed=True)
         labels = _labels(arrays["y"])
         if len(images) != len(labels):
-            raise InputError(f"x holds {len(images)} images, y {len(labels)} labels")
+            raise InputError(f"x holds {len(images)} images, y {len(labels)} labels; give one label per image")
         classes = numbered(labels)
         if "classes" in arrays:
             classes = _names(arrays["classes"], len(classes))

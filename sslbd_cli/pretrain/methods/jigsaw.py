@@ -126,7 +126,9 @@ class Jigsaw(Objective):
         assert isinstance(encoder, ImageEncoder)
         cell, feed = encoder.size // GRID, self.feed or self.side(encoder.size)
         if not 0 < self.side(encoder.size) <= cell:
-            raise InputError(f"jigsaw: tile={self.tile} does not fit the {cell}-pixel cells of {encoder.size} pixels")
+            raise InputError(
+                f"jigsaw: tile={self.tile} does not fit the {cell}-pixel cells of {encoder.size} pixels; lower tile"
+            )
         if not takes(encoder, feed):
             raise InputError(f"jigsaw: {encoder.arch} does not take {feed}-pixel tiles; give feed={encoder.size}")
         orders = Orders(self.permutations)

@@ -151,7 +151,9 @@ class PatchGuard(Certificate):
         sees, maps = "{1}x{0}".format(*field.extent), "{1}x{0}".format(*shape)
         about = f"each of the {maps} locations of {encoder.arch} sees {sees} of {encoder.size}x{encoder.size} pixels"
         if self.size > encoder.size:
-            raise InputError(f"patchguard: size={self.size} is larger than the images of {encoder.size} pixels")
+            raise InputError(
+                f"patchguard: size={self.size} is larger than the images of {encoder.size} pixels; lower size"
+            )
         touched = field.touched(self.size)
         if touched[0] >= shape[0] and touched[1] >= shape[1]:
             patch = f"a patch of {self.size}x{self.size} can change all of them and nothing can be certified"

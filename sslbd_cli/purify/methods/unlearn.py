@@ -51,7 +51,10 @@ class Unlearn(TrainingKeys, EncoderPurifier):
     def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         witness, side = supplies.witness, encoder.size
         if witness is None or witness.add.shape[1:] != (side, side):
-            raise InputError(f"the trigger of --report is not of {side}x{side} pixels, which the encoder takes")
+            raise InputError(
+                f"the trigger of --report is not of {side}x{side} pixels, which the encoder takes; "
+                "give a report on this encoder"
+            )
         original = original_of(encoder, session.device)
         student = encoder.twin().to(session.device.torch).eval().requires_grad_(True)
         witness = Witness(witness.keep.to(session.device.torch), witness.add.to(session.device.torch))
