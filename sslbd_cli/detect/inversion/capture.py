@@ -1,4 +1,4 @@
-"""What a trigger does to embeddings: how alike it makes images, and which of them it takes to a common direction."""
+"""Measure what a trigger does to embeddings: how similar they become, and how many take a common direction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sslbd_cli.triggers._found import Witness
 
 @dataclass(frozen=True)
 class Frame:
-    """Coordinates that embeddings are compared in: (f - centre) @ turn, either of which may be absent."""
+    """Coordinates in which embeddings are compared: (f - centre) @ turn. Each of the two may be absent."""
 
     centre: Tensor | None = None
     turn: Tensor | None = None
@@ -36,12 +36,12 @@ class Frame:
 def frame(feats: Tensor, kind: str) -> Frame:
     """Return the frame of clean embeddings N,D: `raw`, `centred` on their mean, or `whitened`.
 
-    Embeddings of many encoders lie in a narrow cone, where all cosines are high; about their mean they do not.
-    Directions of less than a hundredth of the mean variance are not blown up any further.
+    Embeddings of many encoders lie in a narrow cone, where all cosines are high; relative to their mean they do not.
+    Whitening limits the gain of directions with less than a hundredth of the mean variance.
     """
     if kind == "raw":
         return Frame()
-    feats = feats.clone()  # no longer of inference mode: gradients pass by
+    feats = feats.clone()  # gradients do not pass tensors of inference mode
     centre = feats.mean(0)
     if kind == "centred":
         return Frame(centre)
@@ -52,10 +52,10 @@ def frame(feats: Tensor, kind: str) -> Frame:
 
 @dataclass(frozen=True)
 class Capture:
-    """What a trigger does to the embeddings of held-out images.
+    """The effect of a trigger on the embeddings of held-out images.
 
-    target: float32 D, of unit length, the mean direction that triggered search images take; similarity: the mean cosine
-    between different triggered images, in the frame searched in; success: the share of them whose cosine with the
+    target: float32 D, unit, the mean direction of the triggered search images. similarity: mean cosine between
+    different triggered images, in the frame of the search. success: share of triggered images whose cosine with the
     target, in that frame, reaches the bar.
     """
 
@@ -66,7 +66,7 @@ class Capture:
 
 @torch.no_grad()
 def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar: float, device: Device) -> Capture:
-    """Measure where a trigger takes images that it was not searched on."""
+    """Measure the effect of a trigger on images that the search did not use."""
     search_feats, held_out_feats = (
         embed(net, images, device, witness.stamp) for images in (clues.images, clues.held_out_images)
     )

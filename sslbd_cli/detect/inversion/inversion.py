@@ -1,7 +1,7 @@
-"""Invert triggers: many candidates for one trigger of an encoder, optimised together as one batch.
+"""Invert triggers: optimise many candidate triggers of an encoder as one batch.
 
-Starts, classes or clusters are the K candidates of one tensor. Adam works on each number by itself, and every candidate
-has its own weight of size and its own record, so that a batch ends as its candidates would one after another.
+The K candidates in a tensor are random starts, classes or clusters. Adam treats each number by itself, and each
+candidate has its own weight of size and its own record. So a batch ends as its candidates would one after another.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.detect.outliers import anomaly_index, shrinkage
 from sslbd_cli.triggers._found import Witness
 
-#: (feats K,B,D of triggered images, which candidates int64 K, rows of the images int64 B on the CPU) -> the loss of
-#: each candidate, K, and its measure, K: how far it has come, to be held against the bar.
+#: (feats K,B,D of triggered images, numbers of the candidates int64 K, rows of the images int64 B on the CPU) -> loss K
+#: and measure K of the candidates. A candidate succeeds if its measure exceeds the bar.
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Space(Protocol):
-    """Candidates that are looked through: K triggers made of free parameters, each K,... on the device."""
+    """K candidate triggers made of free parameters, each K,... on the device."""
 
     parameters: list[Tensor]
 
@@ -38,11 +38,12 @@ class Space(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """How much a candidate's size weighs in its loss: more after rounds of success, less after rounds without.
+    """Schedule of the weight that a candidate's size has in its loss.
 
-    After `patience` rounds in a row it is multiplied by `up`, or divided by `down`, between `least` and `most`.
-    late: it is 0 until the first `patience` successes, which set it to `start`. A weight that has fallen below `least`
-    comes back to `start` after `revive` successes in a row, 0: never.
+    After `patience` successful rounds in a row the weight is multiplied by `up`, if it is below `most`. After
+    `patience` failed rounds it is divided by `down`, if it is at least `least`. late: the weight is 0 until the first
+    `patience` successes, which set it to `start`. revive: a weight below `least` returns to `start` after more than
+    this number of successes in a row; 0: never.
     """
 
     start: float
@@ -57,12 +58,13 @@ class Weight:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How candidates are optimised. A round is `steps` steps of `batch` images, after which success is looked at.
+    """How candidates are optimised. A round is `steps` steps of `batch` images; then success is checked.
 
-    bar: the mean measure of a round from which it is a success; rates: Adam's learning rates, each with the first round
-    it holds for. Every `look` rounds, a candidate ends that has not become smaller (by `gain`, as a factor) in more
-    than `stale` rounds, 0: never; both_ways: and whose weight has been raised and lowered; steady: and whose mean
-    measure since the last look is a success. give_up: rounds after which one without any success ends, 0: never.
+    bar: a round is a success if its mean measure exceeds this. rates: first round and learning rate of Adam. look:
+    rounds between checks whether candidates end. stale: a candidate ends after more than this number of rounds without
+    a success smaller by the factor `gain`; 0: never. both_ways: only if its weight has been raised and lowered.
+    steady: only if its mean measure since the last check is a success. give_up: a candidate without any success ends
+    after this number of rounds; 0: never.
     """
 
     rounds: int
@@ -85,10 +87,10 @@ class Course:
 
 @dataclass(frozen=True)
 class InvertedTriggers:
-    """The smallest success of each candidate, or its last state where it had none (then size is infinite).
+    """The smallest success of each candidate, or its last state and an infinite size if it had none.
 
-    keep K,1,H,W, add K,3,H,W, size K, on the CPU; rounds: how many each was optimised. trace: per round measure, size
-    and weight, float32 R,K each, NaN where a candidate had ended.
+    keep K,1,H,W, add K,3,H,W, size K: on the CPU. rounds: how long each candidate was optimised. trace: measure, size
+    and weight of each round, float32 R,K each, NaN once a candidate has ended.
     """
 
     keep: Tensor
@@ -99,7 +101,7 @@ class InvertedTriggers:
 
     @property
     def has_success(self) -> np.ndarray:
-        """Tell of each candidate whether it ever succeeded, bool K."""
+        """Return which candidates ever succeeded, bool K."""
         has_size: np.ndarray = np.isfinite(self.size)
         return has_size
 
@@ -108,7 +110,7 @@ class InvertedTriggers:
         return Witness(self.keep[number], self.add[number])
 
     def pictures(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Show each candidate, uint8 K,3,H,W: its mask, its pattern, and what it makes of an image uint8 3,H,W."""
+        """Draw mask and pattern of each candidate, and an image uint8 3,H,W with it: uint8 K,3,H,W each."""
         mask = 1 - self.keep.expand(-1, 3, -1, -1)
         pattern = self.add / mask.clamp(min=1e-6)
         base = torch.from_numpy(np.array(image))[None] / 255
@@ -116,7 +118,7 @@ class InvertedTriggers:
         return {name: (part.clamp(0, 1) * 255).round().byte().numpy() for name, part in views.items()}
 
     def arrays(self, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what a report keeps of all candidates; scores say how suspicious each is, float K."""
+        """Return the arrays that a report keeps of all candidates. scores: float K, higher is more suspicious."""
         arrays = {
             "candidates/keep": self.keep.numpy(),
             "candidates/add": self.add.numpy(),
@@ -127,7 +129,7 @@ class InvertedTriggers:
 
 
 class Record:
-    """What is known of K candidates while they are optimised: weights, streaks and the smallest success of each."""
+    """State of K candidates while they are optimised: weights, streaks and the smallest success of each."""
 
     def __init__(self, count: int, course: Course, device: torch.device) -> None:
         self.course = course
@@ -140,7 +142,7 @@ class Record:
         self.trace: list[Tensor] = []
 
     def note(self, which: Tensor, measure: Tensor, size: Tensor) -> Tensor:
-        """Take in a round of candidates k: their mean measures and sizes. Returns which are their smallest success."""
+        """Record mean measures and sizes, k each, of a round. Returns which reached their smallest success, bool k."""
         row = torch.full((3, len(self.best)), float("nan"), device=measure.device)
         row[:, which] = torch.stack([measure, size, self.weight[which]])
         self.trace.append(row)
@@ -178,7 +180,7 @@ class Record:
         self.weight = torch.where(first, rule.start, self.weight)
 
     def end(self) -> None:
-        """End the candidates that the course says are done."""
+        """End the candidates that are done by the rules of the course."""
         course, is_done = self.course, torch.zeros_like(self.active)
         if course.stale:
             is_done = self.stale > course.stale
@@ -196,7 +198,7 @@ def invert(
 ) -> InvertedTriggers:
     """Optimise all candidates of a space together. The encoder is in eval mode and its parameters take no gradient.
 
-    Candidates go through the encoder in groups that bound the memory; their gradients are the same however grouped.
+    Candidates go through the encoder in groups that fit into memory. The grouping does not change the gradients.
     """
     count, device = len(space.parameters[0]), pool.device
     problem = InversionProblem(net, pool, space, objective)
@@ -220,7 +222,7 @@ def invert(
                 measure += part / course.steps
                 adam.step()
                 ticker.advance(batch * len(which))
-            better = record.note(which, measure, state[2])  # as they were when last measured
+            better = record.note(which, measure, state[2])  # the state of the last measure
             fresh = (better | record.best[which].isinf()).view(-1, 1, 1, 1)
             for latest, now in ((keep, state[0]), (add, state[1])):
                 latest[which] = torch.where(fresh, now, latest[which])
@@ -234,7 +236,7 @@ def invert(
 
 
 def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
-    """Draw batches of rows, int64 B: every epoch in another order; what fills no batch sits the epoch out."""
+    """Draw batches of rows, int64 B, in a new order each epoch. Rows that fill no batch are left out of the epoch."""
     for epoch in itertools.count():
         order = torch.randperm(count, generator=generator(seed, "inversion order", epoch))
         yield from torch.split(order[: count - count % batch], batch)
@@ -242,7 +244,7 @@ def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class InversionProblem:
-    """Which candidates are optimised, and for what: the images of the pool, triggered, go through the encoder."""
+    """The candidates, their objective, and the encoder that embeds the images of the pool with the triggers."""
 
     net: ImageEncoder
     pool: Pool
@@ -250,7 +252,7 @@ class InversionProblem:
     objective: Objective
 
     def step(self, weight: Tensor, which: Tensor, rows: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Add up the gradients of one batch. Returns the candidates as they are, and their measures, detached."""
+        """Add up the gradients of one batch. Returns the state of the candidates, and their measures, detached."""
         images = self.pool.batch(rows).float()[None] / 255  # 1,B,3,H,W
         pixels = images.shape[1] * images.shape[3] * images.shape[4]
         groups = []
@@ -270,10 +272,10 @@ class InversionProblem:
 
 
 class Patches:
-    """Masks and patterns, free pixel by pixel, each tanh of a parameter: m K,1,H,W and p K,3,H,W in [0,1].
+    """Masks K,1,H,W and patterns K,3,H,W in [0,1]. Every pixel is free: it is the tanh of a parameter.
 
-    They start uniformly at random. A candidate's size is the mask's mean, times `scale`; or, with `by_pattern`, that
-    of the mask times the pattern, for which black pixels are free.
+    Both start uniformly at random. A candidate's size is `scale` times the mean of the mask. by_pattern: the mean of
+    mask times pattern instead, so that black pixels cost nothing.
     """
 
     def __init__(
@@ -291,15 +293,15 @@ class Patches:
         return 1 - mask, add, self.scale * (add if self.by_pattern else mask).mean((1, 2, 3))
 
 
-# --- the one out of line ------------------------------------------------------------------------------------------
+# --- the outlier --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """The smallest trigger among those of classes or clusters. index: float K, zeros where there was no success.
+    """The smallest trigger among those of classes or clusters. index: float K, 0 without a success.
 
-    is_any: whether there was any, without which the target says nothing; doubt: why the whole says nothing, empty where
-    it does; summary: plain values.
+    is_any: whether any candidate succeeded; otherwise the target means nothing. doubt: why the index cannot be trusted;
+    empty if it can. summary: plain values for the report.
     """
 
     target: int
@@ -309,15 +311,17 @@ class Outlier:
     summary: dict[str, Any]
 
 
-#: How the smallest trigger is set against the others -> above what it is an outlier: in deviations, as published (of
-#: ten sizes a deviation is a matter of luck, and a backdoor widens it: its neighbours are small), or in powers of e.
+#: Kind of index -> the value above which the smallest trigger is an outlier. mad: in median absolute deviations, as
+#: published; with ten sizes the deviation varies by chance, and a backdoor widens it, because the triggers of its
+#: neighbours are small, too. ratio: in powers of e.
 BARS = {"mad": 2.0, "ratio": 1.0}
 
 
 def smallest(candidates: InvertedTriggers, what: str, least: int, index: str, double: bool = False) -> Outlier:
-    """Judge how far the smallest trigger is from the others; `what` they belong to, of which `least` must have one.
+    """Measure how far the smallest trigger lies below the others.
 
-    index: of BARS; double: the MAD scaled twice (`anomaly_index`).
+    what: plural of what the triggers belong to, such as "classes". least: number of triggers that are needed. index: a
+    key of BARS. double: scale the MAD twice (`anomaly_index`).
     """
     sizes, count = candidates.size[candidates.has_success], len(candidates.size)
     below, doubt = np.zeros(count), ""

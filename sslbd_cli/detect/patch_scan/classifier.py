@@ -1,8 +1,8 @@
-"""The poison classifier (PatchSearch, section 3.3): a small network learns to see the found patches in any image.
+"""Train the poison classifier: a small network that recognises trigger patches in any image (PatchSearch, section 3.3).
 
-Each training image is cropped at random; half of them get one of the patches, resized and pasted anywhere, and then all
-are jittered, so that neither the crop nor the colours tell. Nothing is labelled: images ranked as likely poison are
-left out, those that remain poisoned are few among many.
+Each training image is cropped at random. Half of the images get one of the patches, resized and pasted anywhere. Then
+all are jittered, so that neither crop nor colours give the patch away. No labels are needed: the images of highest
+score are left out, and the poisoned ones that remain are few among many.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sslbd_cli.core.train import Fit, Plan, Terms
 
 @dataclass(frozen=True)
 class Lesson:
-    """How the classifiers learn: how many, steps and images per step of each; pasted sides as shares of the image's."""
+    """How the classifiers are trained. low, high: sides of the pasted patches, as shares of the image's side."""
 
     models: int
     steps: int
@@ -67,7 +67,7 @@ def train(pool: Pool, rows: np.ndarray, patches: Tensor, lesson: Lesson, session
 
 
 def _network(size: int) -> nn.Module:
-    """Return a ResNet-10 with one logit, as published; for small images, four convolutions that a CPU can train."""
+    """Return a ResNet-10 with one logit, as published, or four convolutions for small images, which a CPU can train."""
     if size > 64:
         network: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=1)
         return network
@@ -76,10 +76,10 @@ def _network(size: int) -> nn.Module:
 
 
 def paste_some(x: Tensor, patches: Tensor, sides: tuple[float, float], gen: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Paste a patch into each image of x, float B,C,H,W, with a chance of one half; also say which have one, bool B.
+    """Paste a patch into each image of x, float B,C,H,W, with probability 1/2. Also return which have one, bool B.
 
-    The patch, of K,C,S,S, is drawn at random, as are its place and its side, from `sides` as shares of the image's.
-    `gen` lives on the images' device.
+    patches: K,C,S,S. Patch, place and side are drawn at random. sides: range of the side, as shares of the image's.
+    gen: on the device of the images.
     """
     count, _, height, width = x.shape
     draws = torch.rand(count, 5, generator=gen, device=x.device)
@@ -101,7 +101,7 @@ def paste_some(x: Tensor, patches: Tensor, sides: tuple[float, float], gen: torc
 
 @torch.inference_mode()
 def score(models: list[nn.Module], pool: Pool) -> np.ndarray:
-    """Return the classifiers' mean logit of every image, float64 N: above 0 they see a patch."""
+    """Return the classifiers' mean logit of every image, float64 N. Above 0 they see a patch."""
     parts = []
     for rows in torch.split(torch.arange(len(pool)), at_once("images", pool.device.kind)):
         pixels = pool.batch(rows).float() / 255 - 0.5

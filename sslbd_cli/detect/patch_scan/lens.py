@@ -1,7 +1,7 @@
-"""Fast inference for scans: an encoder's folded, low-precision twin, the clusters it sees, and patches put to the test.
+"""Embed images fast for scans, cluster their embeddings, and test what patches do to them.
 
-Scans embed millions of images that differ from a few thousand in one window. The images stay normalised on the device,
-windows are written into copies of them, and one matrix product with the centers says where each copy lands.
+A scan embeds millions of copies of a few thousand images. Each copy differs in one window. The images stay normalised
+on the device, patches are written into copies, and one matrix product with the centers gives the cluster of each copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sslbd_cli.errors import InputError
 
 
 class Lens:
-    """An encoder made ready to embed very many images: batch norms folded, channels last, bf16 where that is quick."""
+    """An encoder prepared to embed very many images: folded batch norms, channels last, bf16 where it is fast."""
 
     def __init__(self, net: ImageEncoder, device: Device) -> None:
         self.net, self.device = net.to(device.torch).eval(), device
@@ -46,7 +46,7 @@ class Lens:
 
     @torch.inference_mode()
     def embed(self, x: Tensor) -> Tensor:
-        """Embed normalised images B,3,H,W: float32 B,D, as they come out, not of unit length."""
+        """Embed normalised images B,3,H,W: float32 B,D, not scaled to unit length."""
         if self._body is None:
             feats: Tensor = self.net(x.float())
             return feats
@@ -59,10 +59,10 @@ class Lens:
 
 
 def _fold(body: nn.Module) -> nn.Module:
-    """Return a copy with batch norms folded into the convolutions before them; just a copy where tracing fails."""
+    """Return a copy with batch norms folded into the convolutions before them, or a plain copy if tracing fails."""
     from torch.fx.experimental.optimization import fuse
 
-    with contextlib.suppress(Exception):  # control flow that fx cannot trace: nothing to fold then
+    with contextlib.suppress(Exception):  # fx cannot trace every control flow; then nothing is folded
         twin: nn.Module = fuse(body)
         return twin
     return copy.deepcopy(body)
@@ -86,7 +86,7 @@ class FeatureClusters:
 
 
 def find_clusters(feats: Tensor, count: int, rounds: int, seed: int, half: bool = False) -> FeatureClusters:
-    """Cluster unit features N,D by k-means, compared in bf16 where half. Raises InputError for too few images."""
+    """Cluster unit features N,D by k-means. half: compare in bf16. Raises InputError for fewer images than clusters."""
     if count > len(feats):
         raise InputError(f"{count} clusters of {len(feats)} images: give clusters=N with fewer, or more images")
     groups = kmeans(feats, count, generator(seed, "scan clusters"), rounds=rounds, half=half)
@@ -95,7 +95,7 @@ def find_clusters(feats: Tensor, count: int, rounds: int, seed: int, half: bool 
 
 @dataclass(frozen=True)
 class ScanImages:
-    """The images of one scan as the encoder sees them. side: of the windows that are looked at, in pixels."""
+    """The images of one scan and their clusters. side: of the windows, in pixels."""
 
     lens: Lens
     pool: Pool
@@ -104,10 +104,10 @@ class ScanImages:
 
 
 class FlipTest:
-    """Whether a patch carries images into its cluster, wherever it is pasted (PatchSearch, stage D).
+    """Measure how many test images a patch moves into its own cluster (the flip test; PatchSearch, stage D).
 
-    The test images are the nearest to each center, from the suspicious set itself. Each has one place where every
-    patch is pasted, so that candidates differ in the patch alone.
+    The test images are those of the scanned set that are nearest to each center. Each has one place where every patch
+    is pasted, so that candidates differ in the patch alone.
     """
 
     def __init__(self, images: ScanImages, count: int, seed: int, raw: bool) -> None:
@@ -131,16 +131,16 @@ class FlipTest:
         return len(self.rows)
 
     def flips(self, patches: Tensor, own: Tensor, first: int | None = None) -> Tensor:
-        """Return the share of test images that a patch brings into its cluster, less those there before: float32 R.
+        """Return the share of test images that each patch moves into its cluster, net of those there before: float32 R.
 
-        patches: R,3,S,S, normalised; own: int64 R, each one's cluster; first: how many of the test images to use.
+        patches: R,3,S,S, normalised. own: int64 R, the cluster of each patch. first: number of test images to use.
         """
         landings, before = self._landings(patches, first)
         after = (landings == own[:, None]).sum(1) - (before[None] == own[:, None]).sum(1)
         return after.float() / landings.shape[1]
 
     def gains(self, patches: Tensor, first: int | None = None) -> Tensor:
-        """Return by what share of the test images a patch makes each cluster grow: float32 R,K, negative for losses."""
+        """Return the growth of each cluster under each patch, as shares of the test images: float32 R,K."""
         landings, before = self._landings(patches, first)
         count = len(self.clusters.centers)
         sizes = torch.zeros(len(landings), count, device=landings.device).scatter_add_(
@@ -150,7 +150,7 @@ class FlipTest:
 
     @torch.inference_mode()
     def _landings(self, patches: Tensor, first: int | None) -> tuple[Tensor, Tensor]:
-        """Return the cluster of each test image with each patch, int64 R,M, and without, int64 M."""
+        """Return the cluster of each test image with each patch, int64 R,M, and without a patch, int64 M."""
         count = min(first or len(self), len(self))
         pixels, places = self._pixels[: count * self.lens.size**2], self._places[:count].flatten()
         parts = []
@@ -165,9 +165,9 @@ class FlipTest:
 
 
 def _central(clusters: FeatureClusters, count: int, gen: torch.Generator) -> Tensor:
-    """Return the rows nearest to their centers, as many of each cluster: int64, `count` in all where there are as many.
+    """Return the rows nearest to their centers, equally many of each cluster: int64, at most `count`.
 
-    With fewer images than clusters, one of each of as many clusters drawn at random.
+    If `count` is smaller than the number of clusters, one row of each of `count` clusters drawn at random.
     """
     sizes = clusters.sizes()
     near = (clusters.feats * clusters.centers[clusters.labels]).sum(1)
@@ -184,7 +184,7 @@ def _central(clusters: FeatureClusters, count: int, gen: torch.Generator) -> Ten
 
 
 def window(corners: Tensor, side: int, size: int) -> Tensor:
-    """Number the pixels of windows whose corners (x, y), int64 ...,2, are given, in images of `size`: ...,side*side."""
+    """Return the pixel numbers of windows with corners (x, y), int64 ...,2, in images of `size`: ...,side*side."""
     span = torch.arange(side, device=corners.device)
     rows, columns = corners[..., 1, None] + span, corners[..., 0, None] + span
     return (rows[..., :, None] * size + columns[..., None, :]).flatten(-2)

@@ -1,7 +1,7 @@
-"""Where in an image the trigger may be: five ways to choose a window, behind one interface.
+"""Choose the window of an image that may hold the trigger: five ways behind one interface.
 
-`cam` is PatchSearch's, `mask` PoisonCAM's; `rise` averages random masks; `oracle` is told, and bounds what a localiser
-can do from above as `random` does from below.
+`cam` is PatchSearch's, `mask` PoisonCAM's. `rise` averages random masks. `oracle` knows the true boxes: it is the upper
+bound of a localiser, and `random` is the lower bound.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sslbd_cli.errors import InputError
 
 
 class Localiser(ABC):
-    """Chooses a window of `side` pixels in each image asked about."""
+    """Choose a window of `side` pixels in each image."""
 
     def __init__(self, place: ScanImages) -> None:
         self.lens, self.pool, self.clusters, self.side = place.lens, place.pool, place.clusters, place.side
@@ -33,7 +33,7 @@ class Localiser(ABC):
         return torch.cat([corners, torch.full_like(corners, self.side)], dim=1)
 
     def together(self) -> int:
-        """Return how many images to look at in one go."""
+        """Return how many images are processed at once."""
         return self.lens.batch
 
     def images(self, rows: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Localiser(ABC):
 
 
 class RandomLocaliser(Localiser):
-    """Any place at all: the floor."""
+    """Choose a place at random: the lower bound."""
 
     def __init__(self, place: ScanImages, gen: torch.Generator) -> None:
         super().__init__(place)
@@ -57,12 +57,12 @@ class RandomLocaliser(Localiser):
 
 
 class OracleLocaliser(RandomLocaliser):
-    """Centred on the true box where there is one, anywhere else: the bound."""
+    """Choose the window centred on the true box, or a random place if there is none: the upper bound."""
 
     def __init__(self, place: ScanImages, gen: torch.Generator, boxes: np.ndarray) -> None:
         super().__init__(place, gen)
         true_boxes = torch.from_numpy(boxes.astype(np.int64))
-        middles = 2 * true_boxes[:, :2] + true_boxes[:, 2:]  # twice as many pixels from the corner
+        middles = 2 * true_boxes[:, :2] + true_boxes[:, 2:]  # twice the centers, so that they are whole numbers
         true_corners = (middles - self.side).div(2, rounding_mode="floor").clamp(0, self.lens.size - self.side)
         self.random_corners = torch.where(true_boxes[:, 2:3] > 0, true_corners, self.random_corners)
 
@@ -75,11 +75,11 @@ def grid(size: int, side: int, stride: int) -> Tensor:
 
 
 class MaskLocaliser(Localiser):
-    """Where a mask takes the image farthest from its cluster: cluster activation masking (PoisonCAM, section 3).
+    """Choose the window whose masking moves the image farthest from its cluster (PoisonCAM, section 3).
 
-    Positions lie on a grid of `stride` pixels. Unless `exhaustive`, every `coarse`-th is tried first and the others
-    only around the best of those. The mean drop of a clean look at the same place, over `reference` images, is taken
-    off: a hole in the middle moves any image.
+    Positions lie on a grid of `stride` pixels. If coarse > 1, every `coarse`-th position is tried first, then the
+    positions around the best. The mean drop at the same place over `reference` images is subtracted, because a hole in
+    the middle moves any image.
     """
 
     def __init__(self, place: ScanImages, *, fill: str, stride: int, coarse: int, reference: Tensor | None) -> None:
@@ -96,7 +96,7 @@ class MaskLocaliser(Localiser):
             self.bias = torch.cat(drops).mean(0).view(self.count, self.count)
 
     def toward(self, landings: Tensor) -> MaskLocaliser:
-        """Return a localiser that looks for what draws an image to the nearest of some clusters, not to its own."""
+        """Return a localiser that measures the drop from the nearest of some clusters, not from the image's own."""
         other = copy.copy(self)
         other.landings = landings
         return other
@@ -122,17 +122,17 @@ class MaskLocaliser(Localiser):
         return torch.stack([x.flatten(), y.flatten()], dim=1)
 
     def _beyond(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Return the drops at each row's own places B,P,2 beyond those of other images: float32 B,P on the CPU."""
+        """Return the drops at each row's places B,P,2 less those of the reference images: float32 B,P on the CPU."""
         return (self._drops(rows, places) - self.bias[places[..., 1], places[..., 0]]).cpu()
 
     def _drops(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Return by how much masking at grid places B,P,2 lowers the cosine with the own center: float32 B,P."""
+        """Return how much a mask at grid places B,P,2 lowers the cosine with the image's center: float32 B,P."""
         x = self.images(rows)
         area = self.lens.size**2
         at = window(self.offsets[places].to(x.device), self.side, self.lens.size)  # B,P,S*S
         first = area * torch.arange(places.shape[0] * places.shape[1], device=x.device).view(*places.shape[:2], 1)
         filling = self._filling(x).expand_as(x).permute(0, 2, 3, 1).flatten(0, 2)  # B*H*W,3
-        # only the hidden pixels are written into copies: a choice of all by masks takes twice the time
+        # write only the hidden pixels into copies: choosing every pixel by a mask takes twice the time
         copies = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None].repeat(1, places.shape[1], 1, 1).flatten(0, 2)
         copies[(first + at).flatten()] = filling[(first[:, :1] // places.shape[1] + at).flatten()]
         feats = self.lens.embed(copies.view(-1, *x.shape[2:], 3).permute(0, 3, 1, 2))
@@ -142,7 +142,7 @@ class MaskLocaliser(Localiser):
         return whole - torch.einsum("bpd,bd->bp", feats.view(len(x), -1, feats.shape[1]), own)
 
     def _centers(self, rows: Tensor) -> Tensor:
-        """Return the direction of each row's center: unit, float32 B,D."""
+        """Return the unit direction of each row's center, float32 B,D."""
         at = rows.to(self.clusters.labels.device)
         nearest = self.clusters.labels[at]
         if self.landings is not None:
@@ -150,7 +150,7 @@ class MaskLocaliser(Localiser):
         return F.normalize(self.clusters.centers[nearest], dim=1)
 
     def _filling(self, x: Tensor) -> Tensor:
-        """Return what stands in a hole, broadcast to x: the dataset's mean, the image's mean, its blur, or noise."""
+        """Return the content of a mask, broadcast to x: the dataset's mean, the image's mean, its blur, or noise."""
         if self.fill == "mean":
             return torch.zeros_like(x[:1])
         if self.fill == "image":
@@ -163,10 +163,10 @@ class MaskLocaliser(Localiser):
 
 
 def middle(corners: Tensor, drops: Tensor) -> Tensor:
-    """Return the middle of the corners B,P,2 whose drops B,P come within a tenth of the largest: int64 B,2.
+    """Return the mean of the corners B,P,2 whose drops B,P are within a tenth of the largest: int64 B,2.
 
-    A trigger loses its effect once a part of it is hidden: many places do nearly as well as the best, and those that
-    hide all of it lie in their middle.
+    A trigger loses its effect once a part of it is hidden. So many places do nearly as well as the best, and the place
+    that hides all of it lies in their middle.
     """
     best = drops.amax(1, keepdim=True)
     good = (drops >= best - 0.1 * best.abs())[..., None]
@@ -174,7 +174,7 @@ def middle(corners: Tensor, drops: Tensor) -> Tensor:
 
 
 class RiseLocaliser(Localiser):
-    """Where random masks say that the cluster's activation comes from (RISE, Petsiuk et al. 2018)."""
+    """Choose the brightest window of a saliency map from random masks (RISE, Petsiuk et al. 2018)."""
 
     def __init__(self, place: ScanImages, *, masks: int, cells: int, gen: torch.Generator) -> None:
         super().__init__(place)
@@ -199,12 +199,12 @@ class RiseLocaliser(Localiser):
 
 
 class CamLocaliser(Localiser):
-    """Where Grad-CAM of the own cluster's cosine is brightest (PatchSearch).
+    """Choose the brightest window of Grad-CAM, for the cosine with the image's own cluster (PatchSearch).
 
-    Where the embedding is the mean of the last maps, the gradient is the same at every place and known without
-    autograd: the map is class activation mapping with weights (c - cos f) / |f|. Elsewhere autograd finds it, for
-    transformers at the input of the last block. `raw` reproduces the released code on transformers, whose cluster head
-    is never called: there the target is the largest number of the embedding itself.
+    If the embedding is the mean of the last maps, the gradient is the same at every place and needs no autograd: this
+    is class activation mapping with weights (c - cos f) / |f|. Otherwise autograd computes it, for transformers at the
+    input of the last block. raw: reproduce the released code on transformers. It never calls the cluster head, so the
+    target is the largest number of the embedding.
     """
 
     def __init__(self, place: ScanImages, raw: bool) -> None:
@@ -214,7 +214,7 @@ class CamLocaliser(Localiser):
             raise self._unreadable()
         blocks = getattr(self.lens.net.encoder, "blocks", None)
         self.is_transformer = isinstance(blocks, nn.Sequential)
-        # what comes after a transformer's last attention shows only the class token to the embedding
+        # after the last attention of a transformer, only the class token reaches the embedding
         self.layer: Any = blocks[-1].norm1 if isinstance(blocks, nn.Sequential) else inner_layers[-1]
         self.raw = raw and self.is_transformer
 
@@ -229,7 +229,7 @@ class CamLocaliser(Localiser):
         layer_outputs: list[Tensor] = []
 
         def catch(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
-            # what follows may change the maps in place; what comes before needs no gradient, and may allow none
+            # later layers may change the maps in place; earlier layers need no gradient, and may not allow one
             layer_outputs.append(out.detach().clone().requires_grad_())
             return layer_outputs[0]
 

@@ -1,6 +1,6 @@
-"""What PatchSearch and PoisonCAM share: cluster, find windows, test them for flips, learn the patches, flag images.
+"""The scan that PatchSearch and PoisonCAM share: cluster, choose windows, test them, train a classifier, flag images.
 
-The two differ in how a window is found and in what is flagged: each subclass gives the keys declared here their values.
+The two differ in how a window is chosen and in what is flagged. Each subclass sets these keys.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._boxes import side as pixels
 
-LANDINGS = 5  # clusters that a trigger's images may be split over
-ALIKE = 0.7  # cosine of what two patches make of the clusters, from which they are one trigger
-SHOWN = 20  # of the ranking, in the report
-CROWD = 10  # images per cluster below which windows of clean images pass for triggers
-MOST = 1 / 3  # of the images: poison that fills more is no minority that a cluster gives away
+LANDINGS = 5  # clusters that a trigger may split images over
+ALIKE = 0.7  # two patches are one trigger if the cosine of their gains per cluster is at least this
+SHOWN = 20  # images of the ranking that the report shows
+CROWD = 10  # with fewer images per cluster, windows of clean images look like triggers
+MOST = 1 / 3  # largest share of flagged images; more poison is no minority that clusters could show
 CHECKS = 128  # test images that a flagged image's window is pasted on
 
 
@@ -47,40 +47,40 @@ class PatchScan(ImageDetector):
     judges = "samples"
     cost = 50
 
-    if TYPE_CHECKING:  # keys whose defaults are each subclass's own: no fields here, so that theirs come last in help
+    if TYPE_CHECKING:  # each subclass has its own defaults; no fields here, so that help lists these keys last
         localiser: str
         window: float
         decision: str
 
     clusters: int = key(100, "clusters of the images' embeddings (1000 on ImageNet-100 in the paper)", low=4)
-    rounds: int = key(20, "rounds of k-means at most", low=1, expert=True)
-    tests: int = key(1000, "images that patches are pasted on, the nearest to their centers", low=8)
+    rounds: int = key(20, "rounds of k-means, at most", low=1, expert=True)
+    tests: int = key(1000, "test images that patches are pasted on, those nearest to the centers", low=8)
     per_cluster: int = key(2, "images tried per cluster and round", low=1, expert=True)
     prune: float = key(0.25, "share of the clusters dropped after each round", low=0.01, high=0.99, expert=True)
-    exhaustive: bool = key(False, "test every candidate on all of the test images, mask all positions", expert=True)
-    top: int = key(20, "patches that teach the poison classifier, at most", low=1)
+    exhaustive: bool = key(False, "try every candidate on all test images, and all positions of a mask", expert=True)
+    top: int = key(20, "patches that the poison classifier learns, at most", low=1)
     capture: float = key(
-        0.2, "least share of test images that a trigger carries into five clusters", low=0, high=1, expert=True
+        0.2, "share of test images that a trigger must move into its five main clusters", low=0, high=1, expert=True
     )
-    support: int = key(4, "so many of the first patches must carry images to the same clusters", low=1, expert=True)
-    fill: str = key("mean", "what a mask shows", choices=("mean", "image", "blur", "noise"), expert=True)
+    support: int = key(4, "patches that must move images into the same clusters, at least", low=1, expert=True)
+    fill: str = key("mean", "content of a mask", choices=("mean", "image", "blur", "noise"), expert=True)
     stride: int = key(2, "pixels between positions of the mask", low=1, expert=True)
-    coarse: int = key(3, "every so many positions are tried first, those around the best next", low=1, expert=True)
-    debias: bool = key(True, "take off what a mask at the same place does to other images", expert=True)
+    coarse: int = key(3, "try every n-th position of the mask first, then those around the best", low=1, expert=True)
+    debias: bool = key(True, "subtract the mean effect of a mask at the same place on other images", expert=True)
     masks: int = key(256, "random masks of localiser=rise", low=8, expert=True)
     models: int = key(5, "poison classifiers whose logits are averaged", low=1)
-    steps: int = key(400, "training steps of each (2000 in the paper)", low=1)
+    steps: int = key(400, "training steps of each classifier (2000 in the paper)", low=1)
     batch: int = key(128, "images per step (32 in the paper)", low=2, expert=True)
     lr: float = key(0.05, "learning rate of the classifiers (0.01 in the paper)", low=0, expert=True)
     exclude: float = key(
-        0.1, "share of the images, the likeliest poisons, kept from classifiers", low=0, high=0.9, expert=True
+        0.1, "share of the images, those of highest score, not used for training", low=0, high=0.9, expert=True
     )
     smallest: float = key(0.09, "least side of a pasted patch, as a share of the image's (20 of 224 pixels)", low=0.01,
                           high=1, expert=True)  # fmt: skip
     largest: float = key(0.36, "largest side of a pasted patch (80 of 224 pixels)", low=0.01, high=1, expert=True)
     compat: str = key("fixed", "authors: with the released code's faults", choices=("fixed", "authors"), expert=True)
     share: float = key(
-        0.15, "of what the median trigger carries, that a window must to be verified", low=0, high=1, expert=True
+        0.15, "a window is verified if it moves this share of what the median trigger moves", low=0, high=1, expert=True
     )
 
     @property
@@ -110,7 +110,7 @@ class PatchScan(ImageDetector):
             n_classified = int(flagged.sum())
             if self.decision == "verified":
                 flagged = scan.verify(flagged, windows, triggers)
-                # so that scores and flags say the same
+                # so that scores and flags agree
                 scores = np.where(flagged, scores.clip(min=np.finfo(np.float64).tiny), scores.clip(max=0))
         return Findings(
             Scores(scores, flagged=flagged, ranking=candidates.rows.numpy(), windows=windows),
@@ -123,7 +123,7 @@ class PatchScan(ImageDetector):
         )  # fmt: skip
 
     def doubt(self, flagged: np.ndarray) -> str:
-        """Say why what was found cannot be vouched for: bool N; empty where it can, or nothing was."""
+        """Return why the flags, bool N, cannot be trusted; empty if they can, or if nothing is flagged."""
         per_cluster = len(flagged) / self.clusters
         if flagged.any() and per_cluster < CROWD:
             few = max(4, len(flagged) // CROWD)
@@ -140,7 +140,7 @@ class PatchScan(ImageDetector):
 
 
 class Scan:
-    """One scan of a training set: its clusters, the flip test and the localiser, ready to look."""
+    """One scan of a training set, with its clusters, flip test and localiser."""
 
     def __init__(self, keys: PatchScan, encoder: ImageEncoder, evidence: Evidence, session: Session) -> None:
         self.keys, self.evidence, self.session = keys, evidence, session
@@ -173,38 +173,38 @@ class Scan:
         return MaskLocaliser(place, fill=keys.fill, stride=keys.stride, coarse=coarse, reference=reference)
 
     def look(self) -> Candidates:
-        """Search the clusters for patches that flip others."""
+        """Search the clusters for patches that move other images."""
         gen = self.session.generator("search order")
         with self.session.work(plan_search(self.keys.clusters, self.schedule)[1], "images", "search") as ticker:
             return search(self.clusters, self.localiser, self.test, self.schedule, gen, ticker)
 
     def patches(self, some: Candidates) -> Tensor:
-        """Return what the windows of candidates show, normalised: C,3,S,S."""
+        """Return the content of the candidates' windows, normalised: C,3,S,S."""
         return crop(self.localiser.images(some.rows), some.windows)
 
     def gains(self, some: Candidates, first: int | None = None) -> Tensor:
-        """Return by what share of the test images each candidate makes each cluster grow: float32 C,K."""
+        """Return how much each candidate makes each cluster grow, as shares of the test images: float32 C,K."""
         return self.test.gains(self.patches(some), first)
 
     def prove(self, some: Candidates) -> tuple[Tensor, Tensor]:
-        """Tell which candidates act as a trigger, bool C, and what share of the test images each carries, float32 C.
+        """Tell which candidates act as a trigger, bool C, and what share of the test images each moves, float32 C.
 
-        A trigger carries `capture` into its main clusters, and recurs: `support` candidates do so, into the same.
-        Windows of clean images (a white wall) carry as much at times, each into clusters of its own.
+        A trigger moves the share `capture` into its main clusters, and `support` candidates do so into the same ones.
+        A window of a clean image (a white wall) sometimes moves as many, but into clusters of its own.
         """
-        rises = self.gains(some).clamp(min=0)  # with the falls they would add up to 0
+        rises = self.gains(some).clamp(min=0)  # with the losses they would add up to 0
         shares = rises.topk(min(LANDINGS, self.keys.clusters), 1).values.sum(1)
         strong, unit = shares >= self.keys.capture, F.normalize(rises, dim=1)
         fellows = ((unit @ unit.T >= ALIKE) & strong).sum(1)
         return (strong & (fellows >= min(self.keys.support, len(strong)))).cpu(), shares
 
     def classify(self, scores: np.ndarray, triggers: Candidates) -> np.ndarray:
-        """Return the poison classifiers' mean logit of every image, taught with the triggers: float64 N.
+        """Train the poison classifiers on the triggers and return their mean logit of every image: float64 N.
 
-        scores: float64 N of the search, by which the likeliest poisons are kept out of the lesson.
+        scores: float64 N, of the search. The images of highest score are left out of the training.
         """
         keys = self.keys
-        # images never tried tie at 0: their order is drawn, for the file's order may tell poisons from others
+        # untried images tie at 0; their order is drawn, because the order of the file may give poisons away
         tie = torch.randperm(len(scores), generator=self.session.generator("untried")).numpy()
         order = np.lexsort((tie, -scores))
         rows = np.sort(order[int(keys.exclude * len(order)) :])
@@ -217,13 +217,13 @@ class Scan:
         return classifier.score(models, self.pool)
 
     def verify(self, flagged: np.ndarray, windows: np.ndarray, triggers: Candidates) -> np.ndarray:
-        """Keep the flagged images in which a window carries test images where the triggers carry them: bool N.
+        """Keep the flagged images with a window that moves test images into the triggers' clusters: bool N.
 
-        The window is the one whose masking takes the image farthest from the nearest of the triggers' clusters; it must
-        carry a `share` of the median trigger's. windows, int32 N,4, is filled in for all that were looked at: hits
-        counted among the kept alone would flatter.
+        The window is the one whose masking moves the image farthest from the nearest of these clusters. It must move
+        `share` of what the median trigger moves. windows, int32 N,4, is filled in for all flagged images, because a hit
+        rate of the verified ones alone would be too high.
         """
-        gains = self.gains(triggers, CHECKS)  # by the test images that the flagged ones meet
+        gains = self.gains(triggers, CHECKS)  # on the test images that flagged images are checked on
         spread = gains.mean(0)
         landings = spread.topk(min(LANDINGS, len(spread))).indices
         landings = landings[spread[landings] > 0.1 * spread.max()]
@@ -240,14 +240,14 @@ class Scan:
                 is_verified[part] = shares >= least
                 windows[part.numpy()] = at.numpy()
                 ticker.advance(len(part))
-        # a trigger that the search has proven stays flagged, whatever another window of its image says
+        # an image whose patch the search has proven stays flagged
         is_verified[triggers.rows] = True
         windows[triggers.rows.numpy()] = triggers.windows.numpy()
         result: np.ndarray = is_verified.numpy()
         return result
 
     def pictures(self, candidates: Candidates, triggers: Candidates) -> dict[str, np.ndarray]:
-        """Return the first of the ranking for the report: images, windows, scores and patches; and the best trigger."""
+        """Return what the report shows: the first images with windows, scores and patches, and the best trigger."""
         first = Candidates(candidates.rows[:SHOWN], candidates.windows[:SHOWN], candidates.scores[:SHOWN])
         patches = self.lens.pixels(self.patches(first)).numpy()
         arrays = {

@@ -1,7 +1,7 @@
-"""PatchSearch's search (Tejankar et al., CVPR 2023): which images of a training set carry a patch that moves others.
+"""Search a training set for images with a patch that moves other images (PatchSearch, Tejankar et al., CVPR 2023).
 
-A few images of each cluster are tried at a time, the window that a localiser chooses in each is put to the flip test,
-and the clusters whose best patch moves least are dropped, until fewer than four are left.
+Each round tries a few images of each cluster: a localiser chooses a window, and the flip test scores its content. Then
+the clusters whose best patch scores lowest are dropped, until fewer than four are left.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from sslbd_cli.core.watch import Ticker
 from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, crop
 from sslbd_cli.detect.patch_scan.localise import Localiser
 
-FIRST = 128  # test images that every candidate is tried on; the best eighth meets the rest
-SETTLED = 40  # so many meet the rest at least: more than are shown, or teach the poison classifier
+FIRST = 128  # test images that every candidate is tried on; the best eighth is tried on all
+SETTLED = 40  # least number tried on all: more than the report shows or the poison classifier learns
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Candidates:
 class SearchSchedule:
     """How many images of a cluster are tried per round, and the share of clusters dropped after it.
 
-    exhaustive: every candidate meets every test image.
+    exhaustive: every candidate is tried on every test image.
     """
 
     per_cluster: int
@@ -44,7 +44,7 @@ class SearchSchedule:
 
 
 def plan_search(clusters: int, schedule: SearchSchedule) -> tuple[int, int]:
-    """Return the rounds of a search and the most images that it tries."""
+    """Return the rounds of a search and the largest number of images that it tries."""
     live, rounds, images = clusters, 0, 0
     while live:
         rounds, images = rounds + 1, images + live * schedule.per_cluster
@@ -53,7 +53,7 @@ def plan_search(clusters: int, schedule: SearchSchedule) -> tuple[int, int]:
 
 
 def _count_left(live: int, schedule: SearchSchedule) -> int:
-    """Return how many of the clusters go on; none where the share to drop is below one, as in the released code."""
+    """Return how many clusters remain; none if the share to drop is less than one cluster, as in the released code."""
     drop = int(schedule.prune * live)
     return live - drop if drop else 0
 
@@ -66,7 +66,7 @@ def search(
     gen: torch.Generator,
     ticker: Ticker,
 ) -> Candidates:
-    """Try images of the clusters round by round."""
+    """Try images of the clusters in rounds."""
     count = len(test) if schedule.exhaustive else min(FIRST, len(test))
     turns = _turns(clusters, gen)
     labels = clusters.labels.cpu()
@@ -94,7 +94,7 @@ def search(
 
 
 def score(localiser: Localiser, test: FlipTest, rows: Tensor, windows: Tensor, count: int) -> Tensor:
-    """Put windows int64 B,4 of images (rows, int64 B) to the flip test on `count` test images: float32 B."""
+    """Score windows int64 B,4 of images (rows, int64 B) by the flip test on `count` test images: float32 B."""
     patches = crop(localiser.images(rows), windows)
     own = test.clusters.labels[rows.to(test.clusters.labels.device)]
     return test.flips(patches, own, count).cpu()
@@ -108,7 +108,7 @@ def _turns(clusters: FeatureClusters, gen: torch.Generator) -> list[Tensor]:
 
 
 def _settle(localiser: Localiser, test: FlipTest, candidates: Candidates) -> Candidates:
-    """Score the best eighth on all test images; the others keep what the first ones said, but rank below it."""
+    """Score the best eighth on all test images. The others keep their first scores, but rank below the best eighth."""
     order = torch.argsort(candidates.scores, descending=True, stable=True)
     count = max(SETTLED, -(-len(order) // 8))
     again, rest = order[:count], order[count:]
