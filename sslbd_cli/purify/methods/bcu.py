@@ -62,8 +62,10 @@ class BCU(TrainingKeys, EncoderPurifier):
             with torch.no_grad():
                 teacher_feats = original(view)
             student_feats = student(view)
-            relations = relational(teacher_feats, student_feats, self.temperature)
-            terms = {"cosine": cosine_loss(student_feats, teacher_feats), "relations": relations}
+            terms = {
+                "cosine": cosine_loss(student_feats, teacher_feats),
+                "relations": relational(teacher_feats, student_feats, self.temperature),
+            }
             return {"loss": terms["cosine"] + self.relations * terms["relations"], **terms}
 
         plan = self.plan(len(pool), weight_decay=self.weight_decay)
