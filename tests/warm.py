@@ -120,7 +120,7 @@ def few_epochs(patch: pytest.MonkeyPatch) -> None:
 
     def shortened(shelf, text):
         made = parse(shelf, text)
-        most = {"epochs": 2, "steps": 10, "rounds": 2}
+        most = {"epochs": 2, "steps": 10, "rounds": 2, "tests": 60, "masks": 60, "models": 1}
         return dataclasses.replace(  # 0 means an open number
             made, **{k: min(getattr(made, k) or n, n) for k, n in most.items() if type(getattr(made, k, None)) is int}
         )

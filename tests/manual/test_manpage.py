@@ -44,6 +44,7 @@ def plain(text: str) -> str:
 # --- nothing is stale ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.story
 def test_the_committed_pages_are_those_of_the_commands():
     done = subprocess.run(
         [sys.executable, "-m", "sslbd_cli.manual.build", "--check", str(MAN)],

@@ -151,7 +151,6 @@ def test_a_window_larger_than_the_image_is_refused(data, cpu, name):
         look(name, data, cpu, window=17)
 
 
-@pytest.mark.story
 def test_scores_and_flags_of_the_verified_say_the_same(data, cpu):
     """Also where the classifiers, taught nothing, suspect none of the triggers that the search has proven."""
     for findings in (look("poisoncam", data, cpu, lr=0, steps=1), look("poisoncam", data, cpu)):
