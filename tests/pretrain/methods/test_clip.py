@@ -173,7 +173,7 @@ def plain_setup() -> Pretraining:
             ["pretrain", "plain", *COMMAND],
             "no captions, which --method clip needs; make one with captions by sslbd data",
         ),
-        (["embed", "textless", "--text", "captioned"], "no text tower; 'sslbd pretrain --method clip' makes one"),
+        (["embed", "textless", "--text", "captioned"], "no text tower; make one with 'sslbd pretrain --method clip'"),
         (["embed", "textless", "--data", "plain", "--projected"], "no text tower"),
         (["embed", "encoder", "--text", "plain"], "no captions, which --text needs"),
         (["embed", "encoder", "--text", "long"], "long: line 2 has more than the 16 bytes"),
