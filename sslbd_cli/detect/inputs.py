@@ -58,18 +58,18 @@ def read(run: Run, params: dict[str, Any]) -> Screening:
         _warn_of_packages(run, not_run)
     _check_options(methods, is_open, params)
     files = _read_files(run, params)
-    desk = _Desk(run, files, params | {"alpha": alpha}, len(methods) == 1 and not is_open)
+    maker = _RequestMaker(run, files, params | {"alpha": alpha}, len(methods) == 1 and not is_open)
     requests = []
     for method in sorted(methods, key=lambda each: (each.cost, str(each))):
         try:
-            requests.append(desk.request(method))
+            requests.append(maker.request(method))
         except InputError as error:
             if not is_open:
                 raise
             not_run.append(NotRun(method.name, reason_of(method.name, error), method.cost))
     if not requests:
         raise InputError("; ".join(f"{each.method}: {each.reason}" for each in not_run[:3]))
-    desk.note_baselines()
+    maker.note_baselines()
     return Screening(files.encoder, tuple(requests), alpha, tuple(not_run), is_open)
 
 
@@ -218,7 +218,7 @@ def _same_size(other: Encoder, encoder: Encoder, option: str) -> Encoder:
 def _read_baseline(path: str, encoder: Encoder) -> Encoder | Report:
     """Read a clean encoder, or a report on one. Raises InputError for a pipe, and for any other kind of file."""
     if path == "-":
-        raise InputError("--baseline -: it may be an encoder or a report, so it is read twice; name a file")
+        raise InputError("--baseline -: standard input cannot be an encoder or a report alike; name a file")
     baseline = kinds.read_any(path)
     if isinstance(baseline, Report):
         return baseline
@@ -249,7 +249,7 @@ def _check_once(encoder: Encoder, groups: Mapping[str, Iterable[str]]) -> None:
 # --- requests -----------------------------------------------------------------------------------------------------
 
 
-class _Desk:
+class _RequestMaker:
     """Makes the request of each method. What several methods share is made once."""
 
     def __init__(self, run: Run, files: Files, params: dict[str, Any], is_single: bool) -> None:
