@@ -218,7 +218,7 @@ def _same_size(other: Encoder, encoder: Encoder, option: str) -> Encoder:
 def _read_baseline(path: str, encoder: Encoder) -> Encoder | Report:
     """Read a clean encoder, or a report on one. Raises InputError for a pipe, and for any other kind of file."""
     if path == "-":
-        raise InputError("--baseline -: standard input cannot be an encoder or a report alike; name a file")
+        raise InputError("--baseline -: it may be an encoder or a report; name a file")
     baseline = kinds.read_any(path)
     if isinstance(baseline, Report):
         return baseline
