@@ -1,9 +1,13 @@
 """What all tests share: micro artefacts, one way to run a command, --runslow, --regold, GPU tests."""
 
+from __future__ import annotations
+
+import functools
 import os
 import random
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Micro tensors gain nothing from threads, and lose tenfold if cores are shared. This also holds for child processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,17 +15,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import numpy as np
 import pytest
-import torch
 
 from budget import Budget
 from contracts.package import parameters, plugins_of
-from micro import make_dataset, make_encoder
 from sslbd_cli import main
 from sslbd_cli.artefacts import container
-from sslbd_cli.artefacts.kinds import Dataset, Encoder
-from sslbd_cli.core.device import Device
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# What needs torch is imported by the fixtures: the process that hands out cases to workers does without.
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Dataset, Encoder
+    from sslbd_cli.core.device import Device
+
 # A suite started in the background may inherit an ignored Ctrl-C, and so would all processes that its tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=50)
@@ -48,16 +52,30 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords and not config.getoption("--runslow"):
             item.add_marker(pytest.mark.skip(reason="minutes of work: --runslow"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if "gpu" in item.keywords and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@functools.cache
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads():
+    import torch
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def confined():
     """Read HDF5 files in this process, as on systems without fork, because forking this large process takes seconds.
 
-    Yields the function that reads in a child process. tests/artefacts restores it. The processes of tests/pipes and of
-    test_fuzz.py always use it.
+    Yields the function that reads in a child process. The tests of containers and of cut files restore it; the
+    processes of tests/pipes and of test_fuzz.py never lose it.
     """
     with pytest.MonkeyPatch.context() as patch:
         by_a_child = container._confined
@@ -67,6 +85,8 @@ def confined():
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -74,21 +94,31 @@ def seeded():
 
 @pytest.fixture
 def dataset() -> Dataset:
+    from micro import make_dataset
+
     return make_dataset()
 
 
 @pytest.fixture
 def fresh() -> Dataset:
+    from micro import make_dataset
+
     return make_dataset(count=30, seed=1)
 
 
 @pytest.fixture
 def encoder() -> Encoder:
+    from micro import make_encoder
+
     return make_encoder()
 
 
 @pytest.fixture(scope="session")
 def cpu() -> Device:
+    import torch
+
+    from sslbd_cli.core.device import Device
+
     return Device(torch.device("cpu"), "fp32")
 
 
