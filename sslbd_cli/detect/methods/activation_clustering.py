@@ -16,13 +16,13 @@ from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.detect.outliers import LEAST, doubt_clusters, pseudo_labels, silhouette
 from sslbd_cli.plugin import key
 
-FLAT = 1e-4  # share of the first singular value below which a direction is rounding
-RESTARTS = 10  # seedings of the two parts
+FLAT = 1e-4  # below this share of the first singular value, a direction is a rounding error
+RESTARTS = 10  # restarts of 2-means
 
 
 @dataclass(frozen=True)
 class Split:
-    """A cluster in two parts. side: float n in [-1, 1], positive nearer to the smaller part's center."""
+    """A cluster split in two. side: float n in [-1, 1], positive nearer to the smaller part's center."""
 
     side: Tensor
     share: float
@@ -31,27 +31,27 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationClustering(ImageDetector):
-    """Flag the smaller part of clusters that fall in two (activation clustering, SafeAI 2019).
+    """Flag the smaller part of clusters that split in two (activation clustering, SafeAI 2019).
 
-    Chen et al.: the features of each class, centred and reduced to 10 independent components, are split by 2-means;
-    the smaller part is poison where it has less than 35 % (BackdoorBench). Without labels, clusters of unit features
-    stand for the classes. 2-means always splits, so that a clean set loses images; the silhouette, a check that the
-    paper proposes, decides here: below 0.1 in 100 clusters of clean images (CIFAR-10, SimCLR, reduce=ica), and 0.19
-    with reduce=pca, hence the two thresholds. Poison that fills a cluster, or most of it, is not found.
+    Chen et al. centre the features of each class, reduce them to 10 independent components, and split them by 2-means.
+    The smaller part is poisoned if it holds less than 35 % (BackdoorBench). Without labels, clusters of unit features
+    stand for the classes. 2-means always splits, so a clean set would lose images. Here the silhouette decides, a check
+    that the paper proposes. In 100 clusters of clean images it was below 0.1 with reduce=ica and below 0.19 with
+    reduce=pca (CIFAR-10, SimCLR), hence the two thresholds. Poison that fills a cluster, or most of it, is not found.
 
-    Ours is the score, as the published answer is yes or no: the side that an image is on, times the split's silhouette
-    and imbalance (1 - 2 share), so that clear and uneven splits come first. Clusters of fewer than 20 images are not
-    judged. FastICA is symmetric with log cosh, as scikit-learn's, on the device.
+    The published answer is yes or no; the score is ours. It is the side that an image is on, times the silhouette and
+    the imbalance (1 - 2 share) of the split, so that clear and uneven splits come first. Clusters of fewer than 20
+    images are not judged. FastICA is symmetric with log cosh, like scikit-learn's, and runs on the device.
     """
 
     judges = "samples"
     cost = 2
 
     clusters: int = key(100, "clusters of unit features that stand for the classes; 1: all images", low=1)
-    reduce: str = key("ica", "independent components, or principal ones", choices=("ica", "pca"))
-    components: int = key(10, "how many", low=1, high=1000)
-    share: float = key(0.35, "part of a cluster that may be poison at most", low=0, high=0.5)
-    silhouette: float = key(0.0, "mean silhouette from which the two parts are two; 0: 0.15, with reduce=pca 0.25",
+    reduce: str = key("ica", "independent or principal components", choices=("ica", "pca"))
+    components: int = key(10, "number of components", low=1, high=1000)
+    share: float = key(0.35, "a part is flagged if it holds less than this share of its cluster", low=0, high=0.5)
+    silhouette: float = key(0.0, "least mean silhouette of a split; 0: 0.15, with reduce=pca 0.25",
                             low=0, high=1)  # fmt: skip
 
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
@@ -80,7 +80,7 @@ class ActivationClustering(ImageDetector):
         )
 
     def _split(self, feats: Tensor, gen: torch.Generator) -> Split | None:
-        """Split the features n,D of one cluster; None where there is nothing to split."""
+        """Split the features n,D of one cluster; return None if there is nothing to split."""
         if len(feats) < LEAST:
             return None
         x = principal(feats, self.components)
@@ -93,12 +93,12 @@ class ActivationClustering(ImageDetector):
         near, far = ((x - parts.centers[which]).norm(dim=1) for which in (small, 1 - small))
         side = (far - near) / torch.maximum(near, far).clamp(min=1e-12)
         member = parts.labels == small
-        side = side.abs().clamp(min=1e-9) * (2 * member - 1)  # ties are where k-means put them
+        side = side.abs().clamp(min=1e-9) * (2 * member - 1)  # ties stay where k-means put them
         return Split(side, float(member.double().mean()), silhouette(x, member, gen))
 
 
 def principal(feats: Tensor, count: int) -> Tensor:
-    """Return the first principal components of rows n,D, as many as there are up to count: n,C."""
+    """Return the first principal components of rows n,D, at most count: n,C."""
     u, values, _ = torch.linalg.svd(feats - feats.mean(0), full_matrices=False)
     size = float(feats.norm()) + 1e-12
     rank = int(((values > FLAT * values[0]) & (values > 1e-6 * size)).sum())
@@ -110,7 +110,7 @@ def principal(feats: Tensor, count: int) -> Tensor:
 def independent(x: Tensor, gen: torch.Generator, rounds: int = 200, tolerance: float = 1e-4) -> Tensor:
     """Return independent components of unit variance, n,C, of principal ones n,C (symmetric FastICA, log cosh).
 
-    gen is a CPU generator. Where the rounds do not suffice, they end.
+    gen: a CPU generator. The iteration ends after `rounds` at the latest.
     """
     x = x / x.square().mean(0).sqrt()
     mix = _orthogonal(torch.randn(x.shape[1], x.shape[1], generator=gen).to(x))

@@ -1,4 +1,4 @@
-"""Beatrix (Ma et al., NDSS 2023) on encoders: Gram matrices of inner maps outside of clean bounds."""
+"""Beatrix (Ma et al., NDSS 2023) on encoders: Gram matrices of inner maps outside the bounds of clean images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sslbd_cli.plugin import key
 class Gram(Layer):
     """A layer read as signed p-th roots of the Gram matrices of its maps to the power p, p = 1 ... orders.
 
-    channels: which channels; their pairs' upper triangle makes float32 B, orders * pairs. scale: what maps are divided
-    by, so that high powers stay finite.
+    The result is float32 B, orders * pairs of `channels` (upper triangle). scale: maps are divided by it, so that high
+    powers stay finite.
     """
 
     channels: Tensor | None = None
@@ -45,22 +45,22 @@ class Gram(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Beatrix(InputDetector):
-    """Flag inputs whose inner maps correlate as those of no clean image do (Beatrix, NDSS 2023).
+    """Flag inputs whose inner maps correlate unlike those of any clean image (Beatrix, NDSS 2023).
 
-    Gram matrices of orders 1 to 8 of a layer's maps; a feature's bounds are its median plus and minus 10 median
-    absolute deviations on clean images, and the score is by how much features leave them, relative to the bound.
-    Published per class, with 30 clean images each; here per cluster of unit embeddings, or for all images at once
-    (clusters=1). The maps are those that enter the last stage, as in the released code. At most `channels` of them are
-    looked at, drawn at random, for pairs of a thousand fill memories. Ours flags single inputs; the paper's further
-    test, whether a class falls in two, needs classes.
+    The features are Gram matrices of orders 1 to 8 of a layer's maps. The bounds of a feature are its median on clean
+    images plus and minus 10 median absolute deviations. The score is how far the features lie outside their bounds,
+    relative to the bound. In the paper bounds are per class, from 30 clean images each; here they are per cluster of
+    unit embeddings, or the same for all images (clusters=1). The maps are those that enter the last stage, as in the
+    released code. At most `channels` of them are used, drawn at random, because the pairs of a thousand would fill the
+    memory. We flag single inputs; the paper's further test, whether a class splits in two, needs classes.
     """
 
     cue = "whose inner maps correlate as those of no clean image do"
     cost = 8
 
-    layer: str = key("", "inner layer, as of sslbd probe --layer; empty: the last but one")
-    clusters: int = key(1, "clusters of embeddings with bounds of their own; 1: all images alike", low=1)
-    images: int = key(500, "clean images that bounds are taken from, at most", low=20, expert=True)
+    layer: str = key("", "inner layer, named as in sslbd probe --layer; empty: the last but one")
+    clusters: int = key(1, "clusters of embeddings, each with its own bounds; 1: one for all images", low=1)
+    images: int = key(500, "clean images that set the bounds, at most", low=20, expert=True)
     channels: int = key(128, "maps that are paired, at most", low=2, expert=True)
     orders: int = key(8, "highest power", low=1, high=8)
     width: float = key(10.0, "median absolute deviations from the median to a bound", low=0.1)

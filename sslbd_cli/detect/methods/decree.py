@@ -16,26 +16,27 @@ from sslbd_cli.detect.inversion.capture import capture, frame
 from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, Patches, Weight, invert
 from sslbd_cli.plugin import key
 
-APART = 3  # times as far apart as the bar allows are held-out images that the trigger does not bring together
-SMALL, LARGE = 0.1, 0.01  # PL1 of the rule: published, and of a later baseline on 336 pixels
+APART = 3  # times as far apart as the bar allows: held-out images on which the trigger fails
+SMALL, LARGE = 0.1, 0.01  # thresholds of PL1: published, and of a later baseline at 336 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class DECREE(EncoderDetector):
-    """Search the smallest patch that makes all images embed alike (DECREE, CVPR 2023).
+    """Search for the smallest patch that makes all images embed alike (DECREE, CVPR 2023).
 
-    A mask and a pattern are optimised so that the mean cosine between stamped images exceeds 0.99, at the least L1 of
-    the mask, whose weight is raised after successes and lowered after failures; statistic = -PL1, where PL1 is that L1
-    over the image's own, which is the mean of the mask. The paper calls encoders of PL1 below 0.1 backdoored. That
-    does not carry over to other sizes and architectures: a 10-pixel trigger has 0.098 on 32 pixels, one of 24 has 0.011
-    on 224, and embeddings that lie in a narrow cone reach 0.99 under weak masks (mean_clean_cosine says how narrow;
-    embedding=centred searches about the mean). Give clean encoders as --baseline where there are any.
+    A mask and a pattern are optimised so that the mean cosine between stamped images exceeds 0.99 while the L1 norm of
+    the mask is small. The weight of the norm rises after successes and falls after failures. The statistic is -PL1,
+    where PL1 is the norm relative to that of a full mask, that is, the mean of the mask. The paper calls encoders with
+    PL1 below 0.1 backdoored. This does not carry over to other sizes and architectures: a 10-pixel trigger has 0.098 at
+    32 pixels, a 24-pixel trigger 0.011 at 224. Embeddings that lie in a narrow cone reach 0.99 under weak masks
+    (mean_clean_cosine says how narrow; embedding=centred searches about the mean). Give clean encoders as --baseline if
+    you have them.
 
-    As in the released code: weights (1e-3, times or over 5 after 6 steps in a row), rates (0.5, from step 240 0.1, from
-    400 0.05: epochs 30 and 50 of 1,000 images) and the early stop, but later (after the
-    published 10 steps a 10-pixel trigger was still at 0.2). Ours: several starts as one batch, of which the smallest
-    counts; masks in float32; steps instead of epochs (published: at most 8,000); that no success is `inconclusive`,
-    where the released code says clean; held-out images.
+    As in the released code: weights (1e-3, times 5 after 6 successes in a row, divided by 5 after 6 failures), learning
+    rates (0.5; 0.1 from step 240, 0.05 from step 400, that is, epochs 30 and 50 of 1,000 images) and early stopping,
+    but later (after the published 10 steps a 10-pixel trigger was still at 0.2). Ours: several starts in one batch, of
+    which the smallest trigger counts; masks in float32; steps instead of epochs (published: at most 8,000); held-out
+    images; no success is `inconclusive`, where the released code says clean.
     """
 
     starts: int = key(3, "random starts, optimised together (published: 1)", low=1, high=100)
@@ -45,13 +46,13 @@ class DECREE(EncoderDetector):
         40, "steps without a smaller success after which a start ends (published: 10)", low=1, expert=True
     )
     similarity: float = key(
-        0.99, "mean cosine between stamped images that is a success", low=0.1, high=0.9999, expert=True
+        0.99, "a step succeeds if stamped images have a higher mean cosine", low=0.1, high=0.9999, expert=True
     )
-    embedding: str = key("raw", "raw as published; centred, or whitened, on clean images",
+    embedding: str = key("raw", "raw (published); centred or whitened on clean images",
                          choices=("raw", "centred", "whitened"))  # fmt: skip
-    threshold: float = key(0.0, "PL1 below which is found; 0: 0.1 up to 224 pixels (published), 0.01 above",
+    threshold: float = key(0.0, "found below this PL1; 0: 0.1 up to 224 pixels (published), 0.01 above",
                            low=0, high=1)  # fmt: skip
-    least: float = key(0.0, "weight below which it is lowered no more; 0: 1e-5 up to 96 pixels, 1e-7 above (published)",
+    least: float = key(0.0, "least weight of the norm; 0: 1e-5 up to 96 pixels, 1e-7 above (published)",
                        low=0, expert=True)  # fmt: skip
 
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
@@ -98,7 +99,7 @@ class DECREE(EncoderDetector):
         )  # fmt: skip
 
     def _doubt(self, candidates: InvertedTriggers, clean_cosine: float, held_out_cosine: float) -> str:
-        """Say why a trigger proves nothing. Mean cosines: of images without any, and of held-out ones with it."""
+        """Return why a trigger proves nothing; empty if it does. The cosines are means without and with the trigger."""
         if clean_cosine >= self.similarity:
             return (
                 f"images without any trigger have a mean cosine of {clean_cosine:.4f} already; raise similarity,"

@@ -1,4 +1,4 @@
-"""DeDe (Hou, Li, Yao, CVPR 2025): flag inputs whose embedding does not tell what they show."""
+"""DeDe (Hou, Li, Yao, CVPR 2025): flag inputs that cannot be reconstructed from their embedding."""
 
 from __future__ import annotations
 
@@ -26,32 +26,35 @@ from sslbd_cli.detect.contract import (
 )
 from sslbd_cli.plugin import key
 
-SHOWN, PASSES = 60_000, (15, 60)  # images that the decoder is shown by default, and passes that this may take
-EXAMPLES = 6  # calm and suspicious pictures each for the report
+SHOWN, PASSES = 60_000, (15, 60)  # images that the decoder sees by default, in at least and at most so many passes
+EXAMPLES = 6  # pictures of low and of high score in the report, of each
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeDe(InputDetector):
-    """Flag inputs that their own embedding does not reconstruct: a trigger hides what they show (DeDe, CVPR 2025).
+    """Flag inputs that their own embedding does not reconstruct, because a trigger hides the content (DeDe, CVPR 2025).
 
-    A masked autoencoder learns on clean images to paint hidden patches from few visible ones and the victim's
-    embedding; judged at test_mask, where at most one patch in a hundred is visible (at the default patch none is), so
-    that the picture comes from the embedding alone. The published score is the summed squared error in normalised units
-    (score=absolute), which rises with any bright patch. score=relative subtracts a neutral error, the soft minimum of
-    the errors under other images' embeddings, so that the patch's own energy cancels: 0 says that some other image's
-    embedding fits as well. score=rank does the same with ranks: in each patch all embeddings are ranked by their error,
-    and the mean over patches counts, so that no patch outweighs the others. Standardising embeddings is the same model
-    (linear map plus position embedding absorb it), better conditioned. score=feature is 1 - cosine between a reference
-    encoder's embeddings of input and reconstruction (--reference), feature-relative the same against other embeddings'
-    reconstructions. One configuration for all attacks, its patch by the resolution: 8 pixels at 32 and 64, 12 at 96, 32
-    at 224. --aux that holds triggered images teaches the decoder to paint them, and blinds the threshold from a share
-    of alpha on. The paper's configuration is
+    A masked autoencoder learns on clean images to paint hidden patches from a few visible ones and the encoder's
+    embedding. It judges at test_mask, where at most one patch in a hundred is visible (none at the default patch), so
+    that the picture comes from the embedding alone.
+
+    score=absolute is the published score: the summed squared error in normalised units. It rises with any bright patch.
+    score=relative subtracts a neutral error, the soft minimum of the errors under other images' embeddings, so that the
+    energy of the patch cancels; 0 says that the embedding of some other image fits as well. score=rank does the same
+    with ranks: it ranks all embeddings by their error in each patch and takes the mean over patches, so that no patch
+    outweighs the others. score=feature is 1 - cosine between the embeddings of input and reconstruction by a reference
+    encoder (--reference). feature-relative compares it with the reconstructions from other embeddings.
+
+    One configuration serves all attacks. Its patch depends on the resolution: 8 pixels at 32 and 64, 12 at 96, 32 at
+    224. Standardised embeddings give the same model, better conditioned, because linear map and position embedding
+    absorb them. If --aux holds triggered images, the decoder learns to paint them; from a share of alpha on, the
+    threshold fails. The paper's configuration is
     dede:score=absolute,embedding=raw,patch=4,width=192,encoder=12,decoder=4,epochs=200,batch=256,lr=0.001,warmup=0,schedule=constant
-    (the victim's embeddings are cached, and rows are shuffled, which the released code does not).
+    Unlike the released code, we cache the embeddings and shuffle the rows.
     """
 
-    score: str = key("rank", "rank among other images' embeddings, patch by patch; relative to their errors; absolute "
-                     "as published; feature, feature-relative: by --reference instead of pixels",
+    score: str = key("rank", "rank among other images' embeddings; relative to their errors; absolute (published); "
+                     "feature, feature-relative: by --reference instead of pixels",
                      choices=("rank", "relative", "absolute", "feature", "feature-relative"))  # fmt: skip
     embedding: str = key("standard", "standard: zero mean and unit deviation on --aux; raw as published",
                          choices=("standard", "raw"), expert=True)  # fmt: skip
@@ -60,16 +63,16 @@ class DeDe(InputDetector):
     encoder: int = key(1, "blocks of the patch encoder (12 in the paper)", low=0)
     decoder: int = key(2, "blocks of the decoder (4 in the paper)", low=1)
     mask: float = key(0.9, "share of patches hidden in training", low=0.01, high=1)
-    test_mask: float = key(0.99, "share of patches hidden when judging; rounded so that all of 99 or fewer are",
+    test_mask: float = key(0.99, "share of patches hidden when judging; rounded: of 99 or fewer, all are",
                            low=0.01, high=1)  # fmt: skip
-    draws: int = key(3, "masks averaged when judging, where a patch is visible", low=1, expert=True)
+    draws: int = key(3, "masks averaged when judging, if a patch is visible", low=1, expert=True)
     neutral: int = key(128, "other images' embeddings that an image is compared with", low=2, expert=True)
     epochs: int = key(0, "passes over the learning part of --aux; 0: 60,000 images shown, in 15 to 60 passes", low=0)
     batch: int = key(64, "images per step", low=2)
     lr: float = key(0.001, "learning rate", low=0)
     warmup: float = key(1.0, "epochs of rising learning rate", low=0, expert=True)
     schedule: str = key(
-        "cosine", "of the learning rate (the paper's is constant)", choices=("cosine", "constant"), expert=True
+        "cosine", "of the learning rate (constant in the paper)", choices=("cosine", "constant"), expert=True
     )
 
     cue = "that their embedding does not reconstruct"
@@ -120,7 +123,7 @@ class DeDe(InputDetector):
         )  # fmt: skip
 
     def _evaluation(self, inspection: Inspection) -> Evaluation:
-        """Score the same images by other kinds of score, under the embeddings of other images, and by colour alone."""
+        """Score the same images by other kinds of score, with the embeddings of other images, and by colour alone."""
         sight, of_clean = inspection.of_images.for_explain, inspection.of_clean.for_explain
         gen = inspection.setting.session.generator("dede shuffled")
         shuffled_rows = torch.randperm(len(inspection.images), generator=gen)
@@ -137,7 +140,7 @@ class DeDe(InputDetector):
         )
 
     def _sight(self, images: np.ndarray, feats: Tensor, state: State, setting: Setting) -> dede_decoder.Sight:
-        """Put what was learned before images with their standardised embeddings."""
+        """Judge images with their standardised embeddings by the trained decoder of the state."""
         encoder = setting.encoder
         with torch.device("meta"):
             network = self._network(encoder.size, feats.shape[1])
@@ -146,18 +149,18 @@ class DeDe(InputDetector):
         inverter = dede_decoder.Inverter(network.eval(), encoder, bank, masks, setting.reference, setting.device)
         spreads = {kind: float(value) for kind, value in _part(state, "spread.").items()}
         if min(spreads.values()) < 0 or bool((state["scale"] <= 0).any()):
-            raise ValueError("spreads and scales are no such")  # of a guard's file
+            raise ValueError("spreads or scales are not positive")  # a guard's file may hold anything
         return dede_decoder.Sight(inverter, images, feats, spreads)
 
     def _standard(self, feats: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what embeddings are shifted and divided by; dimensions silent on clean images are not blown up."""
+        """Return shift and scale of the embeddings. A least scale keeps dimensions silent on clean images small."""
         if self.embedding == "raw":
             return torch.zeros_like(feats[0]), torch.ones_like(feats[0])
         spread = feats.std(0)
         return feats.mean(0), spread.clamp_min(0.1 * float(spread.square().mean().sqrt()) + 1e-12)
 
     def _masks(self, network: dede_decoder.MaskedDecoder, seed: int) -> list[Tensor]:
-        """Draw the visible patches of each mask, the same for all images; where none is visible one mask says all."""
+        """Draw the visible patches of each mask, the same for all images. One mask is enough if no patch is visible."""
         count = self.draws if patching.visible_count(network.tokens, self.test_mask) else 1
         gen = generator(seed, "dede masks")
         return list(patching.draw_visible(count, network.tokens, self.test_mask, gen))
@@ -168,7 +171,7 @@ class DeDe(InputDetector):
         )
 
     def passes(self, images: int) -> int:
-        """Return the passes over so many images. More than the most learn a small set by heart, and detect less."""
+        """Return the passes over so many images. More passes would overfit a small set and detect less."""
         return self.epochs or min(max(round(SHOWN / images), PASSES[0]), PASSES[1])
 
     def _train(self, images: np.ndarray, feats: Tensor, setting: Setting) -> dede_decoder.MaskedDecoder:
@@ -197,7 +200,7 @@ def _part(state: State, prefix: str) -> State:
 
 
 def _pictures(images: np.ndarray, scores: np.ndarray, sight: dede_decoder.Sight) -> Pictures:
-    """Show some images, what their embeddings paint, and how far the two differ."""
+    """Return some images, their reconstructions, and the differences."""
     rows = _examples(scores)
     inputs, painted_images = images[rows], sight.inverter.paint(images[rows], sight.feats[rows])
     errors = np.abs(inputs.astype(np.int16) - painted_images).astype(np.uint8)
@@ -205,7 +208,7 @@ def _pictures(images: np.ndarray, scores: np.ndarray, sight: dede_decoder.Sight)
 
 
 def _examples(scores: np.ndarray) -> np.ndarray:
-    """Choose rows to show: some spread over the calmest third, then the most suspicious."""
+    """Choose rows to show: some spread over the third of lowest score, then those of highest score."""
     order = np.argsort(scores, kind="stable")
     calm = order[: max(1, len(order) // 3)]
     some = calm[spread(len(calm), EXAMPLES)]

@@ -17,14 +17,14 @@ from sslbd_cli.plugin import key
 class KnnDistance(InputDetector):
     """Flag inputs embedded far from clean images: the distance to the k-th nearest (Sun et al., ICML 2022).
 
-    Unit features, as published for inputs from elsewhere. A backdoor whose target lies among clean images, as a class
-    does, brings its inputs near: they score low, and AUROC falls below one half.
+    Features have unit length, as published for out-of-distribution inputs. If the target of a backdoor lies among clean
+    images, as a class does, triggered inputs come near them: they score low, and AUROC falls below one half.
     """
 
     cue = "embedded far from clean images"
     cost = 1
 
-    k: int = key(10, "which nearest neighbour", low=1)
+    k: int = key(10, "the score is the distance to the k-th nearest neighbour", low=1)
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         if self.k > len(images):

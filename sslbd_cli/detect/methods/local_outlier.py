@@ -21,27 +21,28 @@ TINY = 1e-6  # distance of unit features below which they are the same
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOutlier(ImageDetector):
-    """Flag images whose neighbourhood is sparser, or denser, than their neighbours' own (DAO, ICLR 2025).
+    """Flag images whose neighbourhood is sparser, or denser, than those of their neighbours (DAO, ICLR 2025).
 
-    Published for poisoned image-text sets, where rare poison lies apart: with d_k the distance to the k-th neighbour
-    and LID the maximum-likelihood local dimension, -1 / mean log(d_i / d_k), an image x scores the mean over its
-    neighbours j of LID_j log(d_k(x) / d_k(j)); slof is the mean of d_k(x) / d_k(j), distance is log d_k(x) and lid the
-    dimension itself. Neighbours are sought among all images; `batch=1024,k=16` seeks them within random batches, as
-    released. More poisoned images than k among those searched are each other's neighbours.
+    Published for poisoned image-text sets, where rare poison lies apart. d_k is the distance to the k-th neighbour, and
+    LID is the maximum-likelihood local dimension, -1 / mean log(d_i / d_k). score=dao of an image x is the mean over
+    its neighbours j of LID_j log(d_k(x) / d_k(j)); slof is the mean of d_k(x) / d_k(j), distance is log d_k(x), and lid
+    is the dimension itself. Neighbours are searched among all images, or, with `batch=1024,k=16`, within random
+    batches, as in the released code. If more than k of the images searched are poisoned, they are each other's
+    neighbours.
 
-    Contrastive learning on images gathers poison in a tight cluster, the opposite: side=dense turns the score's sign
-    (ours; with score=distance it ranked the poison of a SimCLR encoder far better than any sparse score). Ours is the
-    rule, for the paper only ranks: scores more than z robust standard deviations above the median are flagged; the
-    largest of 50,000 clean images was 9.4 (CIFAR-10, SimCLR). Distances are of unit features.
+    Contrastive learning on images does the opposite: it gathers poison in a tight cluster. side=dense reverses the sign
+    of the score (ours; with score=distance it ranked the poison of a SimCLR encoder far better than any sparse score).
+    The paper only ranks; the rule is ours: it flags scores more than z robust standard deviations above the median. The
+    largest of 50,000 clean images was 9.4 (CIFAR-10, SimCLR). Distances are between unit features.
     """
 
     judges = "samples"
     cost = 1
 
     k: int = key(16, "neighbours of an image", low=2, high=10000)
-    score: str = key("dao", "what is measured", choices=("dao", "slof", "distance", "lid"))
-    side: str = key("sparse", "which end is suspicious: sparse as published, or dense", choices=("sparse", "dense"))
-    batch: int = key(0, "images among which neighbours are sought, drawn at random; 0: all", low=0)
+    score: str = key("dao", "kind of score", choices=("dao", "slof", "distance", "lid"))
+    side: str = key("sparse", "suspicious neighbourhoods: sparse (published) or dense", choices=("sparse", "dense"))
+    batch: int = key(0, "size of random batches that neighbours are searched in; 0: all images", low=0)
     z: float = key(12.0, "robust standard deviations above the median from which images are flagged", low=0)
 
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
@@ -63,7 +64,7 @@ class LocalOutlier(ImageDetector):
         )
 
     def measure(self, feats: Tensor) -> Tensor:
-        """Score unit features n,D among themselves, higher where they are sparser: float32 n."""
+        """Score unit features n,D by their neighbourhoods, higher where these are sparser: float32 n."""
         apart, near = neighbours(feats, self.k)
         apart = apart.clamp(min=TINY)
         reach = apart[:, -1]
@@ -71,7 +72,7 @@ class LocalOutlier(ImageDetector):
             return reach.log()
         if self.score == "slof":
             return (reach[:, None] / reach[near]).mean(1)
-        # neighbours at one distance have no dimension: that of the space is the most there can be
+        # neighbours at one distance would give an infinite dimension; that of the space is the largest possible
         lid = (-1 / (apart / reach[:, None]).log().mean(1).clamp(max=-1 / feats.shape[1])).float()
         if self.score == "lid":
             return lid
@@ -79,7 +80,7 @@ class LocalOutlier(ImageDetector):
 
 
 def batches(count: int, batch: int, gen: torch.Generator) -> list[Tensor]:
-    """Split `count` rows at random into batches of `batch` rows, the last ones a little larger: none is too small."""
+    """Split `count` rows at random into batches of at least `batch` rows, of nearly equal size."""
     if batch == count:
         return [torch.arange(count)]
     return list(torch.randperm(count, generator=gen).tensor_split(count // batch))

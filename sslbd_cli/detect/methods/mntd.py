@@ -19,44 +19,46 @@ from sslbd_cli.detect.meta_classifier import Examples, MetaClassifiers, Tuning
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
-LEAST = 4  # shadows of each kind
-CHANCE = 0.05  # probability of the held-out ranking by chance, above which nothing was learned
+LEAST = 4  # least number of shadows of each kind
+CHANCE = 0.05  # nothing was learned if the held-out ranking is more probable by chance than this
 
 
 @dataclass(frozen=True, kw_only=True)
 class MNTD(EncoderDetector):
-    """Tune queries and a classifier of the answers on shadow encoders, clean and backdoored (Xu et al. 2021).
+    """Tune queries, and a classifier of the answers, on clean and backdoored shadow encoders (MNTD, S&P 2021).
 
-    Give 4 or more clean encoders as --baseline and 4 or more backdoored ones as --backdoored; make these with
-    `sslbd badencoder --trigger jumbo:seed=N`, N running. Shadows and queries that start as noise of the images' colours
-    are as in the paper; what it classifies are logits, and encoders have none. features=gram takes the cosines between
-    the answers instead, for encoders of different seeds share no axes; features=raw takes embeddings as they are, which
-    is for fine-tunes of one clean encoder, the one judged among them.
+    Give at least 4 clean encoders as --baseline and 4 backdoored ones as --backdoored. Make the latter with `sslbd
+    badencoder --trigger jumbo:seed=N`, each with its own N. As in the paper, queries start as noise in the colours of
+    the images. The paper classifies logits, which encoders do not have. features=gram takes the cosines between the
+    answers instead, because encoders of different seeds share no axes. features=raw takes the embeddings themselves; it
+    is for fine-tunes of one clean encoder, including the one judged.
 
-    The shadows are split into folds, each held out of its own meta-classifiers, which all judge the encoder: the
-    statistic is their mean score. Held-out clean shadows are the pool it is ranked in, by the same meta-classifiers
-    (cross-conformal, Vovk 2015). Where held-out shadows are not told apart better than by chance, the verdict is
-    inconclusive. The N-th clean and the N-th backdoored shadow are held out together: give backdoored ones in the order
-    of the clean ones that they were made from, or a clean twin in training would vouch for them.
+    The shadows are split into folds. Each fold is held out of its own meta-classifiers. All meta-classifiers judge the
+    encoder, and the statistic is their mean score. The encoder is ranked among the clean shadows, each judged by the
+    meta-classifiers that it was held out of (cross-conformal, Vovk 2015). If held-out shadows are not told apart better
+    than by chance, the verdict is inconclusive. The N-th clean and the N-th backdoored shadow are held out together. So
+    give the backdoored ones in the order of the clean ones that they were made from; otherwise a meta-classifier would
+    have learned on the twin of a held-out shadow.
 
-    Unlike the authors' code, encoders are in eval mode (theirs keep dropout and batch statistics on), queries stay
-    within [0, 1], answers are standardised, each step sees all shadows, and there is no epoch to choose, for which
-    shadows are too few. The threshold is the paper's median score, midway between both kinds' where their numbers
-    differ; the pool decides. For variant=one-class, backdoored shadows may be left out, and if given only measure; its
-    score is the distance from the usual one, in either direction.
+    Unlike in the authors' code, encoders are in eval mode (theirs keep dropout and batch statistics on), queries stay
+    within [0, 1], answers are standardised, each step uses all shadows, and no epoch is chosen, because shadows are too
+    few for that. The threshold is the paper's median score, midway between the medians of both kinds if their numbers
+    differ; the rank among clean shadows decides. variant=one-class needs no backdoored shadows; if given, they only
+    measure. Its score is the distance from the median score, in either direction.
 
-    details: auroc of the held-out shadows with its interval, chance (how likely a ranking as good is by chance, exact;
-    above 0.05 is inconclusive), auroc_spread and spread (deviation of auroc and statistic over the repeats).
+    details: auroc of the held-out shadows with its interval; chance, the exact probability of so good a ranking by
+    chance (above 0.05 is inconclusive); auroc_spread and spread, the deviations of auroc and statistic over the
+    repeats.
     """
 
     learns = True
 
-    features: str = key("gram", "what is learned from: gram (cosines between answers) or raw (of one clean encoder's "
-                        "fine-tunes)", choices=("gram", "raw"))  # fmt: skip
+    features: str = key("gram", "gram: cosines between answers; raw: embeddings, for fine-tunes of one clean encoder",
+                        choices=("gram", "raw"))  # fmt: skip
     variant: str = key("two-class", "learn from both kinds of shadows, or from clean ones alone",
                        choices=("two-class", "one-class"))  # fmt: skip
     queries: int = key(10, "images that every encoder is asked about", low=2, high=1000)
-    start: str = key("noise", "what queries start as: noise of the images' mean and deviation, or images",
+    start: str = key("noise", "start of the queries: noise of the images' mean and deviation, or images",
                      choices=("noise", "images"), expert=True)  # fmt: skip
     hidden: int = key(20, "units of the classifier", low=1, high=10000, expert=True)
     steps: int = key(100, "steps of Adam, each on all shadows", low=1)
@@ -82,7 +84,7 @@ class MNTD(EncoderDetector):
         others, own, queries = self._scores(
             meta_classifier.freeze_twin(encoder, session.device), examples, clues, session
         )
-        rows = fold * self.repeats + torch.arange(self.repeats)[:, None]  # repeats,S: who has not learned from it
+        rows = fold * self.repeats + torch.arange(self.repeats)[:, None]  # repeats,S: the judges of each shadow
         what = "cosines between their answers" if self.features == "gram" else "their answers"
         opinion = form_opinion(
             others.gather(0, rows), own[rows], own.view(folds, -1).mean(0), is_backdoored.numpy(),
@@ -109,9 +111,10 @@ class MNTD(EncoderDetector):
     def _scores(
         self, encoder: ImageEncoder, examples: Examples, clues: Clues, session: Session
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tune the meta-classifiers, as many at once as memory allows: scores K,S and K, and the first one's queries.
+        """Tune the meta-classifiers: scores of the shadows K,S and of the encoder K, and the queries of the first.
 
-        They do not see each other, so that their answers do not depend on how many are tuned at once.
+        As many are tuned at once as memory allows. They do not affect each other, so the number does not change the
+        scores.
         """
         tuning = Tuning(features=self.features, one_class=self.variant == "one-class", hidden=self.hidden,
                         steps=self.steps, lr=self.lr)  # fmt: skip
@@ -138,10 +141,11 @@ class MNTD(EncoderDetector):
 def form_opinion(
     held_out_scores: Tensor, encoder_scores: Tensor, own_means: Tensor, is_backdoored: np.ndarray, search_space: str
 ) -> Opinion:
-    """Set an encoder among the shadows by scores R,S of the held-out shadows and, by the same judges, of the encoder.
+    """Compare an encoder with the shadows: scores R,S of the held-out shadows, and of the encoder by the same judges.
 
-    own_means: R, the encoder's mean score in each repeat. A shadow's statistic is the encoder's plus how much higher it
-    scores by the judges that have not learned from it: it exceeds the encoder's exactly where they say so.
+    own_means: R, the encoder's mean score in each repeat. The judges of a shadow are the meta-classifiers that it was
+    held out of. Its statistic is the encoder's plus the difference of both scores by these judges. So it exceeds the
+    encoder's if and only if they score the shadow higher.
     """
     statistic, scores = float(own_means.mean()), held_out_scores.mean(0).numpy()
     statistics = statistic + scores - encoder_scores.mean(0).numpy()

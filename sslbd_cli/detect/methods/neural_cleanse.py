@@ -19,41 +19,44 @@ from sslbd_cli.detect.inversion.inversion import BARS, Course, Patches, Weight, 
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
-LEAST = 3  # classes with a trigger, of which one can be an outlier
+LEAST = 3  # least number of triggers among which one can be an outlier
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralCleanse(EncoderDetector):
-    """Search the smallest patch that turns all images into one class, for each class (Neural Cleanse, S&P 2019).
+    """Search for the smallest patch that turns all images into one class, for each class (Neural Cleanse, S&P 2019).
 
-    A classifier on unit features (BadEncoder's 512-256 perceptron) is fitted to the labels of --data; per class a mask
-    and a pattern are optimised so that 99 % of the images are called that class, at the least L1 of the mask. A class
-    whose L1 is far below the median is the target: statistic = log(median / L1) of the smallest one, found above 1; or,
-    published, (median - L1) / MAD (scaled by 1.4826), found above 2 (index=mad): with few classes the MAD is a matter
-    of luck, clean models above 2 are common, and a large trigger is hardly an outlier (BadEncoder's authors find the
-    method insufficient). A backdoor for another downstream task has no class here. Give clean encoders as --baseline.
+    A classifier on unit features (BadEncoder's 512-256 perceptron) learns the labels of --data. For each class a mask
+    and a pattern are optimised so that 99 % of the images are assigned to it while the L1 norm of the mask is small. A
+    class whose norm is far below the median is the target. The statistic is log(median / L1) of the smallest norm;
+    above 1 the verdict is found. index=mad is the published statistic, (median - L1) / (1.4826 MAD), found above 2.
+    With few classes the MAD varies by chance, clean models above 2 are common, and a large trigger is hardly an outlier
+    (BadEncoder's authors find the method insufficient). A backdoor for another downstream task has no class here. Give
+    clean encoders as --baseline.
 
-    As published: weight 0, from 5 successful rounds on 1e-3, then times 2 after 5 successes and over 2^1.5 after 5
-    failures; smallest L1 of successful rounds; early stop after 25 rounds without gain and a weight that went both
-    ways. Ours: all classes are one batch; L1 is of the mask as it is, not of an 8-bit picture; classes without success
-    have no L1 and are left out and counted, where the released code uses the last mask; held-out images. The published
-    rounds are minibatches=31,rounds=1000.
+    As published: the weight of the norm is 0 at first, 1e-3 after 5 successful rounds, then doubles after 5 successes
+    and is divided by 2^1.5 after 5 failures; the smallest norm of successful rounds counts; the search stops after 25
+    rounds without gain if the weight has both risen and fallen. Ours: all classes are one batch; the norm is of the
+    mask as it is, not of an 8-bit picture; classes without success are left out and counted, where the released code
+    uses the last mask; held-out images. The published rounds are minibatches=31,rounds=1000.
     """
 
     needs_labels = True
 
-    rounds: int = key(80, "rounds at most, after which success is looked at (published: 1000)", low=1)
+    rounds: int = key(80, "rounds at most; each ends with a check of success (published: 1000)", low=1)
     minibatches: int = key(6, "batches per round (published: 31)", low=1, expert=True)
     batch: int = key(32, "images per batch", low=1)
     lr: float = key(0.1, "learning rate of Adam", low=0)
-    success: float = key(0.99, "share of images called the class that is a success", low=0.1, high=0.9999, expert=True)
-    index: str = key("ratio", "how far the smallest is below the median: ratio, its logarithm; mad, as published",
+    success: float = key(
+        0.99, "a round succeeds if a larger share is assigned to the class", low=0.1, high=0.9999, expert=True
+    )
+    index: str = key("ratio", "how far the smallest is below the median: ratio (logarithm) or mad (published)",
                      choices=("ratio", "mad"))  # fmt: skip
-    threshold: float = key(0.0, "index that is found; 0: 1 for ratio, 2 for mad as published", low=0)
+    threshold: float = key(0.0, "found above this index; 0: 1 for ratio, 2 for mad (published)", low=0)
     hidden: str = key(
         "512-256", "widths of the classifier's hidden layers, joined by dashes; empty: linear", expert=True
     )
-    epochs: int = key(50, "passes that the classifier is fitted in", low=1, expert=True)
+    epochs: int = key(50, "epochs of the classifier's training", low=1, expert=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The ceiling: what a detector that is told the truth finds."""
+"""The upper bound: what a detector that is told the truth finds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sslbd_cli.plugin import key
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle(ImageDetector):
-    """Flag the images that carry a trigger, told which they are: a bound to compare others with, no detector.
+    """Flag the images that carry a trigger, told which they are: an upper bound to compare with, not a detector.
 
-    It shows what a perfect answer comes to in the same table: all of the triggered images, and of clean inputs no more
-    than --alpha, as the threshold is set on clean scores drawn at random.
+    It shows what a perfect answer looks like in the same table: it flags all triggered images, and of the clean inputs
+    at most a share of --alpha, because clean scores drawn at random set the threshold.
     """
 
     judges = "inputs"
@@ -35,7 +35,7 @@ class Oracle(ImageDetector):
         return True
 
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
-        """Read the truth; neither encoder nor images are looked at."""
+        """Score the images by the truth. Encoder and pixels are not used."""
         assert evidence.boxes is not None
         has_trigger = evidence.boxes[:, 2] > 0
         draws = torch.rand(len(has_trigger), generator=session.generator("oracle"), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Agreement with an independent encoder: clean embeddings can be told from another encoder's, a backdoor's cannot."""
+"""Agreement with an independent encoder: it predicts the embeddings of clean images, but not of triggered ones."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sslbd_cli.plugin import key
 
 @dataclass(frozen=True, kw_only=True)
 class Platonic(InputDetector):
-    """Flag inputs that the encoder sees otherwise than an independent encoder does (platonic, with --reference).
+    """Flag inputs whose embedding an independent encoder does not predict (platonic, with --reference).
 
-    A ridge map takes the reference's embedding to the encoder's whitened principal components, learned on clean images;
-    the score is 1 less the cosine of what it says with what the encoder says. A trigger moves the encoder's embedding
-    to the target and the reference's hardly, if the reference is not backdoored the same way. After the idea of
-    "Platonic Defense" (arXiv 2606.29451), whose code is not released; ours is its simplest form, one reference and one
-    linear map.
+    A ridge regression, learned on clean images, predicts the encoder's whitened principal components from the
+    reference's embedding. The score is 1 - cosine between prediction and fact. A trigger moves the encoder's embedding
+    to the target, but hardly the reference's, unless the reference has the same backdoor. The idea is that of "Platonic
+    Defense" (arXiv 2606.29451), whose code is not released. Ours is its simplest form: one reference and one linear
+    map.
     """
 
     cue = "that the encoder sees otherwise than the reference encoder does"
     cost = 2
 
     components: int = key(64, "principal components of the encoder's embedding that are compared, at most", low=1)
-    ridge: float = key(0.01, "weight of the map's size, relative to the mean variance of what it reads", low=0)
+    ridge: float = key(0.01, "ridge penalty, relative to the mean variance of the reference's embedding", low=0)
 
     @property
     def needs_reference(self) -> bool:

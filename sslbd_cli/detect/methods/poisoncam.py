@@ -12,16 +12,16 @@ from sslbd_cli.plugin import key
 class PoisonCAM(PatchScan):
     """Find poisoned training images by masks that change their cluster's activation (PoisonCAM, arXiv 2312.07955).
 
-    No code was released and the text names no settings, so all of this is our reconstruction. The activation is the
-    cosine with the own cluster's center; the window is where a square mask, of the images' mean colour, lowers it most,
-    beside what the same mask does to other images. Candidates, flip test, schedule and poison classifier are those of
-    patchsearch. What the classifier sees is then verified (decision=verified): the window that draws the image to the
-    triggers' clusters is pasted on other images, and must carry a seventh as many of them there as the triggers do
-    (windows of clean images carried a tenth at most).
+    No code was released and the paper names no settings, so all of this is our reconstruction. The activation is the
+    cosine with the center of the image's own cluster. The window is where a square mask, in the mean colour of the
+    images, lowers it most, compared with the same mask on other images. Candidates, flip test, schedule and poison
+    classifier are those of patchsearch. decision=verified then tests the images that the classifier flags. The window
+    that draws the image to the triggers' clusters is pasted on other images. It must move a seventh as many of them
+    there as the triggers do (windows of clean images moved a tenth at most).
     """
 
-    localiser: str = key("mask", "how a window is chosen; oracle is told and random knows nothing: bounds",
+    localiser: str = key("mask", "how a window is chosen; oracle (knows the truth) and random are bounds",
                          choices=("cam", "mask", "rise", "oracle", "random"))  # fmt: skip
-    window: float = key(0.3, "side of the window: pixels, below 1 a share of the image's", low=0.01)
-    decision: str = key("verified", "what is flagged: all that the classifier says, or what also flips (verified)",
+    window: float = key(0.3, "side of the window in pixels; below 1, a share of the image's", low=0.01)
+    decision: str = key("verified", "flag all images of the classifier, or those whose window moves others, too",
                         choices=("classifier", "verified"))  # fmt: skip

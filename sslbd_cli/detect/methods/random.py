@@ -1,4 +1,4 @@
-"""The floor: what a detector that looks at nothing would find."""
+"""The floor: what a detector that looks at nothing finds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sslbd_cli.plugin import key
 
 @dataclass(frozen=True, kw_only=True)
 class Random(ImageDetector):
-    """Flag a fixed share of the images at random: a floor to compare others with, no detector.
+    """Flag a fixed share of the images at random: a floor to compare with, not a detector.
 
-    Its recall is the share (of inputs, --alpha), its precision the rate of poison, and it finds the same in a clean
-    set.
+    Its recall is `share` (of inputs: --alpha), and its precision is the rate of poisoned images. It flags as many
+    images of a clean set.
     """
 
     judges = "samples"
@@ -26,14 +26,14 @@ class Random(ImageDetector):
 
     of: str = key("samples", "what it judges: samples, a training set, or inputs, with --aux",
                   choices=("samples", "inputs"))  # fmt: skip
-    share: float = key(0.05, "share of the images that is flagged, of samples", low=0, high=1)
+    share: float = key(0.05, "share of the images that is flagged, with of=samples", low=0, high=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "judges", self.of)
 
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
-        """Draw the scores; neither encoder nor images are looked at."""
+        """Draw the scores at random. Encoder and images are not used."""
         count = len(evidence.images)
         scores = torch.rand(count, generator=session.generator("random detector"), dtype=torch.float64)
         if self.of == "inputs":

@@ -1,4 +1,4 @@
-"""SCALE-UP (Guo et al., ICLR 2023) on embeddings: a trigger outlasts the amplification of its pixels."""
+"""SCALE-UP (Guo et al., ICLR 2023) on embeddings: a trigger survives the amplification of its pixels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from sslbd_cli.plugin import key
 class ScaleUp(InputDetector):
     """Flag inputs whose embedding survives the amplification of all pixel values (SCALE-UP, ICLR 2023).
 
-    Published for classifiers: the share of min(n x, 1), n = 2 ... scales, that are answered as x is. Of embeddings,
-    the cosine with that of x itself, for each n less its mean on clean images and over its deviation (the paper's
-    data-limited variant). Faint and high-frequency triggers do not survive; bright images do without one.
+    Published for classifiers: the share of the images min(n x, 1), n = 2 ... scales, that are classified like x. For
+    embeddings it is the mean cosine of these images with x, standardised for each n by mean and deviation on clean
+    images (the paper's data-limited variant). Faint and high-frequency triggers do not survive. Bright images survive
+    without a trigger.
     """
 
     cue = "whose embedding survives the amplification of their pixels"

@@ -20,17 +20,17 @@ from sslbd_cli.plugin import key
 class Spectral(ImageDetector):
     """Flag images far out along the main direction of their cluster (spectral signatures, NeurIPS 2018).
 
-    Tran, Li, Madry: a class that holds few poisoned images varies most between them and the others, so an image scores
-    (z.v)^2, v the first right singular vector of the class's centred features. Without labels, clusters of unit
-    features stand for the classes; clusters=1 is all images at once. Contrastive learning often gathers its poison in
-    a tight cluster of its own, where v tells nothing.
+    Tran, Li, Madry: a class with a few poisoned images varies most between these and the others. So an image scores
+    (z.v)^2, where v is the first right singular vector of the class's centred features. Without labels, clusters of
+    unit features stand for the classes; clusters=1 is all images at once. Contrastive learning often gathers its poison
+    in a tight cluster of its own, where v tells nothing.
 
-    Ours is the rule: as published, a fixed share of each class is removed (1.5 times the expected poison; the upper
-    15 % in BackdoorBench), of a clean set too: `spectral:rule=share`, for `sslbd purify --method filter`. What it flags
-    is no evidence, and its verdict always `nothing found`. The default flags projections that lie more than z robust
-    standard deviations from the cluster's median; the largest of 50,000 clean images was 4.5 (CIFAR-10, SimCLR);
-    clusters of fewer than 20 images are not judged. compat=authors projects features without centring them, as
-    BackdoorBench does: the cluster's mean then outweighs what differs.
+    The default rule is ours: it flags projections more than z robust standard deviations from the cluster's median. The
+    largest of 50,000 clean images was 4.5 (CIFAR-10, SimCLR). Clusters of fewer than 20 images are not judged. The
+    published rule removes a fixed share of each class (1.5 times the expected poison; the upper 15 % in BackdoorBench),
+    of a clean set, too: `spectral:rule=share`, for `sslbd purify --method filter`. Its flags are no evidence, so its
+    verdict is always `nothing found`. compat=authors projects features without centring them, as BackdoorBench does;
+    the mean of the cluster then outweighs the differences.
     """
 
     judges = "samples"
@@ -40,7 +40,7 @@ class Spectral(ImageDetector):
     rule: str = key("robust", "robust: by z; share: a fixed share of each cluster, as published",
                     choices=("robust", "share"))  # fmt: skip
     z: float = key(5.0, "robust standard deviations from the median beyond which rule=robust flags", low=0)
-    share: float = key(0.15, "part of each cluster that rule=share flags", low=0, high=1)
+    share: float = key(0.15, "share of each cluster that rule=share flags", low=0, high=1)
     compat: str = key(
         "none", "authors: project features without centring them", choices=("none", "authors"), expert=True
     )

@@ -1,4 +1,4 @@
-"""SSL-Cleanse (Zheng et al., ECCV 2024): a trigger for each cluster of the embeddings, and the one out of line."""
+"""SSL-Cleanse (Zheng et al., ECCV 2024): a trigger for each cluster of the embeddings, and the outlier among them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._found import Witness
 
-# --- Where a falling curve bends: the number of clusters beyond which more of them explain little more
+# --- the knee of a curve: beyond this number, more clusters explain little
 
 
 def knee(numbers: np.ndarray, errors: np.ndarray, window: int = 3) -> int:
     """Return the index of the knee of errors float N at ascending numbers float N (Kneedle, Satopaa et al. 2011).
 
-    The curve is smoothed by a sliding mean (at its ends over what there is), both axes are brought to [0,1], and the
-    knee is the point farthest below the chord from first to last. A curve that does not fall has its knee at the first.
+    The curve is smoothed by a sliding mean (shorter at the ends), and both axes are scaled to [0,1]. The knee is the
+    point farthest below the chord from first to last point. A curve that does not fall has its knee at the first point.
     """
     half = window // 2
     smooth = np.array([errors[max(0, i - half) : i + half + 1].mean() for i in range(len(errors))])
@@ -39,41 +39,57 @@ def knee(numbers: np.ndarray, errors: np.ndarray, window: int = 3) -> int:
     return int(np.argmax(1 - x - (smooth - smooth[-1]) / fall))
 
 
-LEAST = 4  # clusters with a trigger, of which one can be an outlier
-NUMBERS = (2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28)  # of clusters that are tried (the authors' notebook)
+LEAST = 4  # least number of triggers among which one can be an outlier
+NUMBERS = (
+    2,
+    4,
+    6,
+    8,
+    10,
+    12,
+    14,
+    16,
+    18,
+    20,
+    22,
+    24,
+    26,
+    28,
+)  # numbers of clusters that are tried (from the authors' notebook)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SSLCleanse(EncoderDetector):
-    """Search the smallest patch that takes all images to one cluster, for each cluster (SSL-Cleanse, ECCV 2024).
+    """Search for the smallest patch that moves all images to one cluster, for each cluster (SSL-Cleanse, ECCV 2024).
 
-    Embeddings are clustered by k-means, K from 2 to 28 at the knee of the summed squared errors (smoothed by a sliding
-    window, as in the paper; the released code wants K). Per cluster a mask and a pattern are optimised so that 99 % of
-    the images of other clusters come nearest to its centre, at the least mean of the mask. A cluster whose size is far
-    below the median is the target: statistic = log(median / size) of the smallest one, found above 1; or, published,
-    (median - size) / MAD (scaled by 1.4826), found above 2 (index=mad): with K near 10 the MAD is a matter of luck, and
-    a backdoor widens it. It expects a patch whose target is a cluster; clean encoders as --baseline say more than the
-    threshold.
+    The embeddings are clustered by k-means, with K from 2 to 28 at the knee of the summed squared errors (smoothed by a
+    sliding window, as in the paper; the released code asks for K). For each cluster a mask and a pattern are optimised
+    so that 99 % of the images of other clusters come nearest to its centre while the mean of the mask, the size, is
+    small. A cluster whose size is far below the median is the target. The statistic is log(median / size) of the
+    smallest size; above 1 the verdict is found. index=mad is the published statistic, (median - size) / (1.4826 MAD),
+    found above 2. With K near 10 the MAD varies by chance, and a backdoor widens it. The method expects a patch whose
+    target is a cluster. Clean encoders as --baseline tell more than the threshold.
 
-    As published: 2 - 2 cos to the target, Adam at 0.1, weight 0, `weight` after 5 rounds of success, then times or over
-    1.5. Ours: all clusters are one batch; the size is the mean of the mask. compat=authors takes that of mask times
-    pattern, for which black pixels are free, and index=mad with the MAD scaled twice, so that the index is 0.6745 times
-    ours (their code has no threshold; 2 here is 1.35 there). The target is the centre (published: a random member, or
-    that); a round is minibatches (published: an epoch); held-out images.
+    As published: the loss is 2 - 2 cos to the target; Adam at 0.1; the weight of the size is 0 at first, `weight` after
+    5 successful rounds, then multiplied or divided by 1.5. Ours: all clusters are one batch; the size is the mean of
+    the mask. compat=authors takes the mean of mask times pattern, for which black pixels are free, and index=mad with
+    the MAD scaled twice, so that the index is 0.6745 times ours (their code has no threshold; 2 here is 1.35 there).
+    The target is the centre (published: a random member or the centre); a round is `minibatches` (published: an epoch);
+    held-out images.
     """
 
     clusters: int = key(0, "clusters of the embeddings; 0: at the knee", low=0, high=1000)
-    rounds: int = key(80, "rounds at most, after which success is looked at (published: 1000 epochs)", low=1)
+    rounds: int = key(80, "rounds at most; each ends with a check of success (published: 1000 epochs)", low=1)
     minibatches: int = key(6, "batches per round", low=1, expert=True)
     batch: int = key(32, "images per batch", low=1)
     lr: float = key(0.1, "learning rate of Adam", low=0)
-    weight: float = key(0.1, "of the size, once there is success", low=0)
+    weight: float = key(0.1, "weight of the size after the first successes", low=0)
     success: float = key(
-        0.99, "share of images taken to the cluster that is a success", low=0.1, high=0.9999, expert=True
+        0.99, "a round succeeds if a larger share moves to the cluster", low=0.1, high=0.9999, expert=True
     )
-    index: str = key("ratio", "how far the smallest is below the median: ratio, its logarithm; mad, as published",
+    index: str = key("ratio", "how far the smallest is below the median: ratio (logarithm) or mad (published)",
                      choices=("ratio", "mad"))  # fmt: skip
-    threshold: float = key(0.0, "index that is found; 0: 1 for ratio, 2 for mad as published", low=0)
+    threshold: float = key(0.0, "found above this index; 0: 1 for ratio, 2 for mad (published)", low=0)
     compat: str = key(
         "none", "authors: size and MAD (index=mad) of the released code", choices=("none", "authors"), expert=True
     )
@@ -112,7 +128,7 @@ class SSLCleanse(EncoderDetector):
         )
 
     def _clusters(self, feats: Tensor, seed: int) -> tuple[Clusters, dict[str, np.ndarray]]:
-        """Cluster the embeddings; the arrays are the errors of every number of clusters tried."""
+        """Cluster the embeddings. The arrays are the errors of every number of clusters tried."""
         if self.clusters:
             if not 2 <= self.clusters <= len(feats) // 2:
                 raise InputError(
@@ -136,7 +152,7 @@ class SSLCleanse(EncoderDetector):
 
 
 def to_cluster(parts: Clusters) -> Objective:
-    """Return the objective of candidates that each take the images of other clusters to one cluster of embeddings."""
+    """Return the objective: each candidate moves the images of other clusters to its own cluster of embeddings."""
     centers, goals = parts.centers, F.normalize(parts.centers, dim=1)
     own = parts.labels.cpu()
 
@@ -153,7 +169,7 @@ def to_cluster(parts: Clusters) -> Objective:
 def success_of(
     witness: Witness, encoder: ImageEncoder, clues: Clues, centers: Tensor, target: int, session: Session
 ) -> float | None:
-    """Return the share of held-out images of other clusters that a trigger takes to `target`; None without any."""
+    """Return the share of held-out images of other clusters that a trigger moves to `target`, or None without any."""
     changes = (None, witness.stamp)
     before, after = (embed(encoder, clues.held_out_images, session.device, change) for change in changes)
     is_other = torch.cdist(before, centers).argmin(1) != target

@@ -1,4 +1,4 @@
-"""STRIP (Gao et al., ACSAC 2019) on embeddings: a trigger outlasts what is laid over it."""
+"""STRIP (Gao et al., ACSAC 2019) on embeddings: a trigger survives images laid over it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from sslbd_cli.plugin import key
 class Strip(InputDetector):
     """Flag inputs whose embedding stays the same under other images laid over them (STRIP, ACSAC 2019).
 
-    Each input is blended with `overlays` clean images; of a triggered one all blends embed at the target. Published for
-    classifiers, as low entropy of the answers; without classes the score is the blends' mean pairwise cosine, or
-    (score=entropy) minus the mean entropy of a softmax over cosines with `clusters` centers of clean embeddings; where
-    the target lies between the centers, entropy rises instead, and this score ranks triggered inputs last.
-    BackdoorBench adds half of the overlay in normalised units; ours are convex blends of pixels. Costs `overlays`
-    forward passes for each input; small or faint triggers do not outlast the blend.
+    Each input is blended with `overlays` clean images. All blends of a triggered input embed at the target. Published
+    for classifiers, as low entropy of the predictions. Without classes the score is the mean cosine between the blends.
+    score=entropy is minus the mean entropy of a softmax over cosines with `clusters` centers of clean embeddings; if
+    the target lies between the centers, entropy rises instead, and triggered inputs rank last. BackdoorBench adds half
+    of the overlay in normalised units; ours are convex blends of pixels. Each input costs `overlays` forward passes.
+    Small or faint triggers do not survive the blend.
     """
 
     cue = "whose embedding stays the same under other images laid over them"
@@ -37,8 +37,8 @@ class Strip(InputDetector):
                      choices=("cosine", "entropy"))  # fmt: skip
     overlays: int = key(16, "clean images laid over each input (64 in the paper)", low=2)
     opacity: float = key(0.5, "share of the overlay in a blend", low=0.05, high=0.95)
-    clusters: int = key(10, "clusters that stand for classes, of score=entropy", low=2, expert=True)
-    temperature: float = key(0.1, "of the softmax over cosines, of score=entropy", low=0.001, expert=True)
+    clusters: int = key(10, "clusters that stand for classes, with score=entropy", low=2, expert=True)
+    temperature: float = key(0.1, "of the softmax over cosines, with score=entropy", low=0.001, expert=True)
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         need = max(self.overlays, self.clusters)
@@ -55,7 +55,7 @@ class Strip(InputDetector):
         z = unit(embed_many(images, state["overlays"], self.blend, setting)).view(len(images), self.overlays, -1)
         cosine = pair_cosine(z)
         answers = torch.log_softmax(z @ state["centers"].T / self.temperature, dim=2)
-        entropy = (answers.exp() * answers).sum(2).mean(1)  # less than nothing: low entropy is suspicious
+        entropy = (answers.exp() * answers).sum(2).mean(1)  # minus the entropy: low entropy is suspicious
         columns = {"cosine": cosine.double().cpu().numpy(), "entropy": entropy.double().cpu().numpy()}
         return Observation.of(columns, self.score)
 
@@ -68,7 +68,7 @@ class Strip(InputDetector):
 def embed_many(
     images: np.ndarray, others: Tensor, change: Callable[[Tensor, Tensor], Tensor], setting: Setting
 ) -> Tensor:
-    """Embed what `change` makes of each image with each of K others: float32 N*K,D."""
+    """Embed each image as `change` combines it with each of K others: float32 N*K,D."""
     device = setting.device
 
     def versions(chunk: Tensor) -> Tensor:

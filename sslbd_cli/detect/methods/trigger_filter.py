@@ -1,4 +1,4 @@
-"""An inverted trigger as a filter of inputs: what DECREE found, looked for in what comes in."""
+"""Filter inputs by a trigger that DECREE found in the encoder."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from sslbd_cli.plugin import key
 from sslbd_cli.triggers import _found
 from sslbd_cli.triggers._patches import digest
 
-LEARNED = 512  # clean images that the trigger is put on to learn where it leads
+LEARNED = 512  # clean images on which the target of the trigger is learned
 
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerFilter(InputDetector):
-    """Flag inputs that a trigger found in the encoder matches, by what it does or by how it looks (after DECREE).
+    """Flag inputs that match a trigger found in the encoder, by embedding or by pixels (after DECREE).
 
-    `sslbd detect --method decree` saves the trigger it found in its report. score=target: the cosine of an input's
-    embedding with the mean embedding of clean images that carry this trigger; score=pattern: the correlation of its
-    pixels with the trigger's under its mask. An inverted trigger seldom looks like the planted one, and where target
-    images are usual, clean ones embed near it, too: this is a weak filter.
+    `sslbd detect --method decree` saves the trigger that it found in its report. score=target is the cosine of an
+    input's embedding with the mean embedding of clean images that carry this trigger. score=pattern is the correlation
+    of the input's pixels with the trigger's under its mask. This is a weak filter: an inverted trigger seldom looks
+    like the planted one, and if target images are common, clean images embed near the target, too.
     """
 
     cue = "that match the trigger found in the encoder"
 
     file: str = key("", "path of the report; its bytes enter the history by digest")
     sha256: str = key("", "digest the report must have (filled in when it is first read)", expert=True)
-    score: str = key("target", "by the embedding it leads to, or by its pixels", choices=("target", "pattern"))
+    score: str = key(
+        "target", "match by the embedding that the trigger leads to, or by its pixels", choices=("target", "pattern")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +66,7 @@ class TriggerFilter(InputDetector):
 def match(pixels: Tensor, keep: Tensor, add: Tensor) -> Tensor:
     """Return the correlation, N, of images uint8 N,3,H,W with a trigger's pattern, pixels weighed by its mask.
 
-    Of a trigger that hides nothing (noise that is added), all pixels weigh alike.
+    All pixels have equal weights for a trigger that hides nothing (added noise).
     """
     weight = (1 - keep).clamp(min=0).expand(add.shape)
     weight = weight if float(weight.sum()) > 1e-6 else torch.ones_like(add)

@@ -1,4 +1,4 @@
-"""Universal triggers of several kinds: DECREE widened beyond small opaque patches."""
+"""Search for universal triggers of several kinds: DECREE extended beyond small opaque patches."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sslbd_cli.plugin import key
 
 # --- Universal changes of an image under a budget of strength: patches, blends, noise and low frequencies
 
-#: What a budget is of. patch: a mask's mean; blend: the share of a picture laid over the whole image; noise and
-#: low-frequency: the largest change of a pixel, added, the latter made of the lowest frequencies of a cosine transform.
+#: What a budget limits. patch: the mean of the mask. blend: the share of a picture laid over the whole image. noise and
+#: low-frequency: the largest change of a pixel; low-frequency uses the lowest frequencies of a cosine transform.
 FAMILIES = ("patch", "blend", "noise", "low-frequency")
 
 
@@ -44,9 +44,9 @@ def cosine_basis(side: int, band: int) -> Tensor:
 
 
 class Bounded:
-    """Candidates that never exceed their budgets, whatever their parameters float K,4,H,W: one mask and three colours.
+    """Candidates that never exceed their budgets. Parameters: float K,4,H,W, one mask and three colours.
 
-    spread: how far the random start is from nothing; far ones are saturated, as strong as their budget lets them be.
+    spread: deviation of the random start. Large values saturate: each candidate is as strong as its budget allows.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Bounded:
     def _one(self, budget: StrengthBudget, free: Tensor) -> tuple[Tensor, Tensor]:
         mask, colours = free[:1], free[1:]
         if budget.family == "patch":
-            # the budget is dealt out to the pixels; what is more than the whole of one is lost: the mean is at most it
+            # the pixels share the budget; each takes 1 at most, so that the mean is at most the budget
             share = torch.softmax(mask.flatten(), 0).view_as(mask) * (budget.strength * mask.numel())
             whole = share.clamp(max=1)
             return 1 - whole, whole * (torch.tanh(colours) / 2 + 0.5)
@@ -80,44 +80,44 @@ class Bounded:
         if budget.family == "low-frequency":
             few = colours[:, : self.band, : self.band]
             colours = self.basis.T @ few @ self.basis
-            colours = colours / colours.detach().square().mean().sqrt().clamp(
-                min=1e-6
-            )  # whatever the band, of unit size
+            colours = colours / colours.detach().square().mean().sqrt().clamp(min=1e-6)  # unit size for any band
         return torch.ones_like(mask), budget.strength * torch.tanh(colours)
 
 
 BUDGETS = {"patch": (0.02, 0.05, 0.1), "blend": (0.05, 0.1, 0.2), "noise": (4 / 255, 8 / 255, 16 / 255)}
 BUDGETS["low-frequency"] = BUDGETS["noise"]
-TINY = 1e-4  # beyond this, images are alike
+TINY = 1e-4  # images closer than this are alike
 
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerSearch(EncoderDetector):
-    """Search patches, blends, noise and low frequencies that make all images embed alike, at several strengths.
+    """Search for patches, blends, noise and low frequencies that make all images embed alike, at several strengths.
 
-    DECREE looks for small opaque patches; blended, noisy and frequency triggers are none. Here each family gets budgets
-    (a patch of 2, 5 or 10 % of the image; a blend of 5, 10 or 20 %; noise or the lowest frequencies of at most 4, 8 or
-    16 of 255), all optimised as one batch for the mean cosine between changed images, about the mean of clean ones
-    (centred), which is then taken of held-out images. What any encoder does under a change of that strength is
-    the yardstick: gain = log10((1 - random) / (1 - found)), by how many decades less the images differ than under a
-    change of the same family and budget that was not optimised; a trigger of the encoder's own leaves next to nothing.
-    A family's part is its mean gain over budgets, statistic the largest part.
+    DECREE searches for small opaque patches and misses blends, noise and frequency triggers. Here each family gets
+    budgets: a patch of 2, 5 or 10 % of the image; a blend of 5, 10 or 20 %; noise or low frequencies of at most 4, 8 or
+    16 of 255. All are optimised as one batch for the mean cosine between changed images, centred on the mean of clean
+    ones. This cosine is then measured on held-out images and compared with that of a change of the same family and
+    budget that was not optimised. gain = log10((1 - random) / (1 - found)) is the number of decades by which the images
+    differ less. The trigger of a backdoor leaves hardly any difference. A family's part is its mean gain over budgets;
+    the statistic is the largest part.
 
-    Clean encoders have universal perturbations, too, stronger in some families than in others, so that there is no
-    threshold: give 4 or more clean encoders as --baseline. Among them each family's part is put on one scale, and the
-    family that stands out most decides, whose trigger is the witness. The combination is ours; no paper vouches
-    for it.
+    Clean encoders have universal perturbations, too, stronger in some families than in others. So there is no
+    threshold: give at least 4 clean encoders as --baseline. They bring the parts of the families to one scale. The
+    family that stands out most decides, and its trigger is the witness. The combination is ours; no paper vouches for
+    it.
     """
 
-    families: str = key("all", "which are searched", choices=("all", "patch", "blend", "noise", "low-frequency"))
-    steps: int = key(150, "steps", low=1)
+    families: str = key(
+        "all", "families that are searched", choices=("all", "patch", "blend", "noise", "low-frequency")
+    )
+    steps: int = key(150, "steps of the optimisation", low=1)
     batch: int = key(64, "images per step", low=2)
     lr: float = key(0.1, "learning rate of Adam, a tenth of it in the last quarter", low=0)
     band: int = key(4, "low frequencies per axis", low=1, high=64, expert=True)
     embedding: str = key(
         "centred", "raw, centred or whitened on clean images", choices=("raw", "centred", "whitened"), expert=True
     )
-    similarity: float = key(0.9, "cosine with the common direction from which a held-out image counts as taken",
+    similarity: float = key(0.9, "least cosine of a held-out image with the common direction to count as a success",
                             low=-1, high=0.9999, expert=True)  # fmt: skip
 
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
@@ -135,7 +135,7 @@ class TriggerSearch(EncoderDetector):
             cosine = pair_cosine(view(feats))
             return -cosine, cosine.detach()
 
-        # no bar can be reached: the last state is what was found
+        # the bar is out of reach, so that the last state counts
         course = Course(rounds=self.steps, batch=self.batch, bar=2.0, weight=None, look=self.steps,
                         rates=((0, self.lr), (3 * self.steps // 4, self.lr / 10)))  # fmt: skip
         candidates = invert(encoder, session.pool(clues.images), space("start", 1.0), alike, course, session)
