@@ -49,9 +49,12 @@ class EmbeddingCache:
 
 
 def digest_of(net: nn.Module) -> Digest:
-    """Return the SHA-256 of a network's weights and buffers, including names, types and shapes."""
-    content = hashlib.sha256(type(net).__name__.encode())
-    for name, tensor in net.state_dict().items():
+    """Return the SHA-256 of all that a network computes with: its modules and settings, its weights and its buffers.
+
+    Buffers that no file stores count as well, because the mean and deviation of an encoder's input are such buffers.
+    """
+    content = hashlib.sha256(f"{net} {getattr(net, 'arch', '')}".encode())
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return content.digest()

@@ -63,6 +63,18 @@ def test_another_encoder_or_one_trained_further_is_asked_anew(session, images):
     assert digest_of(first) != digest_of(Counting(0)) and digest_of(Counting(0)) == digest_of(Counting(0))
 
 
+def test_an_encoder_that_normalises_images_otherwise_is_another_encoder(session, images):
+    first, second = (nets.load(make_encoder()) for _ in range(2))
+    second.mean += 0.2  # a buffer that no file stores
+    embed_once(first, images, session)
+    assert torch.equal(embed_once(second, images, session), embed(second, images, session.device))
+
+
+def test_equal_weights_with_other_settings_are_another_encoder():
+    narrow, wide = (torch.nn.Sequential(torch.nn.AvgPool2d(size)) for size in (1, 2))
+    assert digest_of(narrow) != digest_of(wide)
+
+
 def test_an_image_changed_in_place_is_embedded_anew(session, images):
     net, changed = Counting(), images.copy()
     embed_once(net, changed, session)
