@@ -1,6 +1,7 @@
-"""Several detectors on one encoder: p-values corrected for their number, one verdict per kind, one report of them all.
+"""Combine the reports of several detectors: correct p-values for their number, and give a verdict per kind.
 
-A report of several holds `methods`, each one's results, and their arrays under methods/PART/; `split` takes them apart.
+The combined report holds the results of each detector in `methods`, and its arrays under methods/PART/. `split` takes
+it apart.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from sslbd_cli.core import metrics
 from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
 
 KINDS = ("encoder", "inputs", "samples")  # the order of the verdicts
-ALL = "all"  # what `--method` calls whatever applies
+ALL = "all"  # value of `--method` for all detectors that apply
 
 
 def level(results: dict[str, Any]) -> float | None:
-    """Return what a method's p-value is held to; None where it decides by a rule of its own."""
+    """Return the limit of a method's p-value, or None if the method decides by a rule of its own."""
     if results.get("p_value") is None:
         return None
     if results["flags"] == "inputs":
@@ -28,12 +29,12 @@ def level(results: dict[str, Any]) -> float | None:
 
 
 def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
-    """Make one report of several: each corrected by Holm's method over all that give a p-value, a verdict per kind.
+    """Combine several reports: correct all p-values by Holm's method, and give a verdict per kind and over all.
 
-    Found: a method finds a backdoor, and its p-value still does after the correction; one that decides by a rule of
-    its own has none to correct, and counts as it is. Inconclusive: a finding did not outlast the correction, or no
-    method came to an answer. Nothing found: otherwise, though some methods may be inconclusive. A bound, which is told
-    where the triggers are, has no say beside detectors.
+    Found: a method's finding is left after the correction. A method that decides by a rule of its own has no p-value,
+    so its finding counts as it is. Inconclusive: the correction removed a finding, or no method gave an answer. Nothing
+    found: otherwise, even if some methods are inconclusive. A bound, which is told where the triggers are, does not
+    count beside detectors.
     """
     corrected_reports = correct(reports)
     parts = _parts(corrected_reports)
@@ -60,7 +61,7 @@ def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
 
 
 def correct(reports: list[Report]) -> list[Report]:
-    """Add the corrected p-value to each report; a finding that it does not bear out becomes inconclusive."""
+    """Add the corrected p-value to each report. A finding whose corrected p-value is too large becomes inconclusive."""
     with_p_value = [at for at, report in enumerate(reports) if level(report.results) is not None]
     adjusted_p_values = dict(
         zip(with_p_value, metrics.holm([reports[at].results["p_value"] for at in with_p_value]), strict=True)
@@ -79,14 +80,14 @@ def correct(reports: list[Report]) -> list[Report]:
 
 
 def bears_out(p_value: float, results: dict[str, Any]) -> bool:
-    """Tell whether a corrected p-value is small enough: below what inputs need, at most what a pool allows."""
+    """Tell whether a corrected p-value is within its limit: below it for inputs, at most equal to it for encoders."""
     limit = level(results)
     assert limit is not None
     return p_value < limit if results["flags"] == "inputs" else p_value <= limit + 1e-12
 
 
 def of_kind(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the verdict over methods of one kind, None without any: p_value is the least corrected one."""
+    """Return the verdict over methods of one kind, or None without any. p_value: the smallest corrected one."""
     if not rows:
         return None
     p_values = [row["p_value_adjusted"] for row in rows if row["p_value_adjusted"] is not None]
@@ -100,7 +101,7 @@ def of_kind(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def overall(rows: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return the verdict over corrected results and, where it is `inconclusive`, why."""
+    """Return the verdict over corrected results, and the reason if it is `inconclusive`."""
     verdicts = Counter(row["verdict"] for row in rows)
     overruled_rows = [row for row in rows if row["verdict"] == "inconclusive" and _found_alone(row)]
     if verdicts["found"]:
@@ -114,7 +115,7 @@ def overall(rows: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def _found_alone(row: dict[str, Any]) -> bool:
-    """Tell whether a method's own p-value is small enough, and only the correction says otherwise."""
+    """Tell whether a method's own p-value is within its limit, but the corrected one is not."""
     adjusted_p_value = row["p_value_adjusted"]
     return adjusted_p_value is not None and bears_out(row["p_value"], row) and not bears_out(adjusted_p_value, row)
 
@@ -124,7 +125,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _parts(reports: list[Report]) -> list[str]:
-    """Name each report after its method; a second of one name gets a number."""
+    """Name each report after its method. Further reports of the same name get a number."""
     counts, parts = Counter[str](), []
     for report in reports:
         name = _name(report.results)

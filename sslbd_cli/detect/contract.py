@@ -7,8 +7,8 @@ Put one file on the shelf `sslbd_cli/detect/methods/`. What the detector judges 
     samples: images that it was trained on     ImageDetector (*)  run           Evidence, Session  Findings
     encoder: the encoder itself                EncoderDetector    examine       Clues, Session     Opinion
 
-(*) and the class attribute `judges = "samples"`; `Scores.flagged` holds what the detector decided. Other detectors
-leave the decision to the caller, who sets a threshold on clean images or compares with clean encoders.
+(*) Set the class attribute `judges = "samples"`, and put the decision into `Scores.flagged`. Other detectors leave the
+decision to the caller, who sets a threshold on clean images or compares with clean encoders.
 
 A higher score is always more suspicious. A detector sees neither the truth nor the history. It leaves the encoder as it
 was, and draws from `session.generator(self.name, "what the draw is for")` only, so that equal seeds give equal scores.
@@ -54,23 +54,23 @@ class Detector(Plugin):
 
     shelf: ClassVar[str] = "detector"
     judges: ClassVar[Literal["encoder", "inputs", "samples"]]
-    #: rough cost, by which `--method all` orders detectors: 1 embeds the images once, 10 trains on what was embedded,
-    #: 100 goes through the encoder at every step of a search or of a training.
+    #: rough cost, by which `--method all` orders detectors: 1 embeds the images once, 10 trains on the embeddings, 100
+    #: runs the encoder at every step of a search or of a training.
     cost: ClassVar[float] = 10
-    is_floor: ClassVar[bool] = False  # whether it looks at nothing: no detector, but what chance would find
+    is_floor: ClassVar[bool] = False  # whether it looks at nothing: not a detector, but the result of chance
 
     @property
     def is_bound(self) -> bool:
-        """Whether it is told where the triggers are: not a detector, but what one could reach at best."""
+        """Whether it is told where the triggers are: not a detector, but an upper bound."""
         return False
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the report shows of a judgement. images: uint8 arrays by name, their rows are pictures.
+    """What the report shows. images: uint8 arrays by name; their rows are pictures.
 
-    rows: which judged images they show, int64, where each picture shows one. arrays: further arrays, by their name in
-    the report.
+    rows: int64, the judged image that each picture shows, if it shows one. arrays: further arrays, by their name in the
+    report.
     """
 
     images: dict[str, np.ndarray] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Pictures:
 class ImageDetector(Detector):
     """Base of detectors of samples; detectors of inputs derive from InputDetector, which implements `run`."""
 
-    least_learning: ClassVar[int] = 0  #: how many images of aux it needs beside those that set the threshold
+    least_learning: ClassVar[int] = 0  #: least number of aux images to learn on, beside those that set the threshold
 
     @abstractmethod
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
@@ -97,15 +97,15 @@ class ImageDetector(Detector):
         return False
 
     def calibration_count(self, aux: int) -> int:
-        """Return on how many of `aux` images the threshold is set: all, unless the detector learns on a part."""
+        """Return how many of `aux` images set the threshold: all, unless the detector learns on a part of them."""
         return aux
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the defender holds. images: uint8 N,3,H,W to judge; aux: uint8 M,3,H,W to learn and calibrate on, or none.
+    """What the defender has. images: uint8 N,3,H,W to judge. aux: uint8 M,3,H,W to learn and calibrate on, or none.
 
-    boxes: int N,4, where each image's trigger is (zeros where there is none): for bounds alone, else None.
+    boxes: int N,4, where each image's trigger is (zeros without a trigger). Bounds alone get it; others get None.
     reference: an independent encoder for detectors that compare with one, else None.
     """
 
@@ -120,10 +120,10 @@ class Scores:
     """How suspicious each judged image is. values: float64 N, higher is more suspicious.
 
     calibration: float64, scores of clean images that the detector has not learned on; they set the threshold. A
-    detector of samples has none and decides by itself: flagged, bool N. is_evidence: whether a flagged image speaks for
-    a backdoor; it does not where a fixed share of any set is flagged, or images drawn at random. ranking: int64, rows
-    that the detector is surest of, best first; None: the order of the values. windows: int32 N,4 as x, y, width and
-    height, where it saw the trigger (zeros where it did not look).
+    detector of samples has none; it decides by itself: flagged, bool N. is_evidence: whether a flagged image speaks for
+    a backdoor. It does not if a fixed share of any set, or random images, are flagged. ranking: int64, the most
+    suspicious rows, best first; None means the order of the values. windows: int32 N,4 as x, y, width and height, where
+    the detector saw the trigger (zeros where it did not look).
     """
 
     values: np.ndarray
@@ -136,10 +136,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is there only to measure the detector, once the truth is known. It decides nothing.
+    """Scores that only measure the detector, once the truth is known. They decide nothing.
 
-    controls: other scores of the judged images by name, float64 N, that should rank them worse. rules: what other
-    decision rules flag, bool N. outside: scores the images again by the pixels marked in bool N,H,W alone.
+    controls: other scores of the judged images by name, float64 N, which should rank them worse. rules: flags by other
+    decision rules, bool N. outside: a function that scores the images by the pixels marked in bool N,H,W alone.
     """
 
     controls: dict[str, np.ndarray] = field(default_factory=dict)
@@ -149,10 +149,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a detector says of images. search_space: what was looked for.
+    """The result of a detector of images. search_space: what was searched for, in words.
 
-    doubt: why the result cannot be vouched for, empty where it can. summary: plain values for the report. learned:
-    tensors that a guard needs to judge other images; InputDetector fills them in.
+    doubt: why the result cannot be trusted; empty if it can. summary: plain values for the report. learned: tensors
+    that a guard needs to judge other images; InputDetector fills them in.
     """
 
     scores: Scores
@@ -172,7 +172,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a detector of inputs works. reference: an independent encoder, for those that compare with one."""
+    """What a detector of inputs works with. reference: an independent encoder, for detectors that compare with one."""
 
     encoder: ImageEncoder
     session: Session
@@ -183,11 +183,11 @@ class Setting:
         return self.session.device
 
     def embed(self, images: np.ndarray) -> Tensor:
-        """Embed images uint8 N,3,H,W by the encoder, each once in a run: float32 N,D."""
+        """Embed images uint8 N,3,H,W by the encoder: float32 N,D. Equal images are embedded once per run."""
         return embed_once(self.encoder, images, self.session)
 
     def need_reference(self, owner: str) -> ImageEncoder:
-        """Return the reference encoder. Raises InputError in the name of `owner` where there is none."""
+        """Return the reference encoder. Raises InputError in the name of `owner` if there is none."""
         if self.reference is None:
             raise InputError(f"{owner} compares with an independent encoder: give one as --reference")
         return self.reference
@@ -195,9 +195,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a detector saw in images. columns: scores by name, float64 N each; `score` is the one that it decides by.
+    """The scores of images. columns: by name, float64 N each; the detector decides by the one called `score`.
 
-    The other columns are scores that it did not choose. for_explain: what `explain` would otherwise compute again.
+    for_explain: anything that `explain` would otherwise compute again.
     """
 
     columns: dict[str, np.ndarray]
@@ -217,15 +217,15 @@ class Observation:
 
     @property
     def other_columns(self) -> dict[str, np.ndarray]:
-        """Return the scores that it did not choose, by name."""
+        """Return the other scores, by name."""
         return {name: column for name, column in self.columns.items() if name != "score"}
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that a detector of inputs did in one run. images: uint8 N,3,H,W, judged; of_images: what it saw in them.
+    """Everything that a detector of inputs did in one run. images: uint8 N,3,H,W, judged. of_images: their scores.
 
-    of_clean: what it saw in the clean images that set the threshold. state: what it had learned before.
+    of_clean: the scores of the clean images that set the threshold. state: what the detector has learned.
     """
 
     images: np.ndarray
@@ -244,26 +244,26 @@ class Inspection:
 class InputDetector(ImageDetector):
     """Base of detectors of inputs: they learn on one part of --aux, and the other part sets the threshold.
 
-    An image's score depends on what was learned and on the image alone, never on what else is judged, so that what was
-    learned can be kept as a guard and judge images one by one.
+    The score of an image depends on the learned state and on the image alone, never on the other images judged. So a
+    guard can keep the state and judge images one by one.
     """
 
     judges = "inputs"
     least_learning = 2
-    cue: ClassVar[str]  # which inputs it flags, to end "judged inputs ..." with
+    cue: ClassVar[str]  # which inputs it flags: the words after "judged inputs ..."
 
-    held: float = key(0.25, "share of --aux kept from learning, to set the threshold on", low=0.05, high=0.9)
+    held: float = key(0.25, "share of --aux that sets the threshold and is not learned on", low=0.05, high=0.9)
 
     @abstractmethod
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        """Learn on images uint8 M,3,H,W held to be clean. Returns tensors by name: all that `look` goes by."""
+        """Learn on images uint8 M,3,H,W, assumed clean. Returns all that `look` needs, as tensors by name."""
 
     @abstractmethod
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
-        """Score images uint8 N,3,H,W. Draws, where there are any, belong to `learn`."""
+        """Score images uint8 N,3,H,W. Draw nothing at random here, but in `learn`."""
 
     def explain(self, inspection: Inspection) -> Findings:
-        """Return what there is to say of the judged images; a detector may say more than their scores."""
+        """Return the findings. Override this to add pictures, controls or a doubt."""
         controls = inspection.of_images.other_columns
         return Findings(inspection.scores, f"judged inputs {self.cue}", evaluation=Evaluation(controls))
 
@@ -272,7 +272,7 @@ class InputDetector(ImageDetector):
 
     @final
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
-        """Learn, set a scale on the aux images held out, and judge; the state learned is kept for a guard."""
+        """Learn on a part of the aux images, score the other part and the images, and keep the state for a guard."""
         setting = Setting(encoder, session, evidence.reference)
         if self.needs_reference:
             setting.need_reference(self.name)
@@ -290,11 +290,11 @@ class InputDetector(ImageDetector):
 
 @dataclass(frozen=True)
 class Clues:
-    """What the auditor of an encoder holds. images: clean, uint8 N,3,H,W, to search on.
+    """What the auditor of an encoder has. images: clean, uint8 N,3,H,W, to search on.
 
-    held_out_images: clean, uint8 M,3,H,W, to test on what was found. labels and held_out_labels: int64, for detectors
-    that need a downstream task, which has `classes`. clean_encoders, backdoored_encoders: encoders known to be so, for
-    detectors that learn from examples.
+    held_out_images: clean, uint8 M,3,H,W, to test a trigger on. labels, held_out_labels, classes: int64 N, int64 M and
+    names, for detectors that need a downstream task. clean_encoders, backdoored_encoders: for detectors that learn from
+    encoders.
     """
 
     images: np.ndarray
@@ -308,10 +308,10 @@ class Clues:
 
 @dataclass(frozen=True)
 class FoundTrigger:
-    """A trigger that was found. witness: it can be stamped on images.
+    """A trigger that was found. witness: stamps it on images.
 
-    success: what it does to held-out images, as a share of them, by the detector's own definition; None where no image
-    was left to test it on.
+    success: share of held-out images on which it works, by the detector's own definition; None if there was no image to
+    test it on.
     """
 
     witness: Witness
@@ -320,7 +320,7 @@ class FoundTrigger:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What one of several searches came to: its statistic, and the trigger that it found."""
+    """The result of one of several searches: its statistic, and the trigger that it found."""
 
     statistic: float
     trigger: FoundTrigger | None = None
@@ -328,13 +328,13 @@ class SearchOutcome:
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a detector says of an encoder. statistic: higher is more suspicious; threshold: its own rule, or None.
+    """The result of a detector of encoders. statistic: higher is more suspicious. threshold: its own rule, or None.
 
-    search_space: what was looked for; doubt: why the result cannot be vouched for, empty where it can. trigger: what
-    was found. searches: where several searches are made, what each came to. Their statistics may be on different
-    scales: clean encoders bring them to one scale, and then the search that stands out most provides the trigger.
-    clean_statistics: float64, statistics of clean encoders that a detector which learns has held out; they are
-    comparable with the encoder's. pictures: images are uint8 K,3,H,W. summary: plain values for the report.
+    search_space: what was searched for, in words. doubt: why the result cannot be trusted; empty if it can. trigger:
+    the trigger that was found. searches: the result of each search, if there are several. Their statistics may be on
+    different scales. Clean encoders bring them to one scale; then the search that stands out most gives the trigger.
+    clean_statistics: float64, statistics of clean encoders that a learning detector has held out, comparable with the
+    encoder's. pictures: images are uint8 K,3,H,W. summary: plain values for the report.
     """
 
     statistic: float
@@ -359,18 +359,18 @@ class EncoderDetector(Detector):
 
     judges = "encoder"
     cost: ClassVar[float] = 100
-    needs_labels: ClassVar[bool] = False  # whether the images' labels make a downstream task for it
-    learns: ClassVar[bool] = False  # whether it learns from encoders known to be clean and known to be backdoored
+    needs_labels: ClassVar[bool] = False  # whether it needs labels, for a downstream task
+    learns: ClassVar[bool] = False  # whether it learns from clean and backdoored encoders
 
     @final
     def __call__(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
-        """Judge an encoder. It is left as it was, on the device, in eval mode and without gradients.
+        """Judge an encoder. It stays unchanged; afterwards it is on the device, in eval mode and without gradients.
 
-        Raises InputError for an encoder whose embeddings say nothing, and where the images do not do for the search.
+        Raises InputError for an encoder that embeds all images alike, and for images that do not suffice.
         """
         net = encoder.to(session.device.torch).eval()
         were_trainable = [parameter.requires_grad for parameter in net.parameters()]
-        net.requires_grad_(False)  # gradients go through the encoder to the pixels, and leave none in it
+        net.requires_grad_(False)  # gradients go through the encoder to the pixels, not to its parameters
         try:
             need_distinct(net, clues.images, session.device)
             return self.examine(net, clues, session)

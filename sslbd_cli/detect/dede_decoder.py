@@ -1,4 +1,4 @@
-"""DeDe's masked autoencoder: an image from a few of its patches and one embedding (Hou, Li, Yao, CVPR 2025)."""
+"""Reconstruct an image from a few of its patches and one embedding: DeDe's decoder (Hou, Li, Yao, CVPR 2025)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.patching import draw_visible, fill, fold, hidden_patches, normalise, patchify
 
-BEYOND = 1e9  # score of an image whose embedding lets nothing finite be painted
-#: Kind of pixel score -> spreads per temperature. Of errors AUROC moves by less than 0.01 from 4 to 32.
+BEYOND = 1e9  # score of an image whose reconstruction is not finite
+#: Kind of score -> spreads per temperature. From 4 to 32, AUROC by errors changes by less than 0.01.
 SHARPNESS = {"relative": 8, "rank": 4, "feature-relative": 8}
 HEAD = 64  # width of one attention head: the paper's 192 channels have three
 
 
 class MaskedDecoder(nn.Module):
-    """Reconstruct normalised images from visible patches and an embedding, which enters as the decoder's first token.
+    """Reconstruct normalised images from visible patches and an embedding, the first token of the decoder.
 
-    The patch encoder's own class token takes part in its attention, but its output is overwritten by a bias-free
-    linear map of the embedding: with no patch visible, the reconstruction is a function of the embedding alone.
+    The patch encoder's own class token takes part in its attention, but a bias-free linear map of the embedding
+    overwrites its output. So if no patch is visible, the reconstruction depends on the embedding alone.
     """
 
     def __init__(self, size: int, patch: int, feats: int, width: int, depths: tuple[int, int]) -> None:
@@ -51,7 +51,7 @@ class MaskedDecoder(nn.Module):
         """Reconstruct all patches B,T,3*patch*patch from x B,3,S,S, feats B,D and visible patch numbers B,K."""
         count, visible_count = visible.shape
         tokens = self.hidden.expand(count, self.tokens, -1)
-        if visible_count:  # with nothing visible the patch encoder's only output would be the one that is overwritten
+        if visible_count:  # otherwise the only output of the patch encoder would be overwritten
             at = visible[:, :, None].expand(-1, -1, tokens.shape[2])
             cells = self.patchify(fill(x, self.patch)).flatten(2).transpose(1, 2) + self.place
             visible_tokens = torch.cat([self.cls.expand(count, -1, -1), cells.gather(1, at)], dim=1)
@@ -64,9 +64,9 @@ class MaskedDecoder(nn.Module):
 
 
 def patch_side(size: int) -> int:
-    """Choose the patch of an image side: up to 8 pixels, or a seventh of larger images, that leaves least to fill.
+    """Choose the side of a patch: up to 8 pixels, or a seventh of larger images; the side that needs least padding.
 
-    At most 9 by 9 patches then, and none is visible at the published test mask of 0.99.
+    There are at most 9 by 9 patches then, and at the published test mask of 0.99 none is visible.
     """
     return min(range(max(8, size // 7), math.ceil(size / 9) - 1, -1), key=lambda side: -size % side)
 
@@ -81,21 +81,21 @@ def masked_loss(network: MaskedDecoder, x: Tensor, feats: Tensor, mask: float, g
 
 
 def relative_error(own: Tensor, neutral: Tensor, temperature: float) -> Tensor:
-    """Return own errors B less the soft minimum of the neutral errors B,K, in units of the temperature.
+    """Return own errors B minus the soft minimum of the neutral errors B,K, in units of the temperature.
 
-    Up to the constant log K it is -log of the weight that softmax(-error / temperature) gives the own embedding against
-    the neutral ones. What raises all errors of an image alike, such as a bright patch, cancels.
+    Up to the constant log K, this is -log of the weight of the own embedding in softmax(-error / temperature) over own
+    and neutral embeddings. Anything that raises all errors of an image alike, such as a bright patch, cancels.
     """
     soft = torch.logsumexp(-neutral.double() / temperature, 1) - math.log(neutral.shape[1])
     return own.double() / temperature + soft
 
 
 def standing(own: Tensor, neutral: Tensor, is_counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many neutral embeddings fit a patch better, as a share, mean over the patches counted: B and B,K.
+    """Return the share of neutral embeddings that fit a patch better, as means over the counted patches: B and B,K.
 
-    own: errors B,T; neutral: errors B,T,K; is_counted: 0 and 1, B,T or 1,T. The first result is of the own embedding,
-    the second of each neutral one among themselves, where ties are broken in any order. An error that is no number fits
-    worst.
+    own: errors B,T. neutral: errors B,T,K. is_counted: 0 and 1, B,T or 1,T. The first result is for the own embedding,
+    the second for each neutral embedding among the others; ties are broken in any order. An error that is not a number
+    fits worst.
     """
     count = neutral.shape[2]
     places = torch.arange(count, device=neutral.device, dtype=neutral.dtype) / count
@@ -106,15 +106,15 @@ def standing(own: Tensor, neutral: Tensor, is_counted: Tensor) -> tuple[Tensor, 
 
 
 def _order(values: Tensor) -> Tensor:
-    """Sort along the last dimension, as argsort does: on a CPU by numpy, which is six times as fast at 128 values."""
+    """Return argsort along the last dimension. On a CPU numpy does it six times as fast at 128 values."""
     return torch.from_numpy(np.argsort(values.numpy(), -1)) if values.device.type == "cpu" else values.argsort(-1)
 
 
 @dataclass(frozen=True)
 class PaintingErrors:
-    """How well N images are painted from their own embedding and from each of K neutral ones.
+    """How well N images are reconstructed from their own embedding and from each of K neutral ones.
 
-    own N, neutral N,K: summed squares; own_rank N, neutral_rank N,K: `standing`.
+    own N, neutral N,K: summed squares. own_rank N, neutral_rank N,K: results of `standing`.
     """
 
     own: Tensor
@@ -123,18 +123,17 @@ class PaintingErrors:
     neutral_rank: Tensor
 
     def spreads(self) -> dict[str, Tensor]:
-        """Return how much neutral embeddings of one image usually differ, by kind of score."""
+        """Return the deviation over the neutral embeddings of an image, the median over images, by kind of score."""
         return {"relative": self.neutral.std(1).median(), "rank": self.neutral_rank.std(1).median()}
 
 
 class Inverter:
     """A trained decoder that judges: errors of images under their own embedding and under neutral ones K,D.
 
-    masks: one or more sets of visible patch numbers, the same for every image; errors and ranks are means over them.
-    Errors are sums of squares over hidden pixels, repeated edges included, in normalised units. keep: bool N,S,S leaves
-    all other pixels out.
-    judge: an independent encoder, by whose embeddings pictures are compared instead. device: how the network runs; sums
-    are fp32.
+    masks: one or more sets of visible patch numbers, the same for all images; errors and ranks are means over them.
+    Errors are sums of squares over hidden pixels in normalised units, repeated edges included. keep: bool N,S,S, counts
+    only these pixels. judge: an independent encoder; if given, pictures are compared by its embeddings. device: runs
+    the network; sums are fp32.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class Inverter:
         self.chunk = max(16, min(512, at_once("painted numbers", each=3 * encoder.size**2)))
 
     def fit(self, images: np.ndarray, feats: Tensor, keep: np.ndarray | None = None) -> PaintingErrors:
-        """Return how images uint8 N,3,S,S are painted under embeddings N,D and under the neutral ones."""
+        """Return the errors of images uint8 N,3,S,S under embeddings N,D and under the neutral ones."""
 
         def each(x: Tensor, visible: Tensor, rows: slice, weight: Tensor | None) -> tuple[Tensor, ...]:
             own, neutral = self._errors(x, visible, feats[rows], weight), self._bank_errors(x, visible, weight)
@@ -172,11 +171,11 @@ class Inverter:
         return self._over(images, keep, each)[0]
 
     def own_distances(self, images: np.ndarray, feats: Tensor) -> Tensor:
-        """Return 1 - cosine, float N, between the judge's embeddings of images and of what is painted of them."""
+        """Return 1 - cosine, float N, between the judge's embeddings of images and of their reconstructions."""
         return self._over(images, None, lambda x, visible, rows, _: (1 - self._agreement(x, visible, feats[rows]),))[0]
 
     def neutral_distances(self, images: np.ndarray) -> Tensor:
-        """Return the same, float N,K, for what is painted under the neutral embeddings."""
+        """Return the same distances, float N,K, for the reconstructions from the neutral embeddings."""
 
         def each(x: Tensor, visible: Tensor, rows: slice, _: Tensor) -> tuple[Tensor]:
             if visible.shape[1]:
@@ -195,7 +194,7 @@ class Inverter:
         return nn.functional.normalize(self.judge((x * self.std + self.mean).clamp(0, 1)), dim=1)
 
     def _reconstruct(self, x: Tensor, visible: Tensor, feats: Tensor) -> Tensor:
-        """Reconstruct normalised images x: visible patches stay as they are."""
+        """Reconstruct the hidden patches of normalised images x. Visible patches stay as they are."""
         visible = visible.expand(len(x), -1)
         hidden = hidden_patches(visible, self.network.tokens)[:, :, None]
         cells = patchify(x, self.network.patch)
@@ -203,7 +202,7 @@ class Inverter:
 
     @torch.inference_mode()
     def paint(self, images: np.ndarray, feats: Tensor) -> np.ndarray:
-        """Reconstruct images uint8 N,3,S,S as uint8, hidden patches from the first mask, visible ones as they are."""
+        """Reconstruct images uint8 N,3,S,S as uint8. The first mask says which patches are hidden."""
         x = normalise(torch.from_numpy(np.array(images)).to(feats.device), self.mean, self.std)
         reconstruction = self._reconstruct(x, self.masks[0][None], feats)
         pixels = (reconstruction * self.std + self.mean).clamp(0, 1) * 255
@@ -214,7 +213,7 @@ class Inverter:
     def _over(
         self, images: np.ndarray, keep: np.ndarray | None, look: Callable[..., tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        """Return what `look` tells of all images, chunk by chunk, means over the masks."""
+        """Call `look` on all images, chunk by chunk, and return the means of its results over the masks."""
         parts = []
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
@@ -227,7 +226,7 @@ class Inverter:
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _weight(self, mask: Tensor, kept_pixels: Tensor | None) -> Tensor | None:
-        """Return which pixels count, as patches: hidden ones that are kept; None where all do."""
+        """Return 1 for the pixels that count, as patches: those hidden and kept. Returns None if all count."""
         if not len(mask) and kept_pixels is None:
             return None
         hidden = hidden_patches(mask[None], self.network.tokens)[:, :, None]
@@ -246,18 +245,18 @@ class Inverter:
 
     @cached_property
     def _bank(self) -> Tensor:
-        """Return what the neutral embeddings paint with no patch visible, T,P,K: the same whatever the image."""
+        """Return the neutral embeddings' reconstructions with no patch visible, T,P,K: equal for all images."""
         nothing = torch.empty(len(self.neutral), 0, dtype=torch.int64, device=self.neutral.device)
         return self._paint(self.neutral, nothing, self.neutral).permute(1, 2, 0).contiguous()
 
     @cached_property
     def _bank_feats(self) -> Tensor:
-        """Return the judge's unit features of the same pictures, K,D."""
+        """Return the judge's unit features of these reconstructions, K,D."""
         return self._judge_feats(fold(self._bank.permute(2, 0, 1), self.network.patch, self.size))
 
     def _bank_errors(self, x: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
-        """Return the same under each neutral embedding, B,T,K."""
-        if visible.shape[1]:  # what is painted depends on the image too
+        """Return the summed squares of each patch under each neutral embedding, B,T,K."""
+        if visible.shape[1]:  # the reconstruction depends on the image, too
             columns = [self._errors(x, visible, z.expand(len(x), -1), weight) for z in self.neutral]
             return torch.stack(columns, 2)
         bank = self._bank
@@ -276,10 +275,10 @@ class Inverter:
 
 
 class Sight:
-    """Images with their embeddings before the trained inverter: their fit, and scores as float64 on the CPU.
+    """Images and embeddings judged by the trained inverter: their errors, and scores as float64 on the CPU.
 
-    spreads: how much the neutral embeddings of one image usually differ, by kind of score: `PaintingErrors.spreads`,
-    and of features the spread of neutral distances.
+    spreads: by kind of score, how much the neutral embeddings of an image differ: `PaintingErrors.spreads`, and for
+    features the spread of the neutral distances.
     """
 
     def __init__(self, inverter: Inverter, images: np.ndarray, feats: Tensor, spreads: Mapping[str, float]) -> None:
@@ -294,7 +293,7 @@ class Sight:
         return own
 
     def scores(self, kind: str, feats: Tensor | None = None, keep: np.ndarray | None = None) -> np.ndarray:
-        """Score by `kind`, under other embeddings where given, on the pixels kept alone (pixel scores only)."""
+        """Score by `kind`. feats: other embeddings to score with. keep: pixels that count (pixel scores only)."""
         bare, feats = feats is None and keep is None, self.feats if feats is None else feats
         temperature = self.temperatures.get(kind, 0.0)
         if kind.startswith("feature"):
@@ -303,7 +302,7 @@ class Sight:
                 scores = relative_error(scores, self.inverter.neutral_distances(self.images), temperature)
         elif kind == "absolute":
             scores = self.fit.own if bare else self.inverter.own_errors(self.images, feats, keep)
-        elif kind == "relative" and keep is None:  # the neutral errors are the same whatever the own embedding
+        elif kind == "relative" and keep is None:  # the neutral errors do not depend on the own embedding
             own = self.fit.own if bare else self.inverter.own_errors(self.images, feats)
             scores = relative_error(own, self.fit.neutral, temperature)
         else:
@@ -314,13 +313,13 @@ class Sight:
         return finite_scores
 
     def is_informed(self) -> bool:
-        """Tell whether own embeddings explain their images better than neutral ones: by 1 %, and beyond chance."""
+        """Tell whether own embeddings explain images better than neutral ones: by 1 %, and more than by chance."""
         neutral = self.fit.neutral.double().mean(1).cpu().numpy()
         gain = neutral - self.own
         return bool(gain.mean() > max(0.01 * neutral.mean(), 3 * gain.std() / len(gain) ** 0.5))
 
     def energy(self) -> np.ndarray:
-        """Return each image's squared distance from its own mean colour, in normalised units: what pixels give away."""
+        """Return each image's squared distance from its mean colour, in normalised units: a score by pixels alone."""
         scale = self.inverter.std.flatten().cpu().numpy() * 255
         spread = np.stack([image.reshape(3, -1).astype(np.float64).var(1) for image in self.images])  # N,3
         energy: np.ndarray = (spread / scale**2).sum(1) * self.images[0, 0].size

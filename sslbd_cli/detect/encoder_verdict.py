@@ -1,7 +1,8 @@
-"""Judge an encoder itself: the contract of such detectors, the witness they find, and a pool of clean encoders.
+"""Judge an encoder: gather the images of the search, and compare its statistic with those of clean encoders.
 
-A statistic means little alone: what is usual differs by architecture, resolution and pre-training. Encoders known to be
-clean give it a scale, as an empirical p-value; without them a detector's own rule, stated with its source, decides.
+A statistic means little by itself, because usual values differ by architecture, resolution and pre-training. Known
+clean encoders give it a scale, as an empirical p-value. Without them a detector's own rule decides, stated with its
+source.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
 from sslbd_cli.errors import InputError
 
-POOL = 4  # fewer clean encoders than this set no scale: the detector's own rule decides
-HELD = 0.25  # share of the images that a witness is tested on, and that nothing is searched on
-LEAST = 64  # images that an audit needs, of which a quarter is held out
+POOL = 4  # with fewer clean encoders, the detector's own rule decides
+HELD = 0.25  # share of the images held out of the search, to test the witness on
+LEAST = 64  # least number of images, a quarter of them held out
 SHOWN = 8  # held-out images that the report shows with the witness
 
 
 def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: int) -> Clues:
-    """Draw the images of an audit: `limit` of them, spread evenly, a quarter of these held out at random.
+    """Draw the images of a search: `limit` of them, spread evenly, a quarter of these held out at random.
 
-    Raises InputError for fewer than 64 images, and for a missing downstream task.
+    Raises InputError for fewer than 64 images, and if the detector needs labels that are missing.
     """
     data = data.limited(limit)
     labels = data.need_labels(f"--method {detector.name}") if detector.needs_labels else None
@@ -44,16 +45,16 @@ def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: in
     return Clues(images[search_rows], images[held_out_rows], labels[search_rows], labels[held_out_rows], data.classes)
 
 
-# --- what a pool of clean encoders makes of a statistic -----------------------------------------------------------
+# --- a statistic among clean encoders ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Standing:
-    """An opinion among clean encoders. p_value: (1 + #{clean >= statistic}) / (n + 1), None without any.
+    """An opinion among clean encoders. p_value: (1 + #{clean >= statistic}) / (n + 1), None without clean encoders.
 
-    false_alarms: the share of clean encoders that may be called backdoored; with few of them it is 1 / (n + 1), and an
-    encoder must exceed them all. None where the detector's own rule decides. decisive: of several searches, the one
-    that stands out most among the clean encoders.
+    false_alarms: share of clean encoders that may be called backdoored, or None if the detector's own rule decides.
+    With few clean encoders it is 1 / (n + 1), so that an encoder must exceed them all. decisive: of several searches,
+    the one that stands out most among the clean encoders.
     """
 
     opinion: Opinion
@@ -63,7 +64,7 @@ class Standing:
     decisive: str | None = None
 
     def verdict(self) -> tuple[str, str]:
-        """Return the verdict and, where it is `inconclusive`, why."""
+        """Return the verdict, and the reason if it is `inconclusive`."""
         opinion = self.opinion
         if opinion.doubt:
             return "inconclusive", opinion.doubt
@@ -79,9 +80,10 @@ class Standing:
 
 
 def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence[Mapping[str, float]] = ()) -> Standing:
-    """Set an opinion among clean encoders, those given and those that it brings itself, by its parts where it has such.
+    """Compare an opinion with clean encoders: those of `pool` and those that the opinion brings itself.
 
-    Raises InputError where a clean encoder lacks parts.
+    parts: the statistics of each search on the encoders of `pool`. If several searches were made, they are compared
+    part by part. Raises InputError if a clean encoder lacks parts.
     """
     clean_statistics = np.array([*pool, *opinion.clean_statistics], np.float64)
     own, others, decisive = opinion.statistic, clean_statistics, None
@@ -95,23 +97,24 @@ def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence
 
 
 def on_one_scale(own: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> tuple[float, np.ndarray, str]:
-    """Bring the parts of several encoders to one scale: their largest z, in deviations of all of them, itself included.
+    """Bring the parts of several encoders to one scale, and take the largest of each encoder.
 
-    Returns it for the encoder in question and for the others, and which part is the largest of the former. All are
-    treated alike, so that the p-value of the result stays valid: a clean encoder ranks anywhere among clean ones.
-    Raises InputError where an encoder lacks parts.
+    A part is scaled to its z, in standard deviations over all encoders, the one in question included. Returns the
+    largest z of the encoder in question, those of the others, and the name of its largest part. All encoders are
+    treated alike, so that the p-value stays valid: a clean encoder has any rank among clean ones with equal
+    probability. Raises InputError if an encoder lacks parts.
     """
     if any(each.keys() != own.keys() for each in others):
         raise InputError("--baseline: a report without the statistic of every search; make it anew")
     values = np.array([[own[name], *(each[name] for each in others)] for name in own])
-    # of so few values a median deviation is often tiny by chance, and would call a clean encoder far out
+    # the median deviation of so few values is often tiny by chance: a clean encoder would look far out
     z = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True).clip(1e-12)
     largest = z.max(0)
     return float(largest[0]), largest[1:], list(own)[int(z[:, 0].argmax())]
 
 
 def statistic_of(report: Report, method: str, data: Dataset, count: int) -> tuple[float, dict[str, float]]:
-    """Return what an earlier report says of a clean encoder, with its parts, so that it is not examined again.
+    """Return the statistic of a clean encoder, and its parts, from an earlier report, to save the search.
 
     Raises InputError for a report by another method, or on other images.
     """
@@ -164,7 +167,7 @@ def results_of(standing: Standing, clues: Clues) -> dict[str, Any]:
 
 
 def arrays_of(opinion: Opinion, clues: Clues) -> dict[str, np.ndarray]:
-    """Return the arrays of the report: the witness, and what it does to some held-out images."""
+    """Return the arrays of the report: the witness, and some held-out images without and with it."""
     data = dict(opinion.pictures.arrays)
     if opinion.trigger is not None:
         witness = opinion.trigger.witness

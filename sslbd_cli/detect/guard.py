@@ -1,4 +1,4 @@
-"""Detectors of inputs: what they learn of an encoder from images held to be clean, and the guard that keeps it."""
+"""Make a guard, which keeps what a detector of inputs learned of an encoder, and put it to work."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from sslbd_cli.errors import InputError
 def make_guard(
     detector: ImageDetector, findings: Findings, encoder: Encoder, reference: Encoder | None, aux_digests: np.ndarray
 ) -> Guard:
-    """Keep what a detector of inputs has learned. aux_digests: uint64 M, one of each auxiliary image.
+    """Make the guard that keeps what a detector of inputs has learned. aux_digests: uint64 M, one per auxiliary image.
 
-    Raises InputError for one that learns nothing."""
+    Raises InputError for a detector that learns nothing.
+    """
     if not isinstance(detector, InputDetector):
         raise InputError(f"--save-guard: {detector.name} learns nothing that could be kept; choose another --method")
     return Guard(
@@ -40,7 +41,7 @@ def make_guard(
 
 @dataclass(frozen=True)
 class Post:
-    """A guard at work: a detector with what it learned, before the encoder that it learned it of."""
+    """A guard at work: its detector, with the learned state, before its encoder."""
 
     detector: InputDetector
     guard: Guard
@@ -54,7 +55,7 @@ class Post:
         return Findings(Scores(scores, guard.calibration), guard.search_space, guard.doubt)
 
     def rejects(self, images: np.ndarray, alpha: float) -> np.ndarray:
-        """Return which images are turned away, bool N, of clean ones a share of alpha."""
+        """Return which images are rejected, bool N. alpha: the share of clean images that may be."""
         flagged: np.ndarray = self.look(images).scores.values > metrics.conformal_threshold(
             self.guard.calibration, alpha
         )
@@ -64,8 +65,8 @@ class Post:
 def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: Session, alpha: float) -> Post:
     """Put a guard before its encoder.
 
-    Raises InputError for another encoder or reference, for tensors that do not fit the method, and where the
-    calibration images are too few for alpha.
+    Raises InputError for another encoder or reference, for tensors that do not fit the method, and for too few
+    calibration images for alpha.
     """
     device = session.device
     detector = plugin.parse("detector", guard.method)
@@ -83,7 +84,7 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: 
     setting = Setting(nets.load(encoder).to(device.torch), stream, second)
     state = {name: torch.from_numpy(np.array(array)).to(device.torch) for name, array in guard.state.items()}
     post = Post(detector, guard, setting, state)
-    try:  # the file may be anybody's: what does not fit shows on two images
+    try:  # anyone may have written the file; two images show what does not fit
         fits = np.isfinite(post.look(np.zeros((2, 3, guard.size, guard.size), np.uint8)).scores.values).all()
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError):
         fits = False
@@ -104,7 +105,7 @@ def _check_reference(guard: Guard, reference: Encoder | None) -> None:
 
 
 def check_alpha(guard: Guard, alpha: float) -> None:
-    """Raise InputError where a guard has too few calibration images for alpha; say how many auxiliary ones it takes."""
+    """Raise InputError if a guard has too few calibration images for alpha. It names the --aux images needed."""
     count, least = len(guard.calibration), metrics.least_calibration(alpha)
     if count < least:
         share = plugin.parse("detector", guard.method).held

@@ -1,6 +1,6 @@
-"""Judge images by a detector that is blind to the truth, then measure it with the truth and its controls.
+"""Judge images by a detector that is blind to the truth, then measure the detector by the truth and by controls.
 
-Inputs are judged against a threshold that other images set; samples of a training set are judged among themselves.
+Other images set the threshold for inputs. The samples of a training set are compared with each other.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.poison.plant import plant
 from sslbd_cli.triggers._contract import Trigger
 
-BEYOND_CHANCE = 0.001  # so many flagged images have less than this probability among images like --aux
+BEYOND_CHANCE = 0.001  # verdict found: so many flags among images like --aux have a smaller probability
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Images to judge with what is known of them. Detectors get `evidence` alone; the rest is for evaluation.
+    """Images to judge, with what is known of them. Detectors get `evidence` alone; the rest is for evaluation.
 
-    poisoned: bool N. boxes: int N,4, where the trigger is, or in a clean input would be. alpha: share of clean inputs
-    that may be flagged, None for samples. is_paired: the second half are the images of the first with a trigger; that
-    half alone says how many flags are beyond chance, for the two of a pair are flagged together more often than
-    strangers.
+    poisoned: bool N. boxes: int N,4, where the trigger is, or would be in a clean input. alpha: share of clean inputs
+    that may be flagged, None for samples. is_paired: the second half are the images of the first half with a trigger.
+    Then the second half alone is tested for more flags than by chance, because the two images of a pair are often
+    flagged together.
     """
 
     evidence: Evidence
@@ -40,12 +40,12 @@ class Case:
     is_paired: bool = False
 
     def truth(self) -> np.ndarray | None:
-        """Return the truth where it tells clean from poisoned images, or None."""
+        """Return the truth if there are both clean and poisoned images, else None."""
         return self.poisoned if self.poisoned is not None and 0 < self.poisoned.sum() < len(self.poisoned) else None
 
 
 def make_samples_case(data: Dataset, detector: ImageDetector) -> Case:
-    """Gather a training set to judge. A bound is told the recorded boxes, without which it raises InputError."""
+    """Gather a training set to judge. A bound is told the recorded boxes; without them it raises InputError."""
     if data.truth is None:
         if detector.is_bound:
             raise InputError(f"{detector.name}: a bound needs the recorded truth, which --data lacks")
@@ -57,9 +57,9 @@ def make_samples_case(data: Dataset, detector: ImageDetector) -> Case:
 
 
 def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha: float, seed: int) -> Case:
-    """Gather the images to judge: those of `data`, and once more with the trigger where one is given.
+    """Gather the images to judge: those of `data`, and the same images with the trigger if there is one.
 
-    A guard has learned already and needs no aux images.
+    aux: None for a guard, which has learned already.
     """
     clean = Evidence(data.images).aux if aux is None else aux.images
     if trigger is None:
@@ -83,7 +83,7 @@ def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha
 
 
 def tell(case: Case, detector: ImageDetector) -> Case:
-    """Let a bound on detectors of inputs know where the triggers are. Raises InputError where nobody does."""
+    """Tell a bound on detectors of inputs where the triggers are. Raises InputError if the truth is not known."""
     if case.poisoned is None or case.boxes is None:
         raise InputError(f"{detector.name}: a bound needs the truth: give --trigger, or --data that records it")
     return replace(case, evidence=replace(case.evidence, boxes=case.boxes * case.poisoned[:, None]))
@@ -99,7 +99,7 @@ def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
 
 
 def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
-    """Return the number of calibration images. Raises InputError where these or those left to learn on are too few."""
+    """Return the number of calibration images. Raises InputError if these, or those left to learn on, are too few."""
     least = metrics.least_calibration(alpha)
 
     def enough(images: int) -> bool:
@@ -116,7 +116,7 @@ def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
 
 
 def _first(enough: Callable[[int], bool], start: int) -> int:
-    """Return the first number from `start` on that is enough, as all later ones are."""
+    """Return the first number from `start` on that is enough. All larger numbers must be enough, too."""
     least, most = start, start
     while not enough(most):
         least, most = most, 2 * most + 1
@@ -131,10 +131,10 @@ def _first(enough: Callable[[int], bool], start: int) -> int:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a detector's scores come to. flagged: bool N.
+    """The decision by a detector's scores. flagged: bool N.
 
-    counted_flags: those of the images that bear witness, bool M; p_value: how likely so many of them are by chance;
-    least: what it would be if all of them were flagged. A detector of samples decides by itself: it has none of these.
+    counted_flags: bool M, flags of the images that are tested. p_value: the probability of so many flags by chance.
+    least: the p-value if all of them were flagged. A detector of samples decides by itself and has none of these.
     """
 
     findings: Findings
@@ -145,7 +145,7 @@ class Ruling:
     least: float = 0.0
 
     def excess(self, clean: Ruling) -> float:
-        """Return how likely a clean encoder flags as many of the same images."""
+        """Return the p-value of more flags than a clean encoder has on the same images."""
         return more_than(self.counted_flags, clean.counted_flags)
 
 
@@ -156,12 +156,12 @@ def more_than(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def judge(detector: ImageDetector, net: ImageEncoder, case: Case, session: Session) -> Ruling:
-    """Run a detector on the evidence; inputs are flagged where their conformal p-value is at most alpha."""
+    """Run a detector on the evidence. Inputs are flagged if their conformal p-value is at most alpha."""
     return rule(detector.run(net, case.evidence, session), case)
 
 
 def rule(findings: Findings, case: Case) -> Ruling:
-    """Decide by scores and calibration; detectors of samples have decided themselves."""
+    """Decide by scores and calibration. Detectors of samples have decided already."""
     if case.alpha is None:
         assert findings.scores.flagged is not None
         return Ruling(findings, findings.scores.flagged)
@@ -177,11 +177,11 @@ def rule(findings: Findings, case: Case) -> Ruling:
 
 
 def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
-    """Return the verdict and, where it is `inconclusive`, why.
+    """Return the verdict, and the reason if it is `inconclusive`.
 
-    Found: any sample is flagged, where flags are evidence; or more inputs are flagged than chance explains and, where a
-    clean encoder was asked too, more than there. Samples that a clean encoder points to as well are poisoned all the
-    same.
+    Inputs: found if more of them are flagged than chance explains and, with a clean encoder, more than by that encoder.
+    Samples: found if any is flagged and flags are evidence. A clean encoder plays no part, because a sample that it
+    flags as well is poisoned all the same.
     """
     if ruling.findings.doubt:
         return "inconclusive", ruling.findings.doubt
@@ -195,16 +195,16 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
 
 
 def few(flagged: int, count: int, least: float) -> tuple[str, str]:
-    """Return the verdict on no more flags than chance explains: where there are any, so few images allow none.
+    """Return the verdict if chance explains the flags: inconclusive if there are too few images to tell.
 
-    least: the p-value if all of them were flagged.
+    least: the p-value if all images were flagged.
     """
     if flagged and least >= BEYOND_CHANCE:
         return "inconclusive", f"{flagged} of {count} images flagged, and even all of so few could be chance; give more"
     return "nothing found", ""
 
 
-# --- how good it is, by the truth ---------------------------------------------------------------------------------
+# --- the detector against the truth ------------------------------------------------------------------------------
 
 
 def measure(ruling: Ruling, case: Case) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def measure(ruling: Ruling, case: Case) -> dict[str, Any]:
 
 
 def localise(scores: Scores, poisoned: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
-    """Return how well the windows hit the triggers: over all poisoned images looked at, and those ranked first."""
+    """Return how well windows hit the triggers, over all poisoned images with a window and over the first ranked."""
     windows = scores.windows
     assert windows is not None
     has_window = (windows[:, 2] > 0) & poisoned & (boxes[:, 2] > 0)
@@ -240,7 +240,7 @@ def rates(flagged: np.ndarray, poisoned: np.ndarray) -> dict[str, float]:
 
 
 def controls(ruling: Ruling, case: Case, clean: Ruling | None) -> dict[str, Any]:
-    """Return what the same images come to through a clean encoder, by other rules and where cues are severed."""
+    """Return the controls: the same images by a clean encoder, other rules and other scores."""
     evaluation, poisoned = ruling.findings.evaluation, case.truth()
     keep = None if case.boxes is None or poisoned is None else outside(case.boxes, case.evidence.images.shape[2:])
     numbers: dict[str, Any] = {} if clean is None else _clean_controls(ruling, clean, poisoned, keep)
@@ -283,7 +283,7 @@ def area(scores: np.ndarray, poisoned: np.ndarray) -> float:
 
 
 def outside(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Mark the pixels outside boxes N,4: bool N,H,W; None where a box leaves less than a tenth of its image."""
+    """Mark the pixels outside boxes N,4: bool N,H,W. Returns None if a box leaves less than a tenth of its image."""
     y, x = np.arange(shape[0])[None, :, None], np.arange(shape[1])[None, None, :]
     left, top, width, height = (boxes[:, i, None, None] for i in range(4))
     keep: np.ndarray = (x < left) | (x >= left + width) | (y < top) | (y >= top + height)
@@ -317,9 +317,9 @@ def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
 
 
 def read_scores(report: Report, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores, float64 N, and flags, bool N, of a dataset's images from a report on that very dataset.
+    """Return scores, float64 N, and flags, bool N, of a dataset's images from a report on this dataset.
 
-    Raises InputError for another kind of report, and for one of other images.
+    Raises InputError for another kind of report, and for a report on other images.
     """
     results, scores, flagged = report.results, report.data.get("scores"), report.data.get("flagged")
     if report.command != "detect" or results.get("flags") != "samples" or scores is None or flagged is None:

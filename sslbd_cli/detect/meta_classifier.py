@@ -1,8 +1,8 @@
-"""Meta-classifiers of encoders: queries and a small network, tuned together to tell shadow encoders apart (MNTD).
+"""Tune queries and small networks together, so that they tell shadow encoders apart (meta-classifiers, MNTD).
 
-Several are tuned at once, each with queries of its own and on its own choice of the shadows, so that each shadow can
-be held out of some. An encoder answers the queries of all of them in one batch; encoders take turns, which on a CPU is
-a tenth faster than one batched network of stacked weights (2,800 against 3,100 images a second, `tiny`, 12 shadows).
+Several are tuned at once. Each has its own queries and its own choice of the shadows, so that each shadow is held out
+of some. An encoder answers all their queries in one batch. Encoders take turns, which on a CPU is a tenth faster than
+one batched network of stacked weights (3,100 against 2,800 images a second, `tiny`, 12 shadows).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms, freeze
 from sslbd_cli.core.watch import unwatched
 
-FLOOR = 0.1  # answers that hardly vary are scaled as if they did by this share of the mean deviation
+FLOOR = 0.1  # least deviation that answers are scaled by, as a share of the mean deviation
 TINY = 1e-6
 NU = 0.1  # of the one-class loss: share of the shadows that may lie outside
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How meta-classifiers are tuned. features: gram or raw; one_class: on clean shadows alone."""
+    """How meta-classifiers are tuned. features: gram or raw. one_class: learn on clean shadows alone."""
 
     features: str = "gram"
     one_class: bool = False
@@ -39,7 +39,9 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Examples:
-    """Shadow encoders, frozen; which are backdoored, bool S; which ones each meta-classifier learns from, bool K,S."""
+    """Shadow encoders, frozen. is_backdoored: bool S. members: bool K,S, the shadows that each meta-classifier learns
+    on.
+    """
 
     encoders: tuple[ImageEncoder, ...]
     is_backdoored: Tensor
@@ -54,10 +56,10 @@ def freeze_twin(encoder: ImageEncoder, device: Device) -> ImageEncoder:
 
 
 def answers(encoder: ImageEncoder, queries: Tensor, features: str) -> Tensor:
-    """Ask an encoder K,N queries (K,N,3,H,W in [0,1]): K,I numbers.
+    """Return an encoder's answers to K,N queries (K,N,3,H,W in [0,1]): K,I numbers.
 
-    raw: the unit embeddings as they are, I = N D, which says something only where encoders share their axes; gram: the
-    cosines between any two of the N, I = N (N - 1) / 2, which no rotation of the embedding changes.
+    raw: the unit embeddings, I = N D, which have a meaning only if encoders share their axes. gram: the cosines between
+    any two of the N, I = N (N - 1) / 2, which no rotation of the embedding changes.
     """
     count, number = queries.shape[:2]
     unit = F.normalize(encoder(queries.flatten(0, 1)), dim=1).view(count, number, -1)  # K,N,D
@@ -69,18 +71,18 @@ def answers(encoder: ImageEncoder, queries: Tensor, features: str) -> Tensor:
 
 
 def noise_like(images: np.ndarray, count: int, gen: torch.Generator) -> Tensor:
-    """Draw queries as noise of the mean and deviation of images uint8 M,3,H,W: float32 count,3,H,W in [0,1]."""
+    """Draw queries as noise with mean and deviation of images uint8 M,3,H,W: float32 count,3,H,W in [0,1]."""
     mean, spread = (torch.from_numpy(of(images, (0, 2, 3))).float()[:, None, None] / 255 for of in (np.mean, np.std))
     return (torch.randn(count, *images.shape[1:], generator=gen) * spread + mean).clamp(0, 1)
 
 
 def some_of(images: np.ndarray, count: int, gen: torch.Generator) -> Tensor:
-    """Draw queries among images uint8 M,3,H,W: float32 count,3,H,W in [0,1]."""
+    """Draw queries from images uint8 M,3,H,W: float32 count,3,H,W in [0,1]."""
     return torch.from_numpy(images[torch.randint(len(images), (count,), generator=gen).numpy()]).float() / 255
 
 
 class MetaClassifiers(nn.Module):
-    """K meta-classifiers: the queries K,N,3,H,W and, on the standardised answers, linear, ReLU, linear."""
+    """K meta-classifiers: queries K,N,3,H,W, and linear, ReLU, linear on the standardised answers."""
 
     def __init__(self, starts: Tensor, width: int, hidden: int, gens: Sequence[torch.Generator]) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ def _layers(width: int, hidden: int, gen: torch.Generator) -> tuple[Tensor, Tens
 
 
 def ask_members(classifiers: MetaClassifiers, examples: Examples, features: str) -> Tensor:
-    """Ask each shadow the queries of the meta-classifiers that learn from it: K,S,I, zeros elsewhere."""
+    """Ask each shadow the queries of the meta-classifiers that learn on it: K,S,I, zeros elsewhere."""
     rows = [of.nonzero().flatten() for of in examples.members.T]
     parts = [
         answers(net, classifiers.queries[row], features) if len(row) else None
@@ -126,9 +128,9 @@ def ask_members(classifiers: MetaClassifiers, examples: Examples, features: str)
 
 
 def scale(responses: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and deviation K,1,I of answers K,S,I over the shadows that each meta-classifier learns from.
+    """Return mean and deviation K,1,I of answers K,S,I over the shadows that each meta-classifier learns on.
 
-    Cosines lie close together, and differently so for every query: as they are, the network would not see them apart.
+    Cosines lie close together, in another range for each query. Without scaling, the network would not tell them apart.
     """
     mask = members[:, :, None].to(responses)
     count = mask.sum(1, keepdim=True)
@@ -138,7 +140,7 @@ def scale(responses: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def two_class_loss(scores: Tensor, examples: Examples) -> Tensor:
-    """Return the binary cross-entropy of scores K,S over each one's members, clean and backdoored weighing the same."""
+    """Return the binary cross-entropy of scores K,S over the members, with equal weights of both kinds."""
     labels = examples.is_backdoored.to(scores).expand_as(scores)
     weights = torch.zeros_like(scores)
     for kind in (True, False):
@@ -148,9 +150,9 @@ def two_class_loss(scores: Tensor, examples: Examples) -> Tensor:
 
 
 def one_class_loss(classifiers: MetaClassifiers, scores: Tensor, examples: Examples) -> Tensor:
-    """Return the one-class network's loss, summed over K: weights small, scores of the members above a radius.
+    """Return the one-class loss, summed over K: small weights, and scores of the members above a radius.
 
-    1/2 |w|^2 + 1/2 |fc|^2 + mean(max(0, r - score)) / nu - r, with r the nu-quantile of the members' scores.
+    1/2 |w|^2 + 1/2 |fc|^2 + mean(max(0, r - score)) / nu - r, where r is the nu-quantile of the members' scores.
     """
     total = scores.new_zeros(())
     for one, of in zip(scores, examples.members, strict=True):
@@ -162,10 +164,10 @@ def one_class_loss(classifiers: MetaClassifiers, scores: Tensor, examples: Examp
 def tune(
     examples: Examples, classifiers: MetaClassifiers, tuning: Tuning, session: Session, tick: Callable[[], None]
 ) -> MetaClassifiers:
-    """Tune queries and networks jointly by Adam, all members in each step; `tick` follows each step.
+    """Tune queries and networks jointly by Adam, with all members in each step. Calls `tick` after each step.
 
-    Queries stay images: they are clipped to [0,1]. The arithmetic is fp32 whatever the device's precision: cosines
-    close to 1 leave nothing in bf16.
+    Queries are clipped to [0,1], so that they stay images. The arithmetic is fp32 at any precision of the device,
+    because bf16 cannot tell cosines close to 1 apart.
     """
 
     def loss(rows: Tensor, gen: torch.Generator) -> Terms:
@@ -197,8 +199,8 @@ def suspect(
 ) -> tuple[Tensor, Tensor]:
     """Score the shadows, K,S, and the encoder, K, by tuned meta-classifiers; higher is more suspicious.
 
-    The one-class score is how far an encoder lies from the members' median, in either direction: beyond what it has
-    seen the network goes on as a straight line, and half of all outliers would pass for more than usual.
+    The one-class score is the distance from the members' median, in either direction. Outside of what it has seen, the
+    network extrapolates linearly, so that half of all outliers would score as more normal than usual.
     """
     responses = torch.stack(
         [answers(net, classifiers.queries, tuning.features) for net in (*examples.encoders, encoder)], 1

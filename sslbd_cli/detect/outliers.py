@@ -1,4 +1,4 @@
-"""What detectors of poisoned samples share: pseudo-labels, neighbours, and how far a value is out of its company."""
+"""Tools that detectors share: pseudo-labels, neighbours, and measures of how far a value lies out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.similarity import nearest_rows
 from sslbd_cli.errors import InputError
 
-SAMPLE = 2048  # rows that a silhouette is taken of; its error is then below 0.01
-LEAST = 20  # images of a cluster below which its spread or its parts say nothing
-ROUNDING = 1e-6  # unit features in float32 that are equal differ by a tenth of this
+SAMPLE = 2048  # rows of a silhouette; its error is then below 0.01
+LEAST = 20  # a smaller cluster is not judged: its spread and its parts are too uncertain
+ROUNDING = 1e-6  # equal unit features differ by a tenth of this in float32
 NORMAL_MAD, NORMAL_MEAN = 1.4826, 1.2533  # standard deviations per median and mean absolute deviation of a normal
 
 
@@ -23,7 +23,7 @@ NORMAL_MAD, NORMAL_MEAN = 1.4826, 1.2533  # standard deviations per median and m
 def pseudo_labels(z: Tensor, clusters: int, seed: int, owner: str) -> list[Tensor]:
     """Cluster unit features float32 N,D and return each cluster's rows, int64, ascending, on the device of z.
 
-    One cluster is all rows. Raises InputError in the name of `owner` where there are fewer rows than clusters.
+    A single cluster holds all rows. Raises InputError in the name of `owner` for fewer rows than clusters.
     """
     if clusters > len(z):
         raise InputError(f"{owner}: {clusters} clusters of {len(z)} images; give clusters= of at most {len(z)}")
@@ -35,7 +35,7 @@ def pseudo_labels(z: Tensor, clusters: int, seed: int, owner: str) -> list[Tenso
 
 
 def doubt_clusters(clusters: list[Tensor], owner: str) -> str:
-    """Say why clusters leave most of the images unjudged, empty where they do not: parts of LEAST say something."""
+    """Return the doubt if most images are in clusters of fewer than LEAST, which are not judged; else empty."""
     sizes = [len(rows) for rows in clusters]
     judged_count = sum(size for size in sizes if size >= LEAST)
     if judged_count * 2 >= sum(sizes):
@@ -49,9 +49,9 @@ def doubt_clusters(clusters: list[Tensor], owner: str) -> str:
 def robust_z(values: Tensor) -> Tensor:
     """Return how many standard deviations values N lie above their median, float64 N, all finite.
 
-    The deviation is 1.4826 times the median absolute one (as of a normal distribution), which outliers hardly move; of
-    values more than half of which are equal, it is 1.2533 times the mean absolute one. Values come from unit features:
-    what rounding makes of equal ones is no deviation.
+    The deviation is 1.4826 times the median absolute deviation (exact for a normal distribution), which outliers hardly
+    move. If more than half of the values are equal, it is 1.2533 times the mean absolute deviation. The values come
+    from unit features, so differences of the size of rounding errors count as none.
     """
     away = values.double() - values.double().median()
     scale = NORMAL_MAD * away.abs().median()
@@ -63,7 +63,7 @@ def robust_z(values: Tensor) -> Tensor:
 def anomaly_index(sizes: np.ndarray, double: bool = False) -> np.ndarray:
     """Return how far each size lies below the median, in deviations of 1.4826 MAD (Neural Cleanse): float64 N.
 
-    double: divide by the MAD's 1.4826 / 0.6745, as SSL-Cleanse's code does, which scales twice. Zeros where the MAD is.
+    Returns zeros if the MAD is zero. double: scale the MAD twice, by 1.4826 / 0.6745, as SSL-Cleanse's code does.
     """
     away = np.median(sizes) - np.asarray(sizes, np.float64)
     scale = NORMAL_MAD * np.median(np.abs(away)) / (0.6745 if double else 1)
@@ -80,13 +80,13 @@ def shrinkage(sizes: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def neighbours(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find each row's nearest others of unit features z N,D: distances float32 N,count, ascending, and rows int64.
+    """Find the nearest other rows of unit features z N,D: distances float32 N,count, ascending, and rows int64.
 
-    Neighbours are found by products; their distances are of differences, free of what products cancel.
+    Inner products find the neighbours. Their distances are computed from differences, where nothing cancels.
     """
     step = at_once("neighbour similarities", z.device.type, len(z))
     _, near = nearest_rows(z, z, count, step, others=True)
-    step = at_once("neighbour similarities", each=count * z.shape[1])  # the features take no more room
+    step = at_once("neighbour similarities", each=count * z.shape[1])  # the features need no more memory
     parts = zip(torch.split(z, step), torch.split(near, step), strict=True)
     apart = torch.cat([(rows[:, None] - z[at]).norm(dim=2) for rows, at in parts])
     order = apart.sort(dim=1, stable=True)
@@ -95,9 +95,9 @@ def neighbours(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def silhouette(feats: Tensor, second: Tensor, gen: torch.Generator) -> float:
-    """Return the mean silhouette (Rousseeuw 1987) of features N,D in two parts, bool N; 0 where one is empty.
+    """Return the mean silhouette (Rousseeuw 1987) of features N,D in two parts; 0 if a part is empty.
 
-    Of many rows, a sample stands for all. gen is a CPU generator.
+    second: bool N, the second part. Of many rows, a random sample is used. gen: a CPU generator.
     """
     if len(feats) > SAMPLE:
         rows = torch.randperm(len(feats), generator=gen)[:SAMPLE].to(feats.device)

@@ -47,8 +47,8 @@ class DeDe(InputDetector):
 
     One configuration serves all attacks. Its patch depends on the resolution: 8 pixels at 32 and 64, 12 at 96, 32 at
     224. Standardised embeddings give the same model, better conditioned, because linear map and position embedding
-    absorb them. If --aux holds triggered images, the decoder learns to paint them; from a share of alpha on, the
-    threshold fails. The paper's configuration is
+    absorb shift and scale. If --aux holds triggered images, the decoder learns to paint them; from a share of alpha on,
+    the threshold fails. The paper's configuration is
     dede:score=absolute,embedding=raw,patch=4,width=192,encoder=12,decoder=4,epochs=200,batch=256,lr=0.001,warmup=0,schedule=constant
     Unlike the released code, we cache the embeddings and shuffle the rows.
     """
@@ -72,7 +72,7 @@ class DeDe(InputDetector):
     lr: float = key(0.001, "learning rate", low=0)
     warmup: float = key(1.0, "epochs of rising learning rate", low=0, expert=True)
     schedule: str = key(
-        "cosine", "of the learning rate (constant in the paper)", choices=("cosine", "constant"), expert=True
+        "cosine", "schedule of the learning rate (constant in the paper)", choices=("cosine", "constant"), expert=True
     )
 
     cue = "that their embedding does not reconstruct"
