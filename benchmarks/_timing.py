@@ -1,4 +1,4 @@
-"""CPU seconds of several alternatives, measured in turn."""
+"""Measure CPU seconds of several alternatives in turn."""
 
 import time
 from collections.abc import Callable

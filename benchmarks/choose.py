@@ -1,4 +1,4 @@
-"""Choosing poisons: contrastive selection in blocks against the released dense form, k-means against scikit-learn.
+"""Measure how poisons are chosen: contrastive in blocks against the released dense form, k-means against scikit-learn.
 
 One run measures all sides. Claims: 45,000 x 512 features with 2,700 poisons in under 60 s on 2 cores, without
 the N x N matrix (the dense form needs 8 GB for it, and 3 GB for the neighbours that it sorts); where the dense form

@@ -1,4 +1,4 @@
-"""Embedding uint8 images: normalisation fused into the forward against normalising first. One run measures all sides.
+"""Measure the embedding of uint8 images: normalisation fused into the forward pass against normalising first.
 
 Prints images per second of the `tiny` encoder on 32-pixel images. `unfused` is what loaders do: divide by 255, subtract
 the mean and divide by the standard deviation before the network, each in a pass over memory. Gate: the compiled fused

@@ -1,4 +1,4 @@
-"""Reading a whole dataset, verified, against copying the same bytes in memory and against gzip-compressed HDF5.
+"""Measure reading a verified dataset, against copying the same bytes in memory and against gzip-compressed HDF5.
 
 Prints MB/s of each. A dataset of CIFAR-10's size, warm page cache.
 

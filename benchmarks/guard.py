@@ -1,9 +1,9 @@
-"""A guard before an encoder: images judged per second, against the encoder's own forward pass. One run measures all.
+"""Measure a guard before an encoder: images judged per second, against the encoder's own forward pass.
 
-Prints, for each detector of inputs with its defaults, images per second including the encoder's forward pass, and the
-time in units of this pass; also the cost of training DeDe's decoder. The encoders are `tiny` and ResNet-18 with random
-weights, the images random with 32 pixels; speed depends on neither. Gate: DeDe takes at most 3 times the forward pass.
-`python benchmarks/guard.py cuda` measures on a GPU.
+For each detector of inputs with its defaults, one run prints images per second, including the encoder's forward pass,
+and the time in units of this pass. It also prints the cost of training DeDe's decoder. The encoders are `tiny` and
+ResNet-18 with random weights, the images random with 32 pixels; neither affects the speed. Gate: DeDe takes at most 3
+times the forward pass. `python benchmarks/guard.py cuda` measures on a GPU.
 
 Last run (Intel Xeon 2.5 GHz with AVX-512, no bf16, OMP_NUM_THREADS=1, beside other runs; torch 2.15.0, fp32; n = 5;
 median and range of images per second of processor time, times the forward pass):

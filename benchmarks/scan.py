@@ -1,4 +1,4 @@
-"""Scanning a training set: masks, patch scores, the search, k-means, all of PoisonCAM, and its memory.
+"""Measure the scan of a training set: masks, patch scores, the search, k-means, PoisonCAM as a whole, and its memory.
 
 One run measures both sides of each claim, in turn, and prints the ratio. `python benchmarks/scan.py [CLAIM..]`; the
 defaults are poisoned shapes and a `tiny` encoder trained for a minute; --data and --encoder replace them. Seconds are

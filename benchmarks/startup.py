@@ -1,4 +1,4 @@
-"""Start-up: `sslbd --help` against `python -c 'import click'`. Gate: at most 4 times.
+"""Measure start-up: `sslbd --help` against `python -c 'import click'`. Gate: at most 4 times.
 
 Last quiet run (AMD EPYC, 2 cores, Python 3.11; n = 15; median): import click 49 ms; sslbd --help 77 ms (1.58x); sslbd
 probe --help 74 ms (1.51x).

@@ -1,4 +1,4 @@
-"""Training step: bf16 against fp32, channels-last or not, and the augmentation's share. One run measures all sides.
+"""Measure a training step: bf16 against fp32, channels-last or not, and the share of augmentation.
 
 Prints images per second of a SimCLR step of the `tiny` encoder at a batch of 256 (two views each, NT-Xent, SGD), the
 ratio to plain fp32, and the augmentation's share of the step. Gates: bf16 channels-last is at least 1.4 times as fast

@@ -1,4 +1,4 @@
-"""What the suite costs: 300 CPU seconds in all, 2 for a case. At most 30 cases, marked `story`, may take longer.
+"""Limit what the suite costs: 300 CPU seconds in all, 2 per case. At most 30 cases, marked `story`, may take longer.
 
 A run on several workers (`make test`, `.ci/run`) is judged: it prints what it spent, and fails if that is over budget.
 A run in one process, a run under coverage and cases marked `slow` are not judged. `--costs` always prints the table,
@@ -9,9 +9,9 @@ pays for its setup, call and teardown. Fixtures of a session or a module are sha
 the start of each worker, which imports every large library. Both are part of the total.
 
 The limits hold on a machine of the `PACE` below, which is that of two quiet cores of a server of 2025. Each worker
-repeats a short fixed computation between cases. Where that takes longer, because the machine is slower or its cores are
+repeats a short fixed computation between cases. If that takes longer, because the machine is slower or its cores are
 shared, the limits grow by the same factor; they never shrink. A case is named above 2 seconds and fails the run above
-2.5: the time of a case varies by a fifth from run to run, and one that is really too long is beyond that.
+2.5, because the time of a case varies by a fifth from run to run.
 """
 
 import gc
@@ -105,7 +105,7 @@ class Ledger:
 
     def complaints(self) -> list[str]:
         """Return one line per item that is over budget."""
-        said = [f"{name}: {self.cases[name]:.1f} s, marked as no story" for name in self.long(CASE * TOLERANCE)]
+        said = [f"{name}: {self.cases[name]:.1f} s, but not marked as a story" for name in self.long(CASE * TOLERANCE)]
         if self.total > TOTAL * self.factor:
             said.append(f"the suite: {self.total:.0f} CPU seconds")
         if len(self.stories) > STORIES:
@@ -176,7 +176,7 @@ class Budget:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        own = sum(os.times()[:2]) if self.parallel else spent()  # what workers took, they say themselves
+        own = sum(os.times()[:2]) if self.parallel else spent()  # workers report their own
         self.ledger.total += own - self.ledger.slow
         self.ledger.start += own if self.parallel else 0
         if self.worker:

@@ -52,7 +52,7 @@ def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
         named = {f"{label}{_area(dict(reports)[label])}": curve for label, curve in curves.items()}
         kinds = {_positive(report) for label, report in reports if label in curves}
         positive = kinds.pop() if len(kinds) == 1 else "triggered"
-        caption = f"ROC curves of the detectors: {positive} images flagged against clean images flagged, as shares."
+        caption = f"ROC curves: share of {positive} images flagged against share of clean images flagged, by detector."
         compared.append(Picture("roc-all", caption, plots.roc(named, positive=positive)))
     return compared
 

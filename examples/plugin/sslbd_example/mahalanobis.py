@@ -16,9 +16,9 @@ from sslbd_cli.plugin import key
 class Mahalanobis(InputDetector):
     """Flag inputs whose embedding is far from clean ones in units of their spread (Lee et al., NeurIPS 2018).
 
-    The paper has a mean for each class. Here is one mean and one covariance for all clean images, because an encoder
-    knows no classes. The covariance is mixed with its mean variance, so that few images are enough. With a small share
-    of it, directions in which clean images hardly vary count most, and any change of pixels is flagged.
+    The paper has a mean for each class. Here all clean images share one mean and one covariance, because an encoder
+    knows no classes. The covariance is mixed with its mean variance, so that few images are enough. If `shrink` is
+    small, directions in which clean images hardly vary count most, and any change of pixels is flagged.
     """
 
     cue = "far from clean images by the Mahalanobis distance"

@@ -25,5 +25,5 @@ class PatchSearch(PatchScan):
     localiser: str = key("cam", "how a window is chosen; oracle (knows the truth) and random are bounds",
                          choices=("cam", "mask", "rise", "oracle", "random"))  # fmt: skip
     window: float = key(0.268, "side of the window in pixels; below 1, a share of the image's (60 of 224)", low=0.01)
-    decision: str = key("classifier", "flag all images of the classifier, or those whose window moves others, too",
+    decision: str = key("classifier", "flag what the classifier finds; verified: only if its window moves other images",
                         choices=("classifier", "verified"))  # fmt: skip

@@ -23,5 +23,5 @@ class PoisonCAM(PatchScan):
     localiser: str = key("mask", "how a window is chosen; oracle (knows the truth) and random are bounds",
                          choices=("cam", "mask", "rise", "oracle", "random"))  # fmt: skip
     window: float = key(0.3, "side of the window in pixels; below 1, a share of the image's", low=0.01)
-    decision: str = key("verified", "flag all images of the classifier, or those whose window moves others, too",
+    decision: str = key("verified", "flag what the classifier finds; verified: only if its window moves other images",
                         choices=("classifier", "verified"))  # fmt: skip

@@ -38,7 +38,7 @@ class Strip(InputDetector):
     overlays: int = key(16, "clean images laid over each input (64 in the paper)", low=2)
     opacity: float = key(0.5, "share of the overlay in a blend", low=0.05, high=0.95)
     clusters: int = key(10, "clusters that stand for classes, with score=entropy", low=2, expert=True)
-    temperature: float = key(0.1, "of the softmax over cosines, with score=entropy", low=0.001, expert=True)
+    temperature: float = key(0.1, "temperature of the softmax over cosines, with score=entropy", low=0.001, expert=True)
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         need = max(self.overlays, self.clusters)
