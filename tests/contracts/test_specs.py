@@ -1,6 +1,7 @@
 """Every value on every shelf: its spec string is the object, its help is in its source, its bounds hold."""
 
 import dataclasses
+import functools
 import importlib
 import re
 
@@ -30,6 +31,12 @@ def values(key: plugin.KeyInfo) -> st.SearchStrategy:
     return st.just(key.default)
 
 
+@functools.cache
+def all_values(shelf: str, name: str) -> st.SearchStrategy:
+    """Draw values of every key of a plugin."""
+    return st.fixed_dictionaries({key.name: values(key) for key in plugin.listing(shelf)[name].keys})
+
+
 @every_plugin
 def test_the_default_spec_is_the_object(shelf, name, spec):
     made = plugin.parse(shelf, spec(shelf, name))
@@ -41,7 +48,7 @@ def test_the_default_spec_is_the_object(shelf, name, spec):
 @every_plugin
 @given(data=st.data())
 def test_any_spec_is_the_object(shelf, name, spec, data):
-    keys = {key.name: data.draw(values(key)) for key in plugin.listing(shelf)[name].keys}
+    keys = data.draw(all_values(shelf, name))
     try:
         made = dataclasses.replace(
             plugin.parse(shelf, spec(shelf, name)), **{k: v for k, v in keys.items() if k != "file"}
