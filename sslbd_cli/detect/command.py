@@ -106,7 +106,7 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
             if guard is not None:
                 run.write(guard, params["save_guard"], method=[request.method], alpha=screening.alpha)
         resolved = _resolved(report, screening, params)
-    if output != "-":  # there the report itself goes
+    if output != "-":  # with -o -, the report itself goes there
         print_results(_shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
         run.write(report, output, **resolved)

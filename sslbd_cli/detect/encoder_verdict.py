@@ -45,7 +45,7 @@ def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: in
     return Clues(images[search_rows], images[held_out_rows], labels[search_rows], labels[held_out_rows], data.classes)
 
 
-# --- a statistic among clean encoders ----------------------------------------------------------------------------
+# --- a statistic among clean encoders -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Post:
         return Findings(Scores(scores, guard.calibration), guard.search_space, guard.doubt)
 
     def rejects(self, images: np.ndarray, alpha: float) -> np.ndarray:
-        """Return which images are rejected, bool N. alpha: the share of clean images that may be."""
+        """Return which images are rejected, bool N. alpha: the share of clean images that may be rejected."""
         flagged: np.ndarray = self.look(images).scores.values > metrics.conformal_threshold(
             self.guard.calibration, alpha
         )

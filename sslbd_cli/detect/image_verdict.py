@@ -204,7 +204,7 @@ def few(flagged: int, count: int, least: float) -> tuple[str, str]:
     return "nothing found", ""
 
 
-# --- the detector against the truth ------------------------------------------------------------------------------
+# --- the detector against the truth -------------------------------------------------------------------------------
 
 
 def measure(ruling: Ruling, case: Case) -> dict[str, Any]:

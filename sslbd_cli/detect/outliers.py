@@ -16,7 +16,7 @@ from sslbd_cli.errors import InputError
 SAMPLE = 2048  # rows of a silhouette; its error is then below 0.01
 LEAST = 20  # a smaller cluster is not judged: its spread and its parts are too uncertain
 ROUNDING = 1e-6  # equal unit features differ by a tenth of this in float32
-NORMAL_MAD, NORMAL_MEAN = 1.4826, 1.2533  # standard deviations per median and mean absolute deviation of a normal
+NORMAL_MAD, NORMAL_MEAN = 1.4826, 1.2533  # standard deviation per median, and per mean, absolute deviation (normal)
 
 
 @torch.no_grad()

@@ -243,7 +243,7 @@ def _confusions(report: Report) -> Picture | None:
     return Picture("confusion", caption, plots.confusions(tables), fixed=True)
 
 
-# --- results and arrays of a report that may hold anything -----------------------------------------------------------
+# --- results and arrays of a report that may hold anything --------------------------------------------------------
 
 
 def _images(report: Report, name: str) -> np.ndarray | None:
@@ -282,7 +282,7 @@ def _flagged(report: Report, length: int) -> np.ndarray | None:
 
 
 def _is_of_samples(report: Report) -> bool:
-    """Tell whether a detector judged training images, which has no calibration images and no threshold."""
+    """Tell whether a detector judged training images. Then there are no calibration images and no threshold."""
     return _detected(report).judges == "samples"
 
 

@@ -16,7 +16,7 @@ from sslbd_cli.detect.inversion.capture import capture, frame
 from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, Patches, Weight, invert
 from sslbd_cli.plugin import key
 
-APART = 3  # times as far apart as the bar allows: held-out images on which the trigger fails
+APART = 3  # a trigger fails if held-out images are so many times as far apart as the bar allows
 SMALL, LARGE = 0.1, 0.01  # thresholds of PL1: published, and of a later baseline at 336 pixels
 
 

@@ -26,8 +26,8 @@ from sslbd_cli.detect.contract import (
 )
 from sslbd_cli.plugin import key
 
-SHOWN, PASSES = 60_000, (15, 60)  # images that the decoder sees by default, in at least and at most so many passes
-EXAMPLES = 6  # pictures of low and of high score in the report, of each
+SHOWN, PASSES = 60_000, (15, 60)  # images that the decoder sees by default, and the least and most passes
+EXAMPLES = 6  # pictures in the report, of low and of high score each
 
 
 @dataclass(frozen=True, kw_only=True)
