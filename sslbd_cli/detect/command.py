@@ -37,7 +37,8 @@ if TYPE_CHECKING:
                                  "Without it: common triggers on --aux, or on built-in images.")  # fmt: skip
 @options.artefact("--aux", help="Other unlabeled clean images, for detectors of inputs to learn and calibrate on.")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC",
-              help="Also judge --data with this trigger, to measure detectors of inputs (not told).")  # fmt: skip
+              help="Also judge --data with this trigger, to measure detectors of inputs. "
+                   "They are not told of it.")  # fmt: skip
 @options.artefact("--baseline", multiple=True,
                   help="A clean encoder to judge the same images by. For a detector of encoders: repeat it, "
                        "or give such a detector's reports on clean encoders.")  # fmt: skip

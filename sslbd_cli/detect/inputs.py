@@ -169,7 +169,9 @@ def _check_single(method: Detector, given: Sequence[str], params: dict[str, Any]
     if "reference" in refused:
         raise InputError(f"--method {method.name} does not compare with an independent encoder; leave --reference out")
     if params["save_guard"] is not None and method.judges != "inputs":
-        raise InputError(f"--save-guard keeps what a detector of inputs learned; {method.name} judges no inputs")
+        raise InputError(
+            f"--save-guard keeps what a detector of inputs learned; {method.name} judges no inputs; name another"
+        )
     if params["save_guard"] == "-":
         raise InputError("--save-guard -: standard output carries the report; name a file")
 
