@@ -7,6 +7,12 @@ import re
 import sys
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING
+
+from sslbd_cli.words import one_line, reason
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 VALUE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
@@ -28,8 +34,28 @@ def offers(group: str) -> tuple[Offer, ...]:
     """List the entry points of a group, by name and package."""
     from importlib import metadata  # takes 20 ms, so `sslbd --help` must not import it
 
-    rows = metadata.entry_points(group=group)
-    return tuple(sorted({_offer(row.name, row.dist.name if row.dist else "", row.value) for row in rows}))
+    try:
+        rows = {_offer(row.name, _package_name(row.dist), row.value) for row in metadata.entry_points(group=group)}
+    except Exception:  # the files of a package may hold anything
+        rows = {offer for package in metadata.distributions() for offer in _offers_of(package, group)}
+    return tuple(sorted(rows))
+
+
+def _offers_of(package: Distribution, group: str) -> list[Offer]:
+    """List the entry points of one package, or one that cannot be used if the package is damaged."""
+    name = _package_name(package)
+    try:
+        return [_offer(row.name, name, row.value) for row in package.entry_points.select(group=group)]
+    except Exception as error:
+        return [Offer("?", name, problem=f"the entry points of the package cannot be read: {reason(error)}")]
+
+
+def _package_name(package: Distribution | None) -> str:
+    try:
+        name = package and package.name
+    except Exception:  # there is no metadata
+        name = None
+    return one_line(name) if name else "without a name"
 
 
 def _offer(name: str, package: str, value: str) -> Offer:

@@ -206,7 +206,7 @@ def _read_others(shelf: str, path: tuple[str, ...]) -> tuple[dict[str, PluginInf
     return rows, tuple(wrong)
 
 
-def _failure(error: Exception) -> str:
+def _failure(error: BaseException) -> str:
     return f"{type(error).__name__}: {reason(error)}"
 
 
@@ -413,7 +413,7 @@ def _load(shelf: str, info: PluginInfo) -> Any:
         return getattr(importlib.import_module(info.module), info.class_name)
     try:
         cls = getattr(importlib.import_module(info.module), info.class_name)
-    except Exception as error:  # foreign code may raise any exception
+    except (Exception, SystemExit) as error:  # foreign code may raise any exception
         raise InputError(f"the package {info.package} cannot be imported: {_failure(error)}") from error
     if not (isinstance(cls, type) and issubclass(cls, Plugin) and cls.shelf == shelf):
         raise InputError(f"the package {info.package}: {info.class_name} is no {shelf}")

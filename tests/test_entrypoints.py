@@ -8,6 +8,7 @@ import pytest
 from micro import make_dataset
 from sslbd_cli import entrypoints, plugin
 from sslbd_cli.artefacts import kinds
+from sslbd_cli.cli import spec
 from sslbd_cli.errors import InputError
 
 BASE = '''
@@ -198,6 +199,48 @@ def test_what_cannot_be_imported_is_refused_where_it_is_named_and_left_out_of_al
     assert status == 3
     (line,) = [line for line in err.splitlines() if "heavy-dist" in line]
     assert line.startswith("sslbd detect: warning: quite-near: the package heavy-dist cannot be imported: RuntimeError")
+
+
+def test_a_module_that_ends_the_program_is_refused_like_one_that_fails(install, sslbd):
+    files = {"__init__.py": "", "parts/base.py": BASE, "methods.py": "raise SystemExit(0)" + DETECTOR}
+    files["methods.py"] = files["methods.py"].format(package="quitter")
+    install("quitter", files, {"sslbd.detectors": "quite-near = quitter.methods:Close"})
+    status, _, err = sslbd("detect", "x", "--method", "quite-near")
+    assert status == 2 and "the package quitter-dist cannot be imported: SystemExit: 0" in err
+
+
+@pytest.mark.parametrize("entries", [b"[sslbd.detectors]\n\xff = torn:X\n", b"[sslbd.detectors]\nfar\n"])
+def test_a_package_with_damaged_entry_points_is_one_warning_and_hides_no_other(entries, install, sslbd, tmp_path):
+    files = {"__init__.py": "", "parts/base.py": BASE, "methods.py": DETECTOR.format(package="sound")}
+    install("sound", files, {"sslbd.detectors": "quite-near = sound.methods:Close"})
+    info = tmp_path / "torn-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torn\n")
+    (info / "entry_points.txt").write_bytes(entries)
+    status, out, err = sslbd("detect", "--method", "help")
+    assert status == 0 and "[sound-dist]" in out and err.count("\n") == 1
+    assert err.startswith("sslbd detect: warning: the package torn: detector '?' is left out: the entry points of ")
+
+
+@pytest.mark.parametrize("metadata", [None, "Metadata-Version: 2.1\n"])
+def test_a_package_without_a_name_is_still_another_package(metadata, install, sslbd, tmp_path):
+    files = {"__init__.py": "raise RuntimeError('imported')", "parts/base.py": BASE}
+    files["methods.py"] = DETECTOR.format(package="nameless")
+    install("nameless", files, {"sslbd.detectors": "quite-near = nameless.methods:Close"})
+    place = tmp_path / "nameless-1.0.dist-info" / "METADATA"
+    place.unlink() if metadata is None else place.write_text(metadata)
+    assert "[without a name]" in sslbd("detect", "--method", "help")[1]
+    status, _, err = sslbd("detect", "x", "--method", "quite-near")
+    assert status == 2 and "the package without a name cannot be imported" in err
+
+
+def test_help_of_another_package_cannot_control_the_terminal(install):
+    text = DETECTOR.replace("Flag what is close.", "Flag \\x1b[31mred\\x07.").replace("how many", "h\\x1b[2J")
+    files = {"__init__.py": "", "parts/base.py": BASE, "methods.py": text.format(package="loud")}
+    install("loud", files, {"sslbd.detectors": "quite-near = loud.methods:Close"})
+    assert "\x1b" in plugin.listing("detector")["quite-near"].doc
+    for page in (spec.explain("detector"), spec.explain("detector", "quite-near")):
+        assert "red" in page and page.replace("\n", "").isprintable()
 
 
 def test_names_of_our_own_are_looked_up_without_asking_other_packages(monkeypatch):

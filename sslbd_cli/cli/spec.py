@@ -8,7 +8,7 @@ import click
 
 from sslbd_cli import plugin
 from sslbd_cli.errors import InputError
-from sslbd_cli.words import suggest
+from sslbd_cli.words import one_line, suggest
 
 
 class Spec(click.ParamType):  # type: ignore[type-arg]
@@ -72,6 +72,8 @@ class Listed(click.ParamType):  # type: ignore[type-arg]
 def explain(shelf: str, name: str = "") -> str:
     """Describe a shelf with one line per plugin (detectors: also what they judge), or one plugin with its keys.
 
+    Terminal controls in the texts of other packages become spaces.
+
     Raises InputError for an unknown name.
     """
     rows = plugin.listing(shelf)
@@ -86,12 +88,12 @@ def explain(shelf: str, name: str = "") -> str:
     for title, is_expert in (("Keys (NAME:key=value,key=value):", False), ("Keys for experts:", True)):
         if keys := [key_line(key) for key in row.keys if key.expert == is_expert]:
             lines += ["", title, *(f"  {line}" for line in keys)]
-    return "\n".join(lines)
+    return "\n".join(one_line(line) for line in "\n".join(lines).split("\n"))
 
 
 def summary_line(row: plugin.PluginInfo) -> str:
-    """Return a plugin's summary, with its package if that is not sslbd."""
-    return f"{row.summary} [{row.package}]" if row.package else row.summary
+    """Return a plugin's summary, with its package if that is not sslbd. It is safe to print."""
+    return one_line(f"{row.summary} [{row.package}]" if row.package else row.summary)
 
 
 def warn(shelf: str, ctx: click.Context | None) -> None:
