@@ -67,14 +67,18 @@ class Run:
 
     def read(self, path: str, kind: type[A], option: str = "INPUT") -> A:
         """Read one artefact and record its digest. INPUT's history is continued; other histories go into the entry."""
+        artefact = self.load(path, kind, option)
+        self.note(option, artefact)
+        return artefact
+
+    def load(self, path: str, kind: type[A], option: str) -> A:
+        """Read one artefact without recording it. Raises InputError if standard input is read twice."""
         from sslbd_cli.artefacts import kinds
 
         if path == "-" and self._has_read_stdin:
             raise InputError(f"{option} -: standard input is already another input; name a file")
         self._has_read_stdin |= path == "-"
-        artefact = kinds.read(path, kind)
-        self.note(option, artefact)
-        return artefact
+        return kinds.read(path, kind)
 
     def note(self, option: str, artefact: Artefact) -> None:
         """Record an artefact as an input of this run."""

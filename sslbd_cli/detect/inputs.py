@@ -57,8 +57,9 @@ def read(run: Run, params: dict[str, Any]) -> Screening:
     if is_open:
         _warn_of_packages(run, not_run)
     _check_options(methods, is_open, params)
-    files = _read_files(run, params)
-    maker = _RequestMaker(run, files, params | {"alpha": alpha}, len(methods) == 1 and not is_open)
+    is_single = len(methods) == 1 and not is_open
+    files = _read_files(run, params, takes_reports=not is_single or methods[0].judges == "encoder")
+    maker = _RequestMaker(run, files, params | {"alpha": alpha}, is_single)
     requests = []
     for method in sorted(methods, key=lambda each: (each.cost, str(each))):
         try:
@@ -69,7 +70,7 @@ def read(run: Run, params: dict[str, Any]) -> Screening:
             not_run.append(NotRun(method.name, reason_of(method.name, error), method.cost))
     if not requests:
         raise InputError("; ".join(f"{each.method}: {each.reason}" for each in not_run[:3]))
-    maker.note_baselines()
+    maker.note_encoders()
     return Screening(files.encoder, tuple(requests), alpha, tuple(not_run), is_open)
 
 
@@ -94,7 +95,11 @@ def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
 def read_guard(run: Run, encoder: Encoder, path: str, reference: str | None) -> tuple[Guard, Encoder | None]:
     """Read a guard of an encoder, and the reference encoder if one is given."""
     guard = run.read(path, Guard, "--guard")
-    return guard, _read_encoder(run, reference, encoder, "--reference") if reference else None
+    if not reference:
+        return guard, None
+    other = _read_encoder(run, reference, encoder, "--reference")
+    run.note("--reference", other)
+    return guard, other
 
 
 def reason_of(method: str, error: InputError) -> str:
@@ -179,12 +184,20 @@ def _check_single(method: Detector, given: Sequence[str], params: dict[str, Any]
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def _read_files(run: Run, params: dict[str, Any]) -> Files:
-    """Read every file once. Raises InputError for one of another kind or size."""
+def _read_files(run: Run, params: dict[str, Any], *, takes_reports: bool) -> Files:
+    """Read every file once. Raises InputError for one of another kind or size.
+
+    takes_reports: a baseline may also be a report on a clean encoder, so a piped one is refused.
+    """
     encoder = run.read(params["input"], Encoder)
     data, aux = (_read_images(run, encoder, f"--{name}", params[name]) for name in ("data", "aux"))
     backdoored = tuple(_read_encoder(run, path, encoder, "--backdoored") for path in params["backdoored"])
-    baselines = tuple(_read_baseline(path, encoder) for path in params["baseline"])
+    baselines = tuple(
+        _read_encoder(run, path, encoder, "--baseline")
+        if path == "-" and not takes_reports
+        else _read_baseline(path, encoder)
+        for path in params["baseline"]
+    )
     reference = params["reference"] and _read_encoder(run, params["reference"], encoder, "--reference")
     return Files(encoder, data, aux, backdoored, baselines, reference)
 
@@ -207,8 +220,8 @@ def _check_size(encoder: Encoder, option: str, dataset: Dataset) -> None:
 
 
 def _read_encoder(run: Run, path: str, encoder: Encoder, option: str) -> Encoder:
-    """Read another encoder. Raises InputError where it takes images of another size."""
-    return _same_size(run.read(path, Encoder, option), encoder, option)
+    """Read another encoder, which is not recorded yet. Raises InputError if it takes images of another size."""
+    return _same_size(run.load(path, Encoder, option), encoder, option)
 
 
 def _same_size(other: Encoder, encoder: Encoder, option: str) -> Encoder:
@@ -259,7 +272,7 @@ class _RequestMaker:
         self.panel: Panel | None = None
         self._input_case: Case | None = None
         self._clues: dict[bool, Clues] = {}
-        self._serving: set[int] = set()
+        self._used: list[tuple[str, Encoder | Report]] = []
         if files.data is None:
             limit, seed = params["limit"], params["seed"]
             self.panel = panel.make(files.encoder, files.aux, params["trigger"], limit, seed, run)
@@ -271,11 +284,10 @@ class _RequestMaker:
         assert isinstance(method, ImageDetector)
         return self._of_inputs(method) if method.judges == "inputs" else self._of_samples(method)
 
-    def note_baselines(self) -> None:
-        """Record the baselines that a method uses as inputs of the run."""
-        for baseline in self.files.baselines:
-            if id(baseline) in self._serving:
-                self.run.note("--baseline", baseline)
+    def note_encoders(self) -> None:
+        """Record the encoders and reports that the methods use as inputs of the run, in the order of the methods."""
+        for option, artefact in {(option, each.sha256): (option, each) for option, each in self._used}.values():
+            self.run.note(option, artefact)
 
     def _of_inputs(self, method: ImageDetector) -> ImageRequest:
         data, aux = (self.files.data, self.files.aux) if self.panel is None else (self.panel.judged, self.panel.aux)
@@ -315,8 +327,7 @@ class _RequestMaker:
         reference = self._reference(method)
         others = {"--baseline": baseline, "--reference": reference}
         _check_once(self.files.encoder, {option: [each.sha256] for option, each in others.items() if each is not None})
-        if baseline is not None:
-            self._serving.add(id(baseline))
+        self._used += [(option, each) for option, each in others.items() if each is not None]
         trigger = self.params["trigger"] if self.panel is None and method.judges == "inputs" else None
         return ImageRequest(method, self.files.encoder, case, data.sha256, trigger, baseline, reference, self.panel)
 
@@ -332,7 +343,7 @@ class _RequestMaker:
         data = self.files.data if self.panel is None else self.panel.clean
         assert data is not None
         clues = self._gather(data, method)
-        clean, reported, digests = [], [], []
+        clean, reported, digests, serving = [], [], [], []
         for baseline in self.files.baselines:
             if isinstance(baseline, Encoder):
                 clean.append(baseline)
@@ -343,12 +354,13 @@ class _RequestMaker:
                 digests.append(encoder_verdict.read_encoder_digest(baseline, str(method)))
             else:
                 continue
-            self._serving.add(id(baseline))
+            serving.append(baseline)
         backdoored = self.files.backdoored if method.learns else ()
         if method.learns and reported:
             raise InputError("--baseline: a report, but this detector learns from encoders; give the encoder it is on")
         groups = {"--baseline": digests, "--backdoored": [each.sha256 for each in backdoored]}
         _check_once(self.files.encoder, groups)
+        self._used += [*(("--backdoored", each) for each in backdoored), *(("--baseline", each) for each in serving)]
         known = tuple(clean), tuple(reported), backdoored
         return EncoderRequest(method, self.files.encoder, clues, data.sha256, self.params["alpha"], *known)
 

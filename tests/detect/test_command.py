@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -275,6 +276,35 @@ def test_the_judged_encoder_is_no_control_of_itself(sslbd, files):
             "detect", files / "bad", *words, *(() if "--method" in more else ("--method", "strip")), *more
         )
         assert status == 2 and f"{more[0]}: an encoder that is the encoder to judge, too" in err
+
+
+def test_the_history_names_the_encoders_that_judged_in_the_order_of_their_use(sslbd, files, monkeypatch):
+    monkeypatch.setattr(nets, "load", lambda encoder: make(Honest))
+    artefact_kinds.write(make_encoder(size=SIZE, seed=2), str(files / "other"))
+    more = "--reference", files / "other", "--baseline", files / "good", "-o", files / "r.h5"
+    status, _, err = look(sslbd, files, *more, method="platonic")
+    assert (status, err) == (0, "")
+    rows = artefact_kinds.read(str(files / "r.h5"), Report).history[-1]["inputs"]
+    assert [row["option"] for row in rows] == ["INPUT", "--data", "--aux", "--baseline", "--reference"]
+    status, _, err = look(sslbd, files, *more, "--method", "feature-norm", method="spectral")
+    assert status == 2 and "none of the methods takes --reference" in err
+
+
+def test_a_baseline_is_read_from_a_pipe_where_it_can_only_be_an_encoder(sslbd, files):
+    standard_input = os.dup(0)
+    try:
+        with open(files / "good", "rb") as pipe:
+            os.dup2(pipe.fileno(), 0)
+        status, _, err = look(sslbd, files, "--baseline", "-", "-o", files / "r.h5", method="feature-norm")
+    finally:
+        os.dup2(standard_input, 0)
+        os.close(standard_input)
+    assert (status, err) == (0, "")
+    (row,) = [each for each in artefact_kinds.read(str(files / "r.h5"), Report).history[-1]["inputs"]
+              if each["option"] == "--baseline"]  # fmt: skip
+    assert row["sha256"] == artefact_kinds.read(str(files / "good"), artefact_kinds.Encoder).sha256
+    status, _, err = look(sslbd, files, "--baseline", "-", "--method", "strip", method="feature-norm")
+    assert status == 2 and "--baseline -: it may be an encoder or a report; name a file" in err
 
 
 def test_images_that_the_threshold_was_set_on_are_not_judged(sslbd, files, tmp_path):
