@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
-from sslbd_cli.words import one_line, reason
-
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
@@ -47,7 +45,7 @@ def _offers_of(package: Distribution, group: str) -> list[Offer]:
     try:
         return [_offer(row.name, name, row.value) for row in package.entry_points.select(group=group)]
     except Exception as error:
-        return [Offer("?", name, problem=f"the entry points of the package cannot be read: {reason(error)}")]
+        return [Offer("?", name, problem=f"the entry points of the package cannot be read: {error}")]
 
 
 def _package_name(package: Distribution | None) -> str:
@@ -55,7 +53,7 @@ def _package_name(package: Distribution | None) -> str:
         name = package and package.name
     except Exception:  # there is no metadata
         name = None
-    return one_line(name) if name else "without a name"
+    return name if name and name.isprintable() else "without a name"
 
 
 def _offer(name: str, package: str, value: str) -> Offer:
