@@ -24,7 +24,7 @@ man: $(VENV)/.installed
 bench: $(VENV)/.installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
-# Clean encoders, to give `sslbd detect --baseline`: of DATA, an archive or a folder, or of embedded images.
+# Clean encoders, to give `sslbd detect --baseline`: of DATA, an archive or a folder, or of built-in images.
 zoo: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) -C examples/reproduce/encoder-zoo pool OUT=$(abspath build/zoo) \
 	    $(if $(DATA),DATA=$(abspath $(DATA)),SCALE=micro)

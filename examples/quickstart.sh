@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job in one chain of commands, on embedded data, in minutes on a laptop's CPU: plant a backdoor in an encoder,
+# The main job in one chain of commands, on built-in images, in minutes on a laptop's CPU: plant a backdoor in an encoder,
 # measure it, find triggered images, remove it. Usage: quickstart.sh [FOLDER]
 set -eu
 out=${1:-build/quickstart}

@@ -84,8 +84,8 @@ def _drawn(size: int, count: int, seed: int) -> Dataset:
     drawn = plugin.parse("source", "shapes")(
         SourceWish(size=size, count=count, seed=generator(seed, "built in").initial_seed() % (1 << 31))
     )
-    found: Dataset = drawn.dataset
-    return found
+    dataset: Dataset = drawn.dataset
+    return dataset
 
 
 def _triggers(encoder: Encoder, given: Trigger | None, voice: Voice) -> Iterator[tuple[Trigger, str]]:

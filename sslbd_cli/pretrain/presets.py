@@ -90,8 +90,10 @@ _CIFAR10 = {
 
 # Their scripts share one stem, with maps of 34x34 instead of 32x32. Without it the results do not match theirs.
 _CIFAR10 = {
-    method: replace(found, arch="resnet18:stem=solo") if found.arch == "resnet18" and found.source != _OURS else found
-    for method, found in _CIFAR10.items()
+    method: replace(preset, arch="resnet18:stem=solo")
+    if preset.arch == "resnet18" and preset.source != _OURS
+    else preset
+    for method, preset in _CIFAR10.items()
 }
 
 _LIGHTLY_ALL = Preset(source=_LIGHTLY, epochs=200, batch=512, lr=0.12, weight_decay=5e-4, interpolation="bilinear")
