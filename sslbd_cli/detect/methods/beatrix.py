@@ -84,12 +84,12 @@ class Beatrix(InputDetector):
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         parts = []
+        near = (unit(setting.embed(images)) @ state["centers"].T).argmax(1)  # at once: each call digests the encoder
         step = at_once("gram matrices", setting.device.kind)
         for start in range(0, len(images), step):
-            chunk = images[start : start + step]
-            near = (unit(setting.embed(chunk)) @ state["centers"].T).argmax(1)
-            grams = self._grams(chunk, state, setting)
-            low, high = state["low"][near], state["high"][near]
+            rows = slice(start, start + step)
+            grams = self._grams(images[rows], state, setting)
+            low, high = state["low"][near[rows]], state["high"][near[rows]]
             below = (low - grams).clamp(min=0) / low.abs().clamp(min=1e-6)
             above = (grams - high).clamp(min=0) / high.abs().clamp(min=1e-6)
             parts.append((below + above).double().mean(1))

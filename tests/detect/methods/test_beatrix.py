@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from sslbd_cli import plugin
+from sslbd_cli.core import features, loader
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Setting
 from sslbd_cli.detect.methods.beatrix import Gram
@@ -43,3 +44,14 @@ def test_too_few_images_for_the_clusters_are_refused(cpu):
     method = plugin.parse("detector", "beatrix:clusters=5")
     with pytest.raises(InputError, match="5 clusters of 80 images; 20 each are the least"):
         method.learn(make_scenes(80, 2).images, Setting(make_wired(), Session(cpu)))
+
+
+def test_the_encoder_is_digested_once_and_images_of_all_batches_get_the_bounds_of_their_cluster(cpu, monkeypatch):
+    method, setting = plugin.parse("detector", "beatrix:orders=1,clusters=2"), Setting(make_wired(), Session(cpu))
+    images = make_scenes(80, 2).images
+    state = method.learn(images, setting)
+    whole, digests = method.look(images, state, setting).columns["score"], []
+    monkeypatch.setitem(loader.AT_ONCE, "gram matrices", (32, 32))
+    monkeypatch.setattr(features, "digest_of", lambda net: digests.append(net) or b"")
+    assert method.look(images, state, setting).columns["score"] == pytest.approx(whole, rel=1e-4)
+    assert len(digests) == 1
