@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sslbd_cli import plugin
+from sslbd_cli.core import loader
 from sslbd_cli.core.metrics import auroc, localisation, top_accuracy
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import image_verdict
@@ -27,6 +28,14 @@ def make(name, **keys):
 
 def look(name, data, cpu, net=None, boxes=None, seed=0, **keys) -> Findings:
     return make(name, **keys).run(net or make_sharp(), Evidence(data.images, boxes=boxes), Session(cpu, seed))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_parts():
+    """Scan few images at a time: their maps of 64 channels then fit a CPU's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(loader.AT_ONCE, "scanned images", (128, 8192))
+        yield
 
 
 @pytest.fixture(scope="module")
