@@ -277,6 +277,11 @@ def test_images_that_several_methods_judge_are_embedded_once_per_encoder(look, s
         (["--method", "all", "--aux", "aux.h5", "--sarif", "no.folder/x"], "no such folder"),
         (["--method", "all", "--aux", "missing.h5"], "missing.h5"),
         (["--method", "all", "--aux", "aux.h5", "--budget", "0"], "0"),
+        (["--method", "blind", "--method", "norm", "--aux", "aux.h5", "--save-guard", "g.out"], "name one --method"),
+        (["--method", "norm", "--backdoored", "data.h5"], "does not learn from backdoored encoders"),
+        (["--method", "blind", "--aux", "aux.h5", "--baseline", "data.h5", "--baseline", "aux.h5"], "takes one --base"),
+        (["--method", "blind", "--aux", "aux.h5", "--save-guard", "-"], "--save-guard -: standard output carries"),
+        (["--guard", "data.h5"], "Missing option '--data': the images that the guard is to judge"),
     ],
 )
 def test_bad_words_are_exit_2_in_one_line(look, shelf, files, words, problem):
@@ -294,6 +299,29 @@ def test_where_nothing_applies_it_says_why(look, shelf):
     shelf("suspects", "needy")
     status, _, err = look("--method", "all", "--aux", "aux.h5", "-q")
     assert status == 2 and "needy: it needs a file; suspects: judges a training set" in err
+    shelf("suspects")
+    status, _, err = look("--method", "all", "-q")
+    assert status == 2 and err.endswith("sslbd detect: suspects: judges a training set: give it as --data\n")
+
+
+def test_images_that_were_learned_on_are_warned_of_once(look, shelf, files):
+    shelf("whiteness", "blind")
+    own, aux = make_pictures(100, 1), make_pictures(200, 2)
+    images = np.concatenate([own.images[:50], aux.images[:10]])
+    artefact_kinds.write(artefact_kinds.Dataset(images=images), str(files / "mixed.h5"))
+    status, _, err = look("--method", "all", "--data", "mixed.h5", "--aux", "aux.h5")
+    assert status == 0 and err.count("10 of 60 images of --data are in --aux too") == 1
+
+
+def test_a_report_by_another_method_sets_no_scale(look, shelf, files):
+    shelf("blind", "norm")
+    given = "--aux", "aux.h5", "-q"
+    assert look("--method", "blind", *given, "-o", files / "other.out", encoder="good")[0] == 0
+    out = look("--method", "all", *given, "--json", "--baseline", "other.out", "-o", files / "r.out")[1]
+    rows, _ = lines(out)
+    assert rows["norm"]["n_baseline"] == 0
+    inputs = artefact_kinds.read(str(files / "r.out"), Report).history[-1]["inputs"]
+    assert [row["option"] for row in inputs] == ["INPUT", "--aux"], "what serves no method is no input"
 
 
 # --- images where none are given ----------------------------------------------------------------------------------
