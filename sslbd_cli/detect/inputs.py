@@ -76,9 +76,9 @@ def read(run: Run, params: dict[str, Any]) -> Screening:
 
 def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
     """Read a guard and the images that it is to judge. Raises InputError for options whose values the guard holds."""
-    given = [f"--{name.replace('_', '-')}" for name in SETTLED if params[name]]
-    if given:
-        raise InputError(f"--guard has learned already and takes no {' or '.join(given)}")
+    settled_options = [f"--{name.replace('_', '-')}" for name in SETTLED if params[name]]
+    if settled_options:
+        raise InputError(f"--guard has learned already and takes no {' or '.join(settled_options)}")
     if not params["data"]:
         raise InputError("Missing option '--data': the images that the guard is to judge")
     alpha = ALPHA if params["alpha"] is None else params["alpha"]
@@ -86,9 +86,9 @@ def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
     guard, reference = read_guard(run, encoder, params["guard"], params["reference"])
     data = run.read(params["data"], Dataset, "--data")
     _check_size(encoder, "--data", data)
-    chosen = data.limited(params["limit"])
-    _check_new(run, chosen, guard.aux, "among those that the guard was made on")
-    case = image_verdict.make_case(chosen, None, params["trigger"], alpha, params["seed"])
+    images_to_judge = data.limited(params["limit"])
+    _check_new(run, images_to_judge, guard.aux, "among those that the guard was made on")
+    case = image_verdict.make_case(images_to_judge, None, params["trigger"], alpha, params["seed"])
     return GuardRequest(guard, encoder, reference, case, data.sha256, alpha, params["trigger"])
 
 
@@ -149,10 +149,10 @@ def _check_options(methods: Sequence[Detector], is_open: bool, params: dict[str,
         raise InputError("--budget divides time among several methods; leave it out, or name more of them")
     if params["save_guard"] and is_several:
         raise InputError("--save-guard keeps what one detector has learned; name one --method")
-    given = [name for name in SOME_TAKE if params[name] not in (None, ())]
+    given_options = [name for name in SOME_TAKE if params[name] not in (None, ())]
     if not is_several:
-        _check_single(methods[0], given, params)
-    for name in given:
+        _check_single(methods[0], given_options, params)
+    for name in given_options:
         if not any(_takes(method, name) for method in methods):
             raise InputError(f"none of the methods takes --{name}; leave it out")
     samples = [method.name for method in methods if method.judges == "samples"]
@@ -160,10 +160,10 @@ def _check_options(methods: Sequence[Detector], is_open: bool, params: dict[str,
         raise InputError(f"Missing option '--data': --method {samples[0]} judges the training set")
 
 
-def _check_single(method: Detector, given: Sequence[str], params: dict[str, Any]) -> None:
+def _check_single(method: Detector, given_options: Sequence[str], params: dict[str, Any]) -> None:
     """Raise InputError for an option that the only method does not take."""
     judges = TAKES[method.judges][0]
-    refused = [name for name in given if not _takes(method, name)]
+    refused = [name for name in given_options if not _takes(method, name)]
     of_images = [f"--{name}" for name in refused if name in ("aux", "trigger", "alpha")]
     if of_images:
         raise InputError(f"--method {method.name} judges {judges} and takes no {' or '.join(of_images)}")
@@ -242,9 +242,9 @@ def _read_baseline(path: str, encoder: Encoder) -> Encoder | Report:
     return _same_size(baseline, encoder, "--baseline")
 
 
-def _check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> None:
+def _check_new(run: Run, dataset: Dataset, digests: np.ndarray, place: str) -> None:
     """Raise InputError if the detector has learned on all images to judge, and warn if on some. digests: uint64 M."""
-    known, count = known_images(chosen, digests), len(chosen.images)
+    known, count = known_images(dataset, digests), len(dataset.images)
     if known == count:
         raise InputError(f"--data: all its images are {place}; a threshold needs other ones")
     if known:
@@ -253,12 +253,12 @@ def _check_new(run: Run, chosen: Dataset, digests: np.ndarray, place: str) -> No
 
 def _check_once(encoder: Encoder, groups: Mapping[str, Iterable[str]]) -> None:
     """Raise InputError for an encoder that is given twice. It would count as two, or be compared with itself."""
-    seen = {encoder.sha256: "the encoder to judge"}
+    places = {encoder.sha256: "the encoder to judge"}
     for option, digests in groups.items():
         for digest in digests:
-            if digest in seen:
-                raise InputError(f"{option}: an encoder that is {seen[digest]}, too; give each only once")
-            seen[digest] = f"given as {option}"
+            if digest in places:
+                raise InputError(f"{option}: an encoder that is {places[digest]}, too; give each only once")
+            places[digest] = f"given as {option}"
 
 
 # --- requests -----------------------------------------------------------------------------------------------------
@@ -307,17 +307,17 @@ class _RequestMaker:
     def _make_case(self, data: Dataset, aux: Dataset) -> Case:
         """Gather the images to judge, and those to learn and calibrate on."""
         is_given, params = self.panel is None, self.params
-        chosen = data.limited(params["limit"] if is_given else None)
-        _check_new(self.run, chosen, image_digests(aux), "in --aux")
+        images_to_judge = data.limited(params["limit"] if is_given else None)
+        _check_new(self.run, images_to_judge, image_digests(aux), "in --aux")
         return image_verdict.make_case(
-            chosen, aux, params["trigger"] if is_given else None, params["alpha"], params["seed"]
+            images_to_judge, aux, params["trigger"] if is_given else None, params["alpha"], params["seed"]
         )
 
     def _of_samples(self, method: ImageDetector) -> ImageRequest:
         if self.files.data is None:
             raise InputError("judges a training set: give it as --data")
-        chosen = self.files.data.limited(self.params["limit"])
-        return self._image_request(method, image_verdict.make_samples_case(chosen, method), self.files.data)
+        training_set = self.files.data.limited(self.params["limit"])
+        return self._image_request(method, image_verdict.make_samples_case(training_set, method), self.files.data)
 
     def _image_request(self, method: ImageDetector, case: Case, data: Dataset) -> ImageRequest:
         encoders = [each for each in self.files.baselines if isinstance(each, Encoder)]

@@ -81,14 +81,14 @@ def _drawn(size: int, count: int, seed: int) -> Dataset:
     if not SMALLEST <= size <= LARGEST:
         span = f"{SMALLEST} to {LARGEST} pixels, the encoder takes {size}"
         raise InputError(f"Missing option '--data': built-in images have {span}; give images as --data, or as --aux")
-    drawn = plugin.parse("source", "shapes")(
+    shapes = plugin.parse("source", "shapes")(
         SourceWish(size=size, count=count, seed=generator(seed, "built in").initial_seed() % (1 << 31))
     )
-    dataset: Dataset = drawn.dataset
+    dataset: Dataset = shapes.dataset
     return dataset
 
 
-def _triggers(encoder: Encoder, given: Trigger | None, voice: Voice) -> Iterator[tuple[Trigger, str]]:
+def _triggers(encoder: Encoder, given_trigger: Trigger | None, voice: Voice) -> Iterator[tuple[Trigger, str]]:
     """Yield each trigger of the panel with its origin. A trigger may come twice: the last origin counts."""
 
     for spec in (*plugin.own("trigger"), *USUAL):  # the same on every machine, whatever else is installed
@@ -101,15 +101,15 @@ def _triggers(encoder: Encoder, given: Trigger | None, voice: Voice) -> Iterator
             yield plugin.parse("trigger", spec), "documented"
         except InputError as error:
             voice.warn(f"the encoder's history names a trigger that cannot be made here: {error}")
-    if given is not None:
-        yield given, "given"
+    if given_trigger is not None:
+        yield given_trigger, "given"
 
 
 def documented(history: History) -> Iterator[str]:
     """Yield the triggers that a history names, its inputs' histories included."""
     for entry in history:
-        named = entry["args"].get("--trigger", [])
-        yield from (spec for spec in (named if isinstance(named, list) else [named]) if isinstance(spec, str))
+        specs = entry["args"].get("--trigger", [])
+        yield from (spec for spec in (specs if isinstance(specs, list) else [specs]) if isinstance(spec, str))
         for source in entry["inputs"]:
             yield from documented(tuple(source.get("history", ())))
 

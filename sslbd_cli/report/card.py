@@ -67,8 +67,8 @@ def evidence(card: Card) -> list[str]:
 def _from_history(history: History) -> Iterator[str]:
     for entry in history:
         triggers = entry["args"].get("--trigger", [])
-        named = ", ".join(f"`{code(one)}`" for one in (triggers if isinstance(triggers, list) else [triggers]))
-        trigger = f", trigger {named}" if named else ""
+        specs = ", ".join(f"`{code(one)}`" for one in (triggers if isinstance(triggers, list) else [triggers]))
+        trigger = f", trigger {specs}" if specs else ""
         if entry["command"] == "badencoder":
             method = str(entry["args"].get("--method", "badencoder")).split(":")[0]
             yield f"its history says that a backdoor was planted in it ({text(method)}{trigger})"

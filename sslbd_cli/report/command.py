@@ -111,10 +111,10 @@ def _draw(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
     shared = figures.across([(entry.label, entry.report) for entry in entries])
     if params["data"] is not None:
         shared.append(_sample(run, params["data"], params["trigger"]))
-    drawn = [replace(entry, pictures=figures.pictures(entry.report)) for entry in entries]
+    illustrated = [replace(entry, pictures=figures.pictures(entry.report)) for entry in entries]
     if params["png"] is not None:
-        _write_figures(Path(params["png"]), drawn, shared)
-    return html.page(drawn, shared)
+        _write_figures(Path(params["png"]), illustrated, shared)
+    return html.page(illustrated, shared)
 
 
 def _card(run: Run, entries: list[Entry], params: dict[str, Any]) -> str:
@@ -131,10 +131,10 @@ def _matrix(paths: Sequence[str], reports: Sequence[Report], form: str) -> str:
     """Write the tables of attacks by detectors, as Markdown or as a web page."""
     from sslbd_cli.report import matrix, tables
 
-    drawn = matrix.tables(paths, reports)
+    matrix_tables = matrix.tables(paths, reports)
     if form == "md":
-        return tables.to_markdown(drawn)
-    return tables.to_page("Attacks by detectors", f"{len(reports)} report" + "s" * (len(reports) > 1), drawn)
+        return tables.to_markdown(matrix_tables)
+    return tables.to_page("Attacks by detectors", f"{len(reports)} report" + "s" * (len(reports) > 1), matrix_tables)
 
 
 def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:

@@ -130,13 +130,13 @@ def _tile(image: np.ndarray, window: np.ndarray | None) -> np.ndarray:
     return tile
 
 
-def _place(window: np.ndarray, size: tuple[int, ...], drawn: tuple[int, ...]) -> tuple[int, int, int, int] | None:
+def _place(window: np.ndarray, size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int, int, int] | None:
     """Return left, top, right and bottom of a window on the enlarged image, or None if it is empty or outside."""
     x, y, width, height = map(int, window)
     if width <= 0 or height <= 0:
         return None
     sides = []
-    for low, high, pixels, wanted in ((x, x + width, size[1], drawn[1]), (y, y + height, size[0], drawn[0])):
+    for low, high, pixels, wanted in ((x, x + width, size[1], shape[1]), (y, y + height, size[0], shape[0])):
         low, high = (min(max(side, 0), pixels) for side in (low, high))
         if low == high:
             return None

@@ -22,8 +22,8 @@ def entries(paths: Sequence[str], reports: Sequence[Report]) -> list[Entry]:
 def of_encoder(entries: Sequence[Entry], encoder: Encoder) -> list[tuple[str, Report]]:
     """Return label and report of each probe and single method. Raises InputError for a report on another encoder."""
     for entry in entries:
-        named = entry.results.encoder
-        if named is None or named.sha256 != encoder.sha256:
+        judged_encoder = entry.results.encoder
+        if judged_encoder is None or judged_encoder.sha256 != encoder.sha256:
             raise InputError(f"{entry.label}: this report is on another encoder than --card; leave it out")
     return [(entry.label, entry.report) for entry in entries if not isinstance(entry.results, CombinedResults)]
 
@@ -32,15 +32,15 @@ def _labels(paths: Sequence[str]) -> list[tuple[str, str]]:
     """Return label and unique slug of each report: the name of its file, with the folder if two names are equal."""
     stems = ["standard input" if path == "-" else Path(path).stem for path in paths]
     count, used = Counter(stems), Counter[str]()
-    named = []
+    slugs = []
     for path, stem in zip(paths, stems, strict=True):
         label = f"{Path(path).resolve().parent.name}/{stem}" if count[stem] > 1 else stem
         slug = re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-") or "report"
         used[slug] += 1
         if used[slug] > 1:
             label, slug = f"{label} ({used[slug]})", f"{slug}-{used[slug]}"
-        named.append((label, slug))
-    return named
+        slugs.append((label, slug))
+    return slugs
 
 
 def _apart(label: str, slug: str, report: Report) -> list[Entry]:

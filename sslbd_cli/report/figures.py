@@ -49,11 +49,11 @@ def across(reports: Sequence[tuple[str, Report]]) -> list[Picture]:
         caption = "Accuracy on clean images and attack success rate (ASR) of each encoder, with 95 % intervals."
         compared.append(Picture("overview", caption, plots.overview(rows)))
     if len(curves) > 1:
-        named = {f"{label}{_area(dict(reports)[label])}": curve for label, curve in curves.items()}
+        curves_by_name = {f"{label}{_area(dict(reports)[label])}": curve for label, curve in curves.items()}
         kinds = {_positive(report) for label, report in reports if label in curves}
         positive = kinds.pop() if len(kinds) == 1 else "triggered"
         caption = f"ROC curves: share of {positive} images flagged against share of clean images flagged, by detector."
-        compared.append(Picture("roc-all", caption, plots.roc(named, positive=positive)))
+        compared.append(Picture("roc-all", caption, plots.roc(curves_by_name, positive=positive)))
     return compared
 
 
@@ -65,8 +65,8 @@ def sheet(clean: np.ndarray, triggered: np.ndarray | None, is_found: bool = Fals
         factor = 255 // max(1, int(change.max()))  # make a faint trigger visible; the caption states the factor
         name = f"change ×{factor}" if factor > 1 else "change"
         rows += [("triggered", triggered[:SHEET]), (name, (change * factor).astype(np.uint8))]
-        named = "the trigger that was found" if is_found else "the trigger"
-        caption = f"The same images without and with {named}, and the change it makes"
+        trigger_name = "the trigger that was found" if is_found else "the trigger"
+        caption = f"The same images without and with {trigger_name}, and the change it makes"
         caption += f": at most {change.max()}/255, drawn {factor} times as large." if factor > 1 else "."
     return Picture("samples", caption, plots.board([PictureRows("", INK, rows)]), fixed=True)
 
@@ -137,8 +137,8 @@ def _map(report: Report) -> Picture | None:
 
 
 def _triptychs(report: Report) -> Picture | None:
-    named = {name[9:]: _images(report, name) for name in sorted(report.data) if name.startswith("pictures/")}
-    rows = {name: images for name, images in named.items() if images is not None}
+    arrays = {name[9:]: _images(report, name) for name in sorted(report.data) if name.startswith("pictures/")}
+    rows = {name: images for name, images in arrays.items() if images is not None}
     first = ["input", "reconstruction", "error"]
     order = [name for name in first if name in rows] + [name for name in rows if name not in first]
     if not order or len({len(images) for images in rows.values()}) != 1:
@@ -158,10 +158,10 @@ def _triptychs(report: Report) -> Picture | None:
             ("triggered images, most suspicious first", TRIGGERED, ranked[hidden][:EXAMPLES]),
         ]
     blocks = []
-    for title, colour, chosen in groups:
-        captions = [] if scores is None else [_verdict(scores[row], threshold) for row in chosen]
-        if len(chosen):
-            blocks.append(PictureRows(title, colour, [(name, rows[name][chosen]) for name in order], captions))
+    for title, colour, example_rows in groups:
+        captions = [] if scores is None else [_verdict(scores[row], threshold) for row in example_rows]
+        if len(example_rows):
+            blocks.append(PictureRows(title, colour, [(name, rows[name][example_rows]) for name in order], captions))
     if not blocks:
         return None
     caption = f"What the detector saw, from top to bottom: {', '.join(order)}."
@@ -172,8 +172,9 @@ def _triptychs(report: Report) -> Picture | None:
 
 def _spread(ranked: np.ndarray) -> np.ndarray:
     """Take EXAMPLES images of a ranking, evenly spaced, both ends included."""
-    chosen: np.ndarray = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(EXAMPLES, len(ranked))).astype(int))]
-    return chosen
+    places = np.unique(np.linspace(0, len(ranked) - 1, min(EXAMPLES, len(ranked))).astype(int))
+    example_rows: np.ndarray = ranked[places]
+    return example_rows
 
 
 def _verdict(score: float, threshold: float | None) -> str:
@@ -311,9 +312,9 @@ def _estimates(results: Results) -> dict[str, tuple[float, float, float]]:
     if not isinstance(results, ProbeResults):
         return {}
     control = results.baseline and results.baseline.asr
-    named = {"clean accuracy": results.clean_accuracy, "ASR": results.asr, "ASR, clean encoder": control}
+    shares = {"clean accuracy": results.clean_accuracy, "ASR": results.asr, "ASR, clean encoder": control}
     rows = {}
-    for name, estimate in named.items():
+    for name, estimate in shares.items():
         if estimate and estimate.value is not None and estimate.low is not None and estimate.high is not None:
             rows[name] = estimate.value, estimate.low, estimate.high
     return rows

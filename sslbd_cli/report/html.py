@@ -254,25 +254,26 @@ class StepInput:
     history: list[Step]
 
 
-def _steps(history: History, seen: set[str]) -> list[Step]:
-    """List the commands of a history in order. seen: digests of the inputs whose history is shown already; it grows."""
+def _steps(history: History, shown_digests: set[str]) -> list[Step]:
+    """List the commands of a history in order. shown_digests: inputs whose history is shown already; the set grows."""
     return [
         Step(
             command_line(entry),
             " · ".join(f"{key} {entry[key]}" for key in ("version", "torch", "device") if key in entry),
-            [_input(row, seen) for row in entry["inputs"]],
+            [_input(row, shown_digests) for row in entry["inputs"]],
         )
         for entry in history
     ]
 
 
-def _input(row: dict[str, Any], seen: set[str]) -> StepInput:
-    made, digest = row.get("history"), row["sha256"]
-    is_above = bool(made) and digest in seen
-    if made:
-        seen.add(digest)
+def _input(row: dict[str, Any], shown_digests: set[str]) -> StepInput:
+    history, digest = row.get("history"), row["sha256"]
+    is_above = bool(history) and digest in shown_digests
+    if history:
+        shown_digests.add(digest)
     what = " ".join(str(row[key]) for key in ("kind", "file") if key in row)
-    return StepInput(row["option"], what, digest, is_above, _steps(made, seen) if made and not is_above else [])
+    steps = _steps(history, shown_digests) if history and not is_above else []
+    return StepInput(row["option"], what, digest, is_above, steps)
 
 
 def _made_with(history: History) -> list[str]:

@@ -79,8 +79,8 @@ def _gate(cells: Sequence[Cell]) -> Gate:
     gate, probed = {}, {cell.row for cell in cells if _is_probe(cell)}
     for (row, run), group in grouped(cells, lambda cell: (cell.row, cell.run)):
         encoders = {cell.results.encoder and cell.results.encoder.sha256 for cell in group}
-        for what, named in (("encoder", encoders), ("trigger", {cell.results.trigger for cell in group})):
-            if len(named - {None}) > 1:
+        for what, values in (("encoder", encoders), ("trigger", {cell.results.trigger for cell in group})):
+            if len(values - {None}) > 1:
                 raise InputError(f"{row}/{run}: its reports are of more than one {what}; use a folder per attack")
         probe = next(filter(_is_probe, group), None)
         if probe is None and row in probed:
@@ -110,14 +110,14 @@ def _is_probe(cell: Cell) -> bool:
 
 def _check_distinct(cells: Sequence[Cell]) -> None:
     """Raise InputError for a cell that is filled twice, and for a report that would count as two runs."""
-    seen: dict[object, str] = {}
+    places: dict[object, str] = {}
     for cell in cells:
         place = f"{cell.row}/{cell.run}/{cell.column}"
         kind = () if _is_probe(cell) else (cell.column,)
         for key in ((cell.row, cell.run, *kind), (cell.digest, cell.column)):
-            if key in seen:
-                raise InputError(f"{place}: {_twice(seen[key], place)}; a run counts once")
-            seen[key] = place
+            if key in places:
+                raise InputError(f"{place}: {_twice(places[key], place)}; a run counts once")
+            places[key] = place
 
 
 def _twice(first: str, second: str) -> str:

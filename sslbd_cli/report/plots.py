@@ -200,14 +200,14 @@ def retrieval(scores: np.ndarray, poisoned: np.ndarray, flagged: np.ndarray | No
     flagged: bool N, the images that the detector flags, not always those of highest score. Points mark them.
     """
     count, base = len(scores), float(poisoned.mean())
-    taken, hits = retrieved(scores, poisoned)
+    counts, hits = retrieved(scores, poisoned)
     removed = 0 if flagged is None else int(flagged.sum())
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        curves = (("precision", hits / taken, CYCLE[2], "-"), ("recall", hits / poisoned.sum(), INK, "--"))
+        curves = (("precision", hits / counts, CYCLE[2], "-"), ("recall", hits / poisoned.sum(), INK, "--"))
         for name, values, colour, line in curves:
-            axes.plot(taken, values, color=colour, linestyle=line, linewidth=2, label=name, clip_on=False)
+            axes.plot(counts, values, color=colour, linestyle=line, linewidth=2, label=name, clip_on=False)
         axes.axhline(base, color=CALIBRATION, linewidth=1.4, linestyle=":", label=f"base rate {100 * base:.3g} %")
         if flagged is not None and removed:
             axes.axvline(removed, color=TRIGGERED, linewidth=1.4, linestyle="-.", label=f"flagged: {removed:,}")
@@ -235,8 +235,8 @@ def retrieved(scores: np.ndarray, poisoned: np.ndarray) -> tuple[np.ndarray, np.
     order = np.argsort(-scores, kind="stable")
     ranked, count = scores[order], len(scores)
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), count - 1)  # of each run of equal scores
-    taken = np.unique(np.geomspace(1, count, 1000).round())
-    return taken, np.interp(taken, np.append(0, last + 1), np.append(0, np.cumsum(poisoned[order])[last]))
+    counts = np.unique(np.geomspace(1, count, 1000).round())
+    return counts, np.interp(counts, np.append(0, last + 1), np.append(0, np.cumsum(poisoned[order])[last]))
 
 
 def confusions(tables: dict[str, np.ndarray]) -> bytes:

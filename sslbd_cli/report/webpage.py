@@ -33,7 +33,7 @@ def rate(value: Any, sign: str = "") -> str:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("sslbd_cli.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -42,9 +42,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"cell": cell, "chance": chance, "label": label, "rate": rate}
-    made.tests |= {"estimate": _is_a(Estimate), "combined": _is_a(CombinedResults)}
-    return made
+    environment.filters |= {"cell": cell, "chance": chance, "label": label, "rate": rate}
+    environment.tests |= {"estimate": _is_a(Estimate), "combined": _is_a(CombinedResults)}
+    return environment
 
 
 def _is_a(kind: type) -> Any:
