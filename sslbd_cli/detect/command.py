@@ -86,27 +86,13 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
     correction. It is inconclusive if the correction removes every finding, or if no method gave an answer.
     """
     from sslbd_cli.cli.output import print_results
-    from sslbd_cli.detect import guarding, inputs, judge, several
     from sslbd_cli.errors import InputError, Unsound
 
     if sarif == "-":
         raise InputError("--sarif -: standard output carries the report; name a file")
     run.claim(params["save_guard"], "--save-guard")
     run.claim(sarif, "--sarif")
-    speed: dict[str, float] = {}
-    if params["guard"]:
-        by_guard = inputs.read_guard_request(run, params)
-        report, speed = guarding.judge_stream(by_guard, run.session())
-        resolved = {"method": None, "alpha": by_guard.alpha}
-    else:
-        screening = inputs.read(run, params)
-        if (request := screening.single) is None:
-            report = several.judge_all(screening, run.session(), run)
-        else:
-            report, guard = judge.judge(request, run.session(), run)
-            if guard is not None:
-                run.write(guard, params["save_guard"], method=[request.method], alpha=screening.alpha)
-        resolved = _resolved(report, screening, params)
+    report, resolved, speed = _by_guard(run, params) if params["guard"] else _by_methods(run, params)
     if output != "-":  # with -o -, the report itself goes there
         print_results(_shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
     if output is not None:
@@ -121,6 +107,29 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
         raise Unsound(f"inconclusive: {doubt}")
     if is_stop:
         raise click.exceptions.Exit(1)
+
+
+def _by_guard(run: Run, params: dict[str, Any]) -> tuple[Report, dict[str, Any], dict[str, float]]:
+    """Judge by a guard: the report, the options that the history records, and how fast the guard was."""
+    from sslbd_cli.detect import guarding, inputs
+
+    request = inputs.read_guard_request(run, params)
+    report, speed = guarding.judge_stream(request, run.session())
+    return report, {"method": None, "alpha": request.alpha}, speed
+
+
+def _by_methods(run: Run, params: dict[str, Any]) -> tuple[Report, dict[str, Any], dict[str, float]]:
+    """Judge by one method or several: the report, the options that the history records, and no speed."""
+    from sslbd_cli.detect import inputs, judge, several
+
+    screening = inputs.read(run, params)
+    if (request := screening.single) is None:
+        report = several.judge_all(screening, run.session(), run)
+    else:
+        report, guard = judge.judge(request, run.session(), run)
+        if guard is not None:
+            run.write(guard, params["save_guard"], method=[request.method], alpha=screening.alpha)
+    return report, _resolved(report, screening, params), {}
 
 
 def _resolved(report: Report, screening: Screening, params: dict[str, Any]) -> dict[str, Any]:
