@@ -42,7 +42,7 @@ PRESETS = {
     ),
 )
 @options.input_argument("ENCODER")
-@click.option("--method", type=Spec("attack"), metavar="SPEC", help="Attack; 'help' lists, 'NAME:help' explains.")
+@options.spec("attack", "Attack")
 @click.option(
     "--preset", type=Listed(PRESETS), metavar="NAME",
     help="Named settings instead of --method; 'help' lists.  [default: small]",

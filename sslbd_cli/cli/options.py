@@ -1,7 +1,7 @@
 """The options that commands share, each defined once: the same letter and meaning in every command.
 
 `command` makes a click command whose body gets a `Run` first. The rest are option decorators:
-input_argument, output, report_output, seed, device, json_lines, limit.
+input_argument, output, report_output, seed, device, spec, artefact, json_lines, limit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from sslbd_cli.cli.run import Run
+from sslbd_cli.cli.spec import Spec
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMON = ("quiet", "verbose", "debug")
@@ -137,6 +138,13 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+def spec(shelf: str, what: str, default: str | None = None, name: str = "--method") -> Callable[[F], F]:
+    """Add the option that picks one value of a shelf by its spec string."""
+    help = f"{what}; 'help' lists, 'NAME:help' explains."
+    shown = default is not None
+    return click.option(name, type=Spec(shelf), default=default, show_default=shown, metavar="SPEC", help=help)
 
 
 def artefact(*names: str, help: str, required: bool = False, multiple: bool = False) -> Callable[[F], F]:

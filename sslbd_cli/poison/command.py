@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     ),
 )
 @options.input_argument("DATASET")
-@click.option("--trigger", type=Spec("trigger"), default="patch", show_default=True, metavar="SPEC",
-              help="Trigger to stamp; 'help' lists, 'NAME:help' explains.")  # fmt: skip
+@options.spec("trigger", "Trigger to stamp", default="patch", name="--trigger")
 @click.option("--select", type=Spec("select"), metavar="SPEC",
               help="Rule that chooses the images to poison or to craft from; 'help' lists.  [default: label; random"
               " with --caption or --target-captions]")  # fmt: skip

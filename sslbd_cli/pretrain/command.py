@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     ),
 )
 @options.input_argument("DATASET")
-@click.option("--method", type=Spec("objective"), default="simclr", show_default=True, metavar="SPEC",
-              help="Training objective; 'help' lists, 'NAME:help' explains.")  # fmt: skip
+@options.spec("objective", "Training objective", default="simclr")
 @click.option("--arch", type=Spec("arch"), default="tiny", show_default=True, metavar="SPEC",
               help="Architecture; 'help' lists.")  # fmt: skip
 @training.preset

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 @options.artefact("--train", help="Labelled dataset to fit the head on.")
 @options.artefact("--text", help="Features of texts that name classes, for --head zeroshot, instead of --train.")
 @options.artefact("--test", required=True, help="Labelled test dataset; it is classified once.")
-@click.option("--head", type=Spec("head"), default="linear", show_default=True, metavar="SPEC",
-              help="Classifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
+@options.spec("head", "Classifier", default="linear", name="--head")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Also classify test images with this trigger.")
 @click.option("--target", metavar="CLASS", help="Target class of the attack, by name or number.")
 @options.artefact("--target-of", help="Poisoned dataset whose most frequent class of poisoned images is the target.")

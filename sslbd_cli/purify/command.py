@@ -8,7 +8,6 @@ import click
 
 from sslbd_cli.cli import options
 from sslbd_cli.cli.run import Run, refuse_terminal
-from sslbd_cli.cli.spec import Spec
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset, Encoder, Report
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     ),
 )
 @options.input_argument("INPUT")
-@click.option("--method", type=Spec("purifier"), default="distill", show_default=True, metavar="SPEC",
-              help="Purifier; 'help' lists, 'NAME:help' explains.")  # fmt: skip
+@options.spec("purifier", "Purifier", default="distill")
 @options.artefact("--data", help="Clean unlabeled images to purify an encoder with.")
 @options.artefact("--report", help="Report of `sslbd detect` on the dataset or the encoder.")
 @click.option("--keep-quantile", type=options.Number(0, 1, min_open=True, max_open=True), metavar="SHARE",
