@@ -14,10 +14,11 @@ Digest = bytes
 
 
 class EmbeddingCache:
-    """Cache embeddings float32 D by the content of encoder and image. A full cache drops its oldest encoders.
+    """Cache embeddings float32 D by the content of encoder and image.
 
-    The key is a digest of all weights and all pixels, so an encoder that was trained further, or an image that was
-    changed in place, never gets an outdated embedding.
+    A full cache first drops the encoder that was not used for longest. The key is a digest of all weights and all
+    pixels, so an encoder that was trained further, or an image that was changed in place, never gets an outdated
+    embedding.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -32,6 +33,7 @@ class EmbeddingCache:
         unknown image once.
         """
         rows = self._rows.setdefault(encoder, {})
+        self._rows.move_to_end(encoder)
         first = {digest: row for row, digest in reversed(list(enumerate(images))) if digest not in rows}
         unknown = sorted(first.values())
         if unknown:

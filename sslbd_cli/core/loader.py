@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sslbd_cli.core.device import Device
 
-#: Kind of work -> how much is processed at once on a CPU and on an accelerator. Only these numbers decide peak memory.
+#: Kind of work -> how much is processed at once on a CPU and on an accelerator. These numbers
+#: bound the memory of all work for which the user names no batch.
 AT_ONCE: dict[str, tuple[int, int]] = {
     "images": (1024, 1024),  # through an encoder without gradients, or stamped
     "scanned images": (1024, 8192),  # through an encoder, in a scan with many changed images

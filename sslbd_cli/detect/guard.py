@@ -14,8 +14,6 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Findings, ImageDetector, InputDetector, Scores, Setting, State
 from sslbd_cli.errors import InputError
 
-# --- guards -------------------------------------------------------------------------------------------------------
-
 
 def make_guard(
     detector: ImageDetector, findings: Findings, encoder: Encoder, reference: Encoder | None, aux_digests: np.ndarray

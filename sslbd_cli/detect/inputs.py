@@ -51,7 +51,7 @@ def read(run: Run, params: dict[str, Any]) -> Screening:
     Raises InputError for an option or a file that does not fit, and if a method that was named, or every method, cannot
     run.
     """
-    alpha = ALPHA if params["alpha"] is None else params["alpha"]
+    alpha = _alpha(params)
     is_open = ALL in params["method"]
     methods, not_run = _shelf() if is_open else (list(params["method"]) or [plugin.parse("detector", METHOD)], [])
     if is_open:
@@ -67,7 +67,7 @@ def read(run: Run, params: dict[str, Any]) -> Screening:
         except InputError as error:
             if not is_open:
                 raise
-            not_run.append(NotRun(method.name, reason_of(method.name, error), method.cost))
+            not_run.append(NotRun.because(method.name, error, method.cost))
     if not requests:
         raise InputError("; ".join(f"{each.method}: {each.reason}" for each in not_run[:3]))
     maker.note_encoders()
@@ -81,7 +81,7 @@ def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
         raise InputError(f"--guard has learned already and takes no {' or '.join(settled_options)}")
     if not params["data"]:
         raise InputError("Missing option '--data': the images that the guard is to judge")
-    alpha = ALPHA if params["alpha"] is None else params["alpha"]
+    alpha = _alpha(params)
     encoder = run.read(params["input"], Encoder)
     guard, reference = read_guard(run, encoder, params["guard"], params["reference"])
     data = run.read(params["data"], Dataset, "--data")
@@ -102,9 +102,9 @@ def read_guard(run: Run, encoder: Encoder, path: str, reference: str | None) -> 
     return guard, other
 
 
-def reason_of(method: str, error: InputError) -> str:
-    """Return the text of an error without the name of the method, which stands beside it."""
-    return str(error).removeprefix(f"{method}: ")
+def _alpha(params: dict[str, Any]) -> float:
+    alpha: float | None = params["alpha"]
+    return ALPHA if alpha is None else alpha
 
 
 # --- methods and options ------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def _shelf() -> tuple[list[Detector], list[NotRun]]:
         try:
             method: Detector = plugin.parse("detector", name)
         except InputError as error:
-            not_run.append(NotRun(name, reason_of(name, error), lacks_key=True))
+            not_run.append(NotRun.because(name, error, lacks_key=True))
             continue
         if not method.is_floor and not method.is_bound:
             methods.append(method)

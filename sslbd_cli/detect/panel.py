@@ -53,7 +53,6 @@ def make(
 
     Raises InputError if built-in images cannot have the encoder's size, or if a trigger does not fit the images.
     """
-
     each = min(EACH, limit or EACH)
     clean = aux if aux is not None else _drawn(encoder.size, AUX + each, seed)
     if len(clean.images) <= each:
@@ -77,7 +76,6 @@ def make(
 
 def _drawn(size: int, count: int, seed: int) -> Dataset:
     """Draw built-in images of the encoder's size."""
-
     if not SMALLEST <= size <= LARGEST:
         span = f"{SMALLEST} to {LARGEST} pixels, the encoder takes {size}"
         raise InputError(f"Missing option '--data': built-in images have {span}; give images as --data, or as --aux")
@@ -90,7 +88,6 @@ def _drawn(size: int, count: int, seed: int) -> Dataset:
 
 def _triggers(encoder: Encoder, given_trigger: Trigger | None, voice: Voice) -> Iterator[tuple[Trigger, str]]:
     """Yield each trigger of the panel with its origin. A trigger may come twice: the last origin counts."""
-
     for spec in (*plugin.own("trigger"), *USUAL):  # the same on every machine, whatever else is installed
         try:
             yield plugin.parse("trigger", spec), "common"
@@ -137,7 +134,6 @@ def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) -
     control: how a clean encoder is judged on the same images. A trigger is only found if the clean encoder is flagged
     less on the images of that very trigger. The verdict holds for the triggers of the panel alone.
     """
-
     results, shape = report.results, (len(panel.triggers), panel.each)
     flagged = ruling.flagged.reshape(shape)
     hits, scale = flagged.sum(1).tolist(), (panel.each, results["n_calibration"], results["alpha"])

@@ -10,6 +10,7 @@ from sslbd_cli.artefacts.kinds import Encoder, Guard
 from sslbd_cli.detect.contract import Clues, EncoderDetector, ImageDetector
 from sslbd_cli.detect.image_verdict import Case
 from sslbd_cli.detect.panel import Panel
+from sslbd_cli.errors import InputError
 from sslbd_cli.triggers._contract import Trigger
 
 
@@ -87,6 +88,11 @@ class NotRun:
     cost: float = 0
     lacks_key: bool = False
     out_of_time: bool = False
+
+    @classmethod
+    def because(cls, name: str, error: InputError, cost: float = 0, lacks_key: bool = False) -> NotRun:
+        """Say why a method was refused, without its own name, which stands beside the reason."""
+        return cls(name, str(error).removeprefix(f"{name}: "), cost, lacks_key)
 
     def row(self) -> dict[str, str]:
         """Return the row of the report."""

@@ -31,7 +31,7 @@ def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
         except InputError as error:
             if not screening.is_open:
                 raise
-            not_run.append(NotRun(method.name, str(error).removeprefix(f"{method.name}: "), method.cost))
+            not_run.append(NotRun.because(method.name, error, method.cost))
         else:
             voice.say(_line(reports[-1]))
     not_run.sort(key=lambda each: (each.cost, each.method))

@@ -92,7 +92,8 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     if output != "-":  # otherwise the report itself goes to standard output
         print_results(results, json_lines=json_lines)
     if output is not None:
-        run.write(Report(command="probe", results=results, data=data), output, alpha=params["alpha"])
+        alpha = None if questions.guard is None else questions.alpha
+        run.write(Report(command="probe", results=results, data=data), output, alpha=alpha)
 
 
 def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None, float | None]:

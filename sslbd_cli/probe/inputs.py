@@ -17,7 +17,7 @@ ALPHA = 0.05  # share of clean images that a guard may reject
 
 
 def check(params: dict[str, Any]) -> None:
-    """Set the default of --alpha. Raises InputError if options do not go together."""
+    """Raise InputError if options do not go together."""
     if params["target"] is not None and params["target_of"] is not None:
         raise InputError("--target and --target-of both set the target; give one of them")
     if params["certify"] is not None and params["names"]:
@@ -28,8 +28,6 @@ def check(params: dict[str, Any]) -> None:
         raise InputError("--reference is the encoder that a guard compares with; give --guard, too")
     if params["alpha"] is not None and not params["guard"]:
         raise InputError("--alpha is the share that a guard may reject; give --guard, too")
-    if params["guard"] and params["alpha"] is None:
-        params["alpha"] = ALPHA
     _check_source(params)
 
 
@@ -88,4 +86,5 @@ def questions(run: Run, encoder: Encoder, params: dict[str, Any]) -> Questions:
     if params["guard"]:
         guard, reference = read_guard(run, encoder, params["guard"], params["reference"])
     alpha = ALPHA if params["alpha"] is None else params["alpha"]
-    return Questions(params["names"], params["pool"], params["certify"], guard, reference, alpha)
+    return Questions(alpha=alpha, layers=params["names"], pool=params["pool"], certificate=params["certify"],
+                     guard=guard, reference=reference)  # fmt: skip

@@ -24,7 +24,7 @@ from sslbd_cli.triggers import _contract
 SHEET = 12  # pairs of clean and triggered images stored for the report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Questions:
     """What to measure of an encoder besides accuracy and attack success.
 
@@ -32,12 +32,12 @@ class Questions:
     guard: rejects a share `alpha` of clean images; reference: the encoder that it compares with, if it needs one.
     """
 
+    alpha: float
     layers: tuple[str, ...] = ()
     pool: int = 0
     certificate: Certificate | None = None
     guard: Guard | None = None
     reference: Encoder | None = None
-    alpha: float = 0.05
 
 
 class Sitting:

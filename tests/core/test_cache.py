@@ -93,6 +93,18 @@ def test_a_full_cache_forgets_the_oldest_encoder_and_still_answers(cpu, images):
     assert torch.equal(embed_once(first, images, session), wanted) and first.seen == 40
 
 
+def test_a_full_cache_keeps_the_encoder_that_was_used_last(cpu, images):
+    first, second, third = Counting(0), Counting(1), Counting(2)
+    session = Session(cpu, embeddings=EmbeddingCache(limit=2 * embed(first, images, cpu).nbytes))
+    for net in (first, second, first, third):
+        embed_once(net, images, session)
+    first.seen = second.seen = 0
+    embed_once(first, images, session)
+    assert first.seen == 0
+    embed_once(second, images, session)
+    assert second.seen == 40
+
+
 def test_precisions_are_kept_apart_and_a_stream_keeps_nothing(cpu, images):
     session = Session(Device(cpu.torch, "bf16"))
     rough = embed_once(Counting(), images, session)
