@@ -1,7 +1,7 @@
 """The options that commands share, each defined once: the same letter and meaning in every command.
 
 `command` makes a click command whose body gets a `Run` first. The rest are option decorators:
-input_argument, output, report_output, seed, device, spec, artefact, json_lines, limit.
+input_argument, output, report_output, seed, device, spec, normalise, artefact, json_lines, limit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 
 from sslbd_cli.cli.run import Run
 from sslbd_cli.cli.spec import Spec
+from sslbd_cli.core.pixels import NORMALISATIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMON = ("quiet", "verbose", "debug")
@@ -145,6 +146,12 @@ def spec(shelf: str, what: str, default: str | None = None, name: str = "--metho
     help = f"{what}; 'help' lists, 'NAME:help' explains."
     shown = default is not None
     return click.option(name, type=Spec(shelf), default=default, show_default=shown, metavar="SPEC", help=help)
+
+
+def normalise(what: str) -> Callable[[F], F]:
+    """Add --normalise. `what` says whose pixels, and the default."""
+    help = f"Mean and std of {what}".replace("NAMES", f"{', '.join(NORMALISATIONS)}, or six numbers")
+    return click.option("--normalise", metavar="NAME|M,M,M/S,S,S", help=help)
 
 
 def artefact(*names: str, help: str, required: bool = False, multiple: bool = False) -> Callable[[F], F]:

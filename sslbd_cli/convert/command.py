@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 @click.option("--size", type=click.IntRange(4, 1024), metavar="PIXELS",
               help="Side of the input images.  [default: timm's, or that of a transformer's positions, or 224 for a "
                    "7x7 stem, 32 for a 3x3 stem]")  # fmt: skip
-@click.option("--normalise", metavar="NAME|M,M,M/S,S,S",
-              help=f"Mean and std of the encoder's pixels: {', '.join(layouts.NORMALISATIONS)}, or six numbers.  "
-                   "[default: timm's, or the layout's if it has one]")  # fmt: skip
+@options.normalise("the encoder's pixels: NAMES.  [default: timm's, or the layout's if it has one]")
 @options.artefact("--data", help="Labelled images that decide what the weights leave open (padding of a 3x3 stem, "
                                  "activation, normalisation) by kNN accuracy.")  # fmt: skip
 @options.output

@@ -6,9 +6,9 @@ import numpy as np
 
 from sslbd_cli.artefacts.kinds import Encoder
 from sslbd_cli.convert import families
-from sslbd_cli.convert.foreign import normalise_text
 from sslbd_cli.convert.layouts import EXPORTS, LAYOUTS
 from sslbd_cli.core import nets
+from sslbd_cli.core.pixels import normalise_text
 from sslbd_cli.errors import InputError
 
 Arrays = dict[str, np.ndarray]

@@ -8,7 +8,6 @@ never guessed. layouts.py is the table of known layouts.
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -18,15 +17,14 @@ from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import Dataset, Encoder
 from sslbd_cli.convert import families, statedict
-from sslbd_cli.convert.layouts import LAYOUTS, NORMALISATIONS, Layout, Triple, nearest, text_tower
+from sslbd_cli.convert.layouts import LAYOUTS, Layout, nearest, text_tower
 from sslbd_cli.convert.names import Rule
 from sslbd_cli.convert.selftest import compare, self_test
 from sslbd_cli.convert.statedict import BESIDE, WRAPPERS, State, show
 from sslbd_cli.core import nets
+from sslbd_cli.core.pixels import NORMALISATIONS, Pixels, Triple, normalise_text, parse_normalise
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
-
-Pixels = tuple[Triple, Triple]
 
 
 @dataclass(frozen=True)
@@ -90,25 +88,6 @@ def to_encoder(state: State, wish: ConvertWish, data: Dataset | None = None) -> 
 
 
 # --- normalisation ------------------------------------------------------------------------------------------------
-
-
-def parse_normalise(text: str) -> Pixels:
-    """Return mean and std of [0,1] pixels for a name in NORMALISATIONS or `m,m,m/s,s,s`."""
-    if text in NORMALISATIONS:
-        return NORMALISATIONS[text]
-    halves = [part.split(",") for part in text.split("/")]
-    try:
-        (red, green, blue), (sr, sg, sb) = ([float(number) for number in half] for half in halves)
-    except ValueError:
-        raise InputError(f"--normalise {text}: expected {', '.join(NORMALISATIONS)} or m,m,m/s,s,s") from None
-    if not all(map(math.isfinite, (red, green, blue, sr, sg, sb))) or min(sr, sg, sb) <= 0:
-        raise InputError(f"--normalise {text}: expected finite numbers and standard deviations above 0")
-    return (red, green, blue), (sr, sg, sb)
-
-
-def normalise_text(mean: Triple, std: Triple) -> str:
-    """Write mean and std in the format of parse_normalise."""
-    return "/".join(",".join(f"{number:.7g}" for number in half) for half in (mean, std))
 
 
 def _normalise_name(pixels: Pixels) -> str:

@@ -29,18 +29,6 @@ from sslbd_cli.convert.names import (  # fmt: skip
     same,
 )
 
-Triple = tuple[float, float, float]
-
-#: Names of --normalise: mean and std of [0,1] pixels. cifar10 is BadEncoder's; solo-learn's numbers differ.
-NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)),
-    "cifar10-solo": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
-    "stl10": ((0.44087798, 0.42790666, 0.38678814), (0.25507198, 0.24801506, 0.25641308)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
 SMALL = ("cifar10", "cifar10-solo", "stl10", "imagenet", "none")  # normalisations of encoders of 32-pixel images
 
 

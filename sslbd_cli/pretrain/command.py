@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @training.preset
 @training.schedule
 @training.views
+@options.normalise("the encoder's pixels: NAMES.  [default: those of the images]")
 @click.option("--channels-last", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
               help="Memory layout of convolutions; auto: channels-last where it is faster.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="Compile the encoder (faster in runs over a minute).")
@@ -72,9 +73,11 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
 
 
 def _setup(params: dict[str, Any], size: int) -> Any:
+    from sslbd_cli.core.pixels import parse_normalise
     from sslbd_cli.pretrain.run import Pretraining
 
     return Pretraining(
+        pixels=None if params["normalise"] is None else parse_normalise(params["normalise"]),
         objective=params["method"],
         arch=params["arch"],
         plan=training.plan(params),

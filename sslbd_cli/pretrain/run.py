@@ -14,6 +14,7 @@ from sslbd_cli.core.augment import Recipe, augment, compiled
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.nets import Arch, ImageEncoder, new
+from sslbd_cli.core.pixels import Pixels
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Fit, Plan, Terms
 from sslbd_cli.errors import InputError
@@ -22,13 +23,17 @@ from sslbd_cli.pretrain.contract import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """Hold everything that determines a pre-training except its data, device and seed."""
+    """Hold everything that determines a pre-training except its data, device and seed.
+
+    pixels: mean and std that the encoder normalises by; None: those of the images.
+    """
 
     objective: Objective
     arch: Arch
     plan: Plan
     recipe: Recipe
     compiled: bool = False
+    pixels: Pixels | None = None
     layout: str = "auto"  # channels-last: yes, no, or auto (where it is faster)
 
 
@@ -79,8 +84,8 @@ def pretrain(
 
 
 def build(images: np.ndarray, setup: Pretraining, session: Session) -> ImageEncoder:
-    """Build the encoder on the device with random weights; it normalises by the images' own channel statistics."""
-    mean, std = channel_statistics(images)
+    """Build the encoder on the device with random weights. Its normalisation is the setup's, or that of the images."""
+    mean, std = setup.pixels or channel_statistics(images)
     net = new(setup.arch, images.shape[-1], mean, std, session.generator("weights")).to(session.device.torch)
     if setup.layout == "yes" or (setup.layout == "auto" and channels_last_pays(session.device)):
         net = net.to(memory_format=torch.channels_last)

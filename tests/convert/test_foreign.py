@@ -12,11 +12,12 @@ import torchvision
 from torch import Tensor, nn
 
 from sslbd_cli import plugin
-from sslbd_cli.convert import foreign, layouts, selftest, statedict
+from sslbd_cli.convert import foreign, selftest, statedict
 from sslbd_cli.convert.export import from_encoder
 from sslbd_cli.convert.foreign import ConvertWish, to_encoder
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
+from sslbd_cli.core.pixels import NORMALISATIONS
 from sslbd_cli.errors import InputError
 
 State = dict[str, Tensor]
@@ -215,7 +216,7 @@ def test_the_stem_sets_the_defaults(cifar18):
     cifar = to_encoder(cifar18, ConvertWish(arch=CIFAR10.arch, normalise="none")).encoder
     assert (cifar.size, cifar.mean, cifar.std) == (32, (0, 0, 0), (1, 1, 1))
     reading = foreign._read(dict(resnet(stem="imagenet").state_dict()), ConvertWish())
-    assert (reading.size, reading.pixels) == (224, [layouts.NORMALISATIONS["imagenet"]])
+    assert (reading.size, reading.pixels) == (224, [NORMALISATIONS["imagenet"]])
 
 
 @pytest.mark.parametrize(
@@ -282,21 +283,6 @@ def test_a_size_the_network_cannot_take_is_refused():
     assert "does not take 30-pixel images" in refused({}, ConvertWish(arch=nets.Timm(model="nest_tiny_jx"), size=30))
     with pytest.raises(InputError, match="cannot embed 8x8 images"):
         selftest.self_test(nets.ImageEncoder(nets.Timm(model="vit_tiny_patch16_224"), 8, (0, 0, 0), (1, 1, 1)).eval())
-
-
-@pytest.mark.parametrize("text", ["imagenet", "cifar10", "none", "0.1,0.2,0.3/1,2,3", "0.48145466,0,0/0.26862954,1,1"])
-def test_normalisations_are_read_as_they_are_written(text):
-    mean, std = foreign.parse_normalise(text)
-    again = foreign.parse_normalise(foreign.normalise_text(mean, std))
-    assert again[0] == pytest.approx(mean, abs=1e-7) and again[1] == pytest.approx(std, abs=1e-7)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "cifar", "0.5/0.5", "1,2,3", "1,2,3/1,2", "1,2,3/1,2,0", "1,2,nan/1,2,3", "a,b,c/1,2,3"]
-)
-def test_a_bad_normalisation_is_refused(text):
-    with pytest.raises(InputError, match="--normalise"):
-        foreign.parse_normalise(text)
 
 
 def encoder(arch: str, size: int = 16):

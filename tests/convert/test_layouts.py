@@ -18,8 +18,9 @@ from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.convert import layouts, selftest
 from sslbd_cli.convert.export import from_encoder
 from sslbd_cli.convert.foreign import ConvertWish, to_encoder
-from sslbd_cli.convert.layouts import LAYOUTS, NORMALISATIONS
+from sslbd_cli.convert.layouts import LAYOUTS
 from sslbd_cli.core import nets
+from sslbd_cli.core.pixels import NORMALISATIONS
 from sslbd_cli.errors import InputError
 
 State = dict[str, Tensor]

@@ -34,7 +34,17 @@ def test_an_older_checkpoint_is_replaced(sslbd, images, tmp_path):
     assert sslbd("pretrain", images, *SHORT, "--seed", 1, *words)[0] == 0
 
 
-@pytest.mark.parametrize(("option", "value"), [("--lr", "nan"), ("--warmup", "inf"), ("--blur", "nan")])
+def test_the_normalisation_is_the_images_own_or_as_asked(sslbd, images, tmp_path):
+    path = tmp_path / "e.safetensors"
+    assert sslbd("pretrain", images, *SHORT, "--normalise", "half", "-q", "-o", path)[0] == 0
+    encoder = kinds.read(str(path), kinds.Encoder)
+    assert encoder.mean == encoder.std == (0.5, 0.5, 0.5)
+    assert encoder.history[-1]["args"]["--normalise"] == "half"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--lr", "nan"), ("--warmup", "inf"), ("--blur", "nan"), ("--normalise", "1,2/3,4")]
+)
 def test_numbers_are_finite(sslbd, images, tmp_path, option, value):
     status, _, err = sslbd("pretrain", images, option, value, "-o", tmp_path / "e.safetensors")
     assert status == 2 and option in err and err.count("\n") == 1

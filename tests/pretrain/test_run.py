@@ -39,6 +39,9 @@ def test_the_encoder_normalises_by_the_images_own_statistics(dataset, cpu):
     assert std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-4)
     net = run.pretrain(dataset.images, setup(), Session(cpu))
     assert net.mean.flatten().tolist() == pytest.approx(mean) and not net.training
+    pixels = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    fixed = save(run.build(dataset.images, dataclasses.replace(setup(), pixels=pixels), Session(cpu)))
+    assert fixed.mean + fixed.std == pytest.approx(pixels[0] + pixels[1])
 
 
 def test_images_of_one_colour_have_no_zero_deviation():
