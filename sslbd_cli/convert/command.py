@@ -71,11 +71,12 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
 def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset | None) -> None:
     from sslbd_cli.convert import foreign, statedict
     from sslbd_cli.core import device
+    from sslbd_cli.core.pixels import parse_normalise
     from sslbd_cli.errors import InputError
 
     device.tune_allocator()
     if wish.normalise is not None:
-        foreign.parse_normalise(wish.normalise)
+        parse_normalise(wish.normalise)
     checkpoint = statedict.read(path)
     try:
         imported = foreign.to_encoder(checkpoint.tensors, wish, data)
