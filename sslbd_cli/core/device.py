@@ -49,6 +49,8 @@ def pick(device: str = "auto", precision: str = "auto") -> Device:
         raise InputError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(place) else "fp32"
+    if place.type == "cuda":
+        _be_exact(place, precision)
     return Device(place, precision)
 
 
@@ -57,6 +59,27 @@ def _has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return device.type == "cpu" and bool(supported())
+
+
+def _be_exact(device: torch.device, precision: str) -> None:
+    """Make fp32 mean fp32 on a GPU. By default cuDNN's convolutions round their inputs to TF32, ten bits.
+
+    Raises InputError for bf16 on a GPU that only emulates it.
+    """
+    if precision == "bf16" and not _has_fast_bf16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise InputError(
+            f"--precision bf16: this GPU (compute capability {major}.{minor}) only emulates bf16, which is slower than "
+            "fp32; give fp32"
+        )
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy values from the CPU to a device. The host does not wait for the device's earlier work."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # a copy from other memory may wait
+    return values.to(device, non_blocking=True)
 
 
 def tune_allocator() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
 from sslbd_cli.core.cache import digest_of
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device, generator, send
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
@@ -237,7 +237,7 @@ def linear_classifier(
         net.train()
 
     def loss(rows: Tensor, gen: torch.Generator) -> Terms:
-        rows = rows.to(views.device)
+        rows = send(rows, views.device)
         return {"loss": F.cross_entropy(net(views[rows]), data.labels[rows])}
 
     fit = Fit(net, loss, len(data.feats), plan, Session(Device(data.feats.device, "fp32"), seed))

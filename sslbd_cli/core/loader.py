@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import Device
+from sslbd_cli.core.device import Device, send
 
 #: Kind of work -> how much is processed at once on a CPU and on an accelerator. These numbers
 #: bound the memory of all work for which the user names no batch.
@@ -60,11 +60,8 @@ class Pool:
     def batch(self, rows: Tensor) -> Tensor:
         """Return the images of the rows (int64 on the CPU), uint8 B,3,H,W on the device."""
         if self.resident is not None:
-            return self.resident[rows.to(self.device.torch, non_blocking=True)]
-        batch_images = torch.from_numpy(np.ascontiguousarray(self.images[rows.numpy()]))
-        if self.device.kind == "cuda":
-            batch_images = batch_images.pin_memory()
-        return batch_images.to(self.device.torch, non_blocking=True)
+            return self.resident[send(rows, self.device.torch)]
+        return send(torch.from_numpy(np.ascontiguousarray(self.images[rows.numpy()])), self.device.torch)
 
 
 def free_memory(device: Device) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device, generator, send
 from sslbd_cli.core.features import Labelled
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms
@@ -34,7 +34,7 @@ def fit_perceptron(net: nn.Sequential, train: Labelled, valid: Labelled, plan: P
     best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
 
     def loss(rows: Tensor, gen: torch.Generator) -> Terms:
-        rows = rows.to(unit.device)
+        rows = send(rows, unit.device)
         return {"loss": F.cross_entropy(net(unit[rows]), train.labels[rows])}
 
     def judge(epoch: int) -> str:

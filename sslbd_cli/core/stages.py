@@ -45,10 +45,10 @@ class Channels:
 
     @torch.no_grad()
     def switch_off(self, dead: Tensor) -> None:
-        """Zero the marked channels, bool C."""
+        """Zero the marked channels, bool C on the weights' device."""
         for writer in self.writers:
             for weight in writer.parameters(recurse=False):
-                weight[dead.to(weight.device)] = 0
+                weight[dead] = 0
 
 
 def stages(net: ImageEncoder) -> list[Stage]:

@@ -172,11 +172,19 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a detector of inputs works with. reference: an independent encoder, for detectors that compare with one."""
+    """What a detector of inputs works with. reference: an independent encoder, for detectors that compare with one.
+
+    It puts both encoders on the session's device, in eval mode.
+    """
 
     encoder: ImageEncoder
     session: Session
     reference: ImageEncoder | None = None
+
+    def __post_init__(self) -> None:
+        for net in (self.encoder, self.reference):
+            if net is not None:
+                net.to(self.device.torch).eval()
 
     @property
     def device(self) -> Device:

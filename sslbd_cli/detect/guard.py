@@ -77,9 +77,9 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: 
         )
     _check_reference(guard, reference)
     check_alpha(guard, alpha)
-    second = None if reference is None else nets.load(reference).to(device.torch)
+    second = None if reference is None else nets.load(reference)
     stream = replace(session, embeddings=None)  # each image passes once
-    setting = Setting(nets.load(encoder).to(device.torch), stream, second)
+    setting = Setting(nets.load(encoder), stream, second)
     state = {name: torch.from_numpy(np.array(array)).to(device.torch) for name, array in guard.state.items()}
     post = Post(detector, guard, setting, state)
     try:  # anyone may have written the file; two images show what does not fit

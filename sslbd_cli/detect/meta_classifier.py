@@ -7,6 +7,7 @@ one batched network of stacked weights (3,100 against 2,800 images a second, `ti
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,16 @@ class Examples:
     encoders: tuple[ImageEncoder, ...]
     is_backdoored: Tensor
     members: Tensor
+
+    @functools.cached_property
+    def learners(self) -> list[Tensor]:
+        """The meta-classifiers that learn on each shadow, int64."""
+        return [of.nonzero().flatten() for of in self.members.T]
+
+    @functools.cached_property
+    def shadows(self) -> list[Tensor]:
+        """The shadows that each meta-classifier learns on, int64."""
+        return [of.nonzero().flatten() for of in self.members]
 
 
 def freeze_twin(encoder: ImageEncoder, device: Device) -> ImageEncoder:
@@ -114,7 +125,7 @@ def _layers(width: int, hidden: int, gen: torch.Generator) -> tuple[Tensor, Tens
 
 def ask_members(classifiers: MetaClassifiers, examples: Examples, features: str) -> Tensor:
     """Ask each shadow the queries of the meta-classifiers that learn on it: K,S,I, zeros elsewhere."""
-    rows = [of.nonzero().flatten() for of in examples.members.T]
+    rows = examples.learners
     parts = [
         answers(net, classifiers.queries[row], features) if len(row) else None
         for net, row in zip(examples.encoders, rows, strict=True)
@@ -155,9 +166,10 @@ def one_class_loss(classifiers: MetaClassifiers, scores: Tensor, examples: Examp
     1/2 |w|^2 + 1/2 |fc|^2 + mean(max(0, r - score)) / nu - r, where r is the nu-quantile of the members' scores.
     """
     total = scores.new_zeros(())
-    for one, of in zip(scores, examples.members, strict=True):
-        radius = one[of].detach().quantile(NU)
-        total = total + F.relu(radius - one[of]).mean() / NU - radius
+    for one, rows in zip(scores, examples.shadows, strict=True):
+        own = one[rows]
+        radius = own.detach().quantile(NU)
+        total = total + F.relu(radius - own).mean() / NU - radius
     return total + (classifiers.inner.square().sum() + classifiers.outer.square().sum()) / 2
 
 

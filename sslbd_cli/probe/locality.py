@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli import plugin
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device, generator, send
 from sslbd_cli.core.features import layers
 from sslbd_cli.core.loader import Pool, at_once, free_memory
 from sslbd_cli.core.nets import ImageEncoder, new
@@ -130,6 +130,6 @@ class LocalFeatures:
     def batch(self, rows: Tensor) -> Tensor:
         """Return the features of images by row number, float32 B,D,X,Y on the device."""
         if self.cached is not None:
-            return self.cached[rows.to(self.cached.device)].clone()
+            return self.cached[send(rows, self.cached.device)].clone()
         with torch.no_grad():
             return local_maps(self.net, self.pool.batch(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslbd_cli.core.device import send
 from sslbd_cli.errors import InputError
 
 
@@ -61,22 +62,29 @@ def wander(count: int, shape: tuple[int, int, int], low: float, high: float, gen
     return torch.tensor(first) + (draws * torch.tensor(options)).long()
 
 
-def paste(x: Tensor, patch: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tensor:
-    """Paste patch C,S,S into images x B,C,H,W at boxes B,4 of side S. Changes x in place and returns it."""
-    channels, pixels = patch.shape[0], patch.shape[-1]
-    span = torch.arange(pixels)
-    rows = (boxes[:, 1, None] + span).to(x.device)  # B,S
-    columns = (boxes[:, 0, None] + span).to(x.device)
+def paste(x: Tensor, layer: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tensor:
+    """Paste a layer C,S,S (see `mix`) into images x B,C,H,W at boxes B,4 of side S, which are on the CPU.
+
+    Changes x in place and returns it.
+    """
+    channels, pixels = layer.shape[0], layer.shape[-1]
+    corners = boxes[:, :2]
+    if bool((corners == corners[:1]).all()):  # one place needs no numbers on the device
+        left, top = corners[0].tolist()
+        place = x[:, :, top : top + pixels, left : left + pixels]
+        place.copy_(mix(place, layer, opacity))
+        return x
+    columns, rows = send(corners.T[:, :, None] + torch.arange(pixels), x.device)  # B,S each
     image = torch.arange(len(x), device=x.device)[:, None, None, None]
     channel = torch.arange(channels, device=x.device)[None, :, None, None]
     at = (image, channel, rows[:, None, :, None], columns[:, None, None, :])
-    x[at] = mix(x[at], patch, opacity)
+    x[at] = mix(x[at], layer, opacity)
     return x
 
 
-def mix(x: Tensor, picture: Tensor, share: float) -> Tensor:
-    """Return (1 - share) x + share picture.
+def mix(x: Tensor, layer: Tensor, share: float) -> Tensor:
+    """Return (1 - share) x + layer. The layer is share times the picture, with the device and dtype of x.
 
     The sum is rounded twice on purpose: torch.lerp and addcmul fuse it on some devices, so CPU and GPU would differ.
     """
-    return x * (1 - share) + (picture * share).to(x)
+    return x * (1 - share) + layer

@@ -14,6 +14,7 @@ from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.plugin import Plugin
+from sslbd_cli.triggers._resident import resident
 
 Phase = Literal["train", "test"]
 
@@ -47,7 +48,7 @@ class Trigger(Plugin):
             boxes = self.place(count, height, width, gen, phase)
         if images.dtype == torch.uint8:
             # look the levels up in a table, because CPU and CUDA round a division by 255 differently
-            levels = (torch.arange(256) / 255).to(images.device)
+            levels = resident(_levels, like=images, dtype=torch.float32)
             pixels = levels.index_select(0, images.flatten().int()).view(images.shape)
             stamped = self.stamp(pixels, boxes, gen, phase).mul(255).round().clamp(0, 255).to(torch.uint8)
         else:
@@ -66,6 +67,10 @@ class Trigger(Plugin):
     @abstractmethod
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
         """Change x, float B,C,H,W in [0,1], inside the boxes. May change x in place. All randomness comes from gen."""
+
+
+def _levels() -> Tensor:
+    return torch.arange(256) / 255
 
 
 def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:

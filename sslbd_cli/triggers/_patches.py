@@ -16,6 +16,7 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers import _boxes as geometry
 from sslbd_cli.triggers._contract import Phase, Trigger
+from sslbd_cli.triggers._resident import resident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,11 @@ class Patched(Trigger):
         return torch.cat([corners, torch.full((count, 2), shape[2])], dim=1)
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        return geometry.paste(x, self.pattern(int(boxes[0, 2])), boxes, self.opacity)
+        layer = resident(self._layer, int(boxes[0, 2]), like=x)
+        return geometry.paste(x, layer, boxes, self.opacity)
+
+    def _layer(self, pixels: int) -> Tensor:
+        return self.pattern(pixels) * self.opacity
 
     @abstractmethod
     def pattern(self, pixels: int) -> Tensor:

@@ -12,6 +12,7 @@ from sslbd_cli.plugin import key
 from sslbd_cli.triggers import _boxes as geometry
 from sslbd_cli.triggers._contract import Phase, Trigger
 from sslbd_cli.triggers._patches import digest, read_picture
+from sslbd_cli.triggers._resident import resident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,10 @@ class Blend(Trigger):
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
         height, width = x.shape[2:]
-        return geometry.mix(x, self.picture(height, width), self.alpha)
+        return geometry.mix(x, resident(self._layer, height, width, like=x), self.alpha)
+
+    def _layer(self, height: int, width: int) -> Tensor:
+        return self.picture(height, width) * self.alpha
 
     def picture(self, height: int, width: int) -> Tensor:
         """Return the picture, float 3,height,width in [0,1]."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._contract import Phase, Trigger
+from sslbd_cli.triggers._resident import resident
 
 #: What equal steps of U and V add to R, G and B (kornia's YUV, as in the authors' code).
 RGB_OF_UV = (1.14, -0.396 - 0.581, 2.029)
@@ -55,10 +56,12 @@ class Ctrl(Trigger):
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
         magnitude = self.train_magnitude if phase == "train" else self.test_magnitude
-        height, width = x.shape[2:]
+        return x.add_(resident(self._layer, magnitude, *x.shape[2:], like=x))
+
+    def _layer(self, magnitude: float, height: int, width: int) -> Tensor:
         rows, columns = (torch.arange(length) % self.window for length in (height, width))
         added = self.tile()[rows][:, columns] * torch.tensor(RGB_OF_UV, dtype=torch.float64).view(3, 1, 1)
-        return x.add_((added * (magnitude / 255)).to(x))
+        return added * (magnitude / 255)
 
     def tile(self) -> Tensor:
         """Return the inverse DCT of ones at the positions, float64 window,window."""

@@ -12,6 +12,7 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers import _boxes as geometry
 from sslbd_cli.triggers._contract import Phase, Trigger
+from sslbd_cli.triggers._resident import resident
 
 SIDE = 32  # image side that the distribution was made for (CIFAR-10)
 SIDES = (2, 3, 4, 5, SIDE)  # possible sides of the pattern; SIDE fills the image
@@ -57,11 +58,15 @@ class Jumbo(Trigger):
         return torch.tensor([[x, y, side, side]]).repeat(count, 1)
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        trigger = draw(self.seed)
+        alpha = draw(self.seed).alpha
         if not self.has_place:
-            return geometry.mix(x, enlarged(trigger.pattern, *x.shape[2:]), trigger.alpha)
+            return geometry.mix(x, resident(self._layer, *x.shape[2:], like=x), alpha)
         side = int(boxes[0, 2])
-        return geometry.paste(x, enlarged(trigger.pattern, side, side), boxes, trigger.alpha)
+        return geometry.paste(x, resident(self._layer, side, side, like=x), boxes, alpha)
+
+    def _layer(self, height: int, width: int) -> Tensor:
+        trigger = draw(self.seed)
+        return enlarged(trigger.pattern, height, width) * trigger.alpha
 
 
 @functools.lru_cache(maxsize=64)

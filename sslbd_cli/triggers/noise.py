@@ -10,6 +10,7 @@ from torch import Tensor
 from sslbd_cli.core.device import generator
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._contract import Phase, Trigger
+from sslbd_cli.triggers._resident import resident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Noise(Trigger):
     seed: int = key(10, "seed of the pattern")
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        return x.add_(self.pattern(x.shape[1:]).to(x))
+        return x.add_(resident(self.pattern, x.shape[1:], like=x))
 
     def pattern(self, shape: torch.Size) -> Tensor:
         """Return the pattern, float64 of the given shape C,H,W."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._contract import Phase, Trigger
+from sslbd_cli.triggers._resident import resident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Sinusoid(Trigger):
     frequency: float = key(6.0, "waves per image width", low=0.01, high=10000)
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        return x.add_(self.wave(x.shape[3]).to(x))
+        return x.add_(resident(self.wave, x.shape[3], like=x))
 
     def wave(self, width: int) -> Tensor:
         """Return one row, float64 width. Raises InputError if the sine is zero in every column."""

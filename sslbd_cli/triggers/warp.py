@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sslbd_cli.core.device import generator
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._contract import Phase, Trigger
+from sslbd_cli.triggers._resident import resident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,18 @@ class Warp(Trigger):
     seed: int = key(10, "seed of the field")
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        height, width = x.shape[2:]
-        corners, weights = bilinear(self.field(height, width))
+        corners = resident(self._corners, *x.shape[2:], like=x, dtype=torch.int64)
+        weights = resident(self._weights, *x.shape[2:], like=x)
         pixels = x.flatten(2)  # B,C,HW
         # plain products and sums, because grid_sample rounds differently on each device
-        warped = sum(pixels[:, :, at.to(x.device)] * share.to(x) for at, share in zip(corners, weights, strict=True))
+        warped = sum(pixels[:, :, at] * share for at, share in zip(corners, weights, strict=True))
         return torch.as_tensor(warped).view_as(x)
+
+    def _corners(self, height: int, width: int) -> Tensor:
+        return bilinear(self.field(height, width))[0]
+
+    def _weights(self, height: int, width: int) -> Tensor:
+        return bilinear(self.field(height, width))[1]
 
     def field(self, height: int, width: int) -> Tensor:
         """Return where each pixel is read, float64 2,H,W: x and y in pixels, within the image."""
@@ -53,8 +60,8 @@ class Warp(Trigger):
         return torch.minimum((torch.stack([x, y]) + shifts).clamp(min=0), last)
 
 
-def bilinear(field: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the four pixels around each place 2,H,W, int64 HW (indices into H,W), and their weights, float64 HW."""
+def bilinear(field: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the four pixels around each place 2,H,W, int64 4,HW (indices into H,W), and their weights, float64."""
     height, width = field.shape[1:]
     low = field.floor().long()
     right, down = (field - low).flatten(1)  # HW each
@@ -62,4 +69,4 @@ def bilinear(field: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     far_x, far_y = (x + 1).clamp(max=width - 1), (y + 1).clamp(max=height - 1)
     corners = [y * width + x, y * width + far_x, far_y * width + x, far_y * width + far_x]
     weights = [(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down]
-    return corners, weights
+    return torch.stack(corners), torch.stack(weights)

@@ -14,6 +14,7 @@ from sslbd_cli.plugin import key
 from sslbd_cli.triggers import _found
 from sslbd_cli.triggers._contract import Phase, Trigger
 from sslbd_cli.triggers._patches import digest
+from sslbd_cli.triggers._resident import resident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +36,14 @@ class WitnessTrigger(Trigger):
         object.__setattr__(self, "sha256", digest(self.name, self.file, self.sha256))
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        witness = _read(self.file, self.sha256)
-        keep, add = (self._fitted(part, x) for part in (witness.keep, witness.add))
+        keep, add = (resident(self._fitted, part, *x.shape[2:], like=x) for part in ("keep", "add"))
         return x * keep + add
 
-    def _fitted(self, part: Tensor, like: Tensor) -> Tensor:
-        shape = tuple(like.shape[2:])
-        if part.shape[1:] != shape:
-            part = F.interpolate(part[None], shape, mode="bilinear", align_corners=False, antialias=True)[0]
-        return part.to(like.device, like.dtype)
+    def _fitted(self, name: str, height: int, width: int) -> Tensor:
+        part: Tensor = getattr(_read(self.file, self.sha256), name)
+        if part.shape[1:] != (height, width):
+            part = F.interpolate(part[None], (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
+        return part
 
 
 @functools.lru_cache(maxsize=4)

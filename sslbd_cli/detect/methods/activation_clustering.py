@@ -112,7 +112,8 @@ def independent(x: Tensor, gen: torch.Generator, rounds: int = 200, tolerance: f
 
     gen: a CPU generator. The iteration ends after `rounds` at the latest.
     """
-    x = x / x.square().mean(0).sqrt()
+    place = x.device
+    x = (x / x.square().mean(0).sqrt()).cpu()  # a GPU would wait twice a round, for products of a few numbers
     mix = _orthogonal(torch.randn(x.shape[1], x.shape[1], generator=gen).to(x))
     for _ in range(rounds):
         curve = torch.tanh(x @ mix.T)
@@ -121,7 +122,7 @@ def independent(x: Tensor, gen: torch.Generator, rounds: int = 200, tolerance: f
         mix = new_mix
         if still < tolerance:
             break
-    return x @ mix.T
+    return (x @ mix.T).to(place)
 
 
 def _orthogonal(mix: Tensor) -> Tensor:

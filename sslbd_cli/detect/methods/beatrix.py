@@ -96,8 +96,8 @@ class Beatrix(InputDetector):
         return Observation({"score": torch.cat(parts).cpu().numpy()})
 
     def _bounds(self, grams: Tensor) -> tuple[Tensor, Tensor]:
-        middle = grams.median(0).values
-        away = self.width * (grams - middle).abs().median(0).values
+        middle = _lower_median(grams)
+        away = self.width * _lower_median((grams - middle).abs())
         return middle - away, middle + away
 
     def _layer(self, setting: Setting) -> str:
@@ -113,3 +113,8 @@ class Beatrix(InputDetector):
         gram = Gram(self._layer(setting), 0, state["channels"], self.orders, scale)
         step = at_once("gram matrices", setting.device.kind)
         return embed(setting.encoder, images, setting.device, batch=step, layer=gram)
+
+
+def _lower_median(rows: Tensor) -> Tensor:
+    """Return the median of each column of N,F. On CUDA, `Tensor.median` along a dimension is not deterministic."""
+    return rows.sort(0).values[(len(rows) - 1) // 2]

@@ -11,7 +11,7 @@ from torch import Tensor
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import patching
 from sslbd_cli.core.checks import WARNINGS
-from sslbd_cli.core.device import generator
+from sslbd_cli.core.device import generator, send
 from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.detect import dede_decoder
 from sslbd_cli.detect.contract import (
@@ -184,7 +184,7 @@ class DeDe(InputDetector):
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             x = patching.normalise(pool.batch(rows), encoder.mean, encoder.std)
-            return {"loss": dede_decoder.masked_loss(network, x, feats[rows.to(feats.device)], self.mask, gen)}
+            return {"loss": dede_decoder.masked_loss(network, x, feats[send(rows, feats.device)], self.mask, gen)}
 
         epochs = self.passes(len(pool))
         plan = Plan(epochs=epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser="adamw",

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslbd_cli.core.device import send
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.similarity import unit
@@ -44,7 +45,7 @@ class ScaleUp(InputDetector):
         factors = torch.arange(1, self.scales + 1, device=setting.device.torch)
 
         def amplify(chunk: Tensor) -> Tensor:
-            bright = chunk.to(factors.device)[:, None] * factors[:, None, None, None].short()
+            bright = send(chunk, factors.device)[:, None] * factors[:, None, None, None].short()
             return bright.clamp(max=255).to(torch.uint8).flatten(0, 1)
 
         feats = embed(

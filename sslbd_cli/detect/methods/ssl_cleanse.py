@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.device import generator
+from sslbd_cli.core.device import generator, send
 from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.kmeans import Clusters, kmeans
 from sslbd_cli.core.nets import ImageEncoder
@@ -154,10 +154,11 @@ class SSLCleanse(EncoderDetector):
 def to_cluster(parts: Clusters) -> Objective:
     """Return the objective: each candidate moves the images of other clusters to its own cluster of embeddings."""
     centers, goals = parts.centers, F.normalize(parts.centers, dim=1)
-    own = parts.labels.cpu()
+    own = parts.labels
 
     def objective(feats: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        others = (own[rows] != which.cpu()[:, None]).to(feats)  # k,B: a cluster's own images need no trigger
+        at = send(rows, own.device)
+        others = (own[at] != which[:, None]).to(feats)  # k,B: a cluster's own images need no trigger
         share = others / others.sum(1, keepdim=True).clamp(min=1)
         apart = 2 - 2 * (F.normalize(feats, dim=2) * goals[which][:, None]).sum(2)
         arrives = torch.cdist(feats.detach(), centers.expand(len(which), -1, -1)).argmin(2) == which[:, None]

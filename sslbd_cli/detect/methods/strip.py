@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslbd_cli.core.device import send
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.loader import at_once
@@ -72,6 +73,6 @@ def embed_many(
     device = setting.device
 
     def versions(chunk: Tensor) -> Tensor:
-        return change(chunk.to(device.torch), others)
+        return change(send(chunk, device.torch), others)
 
     return embed(setting.encoder, images, device, versions, batch=at_once("images", device.kind, len(others)))

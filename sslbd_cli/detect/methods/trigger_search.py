@@ -62,26 +62,40 @@ class Bounded:
         self.parameters = [free.to(device.torch).requires_grad_()]
         self.budgets, self.band = budgets, band
         self.basis = cosine_basis(side, band).to(device.torch)
+        self.strengths = torch.tensor([budget.strength for budget in budgets]).to(device.torch)
+        names = [budget.family for budget in budgets]
+        self.groups = {  # family -> its candidates, int64
+            name: torch.tensor([number for number, own in enumerate(names) if own == name]).to(device.torch)
+            for name in dict.fromkeys(names)
+        }
+        self.places = torch.cat(list(self.groups.values())).argsort()
 
     def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        changes = [self._one(self.budgets[number], self.parameters[0][number]) for number in which.tolist()]
-        keep, add = (torch.stack(parts) for parts in zip(*changes, strict=True))
-        return keep, add, torch.tensor([self.budgets[number].strength for number in which.tolist()]).to(keep)
+        """Make the candidates family by family, all of them, because only the device knows which are asked for."""
+        changes = [
+            self._family(name, self.strengths[rows].view(-1, 1, 1, 1), self.parameters[0][rows])
+            for name, rows in self.groups.items()
+        ]
+        at = self.places[which]
+        keep, add = (torch.cat(parts)[at] for parts in zip(*changes, strict=True))
+        return keep, add, self.strengths[which]
 
-    def _one(self, budget: StrengthBudget, free: Tensor) -> tuple[Tensor, Tensor]:
-        mask, colours = free[:1], free[1:]
-        if budget.family == "patch":
+    def _family(self, name: str, strength: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keep k,1,H,W and add k,3,H,W of a family's candidates from strengths k,1,1,1 and parameters."""
+        mask, colours = free[:, :1], free[:, 1:]
+        if name == "patch":
             # the pixels share the budget; each takes 1 at most, so that the mean is at most the budget
-            share = torch.softmax(mask.flatten(), 0).view_as(mask) * (budget.strength * mask.numel())
+            share = torch.softmax(mask.flatten(1), 1).view_as(mask) * (strength * mask[0].numel())
             whole = share.clamp(max=1)
             return 1 - whole, whole * (torch.tanh(colours) / 2 + 0.5)
-        if budget.family == "blend":
-            return torch.full_like(mask, 1 - budget.strength), budget.strength * (torch.tanh(colours) / 2 + 0.5)
-        if budget.family == "low-frequency":
-            few = colours[:, : self.band, : self.band]
+        if name == "blend":
+            return (1 - strength).expand_as(mask), strength * (torch.tanh(colours) / 2 + 0.5)
+        if name == "low-frequency":
+            few = colours[:, :, : self.band, : self.band]
             colours = self.basis.T @ few @ self.basis
-            colours = colours / colours.detach().square().mean().sqrt().clamp(min=1e-6)  # unit size for any band
-        return torch.ones_like(mask), budget.strength * torch.tanh(colours)
+            size = colours.detach().square().mean((1, 2, 3), keepdim=True).sqrt()
+            colours = colours / size.clamp(min=1e-6)  # unit size for any band
+        return torch.ones_like(mask), strength * torch.tanh(colours)
 
 
 BUDGETS = {"patch": (0.02, 0.05, 0.1), "blend": (0.05, 0.1, 0.2), "noise": (4 / 255, 8 / 255, 16 / 255)}
@@ -152,7 +166,7 @@ class TriggerSearch(EncoderDetector):
     @torch.no_grad()
     def _chance(self, encoder: ImageEncoder, clues: Clues, space: Bounded, view: Frame, device: Device) -> np.ndarray:
         """Return the mean cosines of held-out images under changes that were not optimised, float K."""
-        keep, add, _ = space.make(torch.arange(len(space.budgets)))
+        keep, add, _ = space.make(torch.arange(len(space.budgets), device=device.torch))
         blank = InvertedTriggers(keep.cpu(), add.cpu(), np.zeros(len(keep)), np.zeros(len(keep)), {})
         all_feats = (
             embed(encoder, clues.held_out_images, device, blank.witness(number).stamp) for number in range(len(keep))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device, generator, send
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.loader import Pool, at_once
 from sslbd_cli.core.nets import ImageEncoder
@@ -193,7 +193,7 @@ def window(corners: Tensor, side: int, size: int) -> Tensor:
 def crop(images: Tensor, windows: Tensor) -> Tensor:
     """Cut windows, int64 B,4 of one side S, out of images B,C,H,W: B,C,S,S."""
     side = int(windows[0, 2])
-    places = window(windows[:, :2].to(images.device), side, images.shape[-1])  # B,S*S
+    places = window(send(windows[:, :2], images.device), side, images.shape[-1])  # B,S*S
     pixels = images.permute(0, 2, 3, 1).flatten(1, 2)  # B,H*W,C
     image = torch.arange(len(images), device=images.device)[:, None]
     return pixels[image, places].mT.reshape(len(images), -1, side, side)

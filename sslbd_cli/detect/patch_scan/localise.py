@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslbd_cli.core.device import send
 from sslbd_cli.core.features import as_maps, layers
 from sslbd_cli.detect.patch_scan.lens import ScanImages, window
 from sslbd_cli.errors import InputError
@@ -129,7 +130,7 @@ class MaskLocaliser(Localiser):
         """Return how much a mask at grid places B,P,2 lowers the cosine with the image's center: float32 B,P."""
         x = self.images(rows)
         area = self.lens.size**2
-        at = window(self.offsets[places].to(x.device), self.side, self.lens.size)  # B,P,S*S
+        at = window(send(self.offsets[places], x.device), self.side, self.lens.size)  # B,P,S*S
         first = area * torch.arange(places.shape[0] * places.shape[1], device=x.device).view(*places.shape[:2], 1)
         filling = self._filling(x).expand_as(x).permute(0, 2, 3, 1).flatten(0, 2)  # B*H*W,3
         # write only the hidden pixels into copies: choosing every pixel by a mask takes twice the time
@@ -138,12 +139,12 @@ class MaskLocaliser(Localiser):
         feats = self.lens.embed(copies.view(-1, *x.shape[2:], 3).permute(0, 3, 1, 2))
         feats = F.normalize(feats, dim=1)
         own = self._centers(rows)
-        whole = (self.clusters.feats[rows.to(own.device)] * own).sum(1, keepdim=True)
+        whole = (self.clusters.feats[send(rows, own.device)] * own).sum(1, keepdim=True)
         return whole - torch.einsum("bpd,bd->bp", feats.view(len(x), -1, feats.shape[1]), own)
 
     def _centers(self, rows: Tensor) -> Tensor:
         """Return the unit direction of each row's center, float32 B,D."""
-        at = rows.to(self.clusters.labels.device)
+        at = send(rows, self.clusters.labels.device)
         nearest = self.clusters.labels[at]
         if self.landings is not None:
             nearest = self.landings[(self.clusters.feats[at] @ self.clusters.centers[self.landings].T).argmax(1)]
@@ -192,7 +193,7 @@ class RiseLocaliser(Localiser):
         x = self.images(rows)
         visible_images = (x[:, None] * self.masks).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         feats = F.normalize(self.lens.embed(visible_images), dim=1).view(len(x), len(self.masks), -1)
-        own = F.normalize(self.clusters.centers[self.clusters.labels[rows.to(feats.device)]], dim=1)
+        own = F.normalize(self.clusters.centers[self.clusters.labels[send(rows, feats.device)]], dim=1)
         cosines = torch.einsum("bmd,bd->bm", feats, own)
         masks = self.masks.float() - self.masks.float().mean(0)
         return brightest(torch.einsum("bm,mchw->bchw", cosines, masks), self.side)
@@ -244,7 +245,7 @@ class CamLocaliser(Localiser):
             raise self._unreadable()
         maps = as_maps(self.lens.net.encoder, layer_outputs[0])
         centers = self.clusters.centers.clone()
-        own = F.normalize(centers[self.clusters.labels[rows.to(centers.device)].clone()], dim=1)
+        own = F.normalize(centers[self.clusters.labels[send(rows, centers.device)].clone()], dim=1)
         if not self.is_transformer and torch.allclose(maps.mean((2, 3)), feats, atol=1e-4, rtol=1e-3):
             weights = cam_weights(feats.detach(), own)
         else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sslbd_cli.core.device import send
 from sslbd_cli.core.watch import Ticker
 from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, crop
 from sslbd_cli.detect.patch_scan.localise import Localiser
@@ -96,7 +97,7 @@ def search(
 def score(localiser: Localiser, test: FlipTest, rows: Tensor, windows: Tensor, count: int) -> Tensor:
     """Score windows int64 B,4 of images (rows, int64 B) by the flip test on `count` test images: float32 B."""
     patches = crop(localiser.images(rows), windows)
-    own = test.clusters.labels[rows.to(test.clusters.labels.device)]
+    own = test.clusters.labels[send(rows, test.clusters.labels.device)]
     return test.flips(patches, own, count).cpu()
 
 

@@ -77,7 +77,7 @@ def drop_green_magenta(x: Tensor, rows: Tensor) -> Tensor:
 
     Lenses blur this axis most. Grey pixels do not change. Saturated colours may leave [0,1] by a sixth.
     """
-    axis = torch.tensor([-1.0, 2.0, -1.0], device=x.device).div(6**0.5).view(1, 3, 1, 1)
+    axis = (3.0 * (torch.arange(3, device=x.device) == 1) - 1).div(6**0.5).view(1, 3, 1, 1)  # made on the device
     return x - rows.view(-1, 1, 1, 1) * axis * (x * axis).sum(1, keepdim=True)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device, generator
+from sslbd_cli.core.device import Device, generator, send
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
@@ -168,7 +168,7 @@ class PatchGuard(Certificate):
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             votes = head.votes(local.batch(rows))
             evidence = votes.sum((1, 2))
-            truth = labels[rows.to(labels.device)]
+            truth = labels[send(rows, labels.device)]
             if self.training == "provable":
                 own = votes.gather(3, truth.view(-1, 1, 1, 1).expand(-1, *votes.shape[1:3], 1)).movedim(3, 1)
                 most = F.avg_pool2d(own, windows.size, 1).flatten(1).amax(1) * (windows.size[0] * windows.size[1])

@@ -82,7 +82,7 @@ def _prune(groups: list[Channels], ranks: list[Tensor], share: float) -> None:
 
 
 def _ranks(net: ImageEncoder, group: Channels, images: np.ndarray, device: Device) -> Tensor:
-    """Return each channel's rank by mean |activation| on images, int64 C; 0 is the most dormant."""
+    """Return each channel's rank by mean |activation| on images, int64 C on the device; 0 is the most dormant."""
     total = torch.zeros((), device=device.torch)
     with reading([group.read]) as outputs:
 
@@ -94,7 +94,7 @@ def _ranks(net: ImageEncoder, group: Channels, images: np.ndarray, device: Devic
 
         embed(net, images, device, change=add)  # each call adds the chunk before it
         total = total + _activity(outputs[0])
-    return total.argsort(stable=True).argsort().cpu()
+    return total.argsort(stable=True).argsort()
 
 
 def _activity(out: Tensor) -> Tensor:
