@@ -33,7 +33,7 @@ SEES = {
     "poison": LIBRARY | {"cli"},
     "pretrain": LIBRARY | {"cli", "poison"},
     "badencoder": LIBRARY | {"cli", "poison", "data"},
-    "detect": LIBRARY | {"cli", "poison", "data"},
+    "detect": LIBRARY | {"cli", "poison", "data", "convert"},
     "probe": LIBRARY | {"cli", "detect"},
     "purify": LIBRARY | {"cli", "pretrain", "detect"},
     "report": LIBRARY | {"cli", "detect"},

@@ -84,7 +84,8 @@ def seekable(path: str) -> Iterator[BinaryIO]:
     try:
         source = open(path, "rb") if path != "-" else os.fdopen(os.dup(0), "rb")  # noqa: SIM115
     except OSError as error:
-        raise InputError(f"{'standard input' if path == '-' else path}: {error.strerror}") from None
+        advice = "; give addresses on the hub to sslbd convert or sslbd detect" if path.startswith("hf:") else ""
+        raise InputError(f"{'standard input' if path == '-' else path}: {error.strerror}{advice}") from None
     with source:
         if path == "-" and source.isatty():
             raise InputError("standard input is a terminal: name an input file or pipe one in")

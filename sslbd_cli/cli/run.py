@@ -97,7 +97,7 @@ class Run:
                 while block := file.read(1 << 20):
                     digest.update(block)
             sha256 = digest.hexdigest()
-        self.inputs.append({"option": option, "kind": "file", "file": Path(path).name, "sha256": sha256})
+        self.inputs.append(file_row(option, str(path), sha256))
 
     # --- how
 
@@ -169,7 +169,7 @@ class Run:
             if name in PRESENTATION or type(param.type).__name__ == "ArtefactPath" or absent:
                 continue
             spelling = max(param.opts, key=len) if param.param_type_name == "option" else f"@{name}"
-            arguments[spelling] = _plain(value)
+            arguments[spelling] = plain(value)
         row: dict[str, Any] = {"command": self.name, "version": __version__, "args": arguments, "inputs": self.inputs}
         if self._device is not None:
             import torch
@@ -187,13 +187,20 @@ class Run:
             self.say(f"wrote {path}")
 
 
-def _plain(value: Any) -> Any:
+def file_row(option: str, path: str, sha256: str) -> dict[str, Any]:
+    """Return the history's row of a foreign file: its base name, or its whole address on the hub."""
+    name = path if path.startswith("hf://") else Path(path).name
+    return {"option": option, "kind": "file", "file": name, "sha256": sha256}
+
+
+def plain(value: Any) -> Any:
+    """Return an option's value as the history records it."""
     if isinstance(value, Plugin):
         return str(value)
     if isinstance(value, Path):
         return value.name
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 

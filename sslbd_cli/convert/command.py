@@ -47,6 +47,11 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     left out and named; any other difference is an error. The encoder is tested on random images before it is
     written. An export is also safetensors, never a pickle.
 
+    CHECKPOINT may also be on the Hugging Face hub: hf://OWNER/NAME[@REVISION][/FILE]. Only weights (safetensors before
+    pickles) and configuration files are downloaded, into the cache of the hub's own library; HF_HOME, HF_HUB_OFFLINE,
+    HF_ENDPOINT and HF_TOKEN count. What the configuration tells is the default of --arch, --size and --normalise. The
+    history records commit and digest.
+
     If a checkpoint leaves something open, an error lists the candidates. Example: the normalisation of a ResNet-50 in
     safetensors. Only the order of names tells SimCLR's from torchvision's, and this format loses it; --from decides.
     With --data, each candidate is tried on up to 2,000 labelled images. The best one is taken if it beats all others
@@ -69,26 +74,16 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
 
 
 def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset | None) -> None:
-    from sslbd_cli.convert import foreign, statedict
+    from sslbd_cli.convert import inputs
     from sslbd_cli.core import device
     from sslbd_cli.core.pixels import parse_normalise
-    from sslbd_cli.errors import InputError
 
     device.tune_allocator()
     if wish.normalise is not None:
         parse_normalise(wish.normalise)
-    checkpoint = statedict.read(path)
-    try:
-        imported = foreign.to_encoder(checkpoint.tensors, wish, data)
-    except InputError as error:
-        raise InputError(f"{'standard input' if path == '-' else path}: {error}") from None
-    run.note_file("INPUT", path, checkpoint.sha256)
-    for remark in imported.remarks:
-        run.say(remark)
-    known = imported.wish
-    run.write(
-        imported.encoder, output, source=known.layout, arch=known.arch, size=known.size, normalise=known.normalise
-    )
+    conversion = inputs.import_checkpoint(run, path, wish, data)
+    run.inputs.append(conversion.row)
+    run.write(conversion.encoder, output, **conversion.options)
 
 
 def _export(run: Run, path: str, output: str, layout: str) -> None:

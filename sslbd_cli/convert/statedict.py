@@ -66,6 +66,20 @@ def read(path: str) -> StateFile:
             raise InputError(f"{label}: {error}") from None
 
 
+def is_foreign(path: str) -> bool:
+    """Return whether a regular file has the form of a checkpoint that `read` takes, and is no artefact of sslbd."""
+    if not Path(path).is_file():
+        return False
+    with container.seekable(path) as file:
+        magic = file.read(9)
+        if magic[:4] == b"PK\x03\x04" or magic[:1] == b"\x80":
+            return True
+        length = int.from_bytes(magic[:8], "little")
+        if magic[8:] != b"{" or length > container.HEADER_LIMIT:
+            return False
+        return b'"sslbd"' not in b"{" + file.read(length - 1)
+
+
 def _parse(file: BinaryIO) -> object:
     magic = file.read(9)
     file.seek(0)

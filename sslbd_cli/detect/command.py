@@ -65,6 +65,9 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
 
     The verdict is found, nothing found (the search space is named) or inconclusive (exit 3). It is never clean.
 
+    ENCODER may also be a foreign checkpoint or an address on the Hugging Face hub (hf://OWNER/NAME). It is converted in
+    passing, as by sslbd convert without options.
+
     Detectors of inputs judge images that the encoder is given. They learn on one part of --aux, and the other part sets
     the threshold. Detectors of samples judge the training set itself and need no other images; `sslbd purify --method
     filter` removes the images that they flag. Detectors of encoders search for a trigger with clean images and test it

@@ -13,6 +13,7 @@ from sslbd_cli.artefacts import kinds, parts
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard, Report
 from sslbd_cli.artefacts.overlap import image_digests, known_images
 from sslbd_cli.cli.run import Run
+from sslbd_cli.convert.inputs import read_encoder
 from sslbd_cli.detect import encoder_verdict, image_verdict, panel
 from sslbd_cli.detect.contract import Clues, Detector, EncoderDetector, ImageDetector
 from sslbd_cli.detect.image_verdict import Case
@@ -82,7 +83,7 @@ def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
     if not params["data"]:
         raise InputError("Missing option '--data': the images that the guard is to judge")
     alpha = _alpha(params)
-    encoder = run.read(params["input"], Encoder)
+    encoder = read_encoder(run, params["input"])
     guard, reference = read_guard(run, encoder, params["guard"], params["reference"])
     data = run.read(params["data"], Dataset, "--data")
     _check_size(encoder, "--data", data)
@@ -189,7 +190,7 @@ def _read_files(run: Run, params: dict[str, Any], *, takes_reports: bool) -> Fil
 
     takes_reports: a baseline may also be a report on a clean encoder, so a piped one is refused.
     """
-    encoder = run.read(params["input"], Encoder)
+    encoder = read_encoder(run, params["input"])
     data, aux = (_read_images(run, encoder, f"--{name}", params[name]) for name in ("data", "aux"))
     backdoored = tuple(_read_encoder(run, path, encoder, "--backdoored") for path in params["backdoored"])
     baselines = tuple(
