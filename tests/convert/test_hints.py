@@ -1,4 +1,4 @@
-"""What configuration files of repositories tell, as timm, transformers and OpenCLIP write them, and as nobody should."""
+"""What configuration files of repositories tell: timm's, transformers' and OpenCLIP's, and hostile ones."""
 
 import pytest
 import timm
