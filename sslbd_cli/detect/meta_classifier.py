@@ -198,8 +198,9 @@ def tune(
         tick()
 
     count = len(examples.encoders)
-    plan = Plan(epochs=tuning.steps, batch=count, lr=tuning.lr, optimiser="adam", schedule="constant")
-    fit = Fit(classifiers, loss, count, plan, replace(session.exact(), watch=unwatched))
+    # all steps are one epoch, because the host waits for the device at the end of each epoch
+    plan = Plan(epochs=1, batch=count, lr=tuning.lr, optimiser="adam", schedule="constant")
+    fit = Fit(classifiers, loss, count * tuning.steps, plan, replace(session.exact(), watch=unwatched))
     fit.after_step = after
     fit.run("queries")
     return classifiers

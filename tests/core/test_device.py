@@ -5,6 +5,7 @@ import torch
 
 from sslbd_cli.core import device
 from sslbd_cli.errors import InputError
+from tagged import pretended_gpu
 
 
 def test_the_cpu_is_always_there():
@@ -42,3 +43,29 @@ def test_autocast_follows_the_precision():
     for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with device.Device(torch.device("cpu"), precision).autocast():
             assert (a @ a).dtype == expected
+
+
+@pytest.fixture
+def rounding():
+    """Restore how the GPU rounds in fp32; start with what torch does by default."""
+    flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
+
+
+def test_fp32_is_not_rounded_to_tf32_on_a_gpu(rounding):
+    device.pick("cpu", "fp32")
+    assert torch.backends.cudnn.allow_tf32
+    with pretended_gpu():
+        assert device.pick("cuda", "fp32") == device.Device(torch.device("cuda"), "fp32")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_bf16_is_for_gpus_that_have_it(rounding):
+    with pretended_gpu((8, 0)):
+        assert device.pick("cuda", "auto").precision == device.pick("cuda", "bf16").precision == "bf16"
+    with pretended_gpu((7, 5)):
+        assert device.pick("cuda", "auto").precision == "fp32"
+        with pytest.raises(InputError, match=r"this GPU \(compute capability 7.5\) only emulates bf16.*; give fp32"):
+            device.pick("cuda", "bf16")
