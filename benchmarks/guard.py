@@ -61,7 +61,7 @@ def main(where: str = "cpu") -> None:
         encoder = new(arch, 32, MEAN, STD, devices.generator(0, "bench")).eval().to(device.torch)
         reference = new(Tiny(), 32, MEAN, STD, devices.generator(1, "bench")).eval().to(device.torch)
         setting = Setting(encoder, Session(device), reference)
-        ways = {"forward pass": lambda net=encoder, x=images: embed(net, x, device).sum().item()}
+        ways = {"forward pass": lambda net=encoder, x=images, use=setting.session: embed(net, x, use).sum().item()}
         for spec in SPECS[arch.name]:
             detector = plugin.parse("detector", spec + (":epochs=1" if spec == "dede" else ""))
             state = detector.learn(aux, setting)

@@ -213,7 +213,7 @@ def outcome(
 
     def feats(net: ImageEncoder, pixels: np.ndarray | Tensor, trigger: Trigger | None = None) -> Tensor:
         change = None if trigger is None else (lambda batch: trigger(batch, gen).images)
-        return embed(net, pixels, session.device, change)
+        return embed(net, pixels, session, change)
 
     plain = feats(victim, images)
     stamped = [feats(victim, images, trigger) for trigger in plot.triggers]

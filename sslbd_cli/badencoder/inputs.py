@@ -88,7 +88,7 @@ def _rows_by_number(run: Run, net: ImageEncoder, datasets: list[Dataset], groups
     from sslbd_cli.core import checks
 
     row_groups = [references.named_rows(group, len(d.images)) for group, d in zip(groups, datasets, strict=True)]
-    placing = references.Placing(net, run.device())
+    placing = references.Placing(net, run.session())
     for dataset, rows in zip(datasets, row_groups, strict=True):
         if dataset.labels is None:
             continue
@@ -102,7 +102,7 @@ def _prototypical(run: Run, net: ImageEncoder, datasets: list[Dataset], groups: 
     from sslbd_cli.badencoder import references
 
     classes = [dataset.class_index(name) for dataset, name in zip(datasets, groups, strict=True)]
-    placing = references.Placing(net, run.device())
+    placing = references.Placing(net, run.session())
     pairs = zip(datasets, classes, strict=True)
     row_groups = [references.prototypical(placing, dataset, target, count) for dataset, target in pairs]
     run.say("reference rows " + "; ".join(",".join(map(str, rows)) for rows in row_groups))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.checks import WARNINGS
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import Labelled, embed
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.data.decode import read_picture
 from sslbd_cli.errors import InputError
 
@@ -19,15 +19,15 @@ from sslbd_cli.errors import InputError
 class Placing:
     """Classify datasets by a probe on the clean encoder. Each dataset is embedded once."""
 
-    def __init__(self, net: ImageEncoder, device: Device) -> None:
-        self.net, self.device = net, device
+    def __init__(self, net: ImageEncoder, session: Session) -> None:
+        self.net, self.session = net, session
         self._known: dict[str, Tensor] = {}
 
     def margins(self, dataset: Dataset) -> Tensor:
         """Return each image's margin (see `margins`); at most 0 if the probe predicts another class."""
         if dataset.sha256 not in self._known:
             labels = torch.from_numpy(np.array(dataset.need_labels("--reference-class")))
-            data = Labelled(embed(self.net, dataset.images, self.device).cpu(), labels)
+            data = Labelled(embed(self.net, dataset.images, self.session).cpu(), labels)
             self._known[dataset.sha256] = margins(data, len(dataset.classes))
         return self._known[dataset.sha256]
 

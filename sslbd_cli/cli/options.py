@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -96,11 +97,32 @@ seed = click.option("-s", "--seed", default=0, show_default=True, type=int, help
 limit = click.option("--limit", type=click.IntRange(min=1), help="Use only N images, spread evenly over the dataset.")
 
 
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes, with K, M, G or T for powers of 1024."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", value.strip(), re.ASCII | re.IGNORECASE)
+        count = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+        if count < 1:
+            self.fail(f"{value!r} is no number of bytes, such as 4G or 500M.", param, ctx)
+        return count
+
+
+memory = click.option("--memory", type=Bytes(), metavar="BYTES",
+                      help="Memory that images and one batch may take, each, such as 4G. It never changes a result.  "
+                           "[default: a quarter of what is free]")  # fmt: skip
+
+
 def device(batch: int = 0) -> Callable[[F], F]:
-    """Add --device, --precision and --deterministic, and --batch if `batch` gives its default."""
+    """Add --device, --precision, --deterministic and --memory, and --batch if `batch` gives its default."""
 
     def wrap(function: F) -> F:
         for option in (
+            memory,
             click.option("--deterministic", is_flag=True, help="Use deterministic kernels on CUDA, too (slower)."),
             *([_batch(batch)] if batch else []),
             click.option(

@@ -37,6 +37,7 @@ PRESENTATION = {
     "root",
     "sarif",
     "exit_code",
+    "memory",
     "budget",  # the history records what was done within it
 }
 
@@ -120,8 +121,10 @@ class Run:
 
         if self._session is None:
             params = self.ctx.params
-            budget = TimeBudget(params.get("budget"))
-            self._session = Session(self.device(), params.get("seed", 0), self.progress, budget=budget)
+            self._session = Session(
+                self.device(), params.get("seed", 0), self.progress, memory=params.get("memory") or 0,
+                budget=TimeBudget(params.get("budget")),
+            )  # fmt: skip
         return self._session
 
     def progress(self, total: int, unit: str, label: str) -> Progress:

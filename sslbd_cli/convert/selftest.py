@@ -12,6 +12,7 @@ from torch import Tensor
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.convert.statedict import shape
 from sslbd_cli.core import device, features, metrics, nets, similarity
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
@@ -101,8 +102,8 @@ def _right(net: nets.ImageEncoder, images: np.ndarray, labels: Tensor) -> np.nda
         pixels = F.interpolate(chunk.float(), size=(net.size, net.size), mode="bicubic", antialias=True)
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
-    cpu = device.Device(torch.device("cpu"), "fp32")
-    feats = F.normalize(features.embed(net, images, cpu, fit, batch=64), dim=1)
+    session = Session(device.Device(torch.device("cpu"), "fp32"))
+    feats = F.normalize(features.embed(net, images, session, fit, batch=64), dim=1)
     count = min(NEIGHBOURS, len(feats) - 1)
     near, rows = similarity.nearest_rows(feats, feats, count, len(feats), others=True)
     answers: np.ndarray = (features.vote(near, labels[rows], int(labels.max()) + 1, 0.1) == labels).numpy()

@@ -18,12 +18,12 @@ from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
 from sslbd_cli.core.cache import digest_of
 from sslbd_cli.core.device import Device, generator, send
-from sslbd_cli.core.loader import at_once
+from sslbd_cli.core.loader import Subset, at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import nearest_rows
 from sslbd_cli.core.train import Fit, Plan, Terms
-from sslbd_cli.errors import InputError, Unsound
+from sslbd_cli.errors import InputError, OutOfTime, Unsound
 
 if TYPE_CHECKING:
     from sslbd_cli.core.nets import ImageEncoder
@@ -85,33 +85,41 @@ def find_layers(net: ImageEncoder, names: tuple[str, ...]) -> list[str]:
 @torch.inference_mode()
 def embed(
     net: ImageEncoder,
-    images: np.ndarray | Tensor,
-    device: Device,
+    images: np.ndarray | Tensor | Subset,
+    session: Session,
     change: Callable[[Tensor], Tensor] | None = None,
+    *,
+    copies: int = 1,
     batch: int | None = None,
     layer: Layer | None = None,
 ) -> Tensor:
-    """Embed images uint8 N,3,H,W as float32 N,D. `change` is applied to each batch first (for example a trigger).
+    """Embed images uint8 N,3,H,W as float32 N,D, as many at once as the session's memory holds.
 
-    With `layer`, return this inner layer's features instead. Raises Unsound if the embeddings are not finite.
+    change: applied to the images of each batch first (for example a trigger); it returns `copies` images for each, all
+    copies of an image together. batch: how many images go through the encoder at once at most. With `layer`, return
+    this inner layer's features. Raises Unsound if the embeddings are not finite, OutOfTime if the budget is spent.
     """
-    net = net.to(device.torch).eval()
-    batch = batch or at_once("images", device.kind)
+    net = net.to(session.device.torch).eval()
+    together = min(session.rows_at_once(net, images.shape[-1]), batch or len(images) * copies)
+    step = max(1, together // copies)
     parts = []
-    with _reading(net, layer) as read:
-        for start in range(0, len(images), batch):
-            chunk = (
-                torch.as_tensor(np.asarray(images[start : start + batch]))
-                if isinstance(images, np.ndarray)
-                else images[start : start + batch]
-            )
+    with _reading(net, layer) as read, session.work(len(images), "images", "embedding") as ticker:
+        for start in range(0, len(images), step):
+            chunk = torch.as_tensor(images[start : start + step])
             if change is not None:
                 chunk = change(chunk)
-            with device.autocast():
-                parts.append(read(net(chunk.to(device.torch, non_blocking=True))))
+            with session.device.autocast():
+                parts += [read(send(part, session.device.torch)) for part in torch.split(chunk, together)]
+            ticker.advance(min(step, len(images) - start))
     feats = torch.cat(parts)
     checks.finite_features(feats)
     return feats
+
+
+def forward(net: nn.Module, images: Tensor) -> Tensor:
+    """Return the output of a network for images B,3,H,W. A single image goes twice, as `loader.rows_at_once` needs."""
+    feats: Tensor = net(images if len(images) > 1 else images.expand(2, -1, -1, -1))
+    return feats[: len(images)]
 
 
 def embed_once(net: ImageEncoder, images: np.ndarray, session: Session) -> Tensor:
@@ -123,19 +131,20 @@ def embed_once(net: ImageEncoder, images: np.ndarray, session: Session) -> Tenso
     net = net.to(session.device.torch).eval()
 
     def embed_rows(rows: list[int]) -> Tensor:
-        some = images if len(rows) == len(images) else images[rows]
-        return embed(net, some, session.device)
+        return embed(net, images if len(rows) == len(images) else Subset(images, rows), session)
 
     if session.embeddings is None:
-        return embed(net, images, session.device)
+        return embed(net, images, session)
     encoder = digest_of(net) + session.device.precision.encode()
     return session.embeddings.embed(encoder, [hashlib.sha256(image.tobytes()).digest() for image in images], embed_rows)
 
 
-def need_distinct(net: ImageEncoder, images: np.ndarray, device: Device) -> None:
+def need_distinct(net: ImageEncoder, images: np.ndarray, session: Session) -> None:
     """Raise InputError if an encoder embeds all images uint8 N,3,H,W alike, or if embeddings are not finite."""
     try:
-        feats = embed(net, images[spread(len(images), DISTINCT)], device)
+        feats = embed_once(net, images[spread(len(images), DISTINCT)], session)
+    except OutOfTime:
+        raise
     except Unsound as error:
         raise InputError(f"the encoder cannot be examined: {error}") from None
     if len(feats) > 1 and checks.collapsed(feats):
@@ -147,18 +156,22 @@ def need_distinct(net: ImageEncoder, images: np.ndarray, device: Device) -> None
 
 @contextlib.contextmanager
 def _reading(net: ImageEncoder, layer: Layer | None) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield a function from the encoder's output to features: the output itself, or what a hook caught at the layer."""
+    """Yield a function from images to features: the encoder's output, or what a hook caught at the layer."""
     if layer is None:
-        yield lambda out: out
+        yield lambda images: forward(net, images)
         return
     outputs: list[Tensor] = []
 
     def catch(module: nn.Module, inputs: object, out: Tensor) -> None:
         outputs.append(layer.pooled(as_maps(net.encoder, out)))  # pool now: later layers may change the maps in place
 
+    def read(images: Tensor) -> Tensor:
+        forward(net, images)
+        return outputs.pop()[: len(images)]
+
     hook = layers(net)[layer.name].register_forward_hook(catch)
     try:
-        yield lambda out: outputs.pop()
+        yield read
     finally:
         hook.remove()
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import weakref
+from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslbd_cli.core.device import Device, send
+from sslbd_cli.core.footprint import TRIAL, bytes_per_image
+from sslbd_cli.errors import InputError
 
 #: Kind of work -> how much is processed at once on a CPU and on an accelerator. These numbers
 #: bound the memory of all work for which the user names no batch.
 AT_ONCE: dict[str, tuple[int, int]] = {
-    "images": (1024, 1024),  # through an encoder without gradients, or stamped
-    "scanned images": (1024, 8192),  # through an encoder, in a scan with many changed images
+    "images": (1024, 1024),  # stamped, or compared
     "verified images": (512, 512),  # whose windows are pasted on test images
     "texts": (1024, 1024),  # through a text tower
     "gram matrices": (128, 128),  # images whose Gram matrices of all orders Beatrix stores
@@ -32,6 +36,49 @@ AT_ONCE: dict[str, tuple[int, int]] = {
 }
 
 
+#: How many images go through a network at once: one of these numbers.
+LADDER = tuple(1 << power for power in range(1, 14))
+#: Bytes of one batch above which a CPU gets no faster, and the largest batch, on a CPU and on an accelerator.
+ENOUGH = {False: (1 << 27, 1024), True: (1 << 62, LADDER[-1])}
+SPARE = 2  # a batch takes at most this part of the memory, because kernels take some for themselves
+
+_FOOTPRINTS: weakref.WeakKeyDictionary[nn.Module, dict[object, int]] = weakref.WeakKeyDictionary()
+
+
+def rows_at_once(network: nn.Module, size: int, device: Device, memory: int, *, gradients: bool = False) -> int:
+    """Return how many images uint8 or float B,3,size,size go through a network at once within `memory` bytes.
+
+    The number is the largest of LADDER that fits; a trial batch measures what one image takes. gradients: with respect
+    to the images. The choice changes the speed and never a result: from two images on, a network gives each image of a
+    batch the same numbers, whatever the batch. Raises InputError if the memory is too small for two images.
+    """
+    each = _footprint(network, size, device, gradients)
+    if memory < each * TRIAL:
+        least = megabytes(SPARE * each * TRIAL)
+        raise InputError(f"--memory {megabytes(memory)}: this encoder of {size} pixels needs at least {least}")
+    enough, most = ENOUGH[device.kind != "cpu"]
+    fitting = min(enough, memory // SPARE) // max(each, 1)
+    return max([TRIAL, *(rung for rung in LADDER if rung <= min(fitting, most))])
+
+
+def _footprint(network: nn.Module, size: int, device: Device, gradients: bool) -> int:
+    """Return the bytes that one image takes in a network; measure it once for each network, size and precision."""
+    needs_weights = any(weight.requires_grad for weight in network.parameters())
+    key = (size, device, gradients, needs_weights)
+    known = _FOOTPRINTS.setdefault(network, {})
+    if key not in known:
+        network.to(device.torch)
+        pixels = torch.zeros(TRIAL, 3, size, size, device=device.torch)
+        with device.autocast():
+            known[key] = bytes_per_image(network, pixels, gradients=gradients)
+    return known[key]
+
+
+def megabytes(count: int) -> str:
+    """Write a number of bytes as --memory takes it, rounded up."""
+    return f"{-(-count // (1 << 20))}M"
+
+
 def at_once(what: str, kind: str = "cpu", each: int = 1) -> int:
     """Return how many units to process at once on a kind of device, at least 1. Each unit counts as `each`."""
     return max(1, AT_ONCE[what][kind != "cpu"] // each)
@@ -40,7 +87,8 @@ def at_once(what: str, kind: str = "cpu", each: int = 1) -> int:
 class Pool:
     """Images uint8 N,3,H,W by row number. The same rows give the same batch, on the device or streamed.
 
-    resident: whether they are on the device; None: if they fit into `memory` bytes (default: half of the free memory).
+    resident: whether they are on the device; None: if they fit into `memory` bytes (default: a quarter of the free
+    memory).
     """
 
     def __init__(
@@ -50,7 +98,7 @@ class Pool:
         self.images = images
         self.resident: Tensor | None = None
         if resident is None:
-            resident = images.nbytes <= (free_memory(device) // 2 if memory is None else memory)
+            resident = images.nbytes <= (free_memory(device) // 4 if memory is None else memory)
         if resident:
             self.resident = torch.from_numpy(np.array(images)).to(device.torch)
 
@@ -64,8 +112,28 @@ class Pool:
         return send(torch.from_numpy(np.ascontiguousarray(self.images[rows.numpy()])), self.device.torch)
 
 
+class Subset:
+    """Some rows of images uint8 N,3,H,W. A slice copies its own images only."""
+
+    def __init__(self, images: np.ndarray, rows: list[int]) -> None:
+        self.images, self.rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, some: slice) -> np.ndarray:
+        part: np.ndarray = self.images[self.rows[some]]
+        return part
+
+
 def free_memory(device: Device) -> int:
-    """Return the number of free bytes on the device."""
+    """Return the number of free bytes on the device; on a CPU, within the limit of its control group, if it has one."""
     if device.kind == "cuda":
         return torch.cuda.mem_get_info(device.torch)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        free = min(free, int((group / "memory.max").read_text()) - used)
+    return max(free, 1)

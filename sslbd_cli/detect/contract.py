@@ -380,7 +380,7 @@ class EncoderDetector(Detector):
         were_trainable = [parameter.requires_grad for parameter in net.parameters()]
         net.requires_grad_(False)  # gradients go through the encoder to the pixels, not to its parameters
         try:
-            need_distinct(net, clues.images, session.device)
+            need_distinct(net, clues.images, session)
             return self.examine(net, clues, session)
         finally:
             for parameter, is_trainable in zip(net.parameters(), were_trainable, strict=True):

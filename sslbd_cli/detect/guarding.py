@@ -39,10 +39,10 @@ def judge_stream(request: GuardRequest, session: Session) -> tuple[Report, dict[
 
 def _timed(post: Post, images: np.ndarray) -> tuple[Findings, dict[str, float]]:
     """Judge images, and measure the speed. The report leaves the speed out, so that equal runs give equal reports."""
-    device, sample = post.setting.device, images[:FORWARDS]
-    embed(post.setting.encoder, sample, device)  # the first pass of a shape is slow
+    session, sample = post.setting.session, images[:FORWARDS]
+    embed(post.setting.encoder, sample, session)  # the first pass of a shape is slow
     started = time.perf_counter()
-    embed(post.setting.encoder, sample, device).sum().item()
+    embed(post.setting.encoder, sample, session).sum().item()
     forward = (time.perf_counter() - started) / len(sample)
     started = time.perf_counter()
     findings = post.look(images)

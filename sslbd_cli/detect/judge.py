@@ -62,7 +62,7 @@ def _rule(encoder: Encoder, request: ImageRequest, case: Case, session: Session)
     """Judge the images by the detector and an encoder."""
     net = nets.load(encoder).to(session.device.torch).eval()
     judges_samples = request.method.judges == "samples"
-    need_distinct(net, case.evidence.images if judges_samples else case.evidence.aux, session.device)
+    need_distinct(net, case.evidence.images if judges_samples else case.evidence.aux, session)
     return image_verdict.judge(request.method, net, case, session)
 
 

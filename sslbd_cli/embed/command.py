@@ -82,13 +82,12 @@ def _images(
     dataset = run.read(data, Dataset, "--data")
     net = nets.load(encoder)
     projection = load_projection(encoder) if projected else None
-    device = run.device()
     subset = dataset.limited(limit)
     images = subset.images
     # stamp all images first, as `probe` does, so that --limit does not change a triggered image
     if trigger is not None:
         images = _contract.triggered_images(dataset, trigger, seed)[spread(len(dataset.images), limit)]
-    feats = embed(net, images, device, batch=batch)
+    feats = embed(net, images, run.session(), batch=batch)
     if projection is not None:
         feats = project(projection, feats)
     return Features(feats=feats.cpu().numpy(), labels=subset.labels, classes=dataset.classes)

@@ -116,7 +116,7 @@ def features(run: Run, params: dict[str, Any], dataset: Dataset, select: Selecto
     if not sources:
         return None
     if "encoder" in sources:
-        feats = embed(nets.load(sources["encoder"]), dataset.images, run.device())
+        feats = embed(nets.load(sources["encoder"]), dataset.images, run.session())
     else:
         feats = torch.from_numpy(sources["features"].feats)
         if len(feats) != len(dataset.images):

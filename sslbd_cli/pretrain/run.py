@@ -75,7 +75,7 @@ def pretrain(
     fit = Fit(learner, loss, len(images), setup.plan, session)
     fit.after_step = lambda progress: setup.objective.after_step(learner, progress)
     fit.checkpoint = checkpoint
-    fit.vet = _collapse_watch(net, images, setup.plan.epochs, session.device)
+    fit.vet = _collapse_watch(net, images, setup.plan.epochs, session)
     if monitor is not None:
         fit.remark = _knn_remark(net, monitor, session)
     fit.run(str(setup.objective.name))
@@ -125,7 +125,7 @@ def channels_last_pays(device: Device) -> bool:
     return device.kind == "cuda"
 
 
-def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, device: Device) -> Callable[[int], bool]:
+def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, session: Session) -> Callable[[int], bool]:
     """Return a check, run after each epoch, of whether all images are embedded alike; such a state is never saved.
 
     One such epoch may pass. Two in a row, or the last epoch, raise Unsound (F02).
@@ -135,7 +135,7 @@ def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, device: 
 
     def vet(epoch: int) -> bool:
         nonlocal earlier
-        feats = embed(net, sample, device)
+        feats = embed(net, sample, session)
         collapsed = checks.collapsed(feats)
         if collapsed and (earlier or epoch + 1 == epochs):
             checks.not_collapsed(feats)
@@ -153,7 +153,7 @@ def _knn_remark(net: ImageEncoder, monitor: Monitor, session: Session) -> Callab
     half = len(labels) // 2
 
     def remark(epoch: int) -> str:
-        feats = embed(net, images, session.device)
+        feats = embed(net, images, session)
         guess = knn_predict(feats[:half], labels[:half], feats[half:], monitor.classes, k=min(200, half // 10 + 1))
         return f", kNN accuracy {float((guess == labels[half:]).float().mean()):.3f}"
 

@@ -112,7 +112,7 @@ def measure(
 
     With `layer`, the head works on this inner layer. All seeds share the augmented views, if the head needs any.
     """
-    read = partial(embed, net, device=session.device, layer=layer)
+    read = partial(embed, net, session=session, layer=layer)
     feats = read(exam.lesson.images)
     stamps = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])  # clean, then triggered
     labels = torch.from_numpy(np.array(exam.lesson.labels))

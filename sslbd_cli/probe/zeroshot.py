@@ -28,7 +28,7 @@ def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: 
     projection = net.parts.get("projector")
 
     def read(images: np.ndarray) -> Tensor:
-        feats = embed(net, images, session.device)
+        feats = embed(net, images, session)
         return project(projection, feats) if isinstance(projection, nn.Linear) else feats
 
     tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])

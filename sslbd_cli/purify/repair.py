@@ -68,13 +68,11 @@ def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, sessi
 
     purified = method.clean(net, supplies, replace(session, watch=counting))
     seconds = time.monotonic() - start
-    before, after = embed(net, sample, session.device), embed(purified, sample, session.device)
+    before, after = embed(net, sample, session), embed(purified, sample, session)
     checks.not_collapsed(after)
     restored = None
     if (witness := supplies.witness) is not None:
-        first, last = (
-            mean_cosine(before, embed(each, sample, session.device, witness.stamp)) for each in (net, purified)
-        )
+        first, last = (mean_cosine(before, embed(each, sample, session, witness.stamp)) for each in (net, purified))
         restored = first, last
     alike = mean_cosine(before, after), linear_cka(before, after)
     return Outcome(purified, images_seen, seconds, len(sample), *alike, restored)

@@ -58,3 +58,35 @@ def test_no_work_at_all_has_a_rate(capsys):
     with Progress(0, "images", "x", quiet=False) as progress:
         progress.note("nothing to do")
     assert "0/0 images, 0/s, ETA 0 s: nothing to do" in capsys.readouterr().err
+
+
+def test_without_a_terminal_a_line_comes_soon_and_then_every_half_minute(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Progress, "_last_line", 0.0)
+    with Progress(200, "images", "detect: inversion", quiet=False) as progress:
+        for _ in range(100):
+            now[0] += 1
+            progress.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "detect: inversion 3/200 images, 1/s, ETA 197 s"
+    assert [int(line.split()[2].split("/")[0]) for line in lines] == [3, 33, 63, 93]
+
+
+def test_work_within_work_shows_no_second_bar(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with Progress(4, "images", "outer", quiet=False) as outer:
+        with Progress(4, "images", "inner", quiet=False) as inner:
+            inner.advance(2)
+            inner.note("remark")
+        outer.advance(4)
+    with Progress(4, "images", "after", quiet=False) as after:
+        after.advance(4)
+    assert "outer" in screen.getvalue() and "inner" not in screen.getvalue() and "after" in screen.getvalue()

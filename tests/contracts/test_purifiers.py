@@ -78,7 +78,9 @@ def test_one_seed_is_one_encoder(purifier, net, dataset, cpu):
 def test_clean_images_are_still_told_apart(purifier, net, dataset, cpu):
     purified, fresh = purifier.clean(net, supplies(dataset), Session(cpu)), make_dataset(count=30, seed=1)
     labels = torch.from_numpy(dataset.labels)
-    guess = knn_predict(embed(purified, dataset.images, cpu), labels, embed(purified, fresh.images, cpu), 3, k=5)
+    guess = knn_predict(
+        embed(purified, dataset.images, Session(cpu)), labels, embed(purified, fresh.images, Session(cpu)), 3, k=5
+    )
     assert np.mean(guess.numpy() == fresh.labels) >= 0.9
 
 
@@ -87,7 +89,7 @@ def test_a_planted_backdoor_is_weakened_and_a_clean_twin_is_spared(purifier, cpu
     stamped = triggered_images(fresh, plugin.parse("trigger", TRIGGER), 0)
 
     def steadiness(net: nets.ImageEncoder) -> float:
-        return mean_cosine(embed(net, fresh.images, cpu), embed(net, stamped, cpu))
+        return mean_cosine(embed(net, fresh.images, Session(cpu)), embed(net, stamped, Session(cpu)))
 
     backdoored, clean = make_wired(), make_wired(backdoor=False)
     given = supplies(data)
@@ -95,5 +97,7 @@ def test_a_planted_backdoor_is_weakened_and_a_clean_twin_is_spared(purifier, cpu
     assert steadiness(backdoored) < 0.2 < 0.7 < steadiness(clean)
     assert steadiness(purified) > steadiness(backdoored) + 0.1 and steadiness(control) > 0.7
     labels = torch.from_numpy(data.labels)
-    guess = knn_predict(embed(control, data.images, cpu), labels, embed(control, fresh.images, cpu), 4, k=5)
+    guess = knn_predict(
+        embed(control, data.images, Session(cpu)), labels, embed(control, fresh.images, Session(cpu)), 4, k=5
+    )
     assert np.mean(guess.numpy() == fresh.labels) >= 0.9

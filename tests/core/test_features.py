@@ -9,6 +9,7 @@ from torch import nn
 from sslbd_cli.core import features, nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.features import Layer, embed, find_layers, knn_predict, split_rows, stratified_rows
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 
 
@@ -72,10 +73,10 @@ def test_a_layer_gives_its_maps_averaged_on_a_grid(cpu):
     net, images = hand_made(), torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     cells = (images.float() / 255).unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5)).flatten(1)  # 2 x 2 of 4 x 4 pixels
-    assert torch.allclose(embed(net, images, cpu, batch=2, layer=Layer("stage1", 2)), cells, atol=1e-6)
-    assert torch.allclose(embed(net, images, cpu, layer=Layer("stage1")), images.flatten(1) / 255, atol=1e-6)
-    assert not embed(net, images, cpu, layer=Layer("stage2", 2)).any()
-    assert embed(net, images, cpu).shape == (5, 3)  # no hook is left
+    assert torch.allclose(embed(net, images, Session(cpu), batch=2, layer=Layer("stage1", 2)), cells, atol=1e-6)
+    assert torch.allclose(embed(net, images, Session(cpu), layer=Layer("stage1")), images.flatten(1) / 255, atol=1e-6)
+    assert not embed(net, images, Session(cpu), layer=Layer("stage2", 2)).any()
+    assert embed(net, images, Session(cpu)).shape == (5, 3)  # no hook is left
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
 
@@ -88,7 +89,7 @@ def test_the_default_grid_is_that_of_ssl_backdoor():
 def test_tokens_are_laid_out_as_their_patches(cpu):
     net = nets.ImageEncoder(nets.ViT(patch=4, width=12, depth=2, heads=1), 8, (0.0,) * 3, (1.0,) * 3).eval()
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    found = embed(net, images, cpu, layer=Layer("block2", 2)).view(2, 12, 4)
+    found = embed(net, images, Session(cpu), layer=Layer("block2", 2)).view(2, 12, 4)
     tokens = net.encoder.forward_intermediates(net.normalise(images), indices=[1], intermediates_only=True)
     assert torch.allclose(found, tokens[0].flatten(2), atol=1e-5)
 

@@ -12,6 +12,7 @@ from sslbd_cli import plugin
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError, Unsound
 
 
@@ -111,14 +112,14 @@ def test_embeddings_that_are_not_finite_are_unsound(encoder, dataset, cpu):
     with torch.no_grad():
         next(net.parameters()).fill_(3e38)
     with pytest.raises(Unsound, match="not finite"):
-        embed(net, dataset.images, cpu)
+        embed(net, dataset.images, Session(cpu))
 
 
 def test_embedding_in_batches_changes_nothing(encoder, dataset, cpu):
     net = nets.load(encoder)
-    whole = embed(net, dataset.images, cpu)
+    whole = embed(net, dataset.images, Session(cpu))
     assert whole.shape == (60, 32) and whole.dtype == torch.float32 and not whole.requires_grad
-    assert torch.allclose(embed(net, dataset.images, cpu, batch=7), whole, atol=1e-5)
-    assert torch.equal(embed(net, torch.from_numpy(dataset.images), cpu), whole)
-    black = embed(net, dataset.images, cpu, change=torch.zeros_like)
+    assert torch.allclose(embed(net, dataset.images, Session(cpu), batch=7), whole, atol=1e-5)
+    assert torch.equal(embed(net, torch.from_numpy(dataset.images), Session(cpu)), whole)
+    black = embed(net, dataset.images, Session(cpu), change=torch.zeros_like)
     assert torch.allclose(black, black[:1].expand_as(black), atol=1e-6) and not torch.allclose(black, whole, atol=0.01)

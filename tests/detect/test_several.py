@@ -251,9 +251,9 @@ def test_images_that_several_methods_judge_are_embedded_once_per_encoder(look, s
     shelf("feature-norm", "knn-distance", "platonic")
     embedded, embed = [], features.embed
 
-    def count(net, images, device):
+    def count(net, images, session):
         embedded.extend((type(net).__name__, image.tobytes()) for image in images)
-        return embed(net, images, device)
+        return embed(net, images, session)
 
     monkeypatch.setattr(features, "embed", count)
     monkeypatch.setattr(features, "need_distinct", lambda *given: None)

@@ -53,7 +53,7 @@ def rows_of(feats: torch.Tensor, table: torch.Tensor) -> list[int]:
 def test_the_head_sees_each_training_row_once_and_no_other(net, dataset, fresh, cpu):
     spy = Spy()
     exams.measure(net, exam(dataset, fresh, head=spy, seeds=2), None, Session(cpu, 5))
-    table = embed(net, dataset.images, cpu)
+    table = embed(net, dataset.images, Session(cpu))
     for (train, valid, classes, seed), expected in zip(spy.fits, (5, 6), strict=True):
         held, kept = rows_of(valid.feats, table), rows_of(train.feats, table)
         assert sorted(held + kept) == list(range(60)) and len(held) == 12
@@ -68,8 +68,8 @@ def test_the_test_split_is_answered_once_per_seed(net, dataset, fresh, cpu):
     stamped = _contract.triggered_images(fresh, plugin.parse("trigger", "patch"), 0)
     answers = exams.measure(net, exam(dataset, fresh, head=spy, seeds=3), stamped, Session(cpu))
     assert len(spy.answered) == 6
-    assert torch.equal(spy.answered[0], embed(net, fresh.images, cpu))
-    assert torch.equal(spy.answered[1], embed(net, stamped, cpu))
+    assert torch.equal(spy.answered[0], embed(net, fresh.images, Session(cpu)))
+    assert torch.equal(spy.answered[1], embed(net, stamped, Session(cpu)))
     assert len(answers.clean) == len(answers.triggered) == len(answers.chosen) == 3
     assert answers.clean[0][:, 0].tolist() == [10, 10, 10]
 
@@ -127,9 +127,9 @@ def test_sets_that_do_not_belong_together_are_refused(dataset, fresh):
 
 def test_images_of_another_size_are_refused_with_the_size_that_fits(net, cpu):
     with pytest.raises(InputError, match="takes 16x16 images, got 20x20; make them with --size 16"):
-        embed(net, make_dataset(size=20).images, cpu)
+        embed(net, make_dataset(size=20).images, Session(cpu))
     with pytest.raises(InputError, match="got 12x16; make them"):  # width, then height
-        embed(net, make_dataset().images[..., :12], cpu)
+        embed(net, make_dataset().images[..., :12], Session(cpu))
 
 
 def test_a_smaller_share_of_the_labels_is_a_part_of_a_larger_one(dataset):

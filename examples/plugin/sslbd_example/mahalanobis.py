@@ -28,7 +28,7 @@ class Mahalanobis(InputDetector):
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         """Return the mean D and the whitening matrix D,D of clean embeddings."""
-        feats = embed(setting.encoder, images, setting.device).double().cpu()  # M,D
+        feats = embed(setting.encoder, images, setting.session).double().cpu()  # M,D
         mean = feats.mean(0)
         covariance = (feats - mean).T @ (feats - mean) / len(feats)
         flat = covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(len(covariance), dtype=torch.float64)
@@ -37,6 +37,6 @@ class Mahalanobis(InputDetector):
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         """Score images by the length of their whitened embeddings."""
-        feats = embed(setting.encoder, images, setting.device).double()  # N,D
+        feats = embed(setting.encoder, images, setting.session).double()  # N,D
         distances = ((feats - state["mean"].to(feats)) @ state["whiten"].to(feats)).norm(dim=1)
         return Observation({"score": distances.cpu().numpy()})

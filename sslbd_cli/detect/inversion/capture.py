@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.contract import Clues
 from sslbd_cli.triggers._found import Witness
@@ -65,10 +65,10 @@ class Capture:
 
 
 @torch.no_grad()
-def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar: float, device: Device) -> Capture:
+def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar: float, session: Session) -> Capture:
     """Measure the effect of a trigger on images that the search did not use."""
     search_feats, held_out_feats = (
-        embed(net, images, device, witness.stamp) for images in (clues.images, clues.held_out_images)
+        embed(net, images, session, witness.stamp) for images in (clues.images, clues.held_out_images)
     )
     goal = F.normalize(view(search_feats).mean(0), dim=0)
     z = view(held_out_feats)

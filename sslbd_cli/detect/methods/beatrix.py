@@ -72,7 +72,7 @@ class Beatrix(InputDetector):
         if 20 * self.clusters > len(images):
             raise InputError(f"{self.name}: {self.clusters} clusters of {len(images)} images; 20 each are the least")
         groups = kmeans(feats, self.clusters, gen, restarts=3)
-        means = embed(setting.encoder, images, setting.device, layer=Layer(self._layer(setting), 1))
+        means = embed(setting.encoder, images, setting.session, layer=Layer(self._layer(setting), 1))
         channels = torch.randperm(means.shape[1], generator=gen)[: self.channels].sort().values
         state = {"channels": channels.to(means.device), "centers": unit(groups.centers), "scale": means.abs().max()}
         grams = self._grams(images, state, setting)
@@ -112,7 +112,7 @@ class Beatrix(InputDetector):
         scale = max(float(state["scale"]), 1e-12)
         gram = Gram(self._layer(setting), 0, state["channels"], self.orders, scale)
         step = at_once("gram matrices", setting.device.kind)
-        return embed(setting.encoder, images, setting.device, batch=step, layer=gram)
+        return embed(setting.encoder, images, setting.session, batch=step, layer=gram)
 
 
 def _lower_median(rows: Tensor) -> Tensor:

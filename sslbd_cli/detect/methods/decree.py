@@ -70,7 +70,7 @@ class DECREE(EncoderDetector):
         best = int(np.argmin(candidates.size))
         shares = candidates.size / (3 * side**2)
         witness = candidates.witness(best)
-        effect = capture(encoder, clues, witness, view, self.similarity, session.device)
+        effect = capture(encoder, clues, witness, view, self.similarity, session)
         return Opinion(
             statistic=-float(min(shares[best], 1.0)),
             threshold=-(self.threshold or (SMALL if side <= 224 else LARGE)),

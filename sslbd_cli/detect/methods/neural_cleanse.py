@@ -78,7 +78,7 @@ class NeuralCleanse(EncoderDetector):
         target = outlier.target
         witness = candidates.witness(target)
         with torch.no_grad():
-            feats = embed(encoder, clues.held_out_images, session.device, witness.stamp)
+            feats = embed(encoder, clues.held_out_images, session, witness.stamp)
             predictions = head(F.normalize(feats, dim=1)).argmax(1).cpu().numpy()
         assert clues.held_out_labels is not None
         others = clues.held_out_labels != target

@@ -172,7 +172,7 @@ def success_of(
 ) -> float | None:
     """Return the share of held-out images of other clusters that a trigger moves to `target`, or None without any."""
     changes = (None, witness.stamp)
-    before, after = (embed(encoder, clues.held_out_images, session.device, change) for change in changes)
+    before, after = (embed(encoder, clues.held_out_images, session, change) for change in changes)
     is_other = torch.cdist(before, centers).argmin(1) != target
     arrives = torch.cdist(after, centers).argmin(1) == target
     return float(arrives[is_other].double().mean()) if bool(is_other.any()) else None

@@ -12,7 +12,6 @@ from torch import Tensor
 from sslbd_cli.core.device import send
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
-from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.similarity import pair_cosine, unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.errors import InputError
@@ -70,9 +69,8 @@ def embed_many(
     images: np.ndarray, others: Tensor, change: Callable[[Tensor, Tensor], Tensor], setting: Setting
 ) -> Tensor:
     """Embed each image as `change` combines it with each of K others: float32 N*K,D."""
-    device = setting.device
 
     def versions(chunk: Tensor) -> Tensor:
-        return change(send(chunk, device.torch), others)
+        return change(send(chunk, others.device), others)
 
-    return embed(setting.encoder, images, device, versions, batch=at_once("images", device.kind, len(others)))
+    return embed(setting.encoder, images, setting.session, versions, copies=len(others))

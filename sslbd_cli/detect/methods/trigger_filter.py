@@ -50,7 +50,7 @@ class TriggerFilter(InputDetector):
         keep, add = (_scale_to(part, images).to(setting.device.torch) for part in (witness.keep, witness.add))
         scaled_witness = _found.Witness(keep, add)
         feats = embed(
-            setting.encoder, images[:LEARNED], setting.device, lambda x: scaled_witness.stamp(x.to(keep.device))
+            setting.encoder, images[:LEARNED], setting.session, lambda x: scaled_witness.stamp(x.to(keep.device))
         )
         return {"target": unit(unit(feats).mean(0, keepdim=True))[0], "keep": keep, "add": add}
 

@@ -154,22 +154,22 @@ class TriggerSearch(EncoderDetector):
                         rates=((0, self.lr), (3 * self.steps // 4, self.lr / 10)))  # fmt: skip
         candidates = invert(encoder, session.pool(clues.images), space("start", 1.0), alike, course, session)
         effects = [
-            capture(encoder, clues, candidates.witness(number), view, self.similarity, session.device)
+            capture(encoder, clues, candidates.witness(number), view, self.similarity, session)
             for number in range(len(budgets))
         ]
-        chance = self._chance(encoder, clues, space("random", 3.0), view, session.device)
+        chance = self._chance(encoder, clues, space("random", 3.0), view, session)
         similarities = np.array([each.similarity for each in effects])
         gains = np.log10(np.maximum(1 - chance, TINY) / np.maximum(1 - similarities, TINY))
         parts = {name: float(gains[[b.family == name for b in budgets]].mean()) for name in families}
         return self._opinion(candidates, effects, (budgets, gains, chance), parts, clues)
 
     @torch.no_grad()
-    def _chance(self, encoder: ImageEncoder, clues: Clues, space: Bounded, view: Frame, device: Device) -> np.ndarray:
+    def _chance(self, encoder: ImageEncoder, clues: Clues, space: Bounded, view: Frame, session: Session) -> np.ndarray:
         """Return the mean cosines of held-out images under changes that were not optimised, float K."""
         keep, add, _ = space.make(torch.arange(len(space.budgets), device=device.torch))
         blank = InvertedTriggers(keep.cpu(), add.cpu(), np.zeros(len(keep)), np.zeros(len(keep)), {})
         all_feats = (
-            embed(encoder, clues.held_out_images, device, blank.witness(number).stamp) for number in range(len(keep))
+            embed(encoder, clues.held_out_images, session, blank.witness(number).stamp) for number in range(len(keep))
         )
         return np.array([float(pair_cosine(view(feats))) for feats in all_feats])
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed, knn_predict, split_rows
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.nets import ImageEncoder
@@ -44,7 +43,7 @@ class FinePrune(Recovery):
         order = torch.randperm(len(supplies.images), generator=session.generator("sample"))[:SAMPLE].sort().values
         sample = supplies.images[order.numpy()]
         groups = channels(student, self.stages)
-        ranks = [_ranks(student, group, sample, session.device) for group in groups]
+        ranks = [_ranks(student, group, sample, session) for group in groups]
         share = self.share or self._most(original, ranks, sample, session)
 
         _prune(groups, ranks, share)
@@ -57,7 +56,7 @@ class FinePrune(Recovery):
     def _most(self, net: ImageEncoder, ranks: list[Tensor], sample: np.ndarray, session: Session) -> float:
         """Return the largest share, in steps of 1/20, up to which the agreement never fell by more than drop."""
         rest, held_out = split_rows(len(sample), 0.25, session.generator("held out"))
-        feats = unit(embed(net, sample, session.device))
+        feats = unit(embed(net, sample, session))
         classes = min(self.clusters, len(rest) // 2)
         labels = kmeans(feats, classes, session.generator("clusters")).labels.to(feats.device)
 
@@ -70,7 +69,7 @@ class FinePrune(Recovery):
         for step in range(1, STEPS):
             pruned = net.twin()
             _prune(channels(pruned, self.stages), ranks, step / STEPS)
-            if agreement(embed(pruned, sample, session.device)) < before - self.drop:
+            if agreement(embed(pruned, sample, session)) < before - self.drop:
                 break
             most = step / STEPS
         return most
@@ -81,22 +80,24 @@ def _prune(groups: list[Channels], ranks: list[Tensor], share: float) -> None:
         group.switch_off(rank < round(share * len(rank)))
 
 
-def _ranks(net: ImageEncoder, group: Channels, images: np.ndarray, device: Device) -> Tensor:
+def _ranks(net: ImageEncoder, group: Channels, images: np.ndarray, session: Session) -> Tensor:
     """Return each channel's rank by mean |activation| on images, int64 C on the device; 0 is the most dormant."""
-    total = torch.zeros((), device=device.torch)
+    parts: list[Tensor] = []
+    count = 0
     with reading([group.read]) as outputs:
 
         def add(chunk: Tensor) -> Tensor:
-            nonlocal total
-            if outputs[0].numel():
-                total = total + _activity(outputs[0])
+            nonlocal count
+            if count:
+                parts.append(_activity(outputs[0][:count]))
+            count = len(chunk)
             return chunk
 
-        embed(net, images, device, change=add)  # each call adds the chunk before it
-        total = total + _activity(outputs[0])
-    return total.argsort(stable=True).argsort()
+        embed(net, images, session, change=add)  # each call adds the chunk before it
+        parts.append(_activity(outputs[0][:count]))
+    return torch.cat(parts).sum(0).argsort(stable=True).argsort()
 
 
 def _activity(out: Tensor) -> Tensor:
-    """Sum |activation| of maps B,C,H,W or tokens B,T,C over all axes except the channels."""
-    return out.float().abs().sum((0, 2, 3) if out.ndim == 4 else (0, 1))
+    """Sum |activation| of maps B,C,H,W or tokens B,T,C over all places: float32 B,C."""
+    return out.float().abs().sum((2, 3) if out.ndim == 4 else 1)

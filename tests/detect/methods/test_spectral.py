@@ -16,7 +16,7 @@ def look(spec, images, cpu, net=None):
 
 def signature(images, cpu, centred):
     """Tran et al.'s score of one class, by its definition."""
-    z = embed(make_wired(), images, cpu).numpy().astype(np.float64)
+    z = embed(make_wired(), images, Session(cpu)).numpy().astype(np.float64)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     middle = z - z.mean(0)
     values, vectors = np.linalg.eigh(middle.T @ middle)

@@ -12,6 +12,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, ScanImages, _central, crop, find_clusters
 from sslbd_cli.errors import InputError
 from wired import SIZE, make_scattered, make_sharp
@@ -112,7 +113,7 @@ def landings(test: FlipTest, images: np.ndarray, patch: np.ndarray, unit: bool =
     for row, (x, y, side, _) in zip(test.rows.tolist(), test.boxes.tolist(), strict=True):
         copy = images[row].copy()
         copy[:, y : y + side, x : x + side] = patch
-        feat = embed(net, copy[None], test.lens.device)[0]
+        feat = embed(net, copy[None], Session(test.lens.device))[0]
         feat = feat / feat.norm() if unit else feat
         batches.append(int((feat - centers).norm(dim=1).argmin()))
     return batches

@@ -71,6 +71,6 @@ def test_what_is_forgotten_is_learned_back(dataset, cpu):
     forgetful = net.twin()
     method.forget_weights(forgetful, 0)
     purified = method.clean(net, Supplies(dataset.images), Session(cpu))
-    lost, back = (mean_cosine(embed(net, dataset.images, cpu), embed(each, dataset.images, cpu))
+    lost, back = (mean_cosine(embed(net, dataset.images, Session(cpu)), embed(each, dataset.images, Session(cpu)))
                   for each in (forgetful, purified))  # fmt: skip
     assert back > lost

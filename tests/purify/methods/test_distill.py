@@ -58,7 +58,7 @@ def test_the_momentum_student_follows(encoder):
 
 def test_the_student_comes_to_order_images_like_its_teacher(encoder, dataset, cpu):
     net = nets.load(encoder)
-    taught = F.normalize(embed(net, dataset.images, cpu), dim=1)
+    taught = F.normalize(embed(net, dataset.images, Session(cpu)), dim=1)
 
     def agreement(epochs: int) -> float:
         purifier = plugin.parse("purifier", f"distill:epochs={epochs},batch=20,optimiser=adamw,momentum=0.9,scale=0.8")

@@ -20,9 +20,11 @@ def prune(net, images, cpu, keys):
 @pytest.mark.parametrize("objective", ["simclr", "consistency"])
 def test_the_most_dormant_channels_are_off_after_the_training_too(cpu, objective):
     data, net = make_scenes(80), make_wired()
-    activity = embed(net, data.images, cpu).abs().mean(0)  # the embedding is the mean of what comes after the last ReLU
+    activity = (
+        embed(net, data.images, Session(cpu)).abs().mean(0)
+    )  # the embedding is the mean of what comes after the last ReLU
     purified = prune(net, data.images, cpu, f"share=0.25,objective={objective}")
-    dead = embed(purified, data.images, cpu).abs().amax(0) == 0
+    dead = embed(purified, data.images, Session(cpu)).abs().amax(0) == 0
     lowest = activity.argsort(stable=True)[:8].tolist()
     assert 0 in lowest and set(lowest) <= set(dead.nonzero().flatten().tolist()) and not dead.all()
 
@@ -51,7 +53,7 @@ def test_the_ranking_is_by_mean_activation_over_all_chunks(cpu, monkeypatch):
 
     net, images = make_wired(), make_scenes(70).images
     group = channels(net, 1)[0]
-    expected = embed(net, images, cpu).mean(0).argsort(stable=True).argsort()
+    expected = embed(net, images, Session(cpu)).mean(0).argsort(stable=True).argsort()
     assert torch.equal(_ranks(net, group, images, cpu), expected)
     monkeypatch.setattr(embed, "__defaults__", (None, 16, None))
     assert torch.equal(_ranks(net, group, images, cpu), expected)

@@ -18,9 +18,11 @@ def tuned(net, images, cpu, keys):
 
 def test_consistency_moves_embeddings_less_than_contrast(encoder, dataset, cpu):
     net = nets.load(encoder)
-    before = embed(net, dataset.images, cpu)
-    held, moved = (mean_cosine(before, embed(tuned(net, dataset.images, cpu, f"epochs=30,lr=0.003,objective={name}"),
-                                             dataset.images, cpu)) for name in ("consistency", "simclr"))  # fmt: skip
+    before = embed(net, dataset.images, Session(cpu))
+    tuned_nets = (
+        tuned(net, dataset.images, cpu, f"epochs=30,lr=0.003,objective={name}") for name in ("consistency", "simclr")
+    )
+    held, moved = (mean_cosine(before, embed(each, dataset.images, Session(cpu))) for each in tuned_nets)
     assert moved < held - 0.05
 
 
@@ -34,5 +36,5 @@ def test_an_outcome_says_what_it_took(encoder, dataset, cpu):
     net = nets.load(encoder)
     done = purify(plugin.parse("purifier", "finetune:epochs=3,batch=20"), net, Supplies(dataset.images), Session(cpu))
     assert done.images_seen == 180 and done.n == 60 and done.seconds > 0 and done.restored is None
-    alike = embed(net, dataset.images, cpu), embed(done.encoder, dataset.images, cpu)
+    alike = embed(net, dataset.images, Session(cpu)), embed(done.encoder, dataset.images, Session(cpu))
     assert done.cosine == pytest.approx(mean_cosine(*alike), abs=1e-6)

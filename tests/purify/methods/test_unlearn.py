@@ -49,8 +49,8 @@ def test_the_right_trigger_is_undone_and_a_wrong_one_is_not(cpu):
 
     def restored(witness: Witness) -> tuple[float, float]:
         purified = method.clean(net, Supplies(data.images, witness), Session(cpu))
-        clean = embed(net, fresh.images, cpu)
-        return tuple(mean_cosine(clean, embed(purified, images, cpu)) for images in (stamped, fresh.images))
+        clean = embed(net, fresh.images, Session(cpu))
+        return tuple(mean_cosine(clean, embed(purified, images, Session(cpu))) for images in (stamped, fresh.images))
 
     right, wrong = restored(square()), restored(square(0.0))
     assert right[0] > wrong[0] + 0.2
