@@ -91,7 +91,7 @@ class Scene:
     """A suspicious set under the lens: its images, clusters and test images."""
 
     def __init__(self, images: np.ndarray, net: ImageEncoder, device: devices.Device, count: int = CLUSTERS) -> None:
-        self.net, self.lens, self.pool = net, Lens(net, device), Pool(images, device)
+        self.net, self.lens, self.pool = net, Lens(net, Session(device)), Pool(images, device)
         half = self.lens.dtype == torch.bfloat16
         self.clusters = find_clusters(self.lens.embed_all(self.pool), count, ROUNDS, 0, half)
         self.place = ScanImages(self.lens, self.pool, self.clusters, SIDE)
@@ -225,7 +225,7 @@ def peak(images: int, batch: int) -> None:
     net = new(Tiny(), 32, (0.5,) * 3, (0.25,) * 3, devices.generator(0, "bench"))
     coarse = torch.rand(images, 3, 4, 4, generator=devices.generator(0, "images"))
     smooth = F.interpolate(coarse, size=32, mode="bilinear").mul(255).to(torch.uint8).numpy()
-    lens, pool = Lens(net, device), Pool(smooth, device)
+    lens, pool = Lens(net, Session(device)), Pool(smooth, device)
     lens.batch = batch
     feats = torch.cat([lens.embed(lens.normalise(pool.batch(part))) for part in torch.arange(images).split(32)])
     centers = F.normalize(feats[:CLUSTERS], dim=1)

@@ -11,7 +11,6 @@ import time
 from types import TracebackType
 from typing import Any
 
-
 FIRST, THEN = 3.0, 30.0  # seconds of work until the first plain line, and from one line to the next
 
 

@@ -19,7 +19,6 @@ from sslbd_cli.errors import InputError
 #: bound the memory of all work for which the user names no batch.
 AT_ONCE: dict[str, tuple[int, int]] = {
     "images": (1024, 1024),  # stamped, or compared
-    "verified images": (512, 512),  # whose windows are pasted on test images
     "texts": (1024, 1024),  # through a text tower
     "gram matrices": (128, 128),  # images whose Gram matrices of all orders Beatrix stores
     "painted numbers": (1 << 21, 1 << 21),  # of the images that DeDe's decoder reconstructs

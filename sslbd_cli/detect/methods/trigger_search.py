@@ -166,7 +166,7 @@ class TriggerSearch(EncoderDetector):
     @torch.no_grad()
     def _chance(self, encoder: ImageEncoder, clues: Clues, space: Bounded, view: Frame, session: Session) -> np.ndarray:
         """Return the mean cosines of held-out images under changes that were not optimised, float K."""
-        keep, add, _ = space.make(torch.arange(len(space.budgets), device=device.torch))
+        keep, add, _ = space.make(torch.arange(len(space.budgets), device=session.device.torch))
         blank = InvertedTriggers(keep.cpu(), add.cpu(), np.zeros(len(keep)), np.zeros(len(keep)), {})
         all_feats = (
             embed(encoder, clues.held_out_images, session, blank.witness(number).stamp) for number in range(len(keep))

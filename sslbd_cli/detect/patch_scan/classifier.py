@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.loader import Pool, at_once
+from sslbd_cli.core.features import forward
+from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import Tiny
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms
@@ -100,11 +101,11 @@ def paste_some(x: Tensor, patches: Tensor, sides: tuple[float, float], gen: torc
 
 
 @torch.inference_mode()
-def score(models: list[nn.Module], pool: Pool) -> np.ndarray:
+def score(models: list[nn.Module], pool: Pool, session: Session) -> np.ndarray:
     """Return the classifiers' mean logit of every image, float64 N. Above 0 they see a patch."""
     parts = []
-    for rows in torch.split(torch.arange(len(pool)), at_once("images", pool.device.kind)):
+    for rows in torch.split(torch.arange(len(pool)), session.rows_at_once(models[0], pool.images.shape[-1])):
         pixels = pool.batch(rows).float() / 255 - 0.5
         with pool.device.autocast():
-            parts.append(torch.stack([model(pixels).float().flatten() for model in models]).mean(0))
+            parts.append(torch.stack([forward(model, pixels).float().flatten() for model in models]).mean(0))
     return torch.cat(parts).cpu().double().numpy()

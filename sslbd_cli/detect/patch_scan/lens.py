@@ -14,20 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device, generator, send
+from sslbd_cli.core.device import generator, send
+from sslbd_cli.core.features import forward
 from sslbd_cli.core.kmeans import kmeans
-from sslbd_cli.core.loader import Pool, at_once
+from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 
 
 class Lens:
     """An encoder prepared to embed very many images: folded batch norms, channels last, bf16 where it is fast."""
 
-    def __init__(self, net: ImageEncoder, device: Device) -> None:
+    def __init__(self, net: ImageEncoder, session: Session) -> None:
+        device = session.device
         self.net, self.device = net.to(device.torch).eval(), device
         self.size = net.size
-        self.batch = at_once("scanned images", device.kind)
+        self.batch = session.rows_at_once(net, net.size)
         self.dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
         self._body = _fold(net.encoder) if type(net).forward is ImageEncoder.forward else None
         if self._body is not None:
@@ -48,9 +51,8 @@ class Lens:
     def embed(self, x: Tensor) -> Tensor:
         """Embed normalised images B,3,H,W: float32 B,D, not scaled to unit length."""
         if self._body is None:
-            feats: Tensor = self.net(x.float())
-            return feats
-        return torch.cat([self._body(part) for part in torch.split(x, self.batch)]).float()
+            return torch.cat([forward(self.net, part.float()) for part in torch.split(x, self.batch)])
+        return torch.cat([forward(self._body, part) for part in torch.split(x, self.batch)]).float()
 
     def embed_all(self, pool: Pool) -> Tensor:
         """Embed a whole pool of images: unit features float32 N,D."""
@@ -123,9 +125,8 @@ class FlipTest:
         corners = torch.randint(max(1, free), (len(rows), 2), generator=gen)
         self.boxes = torch.cat([corners, torch.full_like(corners, side)], dim=1)
         self.before = clusters.labels[rows.to(clusters.labels.device)]
-        self._pixels = self.images.permute(0, 2, 3, 1).flatten(0, 2)  # M*H*W,3, a view of channels-last images
-        first = torch.arange(len(rows), device=self.images.device)[:, None] * lens.size**2
-        self._places = first + window(corners.to(self.images.device), side, lens.size)  # M,S*S
+        self._pixels = self.images.permute(0, 2, 3, 1).flatten(1, 2)  # M,H*W,3, a view of channels-last images
+        self._places = window(corners.to(self.images.device), side, lens.size)  # M,S*S
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -152,16 +153,22 @@ class FlipTest:
     def _landings(self, patches: Tensor, first: int | None) -> tuple[Tensor, Tensor]:
         """Return the cluster of each test image with each patch, int64 R,M, and without a patch, int64 M."""
         count = min(first or len(self), len(self))
-        pixels, places = self._pixels[: count * self.lens.size**2], self._places[:count].flatten()
-        parts = []
-        for group in torch.split(patches.to(pixels), max(1, self.lens.batch // count)):
-            copies = pixels.repeat(len(group), 1, 1)
-            values = group.permute(0, 2, 3, 1).flatten(1, 2)[:, None].expand(-1, count, -1, -1)
-            copies[:, places] = values.flatten(1, 2)
-            feats = self.lens.embed(copies.view(-1, self.lens.size, self.lens.size, 3).permute(0, 3, 1, 2))
-            landings = self.clusters.assign(feats if self.raw else F.normalize(feats, dim=1))
-            parts.append(landings.view(len(group), count))
+        some = [slice(start, min(start + self.lens.batch, count)) for start in range(0, count, self.lens.batch)]
+        groups = torch.split(patches.to(self._pixels), max(1, self.lens.batch // count))
+        parts = [torch.cat([self._land(group, images) for images in some], dim=1) for group in groups]
         return torch.cat(parts), self.before[:count]
+
+    def _land(self, patches: Tensor, some: slice) -> Tensor:
+        """Return the cluster of some test images with each of the patches R,3,S,S: int64 R,m."""
+        pixels, size = self._pixels[some], self.lens.size
+        count = len(pixels)
+        first = torch.arange(count, device=pixels.device)[:, None] * size**2
+        copies = pixels.flatten(0, 1).repeat(len(patches), 1, 1)  # R,m*H*W,3
+        values = patches.permute(0, 2, 3, 1).flatten(1, 2)[:, None].expand(-1, count, -1, -1)
+        copies[:, (first + self._places[some]).flatten()] = values.flatten(1, 2)
+        feats = self.lens.embed(copies.view(-1, size, size, 3).permute(0, 3, 1, 2))
+        landings = self.clusters.assign(feats if self.raw else F.normalize(feats, dim=1))
+        return landings.view(len(patches), count)
 
 
 def _central(clusters: FeatureClusters, count: int, gen: torch.Generator) -> Tensor:

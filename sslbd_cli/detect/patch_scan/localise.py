@@ -103,7 +103,7 @@ class MaskLocaliser(Localiser):
         return other
 
     def together(self) -> int:
-        return max(1, self.lens.batch // max(1, (self.count // self.coarse + 1) ** 2))
+        return max(1, self.lens.batch // (self.count // self.coarse + 1) ** 2)
 
     def corners(self, rows: Tensor) -> Tensor:
         start = torch.unique(torch.cat([torch.arange(0, self.count, self.coarse), torch.tensor([self.count - 1])]))
@@ -129,6 +129,13 @@ class MaskLocaliser(Localiser):
     def _drops(self, rows: Tensor, places: Tensor) -> Tensor:
         """Return how much a mask at grid places B,P,2 lowers the cosine with the image's center: float32 B,P."""
         x = self.images(rows)
+        parts = torch.split(places, max(1, self.lens.batch // len(rows)), dim=1)
+        cosines = torch.cat([self._masked_cosines(x, rows, part) for part in parts], dim=1)
+        own = self._centers(rows)
+        return (self.clusters.feats[send(rows, own.device)] * own).sum(1, keepdim=True) - cosines
+
+    def _masked_cosines(self, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """Return the cosines of images with a mask at places B,P,2 with the images' centers: float32 B,P."""
         area = self.lens.size**2
         at = window(send(self.offsets[places], x.device), self.side, self.lens.size)  # B,P,S*S
         first = area * torch.arange(places.shape[0] * places.shape[1], device=x.device).view(*places.shape[:2], 1)
@@ -138,9 +145,7 @@ class MaskLocaliser(Localiser):
         copies[(first + at).flatten()] = filling[(first[:, :1] // places.shape[1] + at).flatten()]
         feats = self.lens.embed(copies.view(-1, *x.shape[2:], 3).permute(0, 3, 1, 2))
         feats = F.normalize(feats, dim=1)
-        own = self._centers(rows)
-        whole = (self.clusters.feats[send(rows, own.device)] * own).sum(1, keepdim=True)
-        return whole - torch.einsum("bpd,bd->bp", feats.view(len(x), -1, feats.shape[1]), own)
+        return torch.einsum("bpd,bd->bp", feats.view(len(x), -1, feats.shape[1]), self._centers(rows))
 
     def _centers(self, rows: Tensor) -> Tensor:
         """Return the unit direction of each row's center, float32 B,D."""
@@ -191,12 +196,17 @@ class RiseLocaliser(Localiser):
 
     def corners(self, rows: Tensor) -> Tensor:
         x = self.images(rows)
-        visible_images = (x[:, None] * self.masks).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        feats = F.normalize(self.lens.embed(visible_images), dim=1).view(len(x), len(self.masks), -1)
+        parts = torch.split(self.masks, max(1, self.lens.batch // len(x)))
+        feats = torch.cat([self._seen_through(x, part) for part in parts], dim=1)
         own = F.normalize(self.clusters.centers[self.clusters.labels[send(rows, feats.device)]], dim=1)
         cosines = torch.einsum("bmd,bd->bm", feats, own)
         masks = self.masks.float() - self.masks.float().mean(0)
         return brightest(torch.einsum("bm,mchw->bchw", cosines, masks), self.side)
+
+    def _seen_through(self, x: Tensor, masks: Tensor) -> Tensor:
+        """Return the unit features of images B,3,H,W under each of the masks M,1,H,W: float32 B,M,D."""
+        visible_images = (x[:, None] * masks).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return F.normalize(self.lens.embed(visible_images), dim=1).view(len(x), len(masks), -1)
 
 
 class CamLocaliser(Localiser):
@@ -220,7 +230,7 @@ class CamLocaliser(Localiser):
         self.raw = raw and self.is_transformer
 
     def together(self) -> int:
-        return max(1, self.lens.batch // 4)
+        return max(2, self.lens.batch // 4)
 
     def _unreadable(self) -> InputError:
         return InputError(f"localiser=cam cannot read the maps of {self.lens.net.arch}; take localiser=mask")
@@ -230,13 +240,14 @@ class CamLocaliser(Localiser):
         layer_outputs: list[Tensor] = []
 
         def catch(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
-            # later layers may change the maps in place; earlier layers need no gradient, and may not allow one
+            # later layers may change the maps in place; earlier layers need no gradient, so they keep nothing for it
+            torch.set_grad_enabled(True)
             layer_outputs.append(out.detach().clone().requires_grad_())
             return layer_outputs[0]
 
         hook = self.layer.register_forward_hook(catch)
         try:
-            with torch.enable_grad():
+            with torch.no_grad():  # until the hook
                 pixels = self.pool.batch(rows).clone()
                 feats = self.lens.net(pixels)
         finally:

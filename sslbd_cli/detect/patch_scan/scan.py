@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Pictures, Scores
@@ -148,7 +147,7 @@ class Scan:
         if keys.window > size:
             raise InputError(f"{keys.name}: a window of {keys.window:g} pixels is larger than the images of {size}")
         side = pixels(keys.window, size, size)
-        self.lens, self.pool = Lens(encoder, session.device), session.pool(evidence.images)
+        self.lens, self.pool = Lens(encoder, session), session.pool(evidence.images)
         half = self.lens.dtype == torch.bfloat16
         self.clusters = find_clusters(self.lens.embed_all(self.pool), keys.clusters, keys.rounds, session.seed, half)
         raw = keys.compat == "authors"
@@ -214,7 +213,7 @@ class Scan:
         lesson = classifier.Lesson(keys.models, keys.steps, keys.batch, keys.lr, *sides)
         patches = self.lens.pixels(self.patches(triggers)).float() / 255
         models = classifier.train(self.pool, rows, patches, lesson, self.session)
-        return classifier.score(models, self.pool)
+        return classifier.score(models, self.pool, self.session)
 
     def verify(self, flagged: np.ndarray, windows: np.ndarray, triggers: Candidates) -> np.ndarray:
         """Keep the flagged images with a window that moves test images into the triggers' clusters: bool N.
@@ -234,7 +233,7 @@ class Scan:
             localiser = localiser.toward(landings)
         is_verified = torch.zeros(len(flagged), dtype=torch.bool)
         with self.session.work(len(rows), "images", "verify") as ticker:
-            for part in torch.split(rows, at_once("verified images")) if len(rows) else ():
+            for part in torch.split(rows, self.lens.batch) if len(rows) else ():
                 at = localiser(part)
                 shares = self.test.gains(crop(localiser.images(part), at), CHECKS)[:, landings].sum(1).cpu()
                 is_verified[part] = shares >= least

@@ -108,7 +108,9 @@ def test_it_learns_to_see_a_patch(cpu, images):
     data, stamped = images
     models = taught(data, cpu)
     assert len(models) == 2 and not any(model.training for model in models)
-    scores = classifier.score(models, Pool(np.concatenate([data[1::2], stamped[1::2]]), cpu))  # images never seen
+    scores = classifier.score(
+        models, Pool(np.concatenate([data[1::2], stamped[1::2]]), cpu), Session(cpu)
+    )  # images never seen
     assert scores.shape == (160,) and scores.dtype == np.float64
     assert auroc(scores, np.arange(160) >= 80)["value"] > 0.9
 
@@ -119,15 +121,15 @@ def test_scores_are_mean_logits(cpu, images):
     with torch.no_grad():
         x = torch.from_numpy(data).float() / 255 - 0.5
         expected = sum(model(x)[:, 0] for model in models) / 2
-    assert classifier.score(models, Pool(data, cpu)) == pytest.approx(expected.double().numpy(), abs=1e-4)
+    assert classifier.score(models, Pool(data, cpu), Session(cpu)) == pytest.approx(expected.double().numpy(), abs=1e-4)
 
 
 def test_one_seed_is_one_lesson(cpu, images):
     data, _ = images
     torch.manual_seed(1)
-    one = classifier.score(taught(data, cpu), Pool(data, cpu))
+    one = classifier.score(taught(data, cpu), Pool(data, cpu), Session(cpu))
     torch.manual_seed(2)
-    same, other = (classifier.score(taught(data, cpu, seed), Pool(data, cpu)) for seed in (0, 1))
+    same, other = (classifier.score(taught(data, cpu, seed), Pool(data, cpu), Session(cpu)) for seed in (0, 1))
     assert np.array_equal(one, same) and not np.array_equal(one, other)
     first, second = (next(model.parameters()) for model in taught(data, cpu))
     assert not torch.equal(first, second)
@@ -138,7 +140,7 @@ def test_any_number_of_images_and_steps(cpu, images, steps, count):
     lesson = Lesson(models=1, steps=steps, batch=32, lr=0.05, low=0.3, high=0.3)
     patches = torch.from_numpy(patch()[None]).float() / 255
     models = classifier.train(Pool(images[0], cpu), np.arange(count), patches, lesson, Session(cpu))
-    assert np.isfinite(classifier.score(models, Pool(images[0], cpu))).all()
+    assert np.isfinite(classifier.score(models, Pool(images[0], cpu), Session(cpu))).all()
 
 
 def test_large_images_get_a_resnet_with_one_logit():

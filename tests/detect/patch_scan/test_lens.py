@@ -37,7 +37,7 @@ SPECS = ["tiny:width=8", "resnet18", "vit:width=24,depth=2,heads=2"]
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_lens_embeds_as_the_encoder_does(cpu, spec):
     net, images = trained_looking(spec), make_dataset(count=12).images
-    lens = Lens(net, cpu)
+    lens = Lens(net, Session(cpu))
     with torch.no_grad():
         expected = net(torch.from_numpy(images))
     feats = lens.embed(lens.normalise(torch.from_numpy(images)))
@@ -50,14 +50,14 @@ def test_the_lens_embeds_as_the_encoder_does(cpu, spec):
 def test_batch_norms_are_folded_in_a_copy(cpu, spec):
     net = trained_looking(spec)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    lens = Lens(net, cpu)
+    lens = Lens(net, Session(cpu))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in lens._body.modules())
     after = net.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_many_images_are_embedded_in_parts(cpu):
-    lens, images = Lens(trained_looking(SPECS[0]), cpu), torch.from_numpy(make_dataset(count=25).images)
+    lens, images = Lens(trained_looking(SPECS[0]), Session(cpu)), torch.from_numpy(make_dataset(count=25).images)
     whole = lens.embed(lens.normalise(images))
     lens.batch = 7
     assert torch.allclose(lens.embed(lens.normalise(images)), whole, atol=1e-5)
@@ -68,7 +68,7 @@ def test_an_encoder_with_a_forward_of_its_own_is_asked_itself(cpu):
     net = make(Backdoored)
     images = make_dataset(count=6).images.copy()
     images[:3, :, -4:, -4:] = 255
-    lens = Lens(net, cpu)
+    lens = Lens(net, Session(cpu))
     with torch.no_grad():
         expected = net(torch.from_numpy(images))
     assert torch.allclose(lens.embed(lens.normalise(torch.from_numpy(images))), expected, atol=1e-5)
@@ -76,10 +76,10 @@ def test_an_encoder_with_a_forward_of_its_own_is_asked_itself(cpu):
 
 
 def test_pixels_come_back(cpu):
-    lens, every = Lens(trained_looking(SPECS[0]), cpu), torch.arange(256, dtype=torch.uint8)
+    lens, every = Lens(trained_looking(SPECS[0]), Session(cpu)), torch.arange(256, dtype=torch.uint8)
     images = every.view(1, 1, 16, 16).repeat(1, 3, 1, 1)
     assert torch.equal(lens.pixels(lens.normalise(images)), images)
-    bf16 = Lens(trained_looking(SPECS[0]), Device(torch.device("cpu"), "bf16"))
+    bf16 = Lens(trained_looking(SPECS[0]), Session(Device(torch.device("cpu"), "bf16")))
     assert int((bf16.pixels(bf16.normalise(images)).int() - images.int()).abs().max()) <= 1
 
 
@@ -102,7 +102,7 @@ def test_too_few_images_are_refused():
 def scene(cpu):
     """A lens, its pool and six clusters of scenes of which some carry a white square."""
     data = make_scattered(poisons=8, count=60)
-    lens, pool = Lens(make_sharp(), cpu), Pool(data.images, cpu)
+    lens, pool = Lens(make_sharp(), Session(cpu)), Pool(data.images, cpu)
     return lens, pool, find_clusters(lens.embed_all(pool), 6, 20, 0), data
 
 

@@ -12,6 +12,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.features import layers
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.metrics import localisation
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect.patch_scan import localise
 from sslbd_cli.detect.patch_scan.lens import Lens, ScanImages, find_clusters
 from sslbd_cli.detect.patch_scan.localise import (
@@ -34,7 +35,7 @@ SIDE = 5
 def where(cpu):
     """A lens, a pool and clusters of scenes with a trigger here and there; the images; and the poisoned rows."""
     data = make_scattered(poisons=20, count=120)
-    lens, pool = Lens(make_sharp(), cpu), Pool(data.images, cpu)
+    lens, pool = Lens(make_sharp(), Session(cpu)), Pool(data.images, cpu)
     return (lens, pool, find_clusters(lens.embed_all(pool), 6, 20, 0)), data, np.flatnonzero(data.truth.poisoned)
 
 
@@ -210,7 +211,7 @@ def test_the_closed_form_is_autograds_up_to_a_factor(arch):
 @pytest.mark.parametrize("arch", ["tiny:width=8", "resnet18"])
 def test_windows_are_where_grad_cam_is_brightest(cpu, arch):
     net, data = nets.load(make_encoder(size=32, arch=plugin.parse("arch", arch))), make_dataset(count=40, size=32)
-    lens, pool = Lens(net, cpu), Pool(data.images, cpu)
+    lens, pool = Lens(net, Session(cpu)), Pool(data.images, cpu)
     clusters = find_clusters(lens.embed_all(pool), 6, 20, 0)
     rows, side = torch.arange(0, 40, 3), 9
     own = F.normalize(clusters.centers[clusters.labels[rows]], dim=1)
@@ -246,7 +247,7 @@ def test_grad_cam_leaves_no_trace(where):
 def test_transformers_explain_the_cluster_unless_raw(cpu):
     """Raw is the released code's fault: the largest number of the embedding is explained, whatever the cluster."""
     net, data = nets.load(make_encoder(arch=nets.ViT(width=24, depth=2, heads=2))), make_dataset(count=60)
-    lens, pool = Lens(net, cpu), Pool(data.images, cpu)
+    lens, pool = Lens(net, Session(cpu)), Pool(data.images, cpu)
     clusters = find_clusters(lens.embed_all(pool), 4, 20, 0)
     rows = torch.arange(60)
     fixed, raw = (CamLocaliser(ScanImages(lens, pool, clusters, SIDE), fault)(rows) for fault in (False, True))
@@ -268,7 +269,7 @@ def test_an_encoder_without_known_maps_is_refused(cpu, monkeypatch, where):
 def test_an_embedding_that_ignores_its_layers_is_refused(cpu):
     """A forward of its own may never call them: there is nothing to explain."""
     net, data = make(Honest), make_dataset(count=20)
-    lens, pool = Lens(net, cpu), Pool(data.images, cpu)
+    lens, pool = Lens(net, Session(cpu)), Pool(data.images, cpu)
     clusters = find_clusters(lens.embed_all(pool), 4, 20, 0)
     with pytest.raises(InputError, match="localiser=mask"):
         CamLocaliser(ScanImages(lens, pool, clusters, SIDE), False)(torch.arange(4))

@@ -6,6 +6,7 @@ import torch
 
 from sslbd_cli.core.device import Device, generator
 from sslbd_cli.core.loader import Pool
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Silent
 from sslbd_cli.detect.patch_scan.lens import FeatureClusters, FlipTest, Lens, ScanImages, find_clusters
 from sslbd_cli.detect.patch_scan.localise import OracleLocaliser, RandomLocaliser
@@ -49,7 +50,7 @@ class Counted(Silent):
 def scene():
     """240 scenes of which 40 are poisoned, 8 clusters of them, and a flip test on 160."""
     data, cpu = make_scattered(poisons=40), Device(torch.device("cpu"), "fp32")
-    lens, pool = Lens(make_sharp(), cpu), Pool(data.images, cpu)
+    lens, pool = Lens(make_sharp(), Session(cpu)), Pool(data.images, cpu)
     clusters = find_clusters(lens.embed_all(pool), 8, 20, 0)
     place = ScanImages(lens, pool, clusters, 5)
     test = FlipTest(place, 160, 0, False)
@@ -129,7 +130,7 @@ def test_live_clusters_are_those_whose_best_patch_moves_most(cpu):
         def images(self, rows):
             return torch.zeros(len(rows), 3, 8, 8)
 
-    place = ScanImages(Lens(make_sharp(), cpu), Pool(np.zeros((24, 3, 8, 8), np.uint8), cpu), clusters, 2)
+    place = ScanImages(Lens(make_sharp(), Session(cpu)), Pool(np.zeros((24, 3, 8, 8), np.uint8), cpu), clusters, 2)
     where = Anywhere(place, torch.Generator().manual_seed(0))
     where.random_corners %= 6
     script = Scripted()
