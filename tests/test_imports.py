@@ -41,7 +41,7 @@ SEES = {
     "main": ROOT,
     "__main__": {"main"},
 }
-SCIENCE = {"torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL"}
+SCIENCE = {"psutil", "torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL"}
 SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub", "yaml"}
 #: No click, no rich, no figures.
 WITHOUT_TERMINAL = {"errors", "plugin", "entrypoints", "words", "artefacts", "core", "triggers"}

@@ -6,7 +6,7 @@ import torch
 
 from micro import make_dataset, make_encoder
 from sslbd_cli import plugin
-from sslbd_cli.core import nets
+from sslbd_cli.core import loader, nets
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.session import Session
 from sslbd_cli.purify.contract import Supplies
@@ -54,7 +54,7 @@ def test_the_ranking_is_by_mean_activation_over_all_chunks(cpu, monkeypatch):
     net, images = make_wired(), make_scenes(70).images
     group = channels(net, 1)[0]
     expected = embed(net, images, Session(cpu)).mean(0).argsort(stable=True).argsort()
-    assert torch.equal(_ranks(net, group, images, cpu), expected)
-    monkeypatch.setattr(embed, "__defaults__", (None, 16, None))
-    assert torch.equal(_ranks(net, group, images, cpu), expected)
+    assert torch.equal(_ranks(net, group, images, Session(cpu)), expected)
+    monkeypatch.setattr(loader, "LADDER", (16,))
+    assert torch.equal(_ranks(net, group, images, Session(cpu)), expected)
     assert np.array_equal(images, make_scenes(70).images)
