@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 @click.option("--size", type=click.IntRange(4, 1024), metavar="PIXELS",
               help="Side of the input images.  [default: timm's, or that of a transformer's positions, or 224 for a "
                    "7x7 stem, 32 for a 3x3 stem]")  # fmt: skip
-@options.normalise("the encoder's pixels: NAMES.  [default: timm's, or the layout's if it has one]")
+@options.normalise("the encoder's pixels: NAMES. With --to: those that the export takes.  [default: timm's, or the "
+                   "layout's if it has one; with --to: the encoder's]")  # fmt: skip
 @options.artefact("--data", help="Labelled images that decide what the weights leave open (padding of a 3x3 stem, "
                                  "activation, normalisation) by kNN accuracy.")  # fmt: skip
 @options.output
@@ -52,6 +53,10 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     HF_ENDPOINT and HF_TOKEN count. What the configuration tells is the default of --arch, --size and --normalise. The
     history records commit and digest.
 
+    --to with --normalise is for pipelines whose normalisation is fixed: the difference is folded into the first
+    convolution, so that the features stay the same. A convolution that pads with zeros (a ResNet's) cannot take it up
+    at the border of the image. Its export has a 1x1 convolution in front; a message says how to load it.
+
     If a checkpoint leaves something open, an error lists the candidates. Example: the normalisation of a ResNet-50 in
     safetensors. Only the order of names tells SimCLR's from torchvision's, and this format loses it; --from decides.
     With --data, each candidate is tried on up to 2,000 labelled images. The best one is taken if it beats all others
@@ -67,10 +72,10 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     judges = None if data is None else run.read(data, Dataset, "--data")
     if target is None:
         _import(run, input, output, ConvertWish(source, **known), judges)
-    elif source != "auto" or judges is not None or any(value is not None for value in known.values()):
-        raise InputError("--from, --arch, --size, --normalise and --data describe an import; --to goes without them")
+    elif source != "auto" or judges is not None or known["arch"] is not None or known["size"] is not None:
+        raise InputError("--from, --arch, --size and --data describe an import; --to goes without them")
     else:
-        _export(run, input, output, target)
+        _export(run, input, output, target, known["normalise"])
 
 
 def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset | None) -> None:
@@ -86,14 +91,16 @@ def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset |
     run.write(conversion.encoder, output, **conversion.options)
 
 
-def _export(run: Run, path: str, output: str, layout: str) -> None:
+def _export(run: Run, path: str, output: str, layout: str, normalise: str | None) -> None:
     from sslbd_cli.artefacts.kinds import Encoder
     from sslbd_cli.convert import export, statedict
+    from sslbd_cli.core.pixels import parse_normalise
     from sslbd_cli.errors import InputError
 
+    pixels = None if normalise is None else parse_normalise(normalise)
     encoder = run.read(path, Encoder)
     try:
-        tensors, remarks = export.from_encoder(encoder, layout)
+        tensors, remarks = export.from_encoder(encoder, layout, pixels)
     except InputError as error:
         raise InputError(f"{'standard input' if path == '-' else path}: {error}") from None
     for remark in remarks:

@@ -6,9 +6,10 @@ import numpy as np
 
 from sslbd_cli.artefacts.kinds import Encoder
 from sslbd_cli.convert import families
+from sslbd_cli.convert.fold import Folded, fold
 from sslbd_cli.convert.layouts import EXPORTS, LAYOUTS
 from sslbd_cli.core import nets
-from sslbd_cli.core.pixels import normalise_text
+from sslbd_cli.core.pixels import Pixels, normalise_text
 from sslbd_cli.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -16,15 +17,20 @@ Arrays = dict[str, np.ndarray]
 SQUEEZED: dict[str, tuple[int, ...]] = {"token": (0, 1), "batch": (0,)}
 
 
-def from_encoder(encoder: Encoder, target: str) -> tuple[Arrays, tuple[str, ...]]:
+def from_encoder(encoder: Encoder, target: str, pixels: Pixels | None = None) -> tuple[Arrays, tuple[str, ...]]:
     """Return an encoder's tensors under the names of `torchvision`, `timm` or `huggingface`, and remarks on loading.
 
-    Raises InputError if that library has no such network, or if the tensors do not fit the architecture.
+    pixels: the mean and std that the tensors take instead of the encoder's. Raises InputError if that library has no
+    such network, if the tensors do not fit the architecture, or if it cannot take such pixels.
     """
-    arch = nets.load(encoder).arch
+    net = nets.load(encoder)
+    arch = net.arch
+    folded = None if pixels is None else fold(net, pixels)
+    if folded is not None:
+        encoder = nets.beside(nets.save(folded.net), encoder)
     tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
     if isinstance(arch, nets.Timm) and target == "timm":
-        out, build = tensors, f"timm.create_model('{arch.model}', num_classes=0)"
+        out, build = dict(tensors), f"timm.create_model('{arch.model}', num_classes=0)"
     else:
         family = _family(arch)
         if family not in EXPORTS[target]:
@@ -34,12 +40,33 @@ def from_encoder(encoder: Encoder, target: str) -> tuple[Arrays, tuple[str, ...]
             raise InputError(f"{target} has no {_model(arch)} with a CIFAR stem; use --to torchvision")
         out, build = _renamed(tensors, EXPORTS[target][family]), _BUILD[target](arch, encoder)
     remarks = [f"load it into {build}"]
-    pixels = f"{encoder.size}-pixel images in [0,1] normalised by {normalise_text(encoder.mean, encoder.std)}"
-    remarks.append(f"feed it {pixels}")
+    if folded is not None:
+        remarks += _apply(folded, out, target)
+    food = f"{encoder.size}-pixel images in [0,1] normalised by {normalise_text(encoder.mean, encoder.std)}"
+    remarks.append(f"feed it {food}")
     left = sum(not name.startswith("encoder.") for name in encoder.tensors)
     if left:
         remarks.append(f"{left} tensors of the projector are left out")
     return out, tuple(remarks)
+
+
+def _apply(folded: Folded, out: Arrays, target: str) -> list[str]:
+    """Put the 1x1 convolution in front, if there is one, into the exported tensors. Return remarks on the folding."""
+    same = f"features differ by {folded.difference:.1g} of the largest"
+    if folded.front is None:
+        return [f"the first convolution takes up the normalisation ({same})"]
+    weight = f"{folded.layer}.weight"
+    arch = folded.net.arch
+    is_timms = isinstance(arch, nets.Timm) and target == "timm"
+    name = weight if is_timms else _theirs(weight, EXPORTS[target][_family(arch)])
+    place = name.removesuffix(".weight")
+    for old in [key for key in out if key.startswith(f"{place}.")]:
+        out[f"{place}.1.{old.removeprefix(f'{place}.')}"] = out.pop(old)
+    out[f"{place}.0.weight"], out[f"{place}.0.bias"] = folded.front
+    change = f"model.{place} = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), model.{place})"
+    why = "its first convolution pads with zeros and cannot take up the normalisation exactly"
+    alone = "" if folded.alone is None else f"; without it by {folded.alone:.1g}"
+    return [f"before loading, put a 1x1 convolution in front: {change}; {why} ({same}{alone})"]
 
 
 def _ways(family: str) -> list[str]:
@@ -60,6 +87,13 @@ def _family(arch: nets.Arch) -> str:
     if _model(arch) in ("resnet18", "resnet34", "resnet50"):
         return "resnet"
     return next((family for family, classes in families.CLASSES.items() if isinstance(arch, classes)), "")
+
+
+def _theirs(name: str, layout: str) -> str:
+    """Return the layout's name of a tensor that it stores as a whole."""
+    rule_of_name = LAYOUTS[layout].back(name)
+    assert rule_of_name is not None
+    return rule_of_name[0][0]
 
 
 def _renamed(tensors: Arrays, layout: str) -> Arrays:

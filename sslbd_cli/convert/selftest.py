@@ -30,7 +30,7 @@ def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> tu
     or if an image's features depend on its batch. A sound encoder may have many dead dimensions: after a ReLU, a
     dimension that no image excites is always zero.
     """
-    batches = list(_random_images(count, net.size))
+    batches = list(random_images(count, net.size))
     try:
         feats = torch.cat([net(images) for images in batches])  # count,D
         alone = net(batches[0][:1])
@@ -55,7 +55,7 @@ def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> tu
     return alive, cosine
 
 
-def _random_images(count: int, size: int) -> Iterator[Tensor]:
+def random_images(count: int, size: int) -> Iterator[Tensor]:
     """Yield batches of uint8 images with structure at every scale, like photographs and unlike white noise."""
     gen = device.generator(0, "convert", "self-test")
     batch = max(1, min(count, 8 * 224**2 // size**2))  # few large or many small images, to bound memory

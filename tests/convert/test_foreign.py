@@ -33,7 +33,7 @@ def randomise(module: nn.Module, size: int = 32) -> nn.Module:
                 part.weight.uniform_(0.5, 1.5)
                 part.bias.normal_(0, 0.1)
     with torch.no_grad():
-        module.train()(torch.cat(list(selftest._random_images(8, size))) / 255)
+        module.train()(torch.cat(list(selftest.random_images(8, size))) / 255)
         for name, buffer in module.named_buffers():
             if name.endswith("running_var"):
                 buffer.clamp_(min=0.1)  # one pixel's variance over eight images can be next to nothing
