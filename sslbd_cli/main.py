@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from sslbd_cli import __version__
-from sslbd_cli.errors import InputError, Unsound
+from sslbd_cli.errors import InputError, Unsound, is_out_of_memory
 from sslbd_cli.words import did_you_mean, reason
 
 
@@ -48,10 +48,6 @@ SECTIONS = {
     "defend": "Defend",
     "look": "Look",
 }
-
-
-#: Words of torch's allocators. They raise RuntimeError, so only these words distinguish them from a bug.
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "not enough memory")
 
 
 class Terminated(BaseException):
@@ -128,8 +124,8 @@ def run(argv: Sequence[str]) -> int:
             return _bug(program, error, "--debug" in argv)
         return _fail(program, f"cannot write: {error.strerror}", ExitStatus.USAGE)
     except Exception as error:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
-            return _fail(program, "not enough memory; lower the batch, the width or --limit", ExitStatus.USAGE)
+        if is_out_of_memory(error):
+            return _fail(program, "not enough memory; lower --memory, --batch, the width or --limit", ExitStatus.USAGE)
         return _bug(program, error, "--debug" in argv)
 
 

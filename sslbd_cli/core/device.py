@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import os
 import sys
@@ -96,6 +97,13 @@ def tune_allocator() -> None:
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
         libc.mallopt(m_top_pad, 256 << 20)
+
+
+def forget_unused_memory(device: Device) -> None:
+    """Free what a failed piece of work has left: tensors in cycles, and the blocks that torch keeps on a GPU."""
+    gc.collect()
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()
 
 
 def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:

@@ -30,6 +30,9 @@ class TimeBudget:
         own = math.inf if self.seconds is None else max(0.0, self.seconds - (time.monotonic() - self.started))
         return own if self.within is None else min(own, self.within.left())
 
+    def is_limited(self) -> bool:
+        return math.isfinite(self.left())
+
     def is_spent(self) -> bool:
         return self.left() <= 0
 

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 @click.option("--alpha", type=options.Number(1e-9, 0.5),
               help="Share of clean inputs, or of clean encoders, that may be flagged.  [default: 0.05]")  # fmt: skip
 @click.option("--budget", type=options.Number(0, min_open=True), metavar="SECONDS",
-              help="Time for all methods together. The cheapest run first; those left over do not run.")  # fmt: skip
+              help="Time for the whole run. Several methods share it, the cheapest first. "
+                   "A method that its time does not suffice for is inconclusive.")  # fmt: skip
 @click.option("--exit-code", is_flag=True, help="Exit 1 if a backdoor is found.")
 @click.option("--sarif", type=options.ArtefactPath(), metavar="FILE",
               help="Also write the findings here as SARIF 2.1.0, for code scanning.")  # fmt: skip
@@ -129,7 +130,7 @@ def _by_methods(run: Run, params: dict[str, Any]) -> tuple[Report, dict[str, Any
     if (request := screening.single) is None:
         report = several.judge_all(screening, run.session(), run)
     else:
-        report, guard = judge.judge(request, run.session(), run)
+        report, guard = judge.judge_within_limits(request, run.session(), run)
         if guard is not None:
             run.write(guard, params["save_guard"], method=[request.method], alpha=screening.alpha)
     return report, _resolved(report, screening, params), {}

@@ -146,8 +146,6 @@ def _check_options(methods: Sequence[Detector], is_open: bool, params: dict[str,
     is_several = is_open or len(methods) > 1
     if is_open and len(params["method"]) > 1:
         raise InputError("--method all takes every method there is; name it alone")
-    if params["budget"] is not None and not is_several:
-        raise InputError("--budget divides time among several methods; leave it out, or name more of them")
     if params["save_guard"] and is_several:
         raise InputError("--save-guard keeps what one detector has learned; name one --method")
     given_options = [name for name in SOME_TAKE if params[name] not in (None, ())]

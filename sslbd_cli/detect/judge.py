@@ -7,6 +7,7 @@ from typing import Any
 
 from sslbd_cli.artefacts.kinds import Encoder, Guard, Report
 from sslbd_cli.core import nets
+from sslbd_cli.core.device import forget_unused_memory
 from sslbd_cli.core.features import need_distinct
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Voice
@@ -15,6 +16,9 @@ from sslbd_cli.detect.contract import Opinion
 from sslbd_cli.detect.guard import make_guard
 from sslbd_cli.detect.image_verdict import Case, Ruling
 from sslbd_cli.detect.request import CleanStatistic, EncoderRequest, ImageRequest, Request
+from sslbd_cli.errors import InputError, OutOfMemory, OutOfTime, Unsound, is_out_of_memory
+
+HALVINGS = 4  # trials of a method that runs out of memory, each with half the memory of the one before
 
 
 def judge(request: Request, session: Session, voice: Voice) -> tuple[Report, Guard | None]:
@@ -28,6 +32,34 @@ def judge(request: Request, session: Session, voice: Voice) -> tuple[Report, Gua
     if isinstance(request, EncoderRequest):
         return _judge_encoder(request, session, voice), None
     return _judge_images(request, session, voice)
+
+
+def judge_within_limits(request: Request, session: Session, voice: Voice) -> tuple[Report, Guard | None]:
+    """Judge a request like `judge`, within the memory and the time of the session.
+
+    If the memory runs out, the method starts again with half of it. If the time runs out before the method answers, the
+    report is inconclusive and says so.
+
+    Raises InputError as `judge` does, Unsound too, and OutOfMemory if halving the memory does not help.
+    """
+    for halvings in range(HALVINGS):
+        try:
+            return judge(request, session.with_memory(session.memory >> halvings), voice)
+        except OutOfTime as error:
+            return inconclusive(request, f"it was stopped before it came to an answer: {error}"), None
+        except Exception as error:
+            if isinstance(error, (InputError, Unsound)) or not is_out_of_memory(error):
+                raise
+            forget_unused_memory(session.device)
+            voice.warn(f"{request.method.name}: out of memory; it starts again with smaller batches")
+    raise OutOfMemory(f"{request.method.name}: out of memory, even with small batches; free some, or give fewer images")
+
+
+def inconclusive(request: Request, reason: str) -> Report:
+    """Return the report of a method that came to no answer."""
+    method = request.method
+    results = {"method": str(method), "flags": method.judges, "verdict": "inconclusive", "doubt": reason}
+    return Report(command="detect", results=results | {"p_value": None, "encoder": named(request.encoder)})
 
 
 # --- images -------------------------------------------------------------------------------------------------------

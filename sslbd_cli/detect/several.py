@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.detect import combine, judge
-from sslbd_cli.detect.request import NotRun, Request, Screening
-from sslbd_cli.errors import InputError, OutOfTime, Unsound
+from sslbd_cli.detect.request import NotRun, Screening
+from sslbd_cli.errors import InputError, OutOfMemory, OutOfTime, Unsound
 from sslbd_cli.words import chance
+
+LEAST_SHARE = 0.25  # of the time that is left: what each method may take, at least
 
 
 def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
@@ -19,17 +23,19 @@ def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
     Raises InputError if a method that was named, or every method, cannot work on what was given.
     """
     reports, not_run = [], list(screening.not_run)
-    for request in screening.requests:
+    for at, request in enumerate(screening.requests):
         method = request.method
         try:
             session.budget.check()
-            reports.append(judge.judge(request, session, voice)[0])
+            share = _share([each.method.cost for each in screening.requests[at:]])
+            part = session.within(share * session.budget.left()) if session.budget.is_limited() else session
+            reports.append(judge.judge_within_limits(request, part, voice)[0])
         except OutOfTime as error:
             not_run.append(NotRun(method.name, str(error), method.cost, out_of_time=True))
         except Unsound as error:
-            reports.append(_inconclusive(request, str(error)))
+            reports.append(judge.inconclusive(request, str(error)))
         except InputError as error:
-            if not screening.is_open:
+            if not screening.is_open and not isinstance(error, OutOfMemory):
                 raise
             not_run.append(NotRun.because(method.name, error, method.cost))
         else:
@@ -44,6 +50,16 @@ def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
     return replace(report, results=report.results | shared)
 
 
+def _share(costs: Sequence[float]) -> float:
+    """Return the share of the time that is left for the first of several methods, given what they cost.
+
+    Dear methods get more than cheap ones, but a hundredfold cost only ten times as much. None gets less than
+    LEAST_SHARE, because what it leaves goes to those after it.
+    """
+    weights = [math.sqrt(cost) for cost in costs]
+    return max(weights[0] / sum(weights), LEAST_SHARE)
+
+
 def _tell(not_run: list[NotRun], late: int, count: int, session: Session, voice: Voice) -> None:
     """Tell the user which methods did not run, and why."""
     if late:
@@ -52,12 +68,6 @@ def _tell(not_run: list[NotRun], late: int, count: int, session: Session, voice:
         voice.say(f"{each.method} did not run: {each.reason}")
     if any(each.lacks_key for each in not_run):
         voice.say("to run a method that needs a key, name it instead of all: --method NAME:KEY=VALUE")
-
-
-def _inconclusive(request: Request, reason: str) -> Report:
-    method, encoder = request.method, request.encoder
-    results = {"method": str(method), "flags": method.judges, "verdict": "inconclusive", "doubt": reason}
-    return Report(command="detect", results=results | {"p_value": None, "encoder": judge.named(encoder)})
 
 
 def _line(report: Report) -> str:

@@ -14,7 +14,7 @@ from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts import parts
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core import features
-from sslbd_cli.detect import contract, image_verdict, inputs, judge, panel
+from sslbd_cli.detect import contract, image_verdict, inputs, judge, panel, several
 from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
 from sslbd_cli.errors import InputError, Unsound
 from sslbd_cli.poison.plant import plant
@@ -108,7 +108,29 @@ class Needy(Blind):
         raise InputError("it needs a file")
 
 
-SHELF = {cls.__name__.lower(): cls for cls in (Whiteness, Blind, Diverging, Endless, Norm, Suspects, Needy)}
+@dataclass(frozen=True, kw_only=True)
+class Hungry(Blind):
+    """Need a quarter of the memory, or none at all will do."""
+
+    cost = 3
+    can_shrink = True
+
+    def run(self, encoder, evidence, session):
+        """Ask for memory as torch's allocator of a CPU does."""
+        if session.memory > 1000 or not self.can_shrink:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return super().run(encoder, evidence, session)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insatiable(Hungry):
+    """Need more memory than there is."""
+
+    can_shrink = False
+
+
+METHODS = (Whiteness, Blind, Diverging, Endless, Norm, Suspects, Needy, Hungry, Insatiable)
+SHELF = {cls.__name__.lower(): cls for cls in METHODS}
 for name, cls in SHELF.items():
     cls.name = name  # a file of the shelf would give it
 
@@ -189,13 +211,43 @@ def test_a_budget_stops_a_method_where_it_loops(look, shelf, files):
     status, out, err = look(
         "--method", "all", "--aux", "aux.h5", "--budget", "0.5", "-q", "--json", "-o", files / "b.out"
     )
-    assert "warning: the budget of 0.5 s left 1 of 2 methods no time" in err
-    assert status == 0 and time.monotonic() - started < 10
+    assert status == 0 and time.monotonic() - started < 10, err
     rows, over = lines(out)
-    assert list(rows) == ["blind"]
-    assert over["not_run"] == [{"method": "endless", "reason": "the budget of 0.5 s was spent"}]
+    assert list(rows) == ["blind", "endless"] and not over["not_run"]
+    assert rows["endless"]["verdict"] == "inconclusive"
+    assert "stopped before it came to an answer: its share of the budget" in rows["endless"]["doubt"]
     args = artefact_kinds.read(str(files / "b.out"), Report).history[-1]["args"]
-    assert args["--method"] == ["blind"] and "--budget" not in args
+    assert args["--method"] == ["blind", "endless"] and "--budget" not in args
+
+
+def test_one_method_may_have_a_budget_and_its_report_is_written(look, shelf, files):
+    shelf("endless")
+    given = "--aux", "aux.h5", "--budget", "0.3", "-q", "-o", files / "c.out"
+    status, out, err = look("--method", "endless", *given)
+    assert status == 3 and "verdict\tinconclusive" in out, err
+    assert (
+        err == "sslbd detect: inconclusive: it was stopped before it came to an answer: the budget of 0.3 s was spent\n"
+    )
+    assert artefact_kinds.read(str(files / "c.out"), Report).results["verdict"] == "inconclusive"
+
+
+def test_a_method_that_runs_out_of_memory_tries_less_and_the_others_keep_what_they_found(look, shelf):
+    shelf("hungry", "insatiable", "whiteness")
+    given = "--aux", "aux.h5", "--trigger", TRIGGER, "--json", "--memory", "4000"
+    status, out, err = look("--method", "all", *given)
+    rows, over = lines(out)
+    assert status == 0 and list(rows) == ["hungry", "whiteness"] and over["verdict"] == "found", err
+    assert err.count("hungry: out of memory; it starts again with smaller batches") == 2
+    (row,) = over["not_run"]
+    assert row["method"] == "insatiable" and row["reason"].startswith("out of memory, even with small batches")
+    status, out, err = look("--method", "insatiable", "--aux", "aux.h5", "-q")
+    assert (status, out) == (2, "") and err.splitlines()[-1].startswith("sslbd detect: insatiable: out of memory")
+
+
+def test_time_is_shared_by_what_the_methods_cost():
+    assert several._share([100.0]) == 1
+    assert several._share([1.0, 1.0, 100.0, 100.0]) == several.LEAST_SHARE
+    assert several._share([100.0, 100.0]) == 0.5
 
 
 def test_a_budget_too_small_for_any_method_is_inconclusive(look, shelf):
@@ -268,7 +320,6 @@ def test_images_that_several_methods_judge_are_embedded_once_per_encoder(look, s
     ("words", "problem"),
     [
         (["--method", "all", "--method", "blind"], "name it alone"),
-        (["--method", "blind", "--budget", "5", "--aux", "aux.h5"], "--budget divides time among several methods"),
         (["--method", "norm", "--method", "suspects", "--aux", "aux.h5"], "none of the methods takes --aux"),
         (["--method", "suspects"], "Missing option '--data': --method suspects judges the training set"),
         (["--method", "all", "--data", "wide.h5", "--aux", "aux.h5"], "--data holds 24x24 images"),
