@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sslbd_cli.core.device import send
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.errors import InputError
 
@@ -33,7 +34,7 @@ class Clusters:
 
     def sizes(self) -> Tensor:
         """Return the number of rows per cluster, int64 K. With fewer than K distinct rows, some are 0."""
-        return torch.bincount(self.labels, minlength=len(self.centers))
+        return _counts(self.labels, len(self.centers))
 
 
 @torch.no_grad()
@@ -60,22 +61,21 @@ def seed_centers(feats: Tensor, clusters: int, gen: torch.Generator) -> Tensor:
     """
     if len(feats) > (enough := max(SAMPLE, 16 * clusters)):
         rows = torch.randperm(len(feats), generator=gen)[:enough]
-        feats = feats[rows.to(feats.device)]
+        feats = feats[send(rows, feats.device)]
     squares = feats.square().sum(1)
-    center_rows = [int(torch.randint(len(feats), (1,), generator=gen))]
-    nearest = _squared_distances(feats, squares, torch.tensor(center_rows, device=feats.device))[:, 0]
+    center_rows = send(torch.randint(len(feats), (1,), generator=gen), feats.device)  # stays there: no one waits
+    nearest = _squared_distances(feats, squares, center_rows)[:, 0]
     while len(center_rows) < clusters:
         several = min(math.ceil(clusters / ONE_BY_ONE), clusters - len(center_rows))
         drawn_rows = _draw(nearest, several if several > 1 else 2 + int(math.log(clusters)), gen)
         shorter = torch.minimum(nearest[:, None], _squared_distances(feats, squares, drawn_rows))  # N,candidates
         if several > 1:
             nearest = shorter.amin(1)
-            center_rows += drawn_rows.tolist()
         else:
-            best = int(shorter.sum(0).argmin())
-            nearest = shorter[:, best]
-            center_rows.append(int(drawn_rows[best]))
-    return feats[torch.tensor(center_rows, device=feats.device)]
+            best = shorter.sum(0).argmin()[None]
+            nearest, drawn_rows = shorter.index_select(1, best)[:, 0], drawn_rows[best]
+        center_rows = torch.cat([center_rows, drawn_rows])
+    return feats[center_rows]
 
 
 def _squared_distances(feats: Tensor, squares: Tensor, rows: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _squared_distances(feats: Tensor, squares: Tensor, rows: Tensor) -> Tensor:
 def _draw(weights: Tensor, count: int, gen: torch.Generator) -> Tensor:
     """Draw rows, int64 count, in proportion to their weights N."""
     total = weights.cumsum(0)
-    places = torch.rand(count, generator=gen).to(weights) * total[-1]
+    places = send(torch.rand(count, generator=gen), weights.device).to(weights.dtype) * total[-1]
     return torch.searchsorted(total, places, right=True).clamp_(max=len(weights) - 1)
 
 
@@ -108,11 +108,13 @@ def lloyd(feats: Tensor, centers: Tensor, rounds: int = 100, tolerance: float = 
     while done < rounds:
         done += 1
         _round(feats, compared, centers if compared is feats else centers - middle, labels, sums)
-        counts = torch.bincount(labels, minlength=len(centers))
+        counts = _counts(labels, len(centers))
         means = sums[:-1] / counts.clamp(min=1)[:, None]
-        if bool((empty := counts == 0).any()):
-            means[empty] = _farthest(feats, centers, labels, int(empty.sum()))
-        shift = float((means - centers).square().sum())
+        empty = counts == 0
+        shift, empties = _read((means - centers).square().sum(), empty.sum())
+        if empties:
+            means[empty] = _farthest(feats, centers, labels, int(empties))
+            shift = float((means - centers).square().sum())
         centers = means
         if shift <= rest and compared is feats:
             break
@@ -147,6 +149,17 @@ def _round(feats: Tensor, compared: Tensor, centers: Tensor, labels: Tensor, sum
         elif sums is not None:
             sums[:-1].addmm_(torch.nn.functional.one_hot(near, len(centers)).to(feats).T, feats[part])
         labels[part] = near
+
+
+def _counts(labels: Tensor, count: int) -> Tensor:
+    """Return how many labels there are of each of `count` numbers, int64. A host waits for bincount on a GPU."""
+    return labels.new_zeros(count).scatter_add_(0, labels, torch.ones_like(labels))
+
+
+def _read(*values: Tensor) -> list[float]:
+    """Read several numbers at once, so that the host waits for the device only once."""
+    numbers: list[float] = torch.stack([value.to(values[0].dtype) for value in values]).tolist()
+    return numbers
 
 
 def _farthest(feats: Tensor, centers: Tensor, labels: Tensor, count: int) -> Tensor:

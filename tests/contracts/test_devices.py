@@ -34,17 +34,26 @@ from wired import make_scenes, make_wired
 CUDA = device.Device(torch.device("cuda"), "fp32")
 #: Waits of the step that waits most: a search looks after each round which candidates are left, and a scan reads what
 #: each block of images holds. All other steps of all trainings and searches wait for nothing.
-STEP = {"neural-cleanse": 1, "ssl-cleanse": 1, "patchsearch": 2, "poisoncam": 5}
+STEP = {"neural-cleanse": 1, "ssl-cleanse": 1, "patchsearch": 4, "poisoncam": 4}
 #: Waits of a whole run that learns on 64 images and judges 40. One wait for each image would be too many. k-means waits
-#: three times a round, and activation-clustering runs it once for each cluster.
-RUN, OF_CLUSTERS = 60, 200
+#: once a round, and activation-clustering runs it once for each cluster.
+RUN, OF_CLUSTERS = 60, 100
 
 JUDGES = {name: class_of("detector", name).judges for name in plugin.listing("detector")}
-SMALL = {"width": 32, "decoder": 1, "epochs": 1, "batch": 16, "neutral": 8, "overlays": 4, "clusters": 2, "orders": 2,
-         "images": 40, "window": 5, "capture": 0.6, "per_cluster": 2, "steps": 3, "models": 1, "k": 4}  # fmt: skip
-OWN = {"beatrix": {"width": 10.0, "clusters": 1}, "patchsearch": {"clusters": 4}, "poisoncam": {"clusters": 4}}
-VARIANTS = {"dede": [{"score": "feature-relative"}], "random": [{}, {"of": "inputs"}], "oracle": [{}, {"of": "inputs"}],
-            "mntd": [{}, {"variant": "one-class"}]}  # fmt: skip
+SMALL = {"width": 32, "decoder": 1, "epochs": 1, "batch": 16, "neutral": 8, "overlays": 4, "clusters": 4, "orders": 2,
+         "window": 5, "per_cluster": 2, "capture": 0.0, "support": 1, "tests": 16, "masks": 8, "steps": 3, "models": 1,
+         "k": 4}  # fmt: skip
+VARIANTS = {
+    "beatrix": [{"width": 10.0, "clusters": 1}],
+    "dede": [{"score": "feature-relative"}],
+    "local-outlier": [{}, {"score": "slof", "side": "dense"}],
+    "mntd": [{}, {"variant": "one-class"}],
+    "oracle": [{}, {"of": "inputs"}],
+    "patchsearch": [{}, {"localiser": "mask", "fill": "blur"}],
+    "poisoncam": [{}, {"localiser": "rise"}, {"localiser": "cam"}],
+    "random": [{}, {"of": "inputs"}],
+    "trigger-search": [{"embedding": "whitened"}],
+}
 
 
 def variants(is_of_encoders: bool) -> list[tuple[str, dict[str, str]]]:
@@ -124,7 +133,7 @@ def test_a_purifier(name, spec, journal):
 
 @pytest.mark.parametrize(("name", "keys"), variants(is_of_encoders=False))
 def test_a_detector_of_images(name, keys, spec, journal):
-    detector = plugin.parse("detector", spec("detector", name, **(SMALL | OWN.get(name, {}) | keys)))
+    detector = plugin.parse("detector", spec("detector", name, **(SMALL | keys)))
     reference = make_encoder() if detector.needs_reference else None
     boxes = np.array([[2, 2, 5, 5]] * 40)
     evidence = Evidence(scenes(40), scenes(64), boxes, reference and nets.load(reference))
@@ -196,6 +205,9 @@ def test_commands(sslbd, tmp_path, journal):
         ("badencoder", net, "--data", data, *trigger, "--reference-data", data, "--reference-class", "kind-1",
          "--references", 2, "--method", "badencoder:epochs=1,batch=32", "--gate", -1, "-o", bad),
         ("embed", bad, "--data", data, *trigger, "-o", tmp_path / "feats"),
+        ("detect", bad, "--method", "platonic", "--data", test, "--aux", data, "--reference", net, "--alpha", 0.2,
+         *trigger),
+        ("purify", bad, "--method", "finetune:epochs=1,batch=32", "--data", data, "-o", tmp_path / "clean"),
         ("probe", bad, "--train", data, "--test", test, "--head", "mlp:epochs=1", *trigger, "--target", 1,
          "--layer", "stage2", "--baseline", net),
         ("poison", data, "--select", "kmeans:clusters=4", "--encoder", net, *trigger, "--target", "kind-1",

@@ -124,7 +124,8 @@ class MaskLocaliser(Localiser):
 
     def _beyond(self, rows: Tensor, places: Tensor) -> Tensor:
         """Return the drops at each row's places B,P,2 less those of the reference images: float32 B,P on the CPU."""
-        return (self._drops(rows, places) - self.bias[places[..., 1], places[..., 0]]).cpu()
+        x, y = send(places, self.bias.device).unbind(-1)
+        return (self._drops(rows, places) - self.bias[y, x]).cpu()
 
     def _drops(self, rows: Tensor, places: Tensor) -> Tensor:
         """Return how much a mask at grid places B,P,2 lowers the cosine with the image's center: float32 B,P."""

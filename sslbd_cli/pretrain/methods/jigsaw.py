@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslbd_cli import plugin
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
@@ -155,8 +157,39 @@ class Jigsaw(Objective):
             pieces = (pieces - mean) / (var + EPS).sqrt()
         if self.feed not in (0, side):
             pieces = F.interpolate(pieces, size=self.feed, mode="bilinear", antialias=self.feed < side)
-        feats = encoder.encoder(pieces).reshape(len(x), -1)  # B,9D; bypasses the checks for whole images
+        with _exact_if_narrow(encoder, pieces):
+            feats = encoder.encoder(pieces).reshape(len(x), -1)  # B,9D; bypasses the checks for whole images
         return F.cross_entropy(learner["head"](feats).float(), puzzle)
+
+
+def _exact_if_narrow(encoder: ImageEncoder, pieces: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Return the context for tiles: fp32 on a CPU if a convolution gets maps that are smaller than its stride.
+
+    There, torch 2.14 leaves bf16 gradients of weights that meet no pixel uninitialised.
+    """
+    if pieces.device.type != "cpu" or not _narrows(str(encoder.arch), encoder.size, pieces.shape[-1]):
+        return contextlib.nullcontext()
+    return torch.autocast("cpu", enabled=False)
+
+
+@functools.lru_cache(maxsize=4)
+@torch.no_grad()
+def _narrows(arch: str, size: int, side: int) -> bool:
+    """Return whether tiles of `side` pixels become smaller in an architecture than the stride of the next layer."""
+    is_narrow = False
+
+    def look(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal is_narrow
+        assert isinstance(conv, nn.Conv2d)
+        is_narrow |= inputs[0].shape[-1] < conv.stride[0]
+
+    with torch.device("meta"):  # shapes are enough
+        net = plugin.parse("arch", arch).backbone(size).eval()
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(look)
+        net(torch.zeros(1, 3, side, side))
+    return is_narrow
 
 
 @torch.no_grad()

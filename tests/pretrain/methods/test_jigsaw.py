@@ -91,3 +91,23 @@ def test_a_transformer_sees_enlarged_tiles():
     objective = Jigsaw(feed=16, permutations=5)
     learner = learner_of(objective, "vit:width=12,depth=1", 16)
     assert torch.isfinite(objective.loss(learner, [torch.rand(4, 3, 16, 16)]))
+
+
+@pytest.mark.parametrize(
+    ("arch", "side", "dtype"),
+    [
+        ("tiny:width=4", 5, torch.float32),  # 5, 2 and 1 pixels, before a stride of 2
+        ("tiny:width=4", 6, torch.bfloat16),  # 6, 3 and 2 pixels
+        ("resnet18", 4, torch.float32),
+        ("resnet18", 5, torch.bfloat16),
+    ],
+)
+def test_tiles_that_become_smaller_than_a_stride_are_embedded_in_fp32(arch, side, dtype):
+    """On CPUs, torch does not write the bf16 gradients of weights that meet no pixel."""
+    objective, maps = Jigsaw(tile=side, permutations=2), []
+    learner = learner_of(objective, arch, batch=2)
+    convs = [module for module in learner["encoder"].modules() if isinstance(module, torch.nn.Conv2d)]
+    convs[-1].register_forward_hook(lambda module, inputs, out: maps.append(out))
+    with torch.autocast("cpu", torch.bfloat16):
+        objective.loss(learner, [torch.rand(2, 3, 32, 32)]).backward()
+    assert maps[0].dtype == dtype
