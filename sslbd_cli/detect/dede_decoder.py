@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device
+from sslbd_cli.core.device import Device, send
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.patching import draw_visible, fill, fold, hidden_patches, normalise, patchify
@@ -217,7 +217,7 @@ class Inverter:
         parts = []
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
-            x = normalise(torch.from_numpy(np.array(images[rows])).to(self.mean.device), self.mean, self.std)
+            x = normalise(send(torch.from_numpy(np.array(images[rows])), self.mean.device), self.mean, self.std)
             kept_pixels = (
                 None if keep is None else torch.from_numpy(keep[rows]).to(x)[:, None].expand_as(x).contiguous()
             )
