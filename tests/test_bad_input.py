@@ -289,7 +289,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "probe",
             ["encoder", "--train", "dataset", "--test", "test", "--target", "1"],
-            "--trigger and --target belong",
+            "a target belongs to a trigger; give --trigger, too",
         ),
         (
             "probe",

@@ -92,6 +92,19 @@ class Measures(Group):
     fp_triggered: float | None = None
     nfp: float | None = None
     most_affected: str | None = None
+    answered_clean: Estimate | None = None
+    answered_triggered: Estimate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerShare(Group):
+    """A class's share of the answers on clean and on triggered images, by an encoder and by the clean one."""
+
+    class_name: str | None = keyed("class")
+    clean: Estimate | None = None
+    triggered: Estimate | None = None
+    rise: float | None = None
+    baseline: AnswerShare | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +142,7 @@ class ProbeResults(Results, Measures):
     lift: float | None = None
     consistency: float | None = None
     certify: CertifiedMeasures | None = None
+    answers: tuple[AnswerShare, ...] = ()
 
 
 # --- detect -------------------------------------------------------------------------------------------------------

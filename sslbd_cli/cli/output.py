@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Human names of keys that are not simply the key with spaces.
 LABELS = {
+    "answered_clean": "answered so, clean images",
+    "answered_triggered": "answered so, triggered images",
     "asr": "ASR",
     "asr_all": "ASR, all classes",
     "auroc": "AUROC",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,18 @@ Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 WORKING_ASR, LARGEST_DROP = 0.8, 0.03  # an encoder is a victim only if its attack works, so that it can be detected
 
 
-def wilson(successes: float, total: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share; (0, 1) without trials."""
+def quantile(count: int) -> float:
+    """Return the two-sided normal quantile for 95 % intervals that hold for `count` shares together (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - 0.025 / count)
+
+
+def wilson(successes: float, total: int, z: float = Z95) -> tuple[float, float]:
+    """Return the Wilson score interval of a share, of 95 % with the default z; (0, 1) without trials."""
     if total == 0:
         return 0.0, 1.0
-    share, z2 = successes / total, Z95**2
+    share, z2 = successes / total, z**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
+    half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))  # rounding must not exclude share
 
 
@@ -49,12 +55,12 @@ def nfp(table: np.ndarray, target: int) -> float:
     return float(wrong[target] / wrong.max()) if wrong.max() else 0.0
 
 
-def share(counts: list[tuple[int, int]]) -> dict[str, Any]:
-    """Summarise (successes, total) of several seeds: mean, 95 % Wilson interval of the mean, spread over seeds."""
+def share(counts: list[tuple[int, int]], z: float = Z95) -> dict[str, Any]:
+    """Summarise (successes, total) of several seeds: mean, Wilson's interval of the mean, spread over seeds."""
     values = [hit / total if total else float("nan") for hit, total in counts]
     mean = float(np.mean(values))
     total = counts[0][1]
-    low, high = wilson(mean * total, total) if total else (0.0, 1.0)
+    low, high = wilson(mean * total, total, z) if total else (0.0, 1.0)
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"value": mean, "low": low, "high": high, "sd": spread, "n": total, "seeds": len(values)}
 

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 @options.artefact("--test", required=True, help="Labelled test dataset; it is classified once.")
 @options.spec("head", "Classifier", default="linear", name="--head")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Also classify test images with this trigger.")
-@click.option("--target", metavar="CLASS", help="Target class of the attack, by name or number.")
+@click.option(
+    "--target",
+    metavar="CLASS",
+    help="Target class of the attack, by name or number. Without it, --trigger says which classes it leads to.",
+)
 @options.artefact("--target-of", help="Poisoned dataset whose most frequent class of poisoned images is the target.")
 @options.artefact("--baseline", help="A clean encoder to measure beside it.")
 @options.artefact("--guard", help="Also measure behind a guard of this encoder (sslbd detect --save-guard).")
@@ -62,6 +66,9 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     the original as --baseline to see how far its embeddings moved. For encoders trained on captions, --head zeroshot
     classifies by texts, which `sslbd embed --prompt` makes. --certify needs an encoder whose locations see small parts
     of an image (--arch tinybag or bagnet).
+
+    With --trigger and no target, as for an encoder from strangers, the results say where the trigger sends the answers:
+    each class's share of them with and without it, and the class that gains most.
 
     With --guard, the head is fitted again on the training images that pass. Rejected test images are counted both
     ways: left out, and as errors (a rejected triggered image is a failure of the attack).
@@ -107,6 +114,6 @@ def _target(run: Run, test: Dataset, params: dict[str, Any]) -> tuple[int | None
     if source is not None:
         target, share = emergent_target(run.read(source, Dataset, "--target-of"), test)
         run.say(f"target {test.classes[target]}: {share:.1%} of the poisoned images are of this class")
-    if (params["trigger"] is None) != (target is None):
-        raise InputError("--trigger and --target belong together; give both or neither")
+    if params["trigger"] is None and target is not None:
+        raise InputError("a target belongs to a trigger; give --trigger, too")
     return target, share

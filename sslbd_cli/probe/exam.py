@@ -19,6 +19,7 @@ from sslbd_cli.core.features import Labelled, Layer, embed, plane, stratified_ro
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError, Unsound
+from sslbd_cli.probe import destination
 from sslbd_cli.probe.contract import Head
 from sslbd_cli.triggers._contract import Trigger
 
@@ -154,7 +155,8 @@ def _places(tests: list[Tensor], truth: np.ndarray, exam: Exam) -> dict[str, np.
         return {}
     rows = spread(len(truth), PLACED)
     (clean, triggered), share = plane([feats[torch.from_numpy(rows).to(feats.device)] for feats in tests])
-    return {"clean": clean, "triggered": triggered, "of_target": truth[rows] == exam.target, "variance": share}
+    of_target = {} if exam.target is None else {"of_target": truth[rows] == exam.target}
+    return {"clean": clean, "triggered": triggered, **of_target, "variance": share}
 
 
 def _views(
@@ -191,13 +193,22 @@ def labelled_count(exam: Exam) -> int:
     return sum(len(rows) for rows in split(labels, exam.share, seed=0))
 
 
-def summarise(answers: Answers, exam: Exam) -> dict[str, Any]:
-    """Return the metrics of man/sslbd-metrics.7 over the seeds."""
+def summarise(answers: Answers, exam: Exam, drawn_class: int | None = None) -> dict[str, Any]:
+    """Return the metrics of man/sslbd-metrics.7 over the seeds.
+
+    drawn_class: where the exam has no target, the class to count the answers of; None: the most affected one.
+    """
     results: dict[str, Any] = {"clean_accuracy": metrics.share([metrics.accuracy(t) for t in answers.clean])}
-    if answers.triggered and exam.target is not None:
-        results |= metrics.attack(answers.clean, answers.triggered, exam.target)
-        results["most_affected"] = exam.test.classes[int(metrics.rise(answers.clean, answers.triggered).argmax())]
-    return results
+    if not answers.triggered:
+        return results
+    tables = answers.clean, answers.triggered
+    most = destination.most_affected(*tables)
+    if exam.target is not None:
+        results |= metrics.attack(*tables, exam.target)
+    else:
+        results["patched_accuracy"] = metrics.share([metrics.accuracy(t) for t in answers.triggered])
+        results |= destination.answered(*tables, most if drawn_class is None else drawn_class)
+    return results | {"most_affected": exam.test.classes[most]}
 
 
 def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
@@ -205,7 +216,9 @@ def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
 
     `similarity` compares the two encoders' features of the clean test images.
     """
-    row_values, *control = (summarise(each, exam) for each in answers)
+    tables = answers[0].clean, answers[0].triggered
+    most = destination.most_affected(*tables) if answers[0].triggered else None
+    row_values, *control = (summarise(each, exam, most) for each in answers)
     chosen_keys = answers[0].chosen if any(answers[0].chosen) else None
     row = {"dim": answers[0].feats.shape[1], "chosen": chosen_keys, **row_values}
     row |= {"baseline": control[0] if control else None, "lift": None}
@@ -215,6 +228,9 @@ def compare(answers: list[Answers], exam: Exam) -> dict[str, Any]:
         row["similarity"] = alike | {"cka": similarity.linear_cka(first, second)}
     if control and "asr" in row_values:
         row["lift"] = row_values["asr"]["value"] - control[0]["asr"]["value"]
+    if most is not None and exam.target is None:
+        beside = (answers[1].clean, answers[1].triggered) if control else None
+        row["answers"] = destination.rows(*tables, exam.test.classes, beside)
     return row
 
 
@@ -293,4 +309,21 @@ def _drawn_elsewhere(answers: Answers, exam: Exam) -> str | None:
         return None
     names = exam.test.classes
     shares = f"{names[most]} {rise[most]:+.3f} of the answers, {names[exam.target]} {rise[exam.target]:+.3f}"
-    return f"F09 {checks.WARNINGS['F09']}: {shares}"
+    return f"F09 {checks.WARNINGS['F09']}: {shares}{_advice(exam)}"
+
+
+def remarks(answers: Answers, exam: Exam) -> list[str]:
+    """Say where the trigger sends the answers, if the exam has no target."""
+    if not answers.triggered or exam.target is not None:
+        return []
+    tables = answers.clean, answers.triggered
+    most = destination.most_affected(*tables)
+    if not destination.is_beyond_chance(*tables, most):
+        return [f"the trigger raises no class's share of the answers beyond chance{_advice(exam)}"]
+    shares = [each["value"] for each in destination.answered(*tables, most).values()]
+    return [f"the trigger draws answers to {exam.test.classes[most]}: {shares[1]:.1%} instead of {shares[0]:.1%}"]
+
+
+def _advice(exam: Exam) -> str:
+    """Return the advice to look with other heads, which a head that takes texts has no training images for."""
+    return "" if exam.head.takes_texts else f"; look with {destination.other_heads(exam.head.name)}, too"

@@ -95,9 +95,13 @@ class Sitting:
             answers = [exams.measure(net, *common, layer) for net in self.nets]
         for doubt in exams.doubts(answers, self.exam):
             self.voice.warn(doubt if layer is None else f"{layer.name}: {doubt}")
+        for remark in exams.remarks(answers[0], self.exam):
+            self.voice.say(remark if layer is None else f"{layer.name}: {remark}")
         prefix = f"{layer.name}/" if layer is not None and is_named else ""
         self.data |= {prefix + name: array for name, array in exams.evidence(answers).items()}
         row = {"layer": layer and layer.name} | exams.compare(answers, self.exam)
+        if is_named:
+            row.pop("answers", None)  # a table of its own, which a row of layers has no room for
         return row | {"guarded": behind and behind.measure(self.nets[0], *common[1:], layer)}
 
     def _header(self) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def _cells(path: str, report: Report) -> Iterator[Cell]:
     for name, part in split(report) or [(Path(path).stem, report)]:
         results = read(part)
         if not isinstance(results, DetectResults) and not (isinstance(results, ProbeResults) and results.asr):
-            raise InputError(f"{path}: expected a report of detect, or of probe with --trigger, for a matrix")
+            raise InputError(
+                f"{path}: expected a report of detect, or of probe with --trigger and --target, for a matrix"
+            )
         if isinstance(results, DetectResults) and results.judges not in JUDGED:
             raise InputError(f"{path}: does not say whether it judges inputs, samples or an encoder")
         yield Cell(row, run, name, part.sha256, results)

@@ -19,6 +19,7 @@ from sslbd_cli.artefacts.results import (
 )
 from sslbd_cli.core import metrics
 from sslbd_cli.detect.combine import combine
+from sslbd_cli.probe import destination
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = [np.array([[8, 2], [1, 9]]), np.array([[3, 7], [0, 10]])]
@@ -39,6 +40,7 @@ def detection(**more):
 
 def test_what_metrics_write_of_a_probe_is_read():
     values = metrics.attack(TABLES[:1], TABLES[1:], 1) | {"clean_accuracy": metrics.share([(17, 20)])}
+    values |= destination.answered(TABLES[:1], TABLES[1:], 1)
     baseline = {"sha256": "c" * 64, **values}
     said = results.read(Report(command="probe", results=values | {"baseline": baseline, "lift": 0.0, "unknown": 1}))
     assert isinstance(said, ProbeResults) and said.baseline is not None

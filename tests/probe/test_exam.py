@@ -190,12 +190,20 @@ def test_another_class_than_the_target_is_flagged(dataset, fresh):
     assert exams.summarise(answers, exam(dataset, fresh, target=2))["most_affected"] == "class-2"
     assert exams.doubts([answers], exam(dataset, fresh, target=2)) == []
     (doubt,) = exams.doubts([answers], exam(dataset, fresh, target=0))
-    assert doubt.startswith("F09 ") and doubt.endswith("class-2 +0.500 of the answers, class-0 -0.267")
+    advice = "; look with --head mlp and --head knn, too"
+    assert doubt.startswith("F09 ") and doubt.endswith(f"class-2 +0.500 of the answers, class-0 -0.267{advice}")
+    assert exams.remarks(answers, exam(dataset, fresh, target=0)) == []
+    (remark,) = exams.remarks(answers, exam(dataset, fresh))
+    assert remark == "the trigger draws answers to class-2: 83.3% instead of 33.3%"
     found = exams.evidence([answers, answers])
     assert found["per_class/asr"].tolist() == [0, 0, 15 / 20]
     assert np.allclose(found["baseline/per_class/rise"], [-8 / 30, -7 / 30, 15 / 30])
     weak = exams.Answers([clean], [np.array([[10, 0, 0], [0, 9, 1], [0, 0, 10]])], [{}], torch.zeros(30, 4))
     assert exams.doubts([weak], exam(dataset, fresh, target=0)) == []  # one image is chance
+    knn = exam(dataset, fresh, head=plugin.parse("head", "knn"))
+    assert exams.remarks(weak, knn) == [
+        "the trigger raises no class's share of the answers beyond chance; look with --head mlp, too"
+    ]
 
 
 def test_probing_leaves_the_encoder_as_it_was(net, dataset, fresh, cpu):
