@@ -22,7 +22,6 @@ AT_ONCE: dict[str, tuple[int, int]] = {
     "texts": (1024, 1024),  # through a text tower
     "gram matrices": (128, 128),  # images whose Gram matrices of all orders Beatrix stores
     "painted numbers": (1 << 21, 1 << 21),  # of the images that DeDe's decoder reconstructs
-    "optimised pixels": (1 << 18, 1 << 24),  # through an encoder with gradients, when triggers are optimised
     "query pixels": (1 << 24, 1 << 24),  # of the queries to all shadow encoders
     "local features": (128, 128),  # images whose locations vote
     "located images": (256, 256),  # whose local features are computed
@@ -58,6 +57,11 @@ def rows_at_once(network: nn.Module, size: int, device: Device, memory: int, *, 
     enough, most = ENOUGH[device.kind != "cpu"]
     fitting = min(enough, memory // SPARE) // max(each, 1)
     return max([TRIAL, *(rung for rung in LADDER if rung <= min(fitting, most))])
+
+
+def rows_kept(network: nn.Module, size: int, device: Device, memory: int) -> int:
+    """Return of how many images B,3,size,size the activations fit into `memory` bytes, for gradients at the images."""
+    return memory // SPARE // max(_footprint(network, size, device, True), 1)
 
 
 def _footprint(network: nn.Module, size: int, device: Device, gradients: bool) -> int:

@@ -18,6 +18,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.detect import encoder_verdict
 from sslbd_cli.detect.contract import EncoderDetector, Opinion, SearchOutcome
 from sslbd_cli.detect.encoder_verdict import stand
+from sslbd_cli.detect.inversion import inversion
 from sslbd_cli.errors import InputError
 from wired import make_gated, make_scenes
 
@@ -213,3 +214,26 @@ def test_truth_and_history_change_nothing(name, make, files, sslbd, tmp_path, mo
     for key in ("verdict", "statistic", "witness", "details", "doubt"):
         assert known.results[key] == blind.results[key]
     assert all(np.array_equal(known.data[key], blind.data[key], equal_nan=True) for key in known.data)
+
+
+def cut_short(detector, monkeypatch, cpu):
+    """Ask a detector whose search ends early about the planted encoder."""
+    honest, reason = inversion.invert, "the search ended after 4 of 9 rounds"
+    monkeypatch.setattr(
+        f"{type(detector).__module__}.invert", lambda *given: dataclasses.replace(honest(*given), ended_early=reason)
+    )
+    opinion = detector(make_gated(), encoder_verdict.gather(make_scenes(80), detector, None, 0), Session(cpu))
+    return stand(opinion, [], 0.05).verdict()
+
+
+@every_detector
+def test_a_search_that_runs_out_of_time_is_inconclusive(name, make, cpu, monkeypatch):
+    detector = make(name, rounds=2, steps=2, similarity=0.999)
+    verdict, reason = cut_short(detector, monkeypatch, cpu)
+    assert verdict == "inconclusive" and (name == "decree" or "ended after 4 of 9 rounds" in reason)
+
+
+@pytest.mark.parametrize(("threshold", "verdict"), [(0.9, "found"), (0.01, "inconclusive")])
+def test_a_trigger_found_before_time_was_up_counts(threshold, verdict, make, cpu, monkeypatch):
+    detector = make("decree", embedding="centred", similarity=0.5, steps=20, threshold=threshold)
+    assert cut_short(detector, monkeypatch, cpu)[0] == verdict

@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.contract import Clues
 from sslbd_cli.triggers._found import Witness
+
+GOAL_PIXELS = 1 << 22  # of the images that give the common direction of triggered images, if these are enough:
+LEAST = 64  # images at least
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,13 @@ class Capture:
 
 @torch.no_grad()
 def capture(net: ImageEncoder, clues: Clues, witness: Witness, view: Frame, bar: float, session: Session) -> Capture:
-    """Measure the effect of a trigger on images that the search did not use."""
+    """Measure the effect of a trigger on images that the search did not use.
+
+    Some images of the search give the common direction, GOAL_PIXELS at most.
+    """
+    rows = spread(len(clues.images), max(LEAST, GOAL_PIXELS // net.size**2))
     search_feats, held_out_feats = (
-        embed(net, images, session, witness.stamp) for images in (clues.images, clues.held_out_images)
+        embed(net, images, session, witness.stamp) for images in (clues.images[rows], clues.held_out_images)
     )
     goal = F.normalize(view(search_feats).mean(0), dim=0)
     z = view(held_out_feats)

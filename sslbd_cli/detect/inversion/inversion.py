@@ -7,33 +7,24 @@ candidate has its own weight of size and its own record. So a batch ends as its 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.device import Device, generator
-from sslbd_cli.core.loader import Pool, at_once
+from sslbd_cli.core.device import generator
+from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
+from sslbd_cli.detect.gradients import room_for
+from sslbd_cli.detect.inversion.problem import InversionProblem, Objective, Space
 from sslbd_cli.detect.outliers import anomaly_index, shrinkage
+from sslbd_cli.errors import OutOfTime
 from sslbd_cli.triggers._found import Witness
-
-#: (feats K,B,D of triggered images, numbers of the candidates int64 K, rows of the images int64 B on the CPU) -> loss K
-#: and measure K of the candidates. A candidate succeeds if its measure exceeds the bar.
-Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class Space(Protocol):
-    """K candidate triggers made of free parameters, each K,... on the device."""
-
-    parameters: list[Tensor]
-
-    def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return keep k,1,H,W, add k,3,H,W and size k of some candidates; images x become clip(keep x + add)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +81,8 @@ class InvertedTriggers:
     """The smallest success of each candidate, or its last state and an infinite size if it had none.
 
     keep K,1,H,W, add K,3,H,W, size K: on the CPU. rounds: how long each candidate was optimised. trace: measure, size
-    and weight of each round, float32 R,K each, NaN once a candidate has ended.
+    and weight of each round, float32 R,K each, NaN once a candidate has ended. ended_early: why the search ended before
+    its course; empty if it did not.
     """
 
     keep: Tensor
@@ -98,6 +90,7 @@ class InvertedTriggers:
     size: np.ndarray
     rounds: np.ndarray
     trace: dict[str, np.ndarray]
+    ended_early: str = ""
 
     @property
     def has_success(self) -> np.ndarray:
@@ -193,46 +186,88 @@ class Record:
         self.active &= ~is_done
 
 
+#: Share of the time left that a search may take. The rest is for confirming what it found.
+SEARCHED = 0.85
+
+
 def invert(
     net: ImageEncoder, pool: Pool, space: Space, objective: Objective, course: Course, session: Session
 ) -> InvertedTriggers:
     """Optimise all candidates of a space together. The encoder is in eval mode and its parameters take no gradient.
 
-    Candidates go through the encoder in groups that fit into memory. The grouping does not change the gradients.
+    If the session's budget is spent, the search ends early with the best state so far, and a part of the time is left
+    to confirm it. Raises OutOfTime if the budget does not suffice for one round.
     """
-    count, device = len(space.parameters[0]), pool.device
-    problem = InversionProblem(net, pool, space, objective)
-    adam = torch.optim.Adam(space.parameters, lr=course.rate(0), betas=(0.5, 0.9))
-    record = Record(count, course, device.torch)
-    with torch.no_grad():
-        keep, add, _ = (part.clone() for part in space.make(torch.arange(count, device=device.torch)))
-    batch = min(course.batch, len(pool))
-    feed = _batches(len(pool), batch, session.seed)
-    with session.work(course.rounds * course.steps * batch * count, "images", "inversion") as ticker:
-        for number in range(course.rounds):
-            if number % course.look == 0:
-                which = record.active.nonzero()[:, 0]
-                if not len(which):
-                    break
-            adam.param_groups[0]["lr"] = course.rate(number)
-            measure = torch.zeros(len(which), device=device.torch)
-            for _ in range(course.steps):
-                adam.zero_grad(set_to_none=True)
-                state, part = problem.step(record.weight, which, next(feed))
-                measure += part / course.steps
-                adam.step()
-                ticker.advance(batch * len(which))
-            better = record.note(which, measure, state[2])  # the state of the last measure
-            fresh = (better | record.best[which].isinf()).view(-1, 1, 1, 1)
-            for latest, now in ((keep, state[0]), (add, state[1])):
-                latest[which] = torch.where(fresh, now, latest[which])
-            if (number + 1) % course.look == 0:
-                record.end()
-    trace = torch.stack(record.trace, dim=1).cpu().numpy()
-    return InvertedTriggers(
-        keep.cpu(), add.cpu(), record.best.double().cpu().numpy(), record.rounds.cpu().numpy(),
-        dict(zip(("measure", "size", "weight"), trace, strict=True)),
-    )  # fmt: skip
+    room = room_for(net, pool.images.shape[-1], session)
+    search = Search(InversionProblem(net, pool, space, objective, room), course, session.seed)
+    left, ended_early = session.budget.left(), ""
+    timed_session = session if math.isinf(left) else session.within(SEARCHED * left)
+    try:
+        with timed_session.work(search.images(), "images", "inversion") as ticker:
+            while search.is_open():
+                search.go_round(ticker.advance)
+    except OutOfTime:
+        if not search.record.trace:
+            raise
+        ended_early = (
+            f"the search ended after {len(search.record.trace)} of {course.rounds} rounds: the budget was spent; give"
+            " more time as --budget"
+        )
+    return search.outcome(ended_early)
+
+
+class Search:
+    """A search under way: its candidates, their record, and the smallest success of each, or its last state."""
+
+    def __init__(self, problem: InversionProblem, course: Course, seed: int) -> None:
+        self.problem, self.course, self.space = problem, course, problem.space
+        device = problem.pool.device.torch
+        self.count = len(self.space.parameters[0])
+        self.record = Record(self.count, course, device)
+        with torch.no_grad():
+            everyone = torch.arange(self.count, device=device)
+            self.keep, self.add, _ = (part.clone() for part in self.space.make(everyone))
+        self.batch = min(course.batch, len(problem.pool))
+        self.feed = _batches(len(problem.pool), self.batch, seed)
+        self.adam = torch.optim.Adam(self.space.parameters, betas=(0.5, 0.9))
+        self.which = everyone
+
+    def images(self) -> int:
+        """Return how many stamped images the whole search needs at most."""
+        return self.course.rounds * self.course.steps * self.batch * self.count
+
+    def is_open(self) -> bool:
+        """Return whether a round is left, and a candidate that has not ended."""
+        number = len(self.record.trace)
+        if number % self.course.look == 0:
+            self.which = self.record.active.nonzero()[:, 0]
+        return number < self.course.rounds and len(self.which) > 0
+
+    def go_round(self, tick: Callable[[int], None]) -> None:
+        """Make the steps of one round and note its measures. tick: is told how many images were stamped."""
+        course, record, which, number = self.course, self.record, self.which, len(self.record.trace)
+        self.adam.param_groups[0]["lr"] = course.rate(number)
+        measure = torch.zeros(len(which), device=which.device)
+        for _ in range(course.steps):
+            self.adam.zero_grad(set_to_none=True)
+            state, part = self.problem.step(record.weight, which, next(self.feed), tick)
+            measure += part / course.steps
+            self.adam.step()
+        better = record.note(which, measure, state[2])  # the state of the last measure
+        fresh = (better | record.best[which].isinf()).view(-1, 1, 1, 1)
+        for latest, now in ((self.keep, state[0]), (self.add, state[1])):
+            latest[which] = torch.where(fresh, now, latest[which])
+        if (number + 1) % course.look == 0:
+            record.end()
+
+    def outcome(self, ended_early: str) -> InvertedTriggers:
+        """Return what was found so far."""
+        record = self.record
+        trace = torch.stack(record.trace, dim=1).cpu().numpy()
+        return InvertedTriggers(
+            self.keep.cpu(), self.add.cpu(), record.best.double().cpu().numpy(), record.rounds.cpu().numpy(),
+            dict(zip(("measure", "size", "weight"), trace, strict=True)), ended_early,
+        )  # fmt: skip
 
 
 def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
@@ -240,57 +275,6 @@ def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
     for epoch in itertools.count():
         order = torch.randperm(count, generator=generator(seed, "inversion order", epoch))
         yield from torch.split(order[: count - count % batch], batch)
-
-
-@dataclass(frozen=True)
-class InversionProblem:
-    """The candidates, their objective, and the encoder that embeds the images of the pool with the triggers."""
-
-    net: ImageEncoder
-    pool: Pool
-    space: Space
-    objective: Objective
-
-    def step(self, weight: Tensor, which: Tensor, rows: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Add up the gradients of one batch. Returns the state of the candidates, and their measures, detached."""
-        images = self.pool.batch(rows).float()[None] / 255  # 1,B,3,H,W
-        pixels = images.shape[1] * images.shape[3] * images.shape[4]
-        groups = []
-        for some in torch.split(which, at_once("optimised pixels", self.pool.device.kind, pixels)):
-            state = keep, add, size = self.space.make(some)
-            stamped_images = (images * keep[:, None] + add[:, None]).clamp(0, 1)
-            with self.pool.device.autocast():
-                feats = self.net(stamped_images.flatten(0, 1))
-            loss, measure = self.objective(feats.unflatten(0, (len(some), -1)), some, rows)
-            torch.autograd.backward((loss + weight[some] * size).sum())
-            groups.append([part.detach() for part in (*state, measure)])
-        *state_all, measures = (torch.cat(parts) for parts in zip(*groups, strict=True))
-        return tuple(state_all), measures
-
-
-# --- triggers made of free parameters -----------------------------------------------------------------------------
-
-
-class Patches:
-    """Masks K,1,H,W and patterns K,3,H,W in [0,1]. Every pixel is free: it is the tanh of a parameter.
-
-    Both start uniformly at random. A candidate's size is `scale` times the mean of the mask. by_pattern: the mean of
-    mask times pattern instead, so that black pixels cost nothing.
-    """
-
-    def __init__(
-        self, count: int, side: int, gen: torch.Generator, device: Device, scale: float = 1.0, by_pattern: bool = False
-    ) -> None:
-        start = torch.rand(count, 4, side, side, generator=gen)
-        free = torch.atanh((2 * start - 1) * (1 - 1e-7)).to(device.torch)
-        self.parameters = [free.requires_grad_()]
-        self.scale, self.by_pattern = scale, by_pattern
-
-    def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = torch.tanh(self.parameters[0][which]) / 2 + 0.5
-        mask, pattern = parts[:, :1], parts[:, 1:]
-        add = mask * pattern
-        return 1 - mask, add, self.scale * (add if self.by_pattern else mask).mean((1, 2, 3))
 
 
 # --- the outlier --------------------------------------------------------------------------------------------------
@@ -331,6 +315,7 @@ def smallest(candidates: InvertedTriggers, what: str, least: int, index: str, do
         doubt = f"triggers of {len(sizes)} of {count} {what} converged, too few for an outlier; give more rounds"
     elif index == "mad" and not below.any():
         doubt = f"the triggers of half of the {what} are of one size, so that none is an outlier"
+    doubt = candidates.ended_early or doubt
     summary = {
         "size": float(sizes.min()) if len(sizes) else None,
         "median_size": float(np.median(sizes)) if len(sizes) else None,

@@ -13,11 +13,16 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine, unit
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
 from sslbd_cli.detect.inversion.capture import capture, frame
-from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, Patches, Weight, invert
+from sslbd_cli.detect.inversion.effort import USUAL_SIDE, Effort, effort_for, need_pairs
+from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, Weight, invert
+from sslbd_cli.detect.inversion.patches import Patches
 from sslbd_cli.plugin import key
 
 APART = 3  # a trigger fails if held-out images are so many times as far apart as the bar allows
 SMALL, LARGE = 0.1, 0.01  # thresholds of PL1: published, and of a later baseline at 336 pixels
+USUAL = Effort(steps=500, batch=128)
+RATES = ((0, 0.5), (240, 0.1), (400, 0.05))  # first step and learning rate, of 500 steps
+WEIGHED_SIDE = 32  # above 64 pixels, the norm weighs in the loss what it would weigh at this side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +42,15 @@ class DECREE(EncoderDetector):
     but later (after the published 10 steps a 10-pixel trigger was still at 0.2). Ours: several starts in one batch, of
     which the smallest trigger counts; masks in float32; steps instead of epochs (published: at most 8,000); held-out
     images; no success is `inconclusive`, where the released code says clean.
+
+    Above 64 pixels, as many pixels go through the encoder as in 500 steps at 32 pixels: at 224, 166 steps of 8 images
+    for each of 3 starts. The trigger is a grid of 56 x 56 free cells, enlarged bilinearly. The learning rates fall at
+    the same parts of the search, and the norm weighs in the loss what it would weigh at 32 pixels.
     """
 
     starts: int = key(3, "random starts, optimised together (published: 1)", low=1, high=100)
-    steps: int = key(500, "steps at most (published: 8000)", low=1)
-    batch: int = key(128, "images per step", low=2)
+    steps: int = key(0, "steps at most; 0: 500 up to 64 pixels, fewer above (published: 8000)", low=0)
+    batch: int = key(0, "images per step; 0: 128 up to 64 pixels, fewer above", low=0)
     patience: int = key(
         40, "steps without a smaller success after which a start ends (published: 10)", low=1, expert=True
     )
@@ -52,8 +61,11 @@ class DECREE(EncoderDetector):
                          choices=("raw", "centred", "whitened"))  # fmt: skip
     threshold: float = key(0.0, "found below this PL1; 0: 0.1 up to 224 pixels (published), 0.01 above",
                            low=0, high=1)  # fmt: skip
-    least: float = key(0.0, "least weight of the norm; 0: 1e-5 up to 96 pixels, 1e-7 above (published)",
-                       low=0, expert=True)  # fmt: skip
+    least: float = key(1e-5, "least weight of the norm", low=0, expert=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_pairs(self.batch, "decree")
 
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         clean = embed_once(encoder, clues.images, session)
@@ -65,18 +77,21 @@ class DECREE(EncoderDetector):
             return -cosine, cosine.detach()
 
         # the published L1 counts the mask once per colour channel
-        space = Patches(self.starts, side, session.generator("decree starts"), session.device, scale=3.0 * side**2)
+        scale = 3.0 * min(side, WEIGHED_SIDE if side > USUAL_SIDE else side) ** 2
+        space = Patches(self.starts, side, session.generator("decree starts"), session.device, scale=scale)
         candidates = invert(encoder, session.pool(clues.images), space, alike, self._course(side), session)
+        threshold = self.threshold or (SMALL if side <= 224 else LARGE)
         best = int(np.argmin(candidates.size))
-        shares = candidates.size / (3 * side**2)
+        shares = candidates.size / scale
         witness = candidates.witness(best)
         effect = capture(encoder, clues, witness, view, self.similarity, session)
         return Opinion(
             statistic=-float(min(shares[best], 1.0)),
-            threshold=-(self.threshold or (SMALL if side <= 224 else LARGE)),
+            threshold=-threshold,
             search_space=f"one opaque patch or mask, the same on all images, under which {self.embedding} embeddings"
             f" have a mean cosine above {self.similarity:g}; {self.starts} starts",
-            doubt=self._doubt(candidates, float(pair_cosine(view(clean))), effect.similarity),
+            doubt=self._doubt(candidates, float(pair_cosine(view(clean))), effect.similarity)
+            or (candidates.ended_early if shares[best] >= threshold else ""),
             trigger=FoundTrigger(witness, effect.success),
             pictures=Pictures(
                 candidates.pictures(clues.held_out_images[0]),
@@ -91,11 +106,13 @@ class DECREE(EncoderDetector):
         )  # fmt: skip
 
     def _course(self, side: int) -> Course:
-        least = self.least or (1e-5 if side <= 96 else 1e-7)
-        weight = Weight(start=1e-3, up=5, down=5, patience=6, least=least, most=1e5, revive=10)
+        effort, is_large = effort_for(side, self.starts, USUAL, Effort(self.steps, self.batch)), side > USUAL_SIDE
+        weight = Weight(start=1e-3, up=5, down=5, patience=6, least=self.least, most=1e5, revive=10)
+        shorter = effort.steps / USUAL.steps if is_large else 1.0
         return Course(
-            rounds=self.steps, batch=self.batch, bar=self.similarity, rates=((0, 0.5), (240, 0.1), (400, 0.05)),
-            weight=weight, look=8, stale=self.patience, steady=True,
+            rounds=effort.steps, batch=effort.batch, bar=self.similarity,
+            rates=tuple((round(first * shorter), rate) for first, rate in RATES), weight=weight, look=8,
+            stale=self.patience, steady=True,
         )  # fmt: skip
 
     def _doubt(self, candidates: InvertedTriggers, clean_cosine: float, held_out_cosine: float) -> str:

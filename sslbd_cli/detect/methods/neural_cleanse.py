@@ -15,10 +15,13 @@ from sslbd_cli.core.perceptron import fit_perceptron, new_perceptron
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Plan
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
-from sslbd_cli.detect.inversion.inversion import BARS, Course, Patches, Weight, invert, smallest
+from sslbd_cli.detect.inversion.effort import Pace, pace_for
+from sslbd_cli.detect.inversion.inversion import BARS, Course, Weight, invert, smallest
+from sslbd_cli.detect.inversion.patches import Patches
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
+BRISK_SIDE = 32  # above 64 pixels, the norm weighs in the loss what it would weigh at this side
 LEAST = 3  # least number of triggers among which one can be an outlier
 
 
@@ -39,14 +42,18 @@ class NeuralCleanse(EncoderDetector):
     rounds without gain if the weight has both risen and fallen. Ours: all classes are one batch; the norm is of the
     mask as it is, not of an 8-bit picture; classes without success are left out and counted, where the released code
     uses the last mask; held-out images. The published rounds are minibatches=31,rounds=1000.
+
+    Above 64 pixels, all classes share the pixels that decree's search sees at 32 pixels: at 224, ten classes get 49
+    steps of 8 images each. There a round is one step, weights change after 2 rounds instead of 5, the norm weighs what
+    it would weigh at 32 pixels, and mask and pattern are 56 x 56 free cells, enlarged bilinearly.
     """
 
     needs_labels = True
 
-    rounds: int = key(80, "rounds at most; each ends with a check of success (published: 1000)", low=1)
-    minibatches: int = key(6, "batches per round (published: 31)", low=1, expert=True)
-    batch: int = key(32, "images per batch", low=1)
-    lr: float = key(0.1, "learning rate of Adam", low=0)
+    rounds: int = key(0, "rounds at most; each ends with a check of success; 0: by size (published: 1000)", low=0)
+    minibatches: int = key(0, "batches per round; 0: 6 up to 64 pixels, 1 above (published: 31)", low=0, expert=True)
+    batch: int = key(0, "images per batch; 0: 32 up to 64 pixels, fewer above", low=0)
+    lr: float = key(0.0, "learning rate of Adam; 0: 0.1 up to 64 pixels (published), 0.3 above", low=0)
     success: float = key(
         0.99, "a round succeeds if a larger share is assigned to the class", low=0.1, high=0.9999, expert=True
     )
@@ -72,8 +79,10 @@ class NeuralCleanse(EncoderDetector):
             loss = F.cross_entropy(logits.transpose(1, 2), target_class, reduction="none").mean(1)
             return loss, (logits.detach().argmax(2) == target_class).float().mean(1)
 
-        space = Patches(classes, side, session.generator("neural cleanse starts"), session.device, scale=float(side**2))
-        candidates = invert(encoder, session.pool(clues.images), space, to_class, self._course(), session)
+        pace = pace_for(side, classes, Pace(self.rounds, self.minibatches, self.batch, self.lr))
+        scale = float((BRISK_SIDE if pace.is_brisk else side) ** 2)
+        space = Patches(classes, side, session.generator("neural cleanse starts"), session.device, scale=scale)
+        candidates = invert(encoder, session.pool(clues.images), space, to_class, self._course(pace), session)
         outlier = smallest(candidates, "classes", LEAST, self.index)
         target = outlier.target
         witness = candidates.witness(target)
@@ -122,9 +131,9 @@ class NeuralCleanse(EncoderDetector):
             )
         return head.requires_grad_(False), float(right.double().mean())
 
-    def _course(self) -> Course:
-        weight = Weight(start=1e-3, late=True, up=2, down=2**1.5, patience=5)
+    def _course(self, pace: Pace) -> Course:
+        weight = Weight(start=1e-3, late=True, up=2, down=2**1.5, patience=pace.patience)
         return Course(
-            rounds=self.rounds, steps=self.minibatches, batch=self.batch, bar=self.success, rates=((0, self.lr),),
+            rounds=pace.rounds, steps=pace.minibatches, batch=pace.batch, bar=self.success, rates=((0, pace.lr),),
             weight=weight, stale=25, both_ways=True,
         )  # fmt: skip

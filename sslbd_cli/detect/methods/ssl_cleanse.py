@@ -15,7 +15,10 @@ from sslbd_cli.core.kmeans import Clusters, kmeans
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
-from sslbd_cli.detect.inversion.inversion import BARS, Course, Objective, Patches, Weight, invert, smallest
+from sslbd_cli.detect.inversion.effort import Pace, pace_for
+from sslbd_cli.detect.inversion.inversion import BARS, Course, Weight, invert, smallest
+from sslbd_cli.detect.inversion.patches import Patches
+from sslbd_cli.detect.inversion.problem import Objective
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers._found import Witness
@@ -39,6 +42,7 @@ def knee(numbers: np.ndarray, errors: np.ndarray, window: int = 3) -> int:
     return int(np.argmax(1 - x - (smooth - smooth[-1]) / fall))
 
 
+BRISK_WEIGHT = 10  # in the few rounds on images above 64 pixels, the size weighs so much more
 LEAST = 4  # least number of triggers among which one can be an outlier
 NUMBERS = (
     2,
@@ -76,13 +80,19 @@ class SSLCleanse(EncoderDetector):
     the MAD scaled twice, so that the index is 0.6745 times ours (their code has no threshold; 2 here is 1.35 there).
     The target is the centre (published: a random member or the centre); a round is `minibatches` (published: an epoch);
     held-out images.
+
+    Above 64 pixels, all clusters share the pixels that decree's search sees at 32 pixels: at 224, ten clusters get 49
+    steps of 8 images each. There a round is one step, weights change after 2 rounds instead of 5, the first weight is
+    ten times as high, and mask and pattern are 56 x 56 free cells, enlarged bilinearly.
     """
 
     clusters: int = key(0, "clusters of the embeddings; 0: at the knee", low=0, high=1000)
-    rounds: int = key(80, "rounds at most; each ends with a check of success (published: 1000 epochs)", low=1)
-    minibatches: int = key(6, "batches per round", low=1, expert=True)
-    batch: int = key(32, "images per batch", low=1)
-    lr: float = key(0.1, "learning rate of Adam", low=0)
+    rounds: int = key(
+        0, "rounds at most; each ends with a check of success; 0: by size (published: 1000 epochs)", low=0
+    )
+    minibatches: int = key(0, "batches per round; 0: 6 up to 64 pixels, 1 above", low=0, expert=True)
+    batch: int = key(0, "images per batch; 0: 32 up to 64 pixels, fewer above", low=0)
+    lr: float = key(0.0, "learning rate of Adam; 0: 0.1 up to 64 pixels (published), 0.3 above", low=0)
     weight: float = key(0.1, "weight of the size after the first successes", low=0)
     success: float = key(
         0.99, "a round succeeds if a larger share moves to the cluster", low=0.1, high=0.9999, expert=True
@@ -101,7 +111,8 @@ class SSLCleanse(EncoderDetector):
         index = "mad" if authors else self.index
         gen = session.generator("ssl cleanse starts")
         space = Patches(count, encoder.size, gen, session.device, by_pattern=authors)
-        candidates = invert(encoder, session.pool(clues.images), space, to_cluster(parts), self._course(), session)
+        pace = pace_for(encoder.size, count, Pace(self.rounds, self.minibatches, self.batch, self.lr))
+        candidates = invert(encoder, session.pool(clues.images), space, to_cluster(parts), self._course(pace), session)
         outlier = smallest(candidates, "clusters", LEAST, index, authors)
         target = outlier.target
         trigger = None
@@ -143,10 +154,11 @@ class SSLCleanse(EncoderDetector):
         best_run = runs[max(knee(np.array(numbers, np.float64), errors), numbers.index(LEAST))]
         return best_run, {"knee/clusters": np.array(numbers), "knee/errors": errors}
 
-    def _course(self) -> Course:
-        weight = Weight(start=self.weight, late=True, up=1.5, down=1.5, patience=5)
+    def _course(self, pace: Pace) -> Course:
+        start = self.weight * (BRISK_WEIGHT if pace.is_brisk else 1)
+        weight = Weight(start=start, late=True, up=1.5, down=1.5, patience=pace.patience)
         return Course(
-            rounds=self.rounds, steps=self.minibatches, batch=self.batch, bar=self.success, rates=((0, self.lr),),
+            rounds=pace.rounds, steps=pace.minibatches, batch=pace.batch, bar=self.success, rates=((0, pace.lr),),
             weight=weight, stale=10, gain=0.99, both_ways=True, give_up=50,
         )  # fmt: skip
 

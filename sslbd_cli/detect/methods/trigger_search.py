@@ -16,7 +16,9 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures, SearchOutcome
 from sslbd_cli.detect.inversion.capture import Capture, Frame, capture, frame
+from sslbd_cli.detect.inversion.effort import Effort, effort_for, need_pairs
 from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, invert
+from sslbd_cli.detect.inversion.patches import grid, stretch
 from sslbd_cli.plugin import key
 
 # --- Universal changes of an image under a budget of strength: patches, blends, noise and low frequencies
@@ -44,7 +46,9 @@ def cosine_basis(side: int, band: int) -> Tensor:
 
 
 class Bounded:
-    """Candidates that never exceed their budgets. Parameters: float K,4,H,W, one mask and three colours.
+    """Candidates that never exceed their budgets. Parameters: float K,4,g,g, one mask and three colours on a grid.
+
+    Above 64 pixels the grid is coarser than the image; then noise has parameters of its own, K,3,H,W, one per pixel.
 
     spread: deviation of the random start. Large values saturate: each candidate is as strong as its budget allows.
     """
@@ -58,9 +62,12 @@ class Bounded:
         device: Device,
         spread: float = 1.0,
     ) -> None:
-        free = spread * torch.randn(len(budgets), 4, side, side, generator=gen)
+        free = spread * torch.randn(len(budgets), 4, grid(side), grid(side), generator=gen)
         self.parameters = [free.to(device.torch).requires_grad_()]
-        self.budgets, self.band = budgets, band
+        if grid(side) < side:
+            pixels = spread * torch.randn(len(budgets), 3, side, side, generator=gen)
+            self.parameters.append(pixels.to(device.torch).requires_grad_())
+        self.budgets, self.side, self.band = budgets, side, band
         self.basis = cosine_basis(side, band).to(device.torch)
         self.strengths = torch.tensor([budget.strength for budget in budgets]).to(device.torch)
         names = [budget.family for budget in budgets]
@@ -73,16 +80,16 @@ class Bounded:
     def make(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make the candidates family by family, all of them, because only the device knows which are asked for."""
         changes = [
-            self._family(name, self.strengths[rows].view(-1, 1, 1, 1), self.parameters[0][rows])
-            for name, rows in self.groups.items()
+            self._family(name, self.strengths[rows].view(-1, 1, 1, 1), rows) for name, rows in self.groups.items()
         ]
         at = self.places[which]
         keep, add = (torch.cat(parts)[at] for parts in zip(*changes, strict=True))
         return keep, add, self.strengths[which]
 
-    def _family(self, name: str, strength: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keep k,1,H,W and add k,3,H,W of a family's candidates from strengths k,1,1,1 and parameters."""
-        mask, colours = free[:, :1], free[:, 1:]
+    def _family(self, name: str, strength: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keep k,1,H,W and add k,3,H,W of a family's candidates, by strengths k,1,1,1 and rows int64 k."""
+        free = self.parameters[0][rows]
+        mask, colours = torch.split(stretch(free, self.side), [1, 3], 1)
         if name == "patch":
             # the pixels share the budget; each takes 1 at most, so that the mean is at most the budget
             share = torch.softmax(mask.flatten(1), 1).view_as(mask) * (strength * mask[0].numel())
@@ -90,8 +97,10 @@ class Bounded:
             return 1 - whole, whole * (torch.tanh(colours) / 2 + 0.5)
         if name == "blend":
             return (1 - strength).expand_as(mask), strength * (torch.tanh(colours) / 2 + 0.5)
+        if name == "noise":
+            colours = self.parameters[-1][rows][:, -3:]
         if name == "low-frequency":
-            few = colours[:, :, : self.band, : self.band]
+            few = free[:, 1:, : self.band, : self.band]
             colours = self.basis.T @ few @ self.basis
             size = colours.detach().square().mean((1, 2, 3), keepdim=True).sqrt()
             colours = colours / size.clamp(min=1e-6)  # unit size for any band
@@ -101,6 +110,7 @@ class Bounded:
 BUDGETS = {"patch": (0.02, 0.05, 0.1), "blend": (0.05, 0.1, 0.2), "noise": (4 / 255, 8 / 255, 16 / 255)}
 BUDGETS["low-frequency"] = BUDGETS["noise"]
 TINY = 1e-4  # images closer than this are alike
+USUAL = Effort(steps=150, batch=64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +129,16 @@ class TriggerSearch(EncoderDetector):
     threshold: give at least 4 clean encoders as --baseline. They bring the parts of the families to one scale. The
     family that stands out most decides, and its trigger is the witness. The combination is ours; no paper vouches for
     it.
+
+    Above 64 pixels, all candidates share the pixels that decree's search sees at 32 pixels: at 224, each gets 41 steps
+    of 8 images. Patches and blends are then made of 56 x 56 free cells, enlarged bilinearly.
     """
 
     families: str = key(
         "all", "families that are searched", choices=("all", "patch", "blend", "noise", "low-frequency")
     )
-    steps: int = key(150, "steps of the optimisation", low=1)
-    batch: int = key(64, "images per step", low=2)
+    steps: int = key(0, "steps of the optimisation; 0: 150 up to 64 pixels, fewer above", low=0)
+    batch: int = key(0, "images per step; 0: 64 up to 64 pixels, fewer above", low=0)
     lr: float = key(0.1, "learning rate of Adam, a tenth of it in the last quarter", low=0)
     band: int = key(4, "low frequencies per axis", low=1, high=64, expert=True)
     embedding: str = key(
@@ -134,11 +147,15 @@ class TriggerSearch(EncoderDetector):
     similarity: float = key(0.9, "least cosine of a held-out image with the common direction to count as a success",
                             low=-1, high=0.9999, expert=True)  # fmt: skip
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_pairs(self.batch, "trigger-search")
+
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         view = frame(embed_once(encoder, clues.images, session), self.embedding)
         families = FAMILIES if self.families == "all" else (self.families,)
         budgets = [StrengthBudget(name, strength) for name in families for strength in BUDGETS[name]]
-        band = min(self.band, encoder.size)
+        band = min(self.band, grid(encoder.size))
 
         def space(purpose: str, spread: float) -> Bounded:
             return Bounded(
@@ -150,8 +167,9 @@ class TriggerSearch(EncoderDetector):
             return -cosine, cosine.detach()
 
         # the bar is out of reach, so that the last state counts
-        course = Course(rounds=self.steps, batch=self.batch, bar=2.0, weight=None, look=self.steps,
-                        rates=((0, self.lr), (3 * self.steps // 4, self.lr / 10)))  # fmt: skip
+        effort = effort_for(encoder.size, len(budgets), USUAL, Effort(self.steps, self.batch))
+        course = Course(rounds=effort.steps, batch=effort.batch, bar=2.0, weight=None, look=effort.steps,
+                        rates=((0, self.lr), (3 * effort.steps // 4, self.lr / 10)))  # fmt: skip
         candidates = invert(encoder, session.pool(clues.images), space("start", 1.0), alike, course, session)
         effects = [
             capture(encoder, clues, candidates.witness(number), view, self.similarity, session)
@@ -201,6 +219,7 @@ class TriggerSearch(EncoderDetector):
             search_space=f"changes that are the same on all images ({', '.join(parts)}) and make {self.embedding}"
             f" embeddings alike, patches up to {BUDGETS['patch'][-1]:.0%} of the image, blends up to"
             f" {BUDGETS['blend'][-1]:.0%}, additions up to 16/255; {len(budgets)} budgets",
+            doubt=candidates.ended_early,
             trigger=searches[largest].trigger,
             searches=searches,
             pictures=Pictures(

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from sslbd_cli import plugin
-from sslbd_cli.core import loader
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine
+from sslbd_cli.detect.gradients import Room
 from sslbd_cli.detect.inversion import inversion
 from sslbd_cli.detect.inversion.capture import Frame, frame
-from sslbd_cli.detect.inversion.inversion import Course, Patches, Record, Weight, invert
+from sslbd_cli.detect.inversion.inversion import Course, Record, Weight, invert
+from sslbd_cli.detect.inversion.patches import Patches
 from sslbd_cli.detect.methods.ssl_cleanse import knee
 from sslbd_cli.detect.methods.trigger_search import FAMILIES, Bounded, StrengthBudget, cosine_basis
 from sslbd_cli.detect.outliers import anomaly_index, shrinkage
@@ -40,7 +41,7 @@ class Only(Patches):
 
     def __init__(self, whole: Patches, number: int) -> None:
         self.parameters = [whole.parameters[0][number : number + 1].detach().clone().requires_grad_()]
-        self.scale, self.by_pattern = whole.scale, whole.by_pattern
+        self.side, self.scale, self.by_pattern = whole.side, whole.scale, whole.by_pattern
 
 
 def start(**keys):
@@ -50,7 +51,7 @@ def start(**keys):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_batch_ends_as_its_candidates_one_after_another(steps, monkeypatch):
     together = run(start(), steps=steps, look=4, stale=6)
-    monkeypatch.setitem(loader.AT_ONCE, "optimised pixels", (8 * 16 * 16, 1))  # a group each
+    monkeypatch.setattr(inversion, "room_for", lambda *given: Room(8, 8))  # a group each
     grouped = run(start(), steps=steps, look=4, stale=6)
     for number in range(3):
         alone = run(Only(start(), number), steps=steps, look=4, stale=6)
@@ -149,7 +150,7 @@ def test_the_ratio_is_a_logarithm_below_the_median():
 @pytest.mark.parametrize(("index", "expected"), [("ratio", np.log(10)), ("mad", 9 / 1.4826)])
 def test_the_smallest_is_set_against_the_others_by_the_index_asked_for(index, expected):
     sizes = np.array([9.0, 1, 10, 11, 30])
-    candidates = types.SimpleNamespace(size=sizes, has_success=np.ones(5, bool), rounds=np.ones(5, int))
+    candidates = types.SimpleNamespace(size=sizes, has_success=np.ones(5, bool), rounds=np.ones(5, int), ended_early="")
     outlier = inversion.smallest(candidates, "clusters", 3, index)
     assert outlier.target == 1 and outlier.index[1] == pytest.approx(expected)
 
