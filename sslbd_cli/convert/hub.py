@@ -23,15 +23,16 @@ from sslbd_cli.words import did_you_mean, one_line, reason
 FORM = "hf://OWNER/NAME[@REVISION][/FILE], such as hf://timm/resnet18.a1_in1k"
 _ADDRESS = re.compile(r"hf://([\w.-]{1,96})/([\w.-]{1,96})(?:@(refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(.+))?", re.A)
 COMMIT = re.compile("[0-9a-f]{40}")
-INDEX = ".safetensors.index.json"
-SAFE, PICKLES = (".safetensors", INDEX), (".bin", ".pth", ".pt", ".ckpt", ".pth.tar")
+INDEX = ".index.json"
+SAFE, PICKLES = (".safetensors", f".safetensors{INDEX}"), (".bin", f".bin{INDEX}", ".pth", ".pt", ".ckpt", ".pth.tar")
 #: Usual names of the weights, safetensors first.
-USUAL_SAFE = ("model.safetensors", "model" + INDEX, "open_clip_model.safetensors")
-USUAL_PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+USUAL_SAFE = ("model.safetensors", f"model.safetensors{INDEX}", "open_clip_model.safetensors")
+USUAL_PICKLES = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}", "open_clip_pytorch_model.bin")
 #: What training leaves beside the weights, and parts of weights that an index joins.
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state).*", re.I)
-PART = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
-JSON_LIMIT = 1 << 20  # bytes of a configuration file
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")
+JSON_LIMIT = 16 << 20  # bytes of a configuration file or an index
+MOST_SHARDS = 1000
 TIMEOUT = 10  # seconds to wait for the hub's first answer
 
 
@@ -100,7 +101,7 @@ def fetch(text: str, configs: Iterable[str], say: Callable[[str], None], bars: b
             say(f"{address}: the hub is not asked; the cache holds commit {listing.commit}")
         file = choose(listing.files, address)
         path = _get(address, listing, file)
-        for part in _parts(path, file, listing, address) if file.endswith(INDEX) else ():
+        for part in _parts(path, file, listing, address):
             _get(address, listing, part)
         names = {name: f"{folder}{name}" for name in configs for folder in ("", _folder(file))
                  if f"{folder}{name}" in listing.files}  # fmt: skip
@@ -262,17 +263,27 @@ def _json(path: str) -> dict[str, Any]:
 
 
 def _parts(path: str, file: str, listing: Listing, address: Address) -> list[str]:
-    """Return the shards that an index joins. Raises InputError if it names none, or one that is not there."""
-    table = _json(path).get("weight_map")
-    names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
-    shards = [_folder(file) + name for name in names]
-    if not shards:
-        raise InputError(f"{address}: its index names no shards; the index is damaged")
-    absent = [name for name in shards if name not in listing.files or not is_plain(name)]
+    """Return the shards that an index joins, or those beside one shard; none for a whole file.
+
+    Raises InputError if an index names no shards, or a shard is not there.
+    """
+    if file.endswith(INDEX):
+        table = _json(path).get("weight_map")
+        names = sorted({_folder(file) + str(name) for name in table.values()}) if isinstance(table, dict) else []
+        if not names:
+            raise InputError(f"{address}: its index names no shards; the index is damaged")
+    elif shard := PART.fullmatch(file):
+        stem, _, count, suffix = shard.groups()
+        if not 1 <= int(shard[2]) <= int(count) <= MOST_SHARDS:
+            raise InputError(f"{address}: its name is that of no shard; name another file")
+        names = [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
+    else:
+        return []
+    absent = [name for name in names if name not in listing.files or not is_plain(name)]
     if absent:
         where = "the cache" if listing.is_cached else "the repository"
-        raise InputError(f"{address}: {len(absent)} of {len(shards)} shards are not in {where}: {_list(absent)}")
-    return shards
+        raise InputError(f"{address}: {len(absent)} of {len(names)} shards are not in {where}: {_list(absent)}")
+    return names
 
 
 # --- what went wrong ----------------------------------------------------------------------------------------------

@@ -198,6 +198,10 @@ def test_a_missing_shard_is_named(hub, sslbd, tmp_path):
     repo.commits[COMMIT] = {name: data for name, data in files.items() if "1-of" not in name}
     err = fails(sslbd, "hf://some/vit", "-o", tmp_path / "out")
     assert "1 of 2 shards are not in the repository: model-00001-of-00002.safetensors" in err
+    err = fails(sslbd, "hf://some/vit/model-00002-of-00002.safetensors", "-o", tmp_path / "out")
+    assert "1 of 2 shards are not in the repository: model-00001-of-00002.safetensors" in err
+    repo.commits[COMMIT]["x-00003-of-00002.bin"] = b""
+    assert "that of no shard" in fails(sslbd, "hf://some/vit/x-00003-of-00002.bin", "-o", tmp_path / "out")
     for number, bad in enumerate(
         (b"{}", b'{"weight_map": {}}', b'{"weight_map": 1}', b"[", b'{"weight_map": {"a": "../x.safetensors"}}')
     ):
@@ -217,6 +221,7 @@ def test_the_weights_are_chosen_safely():
     shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     assert chosen(*shards, "model.safetensors.index.json", "pytorch_model.bin") == "model.safetensors.index.json"
     assert chosen(*shards, file=shards[0]) == shards[0]
+    assert chosen("pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json") == "pytorch_model.bin.index.json"
     assert chosen("a/model.safetensors", "b.pth", file="a/model.safetensors") == "a/model.safetensors"
     for files, said in (
         (("a.safetensors", "b.safetensors", "model.bin"), "holds a.safetensors, b.safetensors; name one of them"),
