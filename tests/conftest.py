@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 # Micro tensors gain nothing from threads, and lose tenfold if cores are shared. This also holds for child processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Deterministic products on a GPU need this before the first one.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import hypothesis
 import numpy as np

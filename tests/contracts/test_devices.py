@@ -196,18 +196,17 @@ def test_selectors(spec, journal):
 def test_commands(sslbd, tmp_path, journal):
     """Whole commands, which also read, choose references, monitor, and measure what they made."""
     data, test, net, bad = (str(tmp_path / name) for name in ("data", "test", "net", "bad"))
-    kinds.write(make_scenes(64), data)
-    kinds.write(make_scenes(32, seed=1), test)
+    kinds.write(make_scenes(40), data)
+    kinds.write(make_scenes(20, seed=1), test)
     trigger = "--trigger", "patch:size=5"
     for words in (
-        ("pretrain", data, "--arch", "tiny:width=4", "--epochs", 1, "--batch", 32, "--monitor", data, "-o", net,
+        ("pretrain", data, "--arch", "tiny:width=4", "--epochs", 1, "--batch", 20, "--monitor", data, "-o", net,
          "--checkpoint", tmp_path / "checkpoint"),
         ("badencoder", net, "--data", data, *trigger, "--reference-data", data, "--reference-class", "kind-1",
-         "--references", 2, "--method", "badencoder:epochs=1,batch=32", "--gate", -1, "-o", bad),
+         "--references", 2, "--method", "badencoder:epochs=1,batch=20,copies=1", "--gate", -1, "-o", bad),
         ("embed", bad, "--data", data, *trigger, "-o", tmp_path / "feats"),
         ("detect", bad, "--method", "platonic", "--data", test, "--aux", data, "--reference", net, "--alpha", 0.2,
          *trigger),
-        ("purify", bad, "--method", "finetune:epochs=1,batch=32", "--data", data, "-o", tmp_path / "clean"),
         ("probe", bad, "--train", data, "--test", test, "--head", "mlp:epochs=1", *trigger, "--target", 1,
          "--layer", "stage2", "--baseline", net),
         ("poison", data, "--select", "kmeans:clusters=4", "--encoder", net, *trigger, "--target", "kind-1",
