@@ -34,7 +34,7 @@ from wired import make_scenes, make_wired
 CUDA = device.Device(torch.device("cuda"), "fp32")
 #: Waits of the step that waits most: a search looks after each round which candidates are left, and a scan reads what
 #: each block of images holds. All other steps of all trainings and searches wait for nothing.
-STEP = {"neural-cleanse": 1, "ssl-cleanse": 1, "patchsearch": 4, "poisoncam": 4}
+STEP = {"neural-cleanse": 1, "ssl-cleanse": 1, "patchsearch": 3, "poisoncam": 3}
 #: Waits of a whole run that learns on 64 images and judges 40. One wait for each image would be too many. k-means waits
 #: once a round, and activation-clustering runs it once for each cluster.
 RUN, OF_CLUSTERS = 60, 100
@@ -44,6 +44,7 @@ SMALL = {"width": 32, "decoder": 1, "epochs": 1, "batch": 16, "neutral": 8, "ove
          "window": 5, "per_cluster": 2, "capture": 0.0, "support": 1, "tests": 16, "masks": 8, "steps": 3, "models": 1,
          "k": 4}  # fmt: skip
 VARIANTS = {
+    "activation-clustering": [{"clusters": 2}],
     "beatrix": [{"width": 10.0, "clusters": 1}],
     "dede": [{"score": "feature-relative"}],
     "local-outlier": [{}, {"score": "slof", "side": "dense"}],
