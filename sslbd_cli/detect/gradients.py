@@ -35,6 +35,6 @@ def embed_for_gradients(net: ImageEncoder, pixels: Tensor, room: Room) -> Tensor
     arithmetic, so that gradients do not depend on the room. The encoder's weights must take no gradients.
     """
     chunks = torch.split(pixels, room.chunk)
-    if len(pixels) <= room.kept:
+    if len(pixels) <= room.kept or not torch.is_grad_enabled():
         return torch.cat([forward(net, part) for part in chunks])
     return torch.cat([checkpoint(forward, net, part, use_reentrant=False, preserve_rng_state=False) for part in chunks])

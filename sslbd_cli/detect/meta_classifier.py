@@ -21,6 +21,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms, freeze
 from sslbd_cli.core.watch import unwatched
+from sslbd_cli.detect.gradients import Room, embed_for_gradients
 
 FLOOR = 0.1  # least deviation that answers are scaled by, as a share of the mean deviation
 TINY = 1e-6
@@ -29,13 +30,17 @@ NU = 0.1  # of the one-class loss: share of the shadows that may lie outside
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How meta-classifiers are tuned. features: gram or raw. one_class: learn on clean shadows alone."""
+    """How meta-classifiers are tuned. features: gram or raw. one_class: learn on clean shadows alone.
+
+    room: how many queries go through an encoder at once; None: all of them.
+    """
 
     features: str = "gram"
     one_class: bool = False
     hidden: int = 20
     steps: int = 100
     lr: float = 0.001
+    room: Room | None = None
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,16 @@ def freeze_twin(encoder: ImageEncoder, device: Device) -> ImageEncoder:
     return net
 
 
-def answers(encoder: ImageEncoder, queries: Tensor, features: str) -> Tensor:
+def answers(encoder: ImageEncoder, queries: Tensor, features: str, room: Room | None = None) -> Tensor:
     """Return an encoder's answers to K,N queries (K,N,3,H,W in [0,1]): K,I numbers.
 
     raw: the unit embeddings, I = N D, which have a meaning only if encoders share their axes. gram: the cosines between
     any two of the N, I = N (N - 1) / 2, which no rotation of the embedding changes.
     """
     count, number = queries.shape[:2]
-    unit = F.normalize(encoder(queries.flatten(0, 1)), dim=1).view(count, number, -1)  # K,N,D
+    pixels = queries.flatten(0, 1)
+    feats = encoder(pixels) if room is None else embed_for_gradients(encoder, pixels, room)
+    unit = F.normalize(feats, dim=1).view(count, number, -1)  # K,N,D
     if features == "raw":
         return unit.flatten(1)
     first, second = torch.triu_indices(number, number, 1, device=unit.device)
@@ -123,11 +130,11 @@ def _layers(width: int, hidden: int, gen: torch.Generator) -> tuple[Tensor, Tens
     )
 
 
-def ask_members(classifiers: MetaClassifiers, examples: Examples, features: str) -> Tensor:
+def ask_members(classifiers: MetaClassifiers, examples: Examples, features: str, room: Room | None = None) -> Tensor:
     """Ask each shadow the queries of the meta-classifiers that learn on it: K,S,I, zeros elsewhere."""
     rows = examples.learners
     parts = [
-        answers(net, classifiers.queries[row], features) if len(row) else None
+        answers(net, classifiers.queries[row], features, room) if len(row) else None
         for net, row in zip(examples.encoders, rows, strict=True)
     ]
     width = next(part.shape[1] for part in parts if part is not None)
@@ -183,7 +190,7 @@ def tune(
     """
 
     def loss(rows: Tensor, gen: torch.Generator) -> Terms:
-        responses = ask_members(classifiers, examples, tuning.features)
+        responses = ask_members(classifiers, examples, tuning.features, tuning.room)
         mean, spread = scale(responses, examples.members)
         scores = classifiers((responses - mean) / spread)
         return {
@@ -216,7 +223,7 @@ def suspect(
     network extrapolates linearly, so that half of all outliers would score as more normal than usual.
     """
     responses = torch.stack(
-        [answers(net, classifiers.queries, tuning.features) for net in (*examples.encoders, encoder)], 1
+        [answers(net, classifiers.queries, tuning.features, tuning.room) for net in (*examples.encoders, encoder)], 1
     )
     mean, spread = scale(responses[:, :-1], examples.members)
     scores = classifiers((responses - mean) / spread).double().cpu()

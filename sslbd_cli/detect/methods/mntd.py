@@ -15,6 +15,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import meta_classifier
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion, Pictures
+from sslbd_cli.detect.gradients import Room, room_for
 from sslbd_cli.detect.meta_classifier import Examples, MetaClassifiers, Tuning
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
@@ -116,13 +117,14 @@ class MNTD(EncoderDetector):
         As many are tuned at once as memory allows. They do not affect each other, so the number does not change the
         scores.
         """
+        room = self._room((*examples.encoders, encoder), session)
         tuning = Tuning(features=self.features, one_class=self.variant == "one-class", hidden=self.hidden,
-                        steps=self.steps, lr=self.lr)  # fmt: skip
+                        steps=self.steps, lr=self.lr, room=room)  # fmt: skip
         gens = [session.generator(self.name, number) for number in range(len(examples.members))]
         draw = meta_classifier.noise_like if self.start == "noise" else meta_classifier.some_of
         starts = torch.stack([draw(clues.images, self.queries, gen) for gen in gens]).to(session.device.torch)
         with torch.no_grad():
-            width = meta_classifier.answers(encoder, starts[:1], self.features).shape[1]
+            width = meta_classifier.answers(encoder, starts[:1], self.features, room).shape[1]
         size = at_once("query pixels", session.device.kind, starts[0].numel() * len(examples.encoders))
         others, own, first = [], [], starts[0]
         with session.work(-(-len(gens) // size) * self.steps, "steps", self.name) as ticker:
@@ -136,6 +138,11 @@ class MNTD(EncoderDetector):
                 own.append(scores[1])
                 first = first if begin else classifiers.queries[0].detach()
         return torch.cat(others), torch.cat(own), first.cpu()
+
+    def _room(self, encoders: tuple[ImageEncoder, ...], session: Session) -> Room:
+        """Return the room that suits every encoder, if the activations of all shadows are kept at the same time."""
+        rooms = [room_for(net, net.size, session.exact()) for net in encoders]
+        return Room(min(each.chunk for each in rooms), min(each.kept for each in rooms) // len(encoders))
 
 
 def form_opinion(

@@ -15,6 +15,7 @@ from sslbd_cli.core import loader, nets
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Clues
 from sslbd_cli.detect.encoder_verdict import stand
+from sslbd_cli.detect.gradients import Room
 from sslbd_cli.detect.methods import mntd
 from sslbd_cli.errors import InputError
 
@@ -143,6 +144,18 @@ def test_how_many_are_tuned_at_once_changes_nothing(cpu, monkeypatch):
     alone = judge(Turned(900), clues(), cpu, steps=5)
     assert together.statistic == pytest.approx(alone.statistic, rel=1e-3)
     np.testing.assert_allclose(together.clean_statistics, alone.clean_statistics, rtol=1e-3)
+
+
+def test_how_many_queries_fit_into_memory_changes_nothing(cpu, monkeypatch):
+    """Beyond rounding: the product with the axes of these encoders depends on the number of rows."""
+    room, keys = Room(1000, 1000), {"steps": 2, "repeats": 1, "folds": 2, "queries": 4}
+    few = clues(crowd(0.0, 0, count=4), crowd(6.0, 100, count=4))
+    monkeypatch.setattr(mntd, "room_for", lambda *given: room)
+    whole = judge(Turned(900), few, cpu, **keys)
+    for room in (Room(2, 0), Room(8, 1000)):
+        part = judge(Turned(900), few, cpu, **keys)
+        assert part.statistic == pytest.approx(whole.statistic, rel=1e-5), room
+        np.testing.assert_allclose(part.clean_statistics, whole.clean_statistics, rtol=1e-5)
 
 
 def test_the_pool_ranks_as_the_judges_do_that_have_not_learned_from_it():
