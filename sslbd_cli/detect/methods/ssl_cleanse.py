@@ -42,6 +42,7 @@ def knee(numbers: np.ndarray, errors: np.ndarray, window: int = 3) -> int:
     return int(np.argmax(1 - x - (smooth - smooth[-1]) / fall))
 
 
+BRISK_STALE = 25  # rounds without a smaller success after which a candidate ends, on images above 64 pixels
 BRISK_WEIGHT = 10  # in the few rounds on images above 64 pixels, the size weighs so much more
 LEAST = 4  # least number of triggers among which one can be an outlier
 NUMBERS = (
@@ -159,7 +160,7 @@ class SSLCleanse(EncoderDetector):
         weight = Weight(start=start, late=True, up=1.5, down=1.5, patience=pace.patience)
         return Course(
             rounds=pace.rounds, steps=pace.minibatches, batch=pace.batch, bar=self.success, rates=((0, pace.lr),),
-            weight=weight, stale=10, gain=0.99, both_ways=True, give_up=50,
+            weight=weight, stale=BRISK_STALE if pace.is_brisk else 10, gain=0.99, both_ways=True, give_up=50,
         )  # fmt: skip
 
 
