@@ -20,6 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
@@ -45,11 +47,17 @@ def canonical(value: Any) -> str:
 
 def digest(meta: dict[str, Any], arrays: Arrays) -> str:
     """Hash meta and arrays by SHA-256 over 4 MiB leaves, so that all cores share the work."""
+
+    def leaf(at: int, view: memoryview) -> bytes:
+        content = hashlib.sha256(view[at : at + LEAF]).digest()
+        paging.note_use(LEAF)
+        return content
+
     tree: dict[str, Any] = {"meta": meta, "arrays": {}}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for name, array in sorted(arrays.items()):
             view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            leaves = pool.map(lambda at, v=view: hashlib.sha256(v[at : at + LEAF]).digest(), range(0, len(view), LEAF))
+            leaves = pool.map(partial(leaf, view=view), range(0, len(view), LEAF))
             shape = [array.dtype.str, list(array.shape), hashlib.sha256(b"".join(leaves)).hexdigest()]
             tree["arrays"][name] = shape
     return hashlib.sha256(canonical(tree).encode()).hexdigest()
@@ -151,7 +159,7 @@ def _layout(file: BinaryIO) -> dict[str, Any]:
 def _map(file: BinaryIO, offset: int, dtype: str, shape: list[int]) -> np.ndarray:
     if 0 in shape:
         return np.empty(shape, dtype)
-    return np.memmap(file, dtype=dtype, mode="c", offset=offset, shape=tuple(shape))
+    return paging.mapped(file, dtype, shape, offset)
 
 
 def _confined(work: Callable[[], dict[str, Any]], size: int, seconds: int = 3) -> str:
@@ -229,7 +237,9 @@ def write_hdf5(path: str, header: str, arrays: Arrays) -> None:
     with atomic_output(path) as file, h5py.File(file, "w", libver=("v110", "v110"), track_order=False) as h5:
         h5.attrs["sslbd"] = header
         for name, array in sorted(arrays.items()):
-            h5.create_dataset(name, data=array, track_times=False)
+            place = h5.create_dataset(name, array.shape, array.dtype, track_times=False)
+            for part in paging.parts(array) if array.ndim else [()]:
+                place[part] = array[part]
 
 
 @contextlib.contextmanager

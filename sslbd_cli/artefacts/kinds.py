@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from sslbd_cli.artefacts import container, header, validate
+from sslbd_cli.artefacts import container, header, paging, validate
 from sslbd_cli.artefacts.validate import need
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import did_you_mean
@@ -166,7 +166,7 @@ class Dataset(Artefact):
         truth = self.truth and Truth(**{name: array[rows] for name, array in self.truth.arrays().items()})
         return replace(
             self,
-            images=np.ascontiguousarray(self.images[rows]),
+            images=paging.take(self.images, rows),
             labels=None if self.labels is None else self.labels[rows],
             ids=None if self.ids is None else self.ids[rows],
             captions=None if self.captions is None else np.ascontiguousarray(self.captions[rows]),

@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.kinds import Dataset
 
 
@@ -21,5 +22,6 @@ def known_images(dataset: Dataset, digests: np.ndarray) -> int:
 
 def image_digests(dataset: Dataset) -> np.ndarray:
     """Return the first 8 bytes of each image's SHA-256, little endian: uint64 N."""
-    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in dataset.images)
+    parts = (dataset.images[part] for part in paging.parts(dataset.images))
+    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for part in parts for image in part)
     return np.frombuffer(b"".join(digests), "<u8")

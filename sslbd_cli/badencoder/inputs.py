@@ -25,11 +25,10 @@ def check_distinct(triggers: Sequence[Trigger], images: np.ndarray) -> None:
     import torch
 
     from sslbd_cli.core.device import generator
-    from sslbd_cli.poison import canvas
 
     some = torch.from_numpy(images[:4].copy())
     for one, other in itertools.combinations(triggers, 2):
-        stamped = [canvas.stamp(some, trigger, generator(0, "distinct"), "train").images for trigger in (one, other)]
+        stamped = [trigger(some, generator(0, "distinct"), "train").images for trigger in (one, other)]
         if torch.equal(*stamped):
             raise InputError("--trigger: the same trigger twice; give a different trigger per backdoor")
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
 from sslbd_cli.core.cache import digest_of
@@ -106,6 +107,7 @@ def embed(
     with _reading(net, layer) as read, session.work(len(images), "images", "embedding") as ticker:
         for start in range(0, len(images), step):
             chunk = torch.as_tensor(images[start : start + step])
+            paging.note_use(chunk.nbytes)
             if change is not None:
                 chunk = change(chunk)
             with session.device.autocast():
@@ -136,13 +138,15 @@ def embed_once(net: ImageEncoder, images: np.ndarray, session: Session) -> Tenso
     if session.embeddings is None:
         return embed(net, images, session)
     encoder = digest_of(net) + session.device.precision.encode()
-    return session.embeddings.embed(encoder, [hashlib.sha256(image.tobytes()).digest() for image in images], embed_rows)
+    parts = (images[part] for part in paging.parts(images))
+    digests = [hashlib.sha256(image.tobytes()).digest() for part in parts for image in part]
+    return session.embeddings.embed(encoder, digests, embed_rows)
 
 
 def need_distinct(net: ImageEncoder, images: np.ndarray, session: Session) -> None:
     """Raise InputError if an encoder embeds all images uint8 N,3,H,W alike, or if embeddings are not finite."""
     try:
-        feats = embed_once(net, images[spread(len(images), DISTINCT)], session)
+        feats = embed_once(net, paging.take(images, spread(len(images), DISTINCT)), session)
     except OutOfTime:
         raise
     except Unsound as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.core.device import Device, send
 from sslbd_cli.core.footprint import TRIAL, bytes_per_image
 from sslbd_cli.errors import InputError
@@ -18,7 +21,7 @@ from sslbd_cli.errors import InputError
 #: Kind of work -> how much is processed at once on a CPU and on an accelerator. These numbers
 #: bound the memory of all work for which the user names no batch.
 AT_ONCE: dict[str, tuple[int, int]] = {
-    "images": (1024, 1024),  # stamped, or compared
+    "pixels": (1 << 22, 1 << 24),  # stamped, or compared, as floats
     "texts": (1024, 1024),  # through a text tower
     "gram matrices": (128, 128),  # images whose Gram matrices of all orders Beatrix stores
     "painted numbers": (1 << 21, 1 << 21),  # of the images that DeDe's decoder reconstructs
@@ -87,11 +90,17 @@ def at_once(what: str, kind: str = "cpu", each: int = 1) -> int:
     return max(1, AT_ONCE[what][kind != "cpu"] // each)
 
 
+def image_parts(images: np.ndarray | Tensor, kind: str = "cpu") -> list[slice]:
+    """Cut images N,C,H,W into parts that are stamped or compared at once on a kind of device."""
+    step = at_once("pixels", kind, math.prod(images.shape[1:]))
+    return [slice(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+
+
 class Pool:
     """Images uint8 N,3,H,W by row number. The same rows give the same batch, on the device or streamed.
 
-    resident: whether they are on the device; None: if they fit into `memory` bytes (default: a quarter of the free
-    memory).
+    resident: whether a copy of them is on the device; None: if they fit into `memory` bytes (default: a quarter of the
+    free memory). A CPU needs no copy.
     """
 
     def __init__(
@@ -101,7 +110,8 @@ class Pool:
         self.images = images
         self.resident: Tensor | None = None
         if resident is None:
-            resident = images.nbytes <= (free_memory(device) // 4 if memory is None else memory)
+            limit = free_memory(device) // 4 if memory is None else memory
+            resident = device.kind != "cpu" and images.nbytes <= limit
         if resident:
             self.resident = torch.from_numpy(np.array(images)).to(device.torch)
 
@@ -112,13 +122,15 @@ class Pool:
         """Return the images of the rows (int64 on the CPU), uint8 B,3,H,W on the device."""
         if self.resident is not None:
             return self.resident[send(rows, self.device.torch)]
-        return send(torch.from_numpy(np.ascontiguousarray(self.images[rows.numpy()])), self.device.torch)
+        chunk = np.ascontiguousarray(self.images[rows.numpy()])
+        paging.note_use(chunk.nbytes)
+        return send(torch.from_numpy(chunk), self.device.torch)
 
 
 class Subset:
     """Some rows of images uint8 N,3,H,W. A slice copies its own images only."""
 
-    def __init__(self, images: np.ndarray, rows: list[int]) -> None:
+    def __init__(self, images: np.ndarray, rows: Sequence[int] | np.ndarray) -> None:
         self.images, self.rows = images, rows
         self.shape = (len(rows), *images.shape[1:])
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
@@ -105,6 +106,7 @@ class _Stack:
             of_first = f"{self.room.shape[3]}x{self.room.shape[2]}"
             raise InputError(f"{name}: {width}x{height} pixels, but {self.first} has {of_first}; give --size")
         self.room[len(self.rows)] = image.transpose(2, 0, 1)
+        paging.note_use(image.nbytes)
         self.rows.append(row)
 
     def images(self) -> np.ndarray:
@@ -114,7 +116,7 @@ class _Stack:
 def allocate(shape: tuple[int, ...]) -> np.ndarray:
     """Allocate uint8 pixels. Raises InputError if memory is short."""
     try:
-        return np.empty(shape, np.uint8)
+        return paging.empty(shape)
     except (MemoryError, ValueError):
         raise InputError(f"pixels of shape {shape} do not fit in memory; give a smaller --size or --limit") from None
 
@@ -129,6 +131,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
         for row in range(start, min(start + CHUNK, len(images))):
             square = fit(Image.fromarray(np.ascontiguousarray(images[row].transpose(1, 2, 0))), size)
             room[row] = np.asarray(square).transpose(2, 0, 1)
+            paging.note_use(room[row].nbytes)
 
     with contextlib.closing(_parallel(work, range(0, len(images), CHUNK))) as done:
         for _ in done:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
-from sslbd_cli.artefacts import captions, container
+from sslbd_cli.artefacts import captions, container, paging
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.watch import unwatched
 from sslbd_cli.data.decode import Decoded, ImageFile, decode, resize
@@ -136,9 +136,10 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
         images, skipped, rows = decoded.images, decoded.skipped, rows[decoded.kept_rows]
     else:
         digest = None if catalogue.sealed else container.digest({}, {"images": catalogue.images})
-        images, skipped = catalogue.images if len(rows) == len(catalogue) else catalogue.images[rows], ()
+        images, skipped = catalogue.images if len(rows) == len(catalogue) else paging.take(catalogue.images, rows), ()
         images = images if wish.size is None else resize(images, wish.size)
-    arrays = {"images": np.ascontiguousarray(images), "ids": rows}
+    images = images if images.flags.c_contiguous else paging.take(images, np.arange(len(images)))
+    arrays = {"images": images, "ids": rows}
     labels = _class_numbers(catalogue, wish)
     if catalogue.labels is not None:
         arrays["labels"] = np.searchsorted(labels, catalogue.labels[rows])

@@ -39,6 +39,7 @@ from typing import Any, ClassVar, Literal, final
 import numpy as np
 from torch import Tensor
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed_once, need_distinct, split_rows
 from sslbd_cli.core.nets import ImageEncoder
@@ -286,8 +287,8 @@ class InputDetector(ImageDetector):
             setting.need_reference(self.name)
         aux = evidence.aux
         learning, calibrating = split_rows(len(aux), self.held, session.generator(self.name, "held out"))
-        state = self.learn(aux[learning.numpy()], setting)
-        of_clean = self.look(aux[calibrating.numpy()], state, setting)
+        state = self.learn(paging.take(aux, learning.numpy()), setting)
+        of_clean = self.look(paging.take(aux, calibrating.numpy()), state, setting)
         of_images = self.look(evidence.images, state, setting)
         findings = self.explain(Inspection(evidence.images, of_images, of_clean, state, setting))
         return replace(findings, learned=state)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts import parts as report_parts
 from sslbd_cli.artefacts.header import is_number
 from sslbd_cli.artefacts.kinds import Dataset, Report, spread
@@ -46,9 +47,10 @@ def gather(data: Dataset, detector: EncoderDetector, limit: int | None, seed: in
     pixels = images.shape[2] * images.shape[3]
     held_out_rows = np.sort(held_out_rows[: max(LEAST, HELD_PIXELS // pixels)])
     search_rows = np.sort(search_rows[: max(4 * LEAST, SEARCH_PIXELS // pixels)])
+    clues = Clues(paging.take(images, search_rows), paging.take(images, held_out_rows))
     if labels is None:
-        return Clues(images[search_rows], images[held_out_rows])
-    return Clues(images[search_rows], images[held_out_rows], labels[search_rows], labels[held_out_rows], data.classes)
+        return clues
+    return replace(clues, labels=labels[search_rows], held_out_labels=labels[held_out_rows], classes=data.classes)
 
 
 # --- a statistic among clean encoders -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.kinds import Dataset, Report
 from sslbd_cli.core import metrics
 from sslbd_cli.core.nets import ImageEncoder
@@ -74,7 +75,7 @@ def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha
     triggered_data = plant(data, trigger, np.arange(count), "replace", seed, "test")
     assert triggered_data.truth is not None
     return Case(
-        evidence=Evidence(np.concatenate([data.images, triggered_data.images]), clean),
+        evidence=Evidence(paging.join([data.images, triggered_data.images]), clean),
         alpha=alpha,
         poisoned=np.arange(2 * count) >= count,
         boxes=np.tile(triggered_data.truth.box, (2, 1)),

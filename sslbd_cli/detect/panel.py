@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sslbd_cli import plugin
+from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, History, Report
 from sslbd_cli.core import metrics
 from sslbd_cli.core.device import generator
@@ -62,10 +63,10 @@ def make(
     known = {str(one): (one, origin) for one, origin in _triggers(encoder, trigger, voice)}
     images = [base.images]
     for one, _ in known.values():
-        images.append(one(torch.from_numpy(base.images), generator(seed, "panel", str(one)), "test").images.numpy())
+        images.append(one.stamp_all(base.images, generator(seed, "panel", str(one)), "test")[0])
     _say(voice, aux is None, each, [origin for _, origin in known.values()])
     return Panel(
-        judged=Dataset(images=np.concatenate(images)),
+        judged=Dataset(images=paging.join(images)),
         aux=rest,
         clean=clean,
         triggers=("", *known),

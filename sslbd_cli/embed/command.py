@@ -73,6 +73,7 @@ def _images(
     run: Run, encoder: Encoder, data: str, projected: bool, trigger: Trigger | None, limit: int | None, seed: int,
     batch: int, **_: object,
 ) -> Features:  # fmt: skip
+    from sslbd_cli.artefacts import paging
     from sslbd_cli.artefacts.kinds import Dataset, Features, spread
     from sslbd_cli.core import nets
     from sslbd_cli.core.features import embed
@@ -86,7 +87,8 @@ def _images(
     images = subset.images
     # stamp all images first, as `probe` does, so that --limit does not change a triggered image
     if trigger is not None:
-        images = _contract.triggered_images(dataset, trigger, seed)[spread(len(dataset.images), limit)]
+        images = _contract.triggered_images(dataset, trigger, seed)
+        images = images if limit is None else paging.take(images, spread(len(images), limit))
     feats = embed(net, images, run.session(), batch=batch)
     if projection is not None:
         feats = project(projection, feats)

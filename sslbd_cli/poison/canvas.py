@@ -13,14 +13,16 @@ square crops.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sslbd_cli.core.loader import at_once
+from sslbd_cli.artefacts import paging
+from sslbd_cli.core.loader import image_parts
 from sslbd_cli.errors import InputError
-from sslbd_cli.triggers._contract import Phase, Stamped, Trigger
+from sslbd_cli.triggers._contract import Trigger
 
 
 @dataclass(frozen=True)
@@ -156,16 +158,9 @@ def pixels(x: Tensor, scene: Scene) -> Tensor:
     return x[:, :, nearest].mul(255).round().to(torch.uint8)
 
 
-def chunks(count: int) -> list[slice]:
-    """Cut `count` images into parts that are processed at a time."""
-    step = at_once("images")
-    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-def stamp(images: Tensor, trigger: Trigger, gen: torch.Generator, phase: Phase) -> Stamped:
-    """Stamp uint8 images n,3,H,W, in parts, where the trigger places itself."""
-    parts = [trigger(images[some], gen, phase) for some in chunks(len(images))]
-    return Stamped(torch.cat([p.images for p in parts]), torch.cat([p.boxes for p in parts]))
+def blank_images(count: int, shape: Sequence[int]) -> Tensor:
+    """Return images uint8 count,3,H,W to be filled. Many of them do not fill the memory."""
+    return torch.from_numpy(paging.empty((count, 3, *shape[-2:])))
 
 
 def stamp_at(images: Tensor, boxes: Tensor, trigger: Trigger, gen: torch.Generator) -> Tensor:
@@ -174,14 +169,14 @@ def stamp_at(images: Tensor, boxes: Tensor, trigger: Trigger, gen: torch.Generat
     A patch is put into the box. A trigger of the whole image is stamped as on test images, then cut to the box.
     """
     height, width = images.shape[2:]
-    stamped = []
-    for some in chunks(len(images)):
+    stamped = blank_images(len(images), images.shape)
+    for some in image_parts(images):
         part, box = images[some], boxes[some]
         if trigger.has_place:
-            stamped.append(trigger(part, gen, "train", box).images)
+            stamped[some] = trigger(part, gen, "train", box).images
             continue
         x, y, wide, high = box.view(-1, 4, 1, 1, 1).unbind(1)
         row, column = torch.arange(height).view(-1, 1), torch.arange(width)
         inside = (column >= x) & (column < x + wide) & (row >= y) & (row < y + high)  # n,1,H,W
-        stamped.append(torch.where(inside, trigger(part, gen, "train").images, part))
-    return torch.cat(stamped)
+        stamped[some] = torch.where(inside, trigger(part, gen, "train").images, part)
+    return stamped

@@ -26,6 +26,7 @@ def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) ->
 
     Raises InputError for masks of another number or size, in colour, or without any object.
     """
+    from sslbd_cli.artefacts import paging
     from sslbd_cli.artefacts.kinds import Dataset
 
     datasets = {name: run.read(params[name], Dataset, f"--{name}") for name in ("canvases", "masks") if params[name]}
@@ -38,9 +39,11 @@ def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) ->
             raise InputError(f"--{name} {params[name]}: --craft {craft.name} has no use for it; leave it out")
     if masks is None:
         return datasets.get("canvases"), None
-    covers = masks.images.max(1)
-    if int((covers - masks.images.min(1)).max()) > GREY:
-        raise InputError(f"--masks {params['masks']}: holds pictures in colour; {WANTED}")
+    covers = paging.empty((len(masks.images), *masks.images.shape[2:]))
+    for part in paging.parts(masks.images):
+        covers[part] = masks.images[part].max(1)
+        if int((covers[part] - masks.images[part].min(1)).max()) > GREY:
+            raise InputError(f"--masks {params['masks']}: holds pictures in colour; {WANTED}")
     if covers.max() <= SEEN:
         raise InputError(f"--masks {params['masks']}: all its masks are empty; {WANTED}")
     return datasets.get("canvases"), covers

@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.kinds import Dataset, Truth
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison import canvas, captioning
+from sslbd_cli.poison import captioning
 from sslbd_cli.poison.contract import Craft, Crafted, Material
 from sslbd_cli.triggers._contract import Phase, Trigger
 
@@ -53,7 +54,7 @@ def poison(
     # stamp in the final order, so that stamping the final dataset one by one draws the same numbers
     mine = number if len(rows) == count else torch.randperm(len(rows), generator=generator(seed, "references")).numpy()
     material = Material(
-        references=torch.from_numpy(dataset.images[rows[mine]]),
+        references=torch.from_numpy(paging.take(dataset.images, rows[mine])),
         masks=None if masks is None else torch.from_numpy(masks[mine]),
         canvases=_canvases(dataset, rows, planting, canvases) if planting.craft.canvases else None,
     )
@@ -69,8 +70,9 @@ def plant(
 ) -> Dataset:
     """Stamp rows of a dataset (--craft stamp). The poisons replace the clean images or are appended."""
     order, at, _ = _places(len(dataset.images), len(rows), mode, rows, seed)
-    stamped = canvas.stamp(torch.from_numpy(dataset.images[order[at]]), trigger, generator(seed, "trigger"), phase)
-    return _insert(dataset, order, at, Crafted(stamped.images, stamped.boxes, torch.arange(len(rows))))
+    sources = paging.take(dataset.images, order[at])
+    stamped, boxes = trigger.stamp_all(sources, generator(seed, "trigger"), phase)
+    return _insert(dataset, order, at, Crafted(torch.from_numpy(stamped), boxes, torch.arange(len(rows))))
 
 
 def _check(dataset: Dataset, rows: np.ndarray, planting: Planting, masks: np.ndarray | None) -> None:
@@ -115,7 +117,7 @@ def _canvases(dataset: Dataset, rows: np.ndarray, planting: Planting, others: Da
         raise InputError("every image is a reference, so none is left for the canvases; choose fewer, or give canvases")
     gen, rounds = generator(planting.seed, "canvases"), -(-planting.count // len(free))
     uses = torch.cat([torch.randperm(len(free), generator=gen) for _ in range(rounds)])[: planting.count]
-    return torch.from_numpy(images[free[uses.numpy()]])
+    return torch.from_numpy(paging.take(images, free[uses.numpy()]))
 
 
 def _insert(dataset: Dataset, order: np.ndarray, at: np.ndarray, crafted: Crafted) -> Dataset:
@@ -128,8 +130,10 @@ def _insert(dataset: Dataset, order: np.ndarray, at: np.ndarray, crafted: Crafte
     if earlier is not None:
         boxes, poisoned = earlier.box[order], earlier.poisoned[order]
     boxes[at], poisoned[at] = crafted.boxes.int().numpy(), True
-    if len(at) and np.array_equal(result.images[at], crafted.images.numpy()):
+    poisons = crafted.images.numpy()
+    if len(at) and all(np.array_equal(result.images[at[part]], poisons[part]) for part in paging.parts(poisons)):
         raise InputError(f"the trigger changes no pixel of the {len(at)} images it is put in; make it stronger")
-    result.images[at] = crafted.images.numpy()
+    for part in paging.parts(poisons):
+        result.images[at[part]] = poisons[part]
     captions = None if earlier is None or earlier.caption is None else np.where(earlier.caption[order] < 0, -1, order)
     return replace(result, truth=Truth(poisoned=poisoned, box=boxes, source=order, caption=captions))

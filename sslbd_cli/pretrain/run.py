@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment, compiled
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed, knn_predict
+from sslbd_cli.core.loader import Subset
 from sslbd_cli.core.nets import Arch, ImageEncoder, new
 from sslbd_cli.core.pixels import Pixels
 from sslbd_cli.core.session import Session
@@ -110,7 +112,9 @@ def _learner(net: ImageEncoder, setup: Pretraining, session: Session) -> nn.Modu
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of images uint8 N,3,H,W in [0,1], from at most 10,000 images."""
     step = max(1, len(images) // 10_000)
-    levels = np.stack([np.bincount(images[::step, c].ravel(), minlength=256) for c in range(3)]).astype(np.float64)
+    levels = np.zeros((3, 256))
+    for part in paging.parts(images[::step]):
+        levels += [np.bincount(images[::step, c][part].ravel(), minlength=256) for c in range(3)]
     share = levels / levels.sum(1, keepdims=True)
     grey = np.arange(256) / 255
     mean = share @ grey
@@ -130,7 +134,7 @@ def _collapse_watch(net: ImageEncoder, images: np.ndarray, epochs: int, session:
 
     One such epoch may pass. Two in a row, or the last epoch, raise Unsound (F02).
     """
-    sample = np.ascontiguousarray(images[:: max(1, len(images) // 512)][:512])
+    sample = Subset(images, np.arange(0, len(images), max(1, len(images) // 512))[:512])
     earlier = False
 
     def vet(epoch: int) -> bool:
@@ -149,7 +153,7 @@ def _knn_remark(net: ImageEncoder, monitor: Monitor, session: Session) -> Callab
     """Report the kNN accuracy on the monitor's second half, given its first, after each epoch (k at most 200)."""
     order = torch.randperm(len(monitor.labels), generator=session.generator("monitor"))
     labels = torch.from_numpy(np.array(monitor.labels))[order].to(session.device.torch)
-    images = np.ascontiguousarray(monitor.images[order.numpy()])
+    images = Subset(monitor.images, order.numpy())
     half = len(labels) // 2
 
     def remark(epoch: int) -> str:

@@ -16,6 +16,7 @@ from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
+from sslbd_cli.core.loader import Subset
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
@@ -59,7 +60,7 @@ def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, sessi
     """
     if len(supplies.images) < 2:
         raise InputError("a single image is too few to purify with, because it cannot be contrasted; give at least 2")
-    images_seen, start, sample = 0, time.monotonic(), supplies.images[spread(len(supplies.images), SAMPLE)]
+    images_seen, start, sample = 0, time.monotonic(), Subset(supplies.images, spread(len(supplies.images), SAMPLE))
 
     def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
         nonlocal images_seen

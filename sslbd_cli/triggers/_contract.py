@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.loader import at_once
+from sslbd_cli.core.loader import image_parts
 from sslbd_cli.plugin import Plugin
 from sslbd_cli.triggers._resident import resident
 
@@ -55,6 +56,17 @@ class Trigger(Plugin):
             stamped = self.stamp(images.clone(), boxes, gen, phase).clamp(0, 1)
         return Stamped(stamped, boxes)
 
+    @final
+    def stamp_all(self, images: np.ndarray, gen: torch.Generator, phase: Phase) -> tuple[np.ndarray, Tensor]:
+        """Stamp any number of images uint8 N,3,H,W, some at a time. Return the copies, and the boxes int64 N,4."""
+        stamped, boxes = paging.empty(images.shape), []
+        for some in image_parts(images):
+            part = self(torch.from_numpy(np.array(images[some])), gen, phase)
+            stamped[some] = part.images.numpy()
+            boxes.append(part.boxes)
+            paging.note_use(2 * part.images.nbytes)
+        return stamped, torch.cat(boxes)
+
     @property
     def has_place(self) -> bool:
         """Whether the trigger covers a box inside the image; False if it changes the whole image."""
@@ -75,11 +87,4 @@ def _levels() -> Tensor:
 
 def triggered_images(test: Dataset, trigger: Trigger, seed: int) -> np.ndarray:
     """Return a copy of all test images with the trigger, uint8 N,3,H,W. Stamping comes before normalisation."""
-    gen = generator(seed, "test trigger")
-    parts = [trigger(torch.from_numpy(np.array(part)), gen, "test").images for part in _chunks(test.images)]
-    return torch.cat(parts).numpy()
-
-
-def _chunks(images: np.ndarray) -> list[np.ndarray]:
-    size = at_once("images")
-    return [images[start : start + size] for start in range(0, len(images), size)]
+    return trigger.stamp_all(test.images, generator(seed, "test trigger"), "test")[0]

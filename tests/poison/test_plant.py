@@ -63,7 +63,7 @@ def test_one_seed_is_one_dataset(dataset):
 
 def test_chunks_do_not_show(dataset, monkeypatch):
     whole = plant(dataset, WANDERING, np.arange(60), "replace", 0)
-    monkeypatch.setitem(loader.AT_ONCE, "images", (7, 7))
+    monkeypatch.setitem(loader.AT_ONCE, "pixels", (7 * 3 * 16 * 16, 1))
     assert plant(dataset, WANDERING, np.arange(60), "replace", 0).sha256 == whole.sha256
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from sslbd_cli.artefacts import paging
 from sslbd_cli.data.source import Catalogue, Source, SourceWish
 from sslbd_cli.errors import InputError
 
@@ -206,13 +207,14 @@ def describe(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, 
     A caption names figure and texture, and often size, place and background brightness. It depends on `seed` and the
     image's position only. Captions do not change the images.
     """
-    images, labels, texts = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64), list[str]()
+    images, labels, texts = paging.empty((count, 3, size, size)), np.empty(count, np.int64), list[str]()
     for start in range(0, count, BLOCK):
         rng = np.random.default_rng([seed % 2**64, start // BLOCK])
         classes = rng.permuted(np.tile(np.arange(len(CLASSES)), (BLOCK // len(CLASSES), 1)), axis=1).ravel()
         part = slice(start, min(start + BLOCK, count))
         pixels, facts = _block(size, classes, rng)
         images[part], labels[part] = pixels[: part.stop - start], classes[: part.stop - start]
+        paging.note_use(pixels.nbytes)
         kinds = np.random.default_rng([seed % 2**64, start // BLOCK, 1]).integers(len(SENTENCES), size=BLOCK)
         texts += [
             SENTENCES[kind].format(**_words(CLASSES[label], *row)).replace("  ", " ")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core.augment import cut
+from sslbd_cli.core.loader import image_parts
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.poison import canvas
@@ -59,7 +60,7 @@ class CorruptEncoder(Craft):
     def craft(self, material: Material, trigger: Trigger, count: int, gen: torch.Generator) -> Crafted:
         carriers = torch.arange(count - self.paired(count))
         reference = torch.arange(count) % min(self.references, len(material.references))
-        images = torch.empty((count, *material.references.shape[1:]), dtype=torch.uint8)
+        images = canvas.blank_images(count, material.references.shape)
         boxes = torch.zeros((count, 4), dtype=torch.int64)
         carrying, boxes[carriers] = self._carriers(material, reference[carriers], trigger, gen)
         images[carriers] = canvas.stamp_at(carrying, boxes[carriers], trigger, gen)
@@ -102,8 +103,8 @@ class CorruptEncoder(Craft):
             object_boxes = canvas.outlines(material.masks)
             alpha = canvas.soft(cut(material.masks[:, None], object_boxes, (scene.rows, scene.split)))
         objects = cut(material.references, object_boxes, (scene.rows, scene.split))
-        images = torch.empty((count, 3, *shape), dtype=torch.uint8)
-        for rows in canvas.chunks(count):
+        images = canvas.blank_images(count, shape)
+        for rows in image_parts(images):
             mine, backgrounds = reference[rows], material.canvases[rows]
             boxes = self._behind(object_boxes[mine], backgrounds, u[rows, 4])
             x = canvas.blank(scene, cut(backgrounds, boxes, (scene.rows, shape[1])))
@@ -129,8 +130,8 @@ class CorruptEncoder(Craft):
         first = torch.where(u[:, 1] < 0.5, reference, partner)
         shape = (references.shape[2], references.shape[3])
         scene = canvas.scene(shape, 2.0, self.fit)
-        images = torch.empty((len(first), 3, *shape), dtype=torch.uint8)
-        for rows in canvas.chunks(len(first)):
+        images = canvas.blank_images(len(first), shape)
+        for rows in image_parts(images):
             left, right = first[rows], (reference + partner - first)[rows]
             halves = [
                 cut(references[part], canvas.whole(references), (scene.rows, wide))

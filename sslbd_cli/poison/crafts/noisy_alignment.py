@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslbd_cli.core.augment import Recipe, cut
 from sslbd_cli.core.device import generator
+from sslbd_cli.core.loader import image_parts
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.poison import canvas
@@ -67,12 +68,12 @@ class NoisyAlignment(Craft):
         if self.orientation == "any":
             side = torch.randint(4, (count,), generator=gen)
         patch = canvas.patch_sizes(trigger, count, shape, gen)
-        images = torch.empty((count, 3, *shape), dtype=torch.uint8)
+        images = canvas.blank_images(count, shape)
         boxes = torch.empty((count, 4), dtype=torch.int64)
         wide = self.wide or self.plan_width(shape, patch).wide
         for upright in (False, True):
             alike = ((side >= 2) == upright).nonzero()[:, 0]
-            for some in canvas.chunks(len(alike)):
+            for some in image_parts(images[: len(alike)]):
                 rows = alike[some]
                 parts = material.references[reference[rows]], material.canvases[rows]
                 mine = None if patch is None else patch[rows]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from sslbd_cli.errors import InputError
-from sslbd_cli.poison import canvas
 from sslbd_cli.poison.contract import Craft, Crafted, Material
 from sslbd_cli.triggers._contract import Trigger
 
@@ -25,5 +24,5 @@ class Stamp(Craft):
                 f"--craft stamp makes one poison of each chosen image, not {count} of {len(material.references)}; "
                 "ask for as many poisons as images"
             )
-        stamped = canvas.stamp(material.references, trigger, gen, "train")
-        return Crafted(stamped.images, stamped.boxes, torch.arange(count))
+        stamped, boxes = trigger.stamp_all(material.references.numpy(), gen, "train")
+        return Crafted(torch.from_numpy(stamped), boxes, torch.arange(count))
