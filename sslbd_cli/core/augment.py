@@ -74,13 +74,13 @@ def augment(images: Tensor, recipe: Recipe, gen: torch.Generator) -> Tensor:
 
     `gen` must be on the images' device. It advances by B x 36 numbers for every recipe.
     """
-    return _render(images, _draw(images, gen), recipe)
+    return render(images, drawn(len(images), gen), recipe)
 
 
 def compiled(recipe: Recipe) -> Callable[[Tensor, torch.Generator], Tensor]:
     """Return `augment` for one recipe through torch.compile, with the same draws. Building takes 10-40 s per shape."""
-    render = torch.compile(partial(_render, recipe=recipe), dynamic=False)
-    return lambda images, gen: render(images, _draw(images, gen))
+    quick = torch.compile(partial(render, recipe=recipe), dynamic=False)
+    return lambda images, gen: quick(images, drawn(len(images), gen))
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -107,19 +107,19 @@ def crop_boxes(count: int, shape: tuple[int, int], recipe: Recipe, gen: torch.Ge
     return torch.cat([left, top, width, height], 1)
 
 
-def _draw(images: Tensor, gen: torch.Generator) -> Tensor:
-    """Draw the B,36 uniform numbers that decide one view of each image."""
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"expected images B,3,H,W, got {tuple(images.shape)}")
-    return torch.rand(len(images), sum(_COLUMNS.values()), generator=gen, device=images.device)
+def drawn(count: int, gen: torch.Generator) -> Tensor:
+    """Draw the uniform numbers that decide one view of each image: count,36."""
+    return torch.rand(count, sum(_COLUMNS.values()), generator=gen, device=gen.device)
 
 
 def _columns(uniforms: Tensor) -> dict[str, Tensor]:
     return dict(zip(_COLUMNS, uniforms.split_with_sizes(list(_COLUMNS.values()), 1), strict=True))
 
 
-def _render(images: Tensor, uniforms: Tensor, recipe: Recipe) -> Tensor:
+def render(images: Tensor, uniforms: Tensor, recipe: Recipe) -> Tensor:
     """Render views (see `augment`) as a pure function of the images and the B,36 uniform numbers."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected images B,3,H,W, got {tuple(images.shape)}")
     u = _columns(uniforms)
     if recipe.colour == "fast":
         views = _fast_colour(_resample(images, u, recipe), u, recipe)

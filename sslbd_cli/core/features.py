@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import checks
 from sslbd_cli.core.cache import digest_of
 from sslbd_cli.core.device import Device, generator, send
-from sslbd_cli.core.loader import Subset, at_once
+from sslbd_cli.core.loader import Subset, at_once, room
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import nearest_rows
@@ -83,8 +83,25 @@ def find_layers(net: ImageEncoder, names: tuple[str, ...]) -> list[str]:
     return asked_names
 
 
-@torch.inference_mode()
 def embed(
+    net: ImageEncoder,
+    images: np.ndarray | Tensor | Subset,
+    session: Session,
+    change: Callable[[Tensor], Tensor] | None = None,
+    **more: Any,
+) -> Tensor:
+    """Embed images as `embed_in_parts` does, with the same arguments. Return all features: float32 N*copies,D."""
+    feats: Tensor | None = None
+    for rows, part in embed_in_parts(net, images, session, change, **more):
+        each = len(part) // (rows.stop - rows.start)
+        feats = part.new_empty(len(images) * each, *part.shape[1:]) if feats is None else feats
+        feats[rows.start * each : rows.stop * each] = part
+    assert feats is not None
+    return feats
+
+
+@torch.inference_mode()
+def embed_in_parts(
     net: ImageEncoder,
     images: np.ndarray | Tensor | Subset,
     session: Session,
@@ -93,29 +110,29 @@ def embed(
     copies: int = 1,
     batch: int | None = None,
     layer: Layer | None = None,
-) -> Tensor:
-    """Embed images uint8 N,3,H,W as float32 N,D, as many at once as the session's memory holds.
+) -> Iterator[tuple[slice, Tensor]]:
+    """Embed images uint8 N,3,H,W, as many at once as the session's memory holds. Yield rows and their features.
 
-    change: applied to the images of each batch first (for example a trigger); it returns `copies` images for each, all
-    copies of an image together. batch: how many images go through the encoder at once at most. With `layer`, return
-    this inner layer's features. Raises Unsound if the embeddings are not finite, OutOfTime if the budget is spent.
+    For those who make something small of the features B*copies,D of each batch. change: applied to the images of each
+    batch first (for example a trigger); it returns `copies` images for each, all copies of an image together. batch:
+    how many images go through the encoder at once at most. With `layer`, yield this inner layer's features. Raises
+    Unsound if the embeddings are not finite, OutOfTime if the budget is spent.
     """
     net = net.to(session.device.torch).eval()
-    together = min(session.rows_at_once(net, images.shape[-1]), batch or len(images) * copies)
+    together = min(session.rows_at_once(net, net.size), batch or len(images) * copies)
     step = max(1, together // copies)
-    parts = []
     with _reading(net, layer) as read, session.work(len(images), "images", "embedding") as ticker:
         for start in range(0, len(images), step):
-            chunk = torch.as_tensor(images[start : start + step])
+            rows = slice(start, min(start + step, len(images)))
+            chunk = torch.as_tensor(images[rows])
             paging.note_use(chunk.nbytes)
             if change is not None:
                 chunk = change(chunk)
             with session.device.autocast():
-                parts += [read(send(part, session.device.torch)) for part in torch.split(chunk, together)]
-            ticker.advance(min(step, len(images) - start))
-    feats = torch.cat(parts)
-    checks.finite_features(feats)
-    return feats
+                feats = torch.cat([read(send(part, session.device.torch)) for part in torch.split(chunk, together)])
+            checks.finite_features(feats)
+            yield rows, feats
+            ticker.advance(rows.stop - rows.start)
 
 
 def forward(net: nn.Module, images: Tensor) -> Tensor:
@@ -197,7 +214,8 @@ def knn_predict(
     train: N,D; labels: int64 N; test: M,D. Returns int64 M. A tie goes to the lower class.
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    near, rows = nearest_rows(test, train, min(k, len(train)), at_once("rows", test.device.type))
+    step = at_once("neighbour similarities", test.device.type, len(train))
+    near, rows = nearest_rows(test, train, min(k, len(train)), step)
     return vote(near, labels[rows], classes, temperature)
 
 
@@ -231,7 +249,11 @@ def whole(train: Labelled, valid: Labelled) -> Labelled:
     """Return all labelled rows, for a head that has nothing to select. Rows that are in both count once."""
     if train.feats is valid.feats:
         return train
-    views = None if train.views is None or valid.views is None else torch.cat([train.views, valid.views], dim=1)
+    views = None
+    if train.views is not None and valid.views is not None:
+        count = len(train.feats)
+        views = room((len(train.views), count + len(valid.feats), train.views.shape[2]), train.views.device)
+        views[:, :count], views[:, count:] = train.views, valid.views
     return Labelled(torch.cat([train.feats, valid.feats]), torch.cat([train.labels, valid.labels]), views)
 
 

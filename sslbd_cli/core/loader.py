@@ -22,15 +22,12 @@ from sslbd_cli.errors import InputError
 #: bound the memory of all work for which the user names no batch.
 AT_ONCE: dict[str, tuple[int, int]] = {
     "pixels": (1 << 22, 1 << 24),  # stamped, or compared, as floats
-    "texts": (1024, 1024),  # through a text tower
-    "gram matrices": (128, 128),  # images whose Gram matrices of all orders Beatrix stores
+    "gram numbers": (1 << 22, 1 << 24),  # of the Gram matrices of all orders that Beatrix compares
     "painted numbers": (1 << 21, 1 << 21),  # of the images that DeDe's decoder reconstructs
     "query pixels": (1 << 24, 1 << 24),  # of the queries to all shadow encoders
-    "local features": (128, 128),  # images whose locations vote
-    "located images": (256, 256),  # whose local features are computed
+    "local numbers": (1 << 22, 1 << 24),  # of the local features that vote
     "locality images": (32, 32),  # to measure an encoder's receptive field
     "window numbers": (1 << 24, 1 << 24),  # of the matrix N,W,W of pairs of windows: 128 MB
-    "rows": (1024, 1024),  # whose neighbours are searched in a bank
     "anchor similarities": (1 << 23, 1 << 28),  # 32 MB and 1 GB
     "neighbour similarities": (1 << 23, 1 << 27),  # 32 MB and 512 MB
     "center scores": (1 << 20, 1 << 26),  # fits a CPU's cache; keeps an accelerator busy
@@ -53,10 +50,21 @@ def rows_at_once(network: nn.Module, size: int, device: Device, memory: int, *, 
     to the images. The choice changes the speed and never a result: from two images on, a network gives each image of a
     batch the same numbers, whatever the batch. Raises InputError if the memory is too small for two images.
     """
-    each = _footprint(network, size, device, gradients)
+    return _fitting(
+        _footprint(network, (3, size, size), device, gradients), device, memory, f"encoder of {size} pixels"
+    )
+
+
+def texts_at_once(tower: nn.Module, length: int, device: Device, memory: int) -> int:
+    """Return how many texts uint8 B,length go through a text tower at once within `memory` bytes."""
+    return _fitting(_footprint(tower, (length,), device), device, memory, f"text tower of {length} bytes")
+
+
+def _fitting(each: int, device: Device, memory: int, owner: str) -> int:
+    """Return how many units of `each` bytes fit. Raises InputError in the name of `owner` if two do not."""
     if memory < each * TRIAL:
         least = megabytes(SPARE * each * TRIAL)
-        raise InputError(f"--memory {megabytes(memory)}: this encoder of {size} pixels needs at least {least}")
+        raise InputError(f"--memory {megabytes(memory)}: this {owner} needs at least {least}")
     enough, most = ENOUGH[device.kind != "cpu"]
     fitting = min(enough, memory // SPARE) // max(each, 1)
     return max([TRIAL, *(rung for rung in LADDER if rung <= min(fitting, most))])
@@ -64,19 +72,23 @@ def rows_at_once(network: nn.Module, size: int, device: Device, memory: int, *, 
 
 def rows_kept(network: nn.Module, size: int, device: Device, memory: int) -> int:
     """Return of how many images B,3,size,size the activations fit into `memory` bytes, for gradients at the images."""
-    return memory // SPARE // max(_footprint(network, size, device, True), 1)
+    return memory // SPARE // max(_footprint(network, (3, size, size), device, gradients=True), 1)
 
 
-def _footprint(network: nn.Module, size: int, device: Device, gradients: bool) -> int:
-    """Return the bytes that one image takes in a network; measure it once for each network, size and precision."""
+def _footprint(network: nn.Module, shape: tuple[int, ...], device: Device, gradients: bool = False) -> int:
+    """Return the bytes that one image C,H,W, or one text L, takes in a network.
+
+    It is measured once for each network, shape and precision.
+    """
     needs_weights = any(weight.requires_grad for weight in network.parameters())
-    key = (size, device, gradients, needs_weights)
+    key = (shape, device, gradients, needs_weights)
     known = _FOOTPRINTS.setdefault(network, {})
     if key not in known:
         network.to(device.torch)
-        pixels = torch.zeros(TRIAL, 3, size, size, device=device.torch)
+        is_text = len(shape) == 1
+        trial = torch.ones(TRIAL, *shape, device=device.torch, dtype=torch.uint8 if is_text else torch.float32)
         with device.autocast():
-            known[key] = bytes_per_image(network, pixels, gradients=gradients)
+            known[key] = bytes_per_image(network, trial, gradients=gradients)
     return known[key]
 
 
@@ -94,6 +106,15 @@ def image_parts(images: np.ndarray | Tensor, kind: str = "cpu") -> list[slice]:
     """Cut images N,C,H,W into parts that are stamped or compared at once on a kind of device."""
     step = at_once("pixels", kind, math.prod(images.shape[1:]))
     return [slice(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+
+
+def room(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return a float32 tensor to be filled. On a CPU a large one lies in a temporary file (`artefacts.paging`)."""
+    return (
+        torch.from_numpy(paging.empty(shape, np.float32))
+        if device.type == "cpu"
+        else torch.empty(*shape, device=device)
+    )
 
 
 class Pool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sslbd_cli.artefacts.kinds import Encoder
 from sslbd_cli.core import checks
 from sslbd_cli.core.device import Device
-from sslbd_cli.core.loader import at_once
+from sslbd_cli.core.loader import texts_at_once
 from sslbd_cli.errors import InputError
 
 HEAD = 32  # width of one attention head
@@ -137,10 +137,16 @@ def _filled(module: M, tensors: dict[str, np.ndarray]) -> M:
 
 
 @torch.inference_mode()
-def embed_texts(tower: TextTower, captions: np.ndarray, device: Device, batch: int | None = None) -> Tensor:
-    """Embed captions uint8 N,L in the joint space: unit vectors, float32 N,D. Raises Unsound if they are not finite."""
+def embed_texts(
+    tower: TextTower, captions: np.ndarray, device: Device, memory: int, batch: int | None = None
+) -> Tensor:
+    """Embed captions uint8 N,L in the joint space: unit vectors, float32 N,D, as many at once as `memory` bytes hold.
+
+    Raises Unsound if they are not finite. batch: how many at once at most.
+    """
     tower = tower.to(device.torch).eval()
-    batch = batch or at_once("texts", device.kind)
+    together = texts_at_once(tower, captions.shape[1], device, memory)
+    batch = min(together, batch or together)
     parts = []
     for start in range(0, len(captions), batch):
         with device.autocast():

@@ -60,12 +60,12 @@ def command(
         raise InputError("Missing option '--data' (or '--text', for encoders with a text tower)")
     encoder = run.read(input, Encoder)
     if prompts:
-        feats = texts.embed(encoder, inputs.read_prompts(run, str(data), prompts), None, run.device(), params["batch"])
+        feats = texts.embed(encoder, inputs.read_prompts(run, str(data), prompts), None, run.session(), params["batch"])
     elif data is not None:
         feats = _images(run, encoder, data, projected, **params)
     else:
         lines = inputs.read_texts(run, str(text))
-        feats = texts.embed(encoder, lines, params["limit"], run.device(), params["batch"])
+        feats = texts.embed(encoder, lines, params["limit"], run.session(), params["batch"])
     run.write(feats, output)
 
 

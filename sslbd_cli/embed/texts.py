@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sslbd_cli.artefacts.kinds import Encoder, Features, spread
-from sslbd_cli.core.device import Device
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.text import embed_texts, load_tower
 from sslbd_cli.errors import InputError
 
@@ -25,7 +25,7 @@ class Texts:
     origin: str = ""
 
 
-def embed(encoder: Encoder, texts: Texts, limit: int | None, device: Device, batch: int) -> Features:
+def embed(encoder: Encoder, texts: Texts, limit: int | None, session: Session, batch: int) -> Features:
     """Embed at most `limit` of the texts, spread evenly. Raises InputError if the tower would cut one off."""
     tower = load_tower(encoder)
     cut = (texts.tokens[:, tower.context :] != 0).any(1)
@@ -33,5 +33,5 @@ def embed(encoder: Encoder, texts: Texts, limit: int | None, device: Device, bat
         most = f"more than the {tower.context} bytes that the encoder reads"
         raise InputError(f"{texts.origin} {int(cut.argmax()) + 1} has {most}; shorten it")
     rows = spread(len(texts.tokens), limit)
-    feats = embed_texts(tower, texts.tokens[rows], device, batch).cpu().numpy()
+    feats = embed_texts(tower, texts.tokens[rows], session.device, session.memory, batch).cpu().numpy()
     return Features(feats=feats, labels=None if texts.labels is None else texts.labels[rows], classes=texts.classes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from sslbd_cli.artefacts.kinds import Dataset, Features, spread
 from sslbd_cli.core import checks, metrics, similarity
-from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.augment import Recipe, drawn, render
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.features import Labelled, Layer, embed, plane, stratified_rows
+from sslbd_cli.core.loader import Subset, room
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError, Unsound
@@ -133,7 +135,12 @@ def measure(
     )
 
     def part(rows: Tensor) -> Labelled:
-        row_views = views if views is None else views[:, torch.searchsorted(used, rows).to(session.device.torch)]
+        row_views = None
+        if views is not None:
+            at = torch.searchsorted(used, rows).to(views.device)
+            row_views = room((len(views), len(rows), views.shape[2]), views.device)
+            for view, row_view in zip(views, row_views, strict=True):
+                row_view[:] = view[at]
         return Labelled(feats[rows.to(session.device.torch)], labels[rows].to(session.device.torch), row_views)
 
     answers = Answers([], [], [], stamps[0].cpu(), _places(stamps, truth, exam))
@@ -165,14 +172,19 @@ def _views(
     """Embed `count` random resized crops (area 0.08 to 1), flipped at random, of the images in `rows`."""
     if not count:
         return None
-    if len(rows) < len(images):
-        images = images[rows.numpy()]
     recipe = Recipe(size=size, scale=(0.08, 1.0), jitter=0, gray=0)
+    views = None
+    for number in range(count):
+        draws = iter(drawn(len(rows), gen))  # for all images at once, so that batches do not matter
 
-    def crop(chunk: Tensor) -> Tensor:
-        return augment(chunk.to(gen.device), recipe, gen)
+        def crop(chunk: Tensor, draws: Iterator[Tensor] = draws) -> Tensor:
+            mine = torch.stack(list(itertools.islice(draws, len(chunk))))
+            return render(chunk.to(gen.device), mine, recipe)
 
-    return torch.stack([read(images, change=crop) for _ in range(count)])
+        feats = read(Subset(images, rows.numpy()), change=crop)
+        views = room((count, *feats.shape), feats.device) if views is None else views
+        views[number] = feats
+    return views
 
 
 def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sslbd_cli import plugin
-from sslbd_cli.core.device import Device, generator, send
+from sslbd_cli.core.device import generator, send
 from sslbd_cli.core.features import layers
-from sslbd_cli.core.loader import Pool, at_once, free_memory
+from sslbd_cli.core.loader import at_once, room
 from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import maps_of, reading
 from sslbd_cli.errors import InputError
 
@@ -116,20 +117,24 @@ def _is_mean(net: ImageEncoder) -> bool:
 
 
 class LocalFeatures:
-    """Local features of images, cached if they fit into a quarter of the memory."""
+    """Local features of images. Those that are used again are cached if they fit into the session's memory."""
 
-    @torch.inference_mode()
-    def __init__(self, net: ImageEncoder, images: np.ndarray, device: Device) -> None:
-        self.net, self.pool = net, Pool(images, device)
-        self.cached: Tensor | None = None
+    @torch.no_grad()
+    def __init__(self, net: ImageEncoder, images: np.ndarray, session: Session, *, again: bool = True) -> None:
+        self.net, self.pool = net, session.pool(images)
+        self.together = session.rows_at_once(net, net.size)
         one = local_maps(net, self.pool.batch(torch.arange(1)))
-        if one.nbytes * len(images) <= free_memory(device) // 4:
-            parts = torch.split(torch.arange(len(images)), at_once("located images", device.kind))
-            self.cached = torch.cat([local_maps(net, self.pool.batch(rows)) for rows in parts])
+        self.numbers = one.numel()  # of each image
+        self.cached: Tensor | None = None
+        if again and one.nbytes * len(images) <= session.memory:
+            cached = room((len(images), *one.shape[1:]), one.device)
+            for rows in torch.split(torch.arange(len(images)), self.together):
+                cached[rows[0] : rows[-1] + 1] = local_maps(net, self.pool.batch(rows))
+            self.cached = cached
 
+    @torch.no_grad()
     def batch(self, rows: Tensor) -> Tensor:
         """Return the features of images by row number, float32 B,D,X,Y on the device."""
         if self.cached is not None:
-            return self.cached[send(rows, self.cached.device)].clone()
-        with torch.no_grad():
-            return local_maps(self.net, self.pool.batch(rows))
+            return self.cached[send(rows, self.cached.device)]
+        return torch.cat([local_maps(self.net, self.pool.batch(some)) for some in torch.split(rows, self.together)])

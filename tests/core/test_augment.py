@@ -43,7 +43,7 @@ def pictures(count: int = 16, height: int = 32, width: int = 32) -> Tensor:
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (96, 80, 32), (40, 50, 64)])
 def test_crop_resize_and_flip_equal_torchvision(height: int, width: int, size: int, interpolation: str) -> None:
     images, recipe = pictures(8, height, width), Recipe(size=size, interpolation=interpolation)
-    boxes = A._boxes(A._columns(A._draw(images, draws())), height, width, recipe)
+    boxes = A._boxes(A._columns(A.drawn(len(images), draws())), height, width, recipe)
     flipped = torch.arange(8).view(-1, 1) % 2 == 1
     views = A._separable(images, *A._crop_weights(boxes, flipped, (height, width), recipe))
     mode = InterpolationMode(interpolation)
@@ -65,7 +65,7 @@ def test_resize_equals_torchvision(height: int, width: int, size: int) -> None:
 def test_boxes_are_distributed_as_torchvision(height: int, width: int, scale: tuple[float, float]) -> None:
     count, recipe = 4000, Recipe(scale=scale)
     images = torch.empty(count, 3, height, width, dtype=torch.uint8)
-    ours = torch.cat(A._boxes(A._columns(A._draw(images, draws())), height, width, recipe), 1).double().numpy()
+    ours = torch.cat(A._boxes(A._columns(A.drawn(len(images), draws())), height, width, recipe), 1).double().numpy()
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(images[0], scale, recipe.ratio) for _ in range(count)])
     assert (ours == ours.round()).all()
@@ -81,7 +81,7 @@ def test_boxes_are_distributed_as_torchvision(height: int, width: int, scale: tu
 def test_box_falls_back_to_the_centre_crop_of_torchvision(height: int, width: int) -> None:
     recipe = Recipe(scale=(4.0, 4.0))  # four times the area never fits
     images = torch.empty(5, 3, height, width)
-    boxes = torch.cat(A._boxes(A._columns(A._draw(images, draws())), height, width, recipe), 1)
+    boxes = torch.cat(A._boxes(A._columns(A.drawn(len(images), draws())), height, width, recipe), 1)
     want = RandomResizedCrop.get_params(images[0], recipe.scale, recipe.ratio)
     assert boxes.tolist() == [list(want)] * 5
 
@@ -113,7 +113,7 @@ def test_exact_jitter_equals_torchvision_in_every_order() -> None:
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_whole_exact_view_equals_torchvision(recipe: Recipe, count: int) -> None:
     images = pictures(30)[-count:]
-    u = A._columns(A._draw(images, draws()))
+    u = A._columns(A.drawn(len(images), draws()))
     views = augment(images, recipe, draws())
     factors, hue = A._factors(u, recipe)
     place = 4 * u["row"].flatten().argsort().argsort() // count
@@ -134,7 +134,7 @@ def test_whole_exact_view_equals_torchvision(recipe: Recipe, count: int) -> None
 
 def test_every_order_of_the_four_jitters_comes_up_equally() -> None:
     count = 4800
-    u = A._columns(A._draw(torch.empty(count, 3, 1, 1), draws()))
+    u = A._columns(A.drawn(count, draws()))
     place = 4 * u["row"].flatten().argsort().argsort() // count
     code = u["order"].argsort(1) @ torch.tensor([9, 3, 1]) + 27 * place
     seen = code.unique(return_counts=True)[1]
@@ -167,7 +167,7 @@ def test_blur_is_the_only_change_it_makes(colour: str) -> None:
     images, recipe = pictures(64), replace(PLAIN, blur=0.5, sigma=(1.0, 1.0), colour=colour)
     views = augment(images, recipe, draws())
     blurred = F.gaussian_blur(images / 255, [3, 3], [1.0, 1.0])
-    chosen = A._columns(A._draw(images, draws()))["blur"].flatten() < 0.5
+    chosen = A._columns(A.drawn(len(images), draws()))["blur"].flatten() < 0.5
     assert torch.allclose(views, torch.where(chosen.view(-1, 1, 1, 1), blurred, images / 255), atol=1e-5)
 
 
@@ -240,7 +240,7 @@ def test_no_step_looks_at_a_value_on_the_host(colour: str) -> None:
     with FakeTensorMode():
         images = torch.empty(8, 3, 40, 32, dtype=torch.uint8, device="cuda")  # no GPU is needed to pretend
         uniforms = torch.empty(8, 36, device="cuda")
-        assert A._render(images, uniforms, replace(EVERYTHING, colour=colour)).shape == (8, 3, 32, 32)
+        assert A.render(images, uniforms, replace(EVERYTHING, colour=colour)).shape == (8, 3, 32, 32)
 
 
 def test_bad_input_is_named() -> None:
@@ -262,12 +262,12 @@ def test_compiled_equals_eager(colour: str) -> None:
 @pytest.mark.parametrize("colour", ["fast", "exact"])
 def test_a_gpu_view_never_waits_for_the_host(colour: str) -> None:
     images, recipe = pictures(64), replace(EVERYTHING, solarize=0, colour=colour)
-    uniforms = A._draw(images, draws())
+    uniforms = A.drawn(len(images), draws())
     there, gen = images.cuda(), torch.Generator("cuda").manual_seed(0)
-    on_gpu = A._render(there, uniforms.cuda(), recipe)
+    on_gpu = A.render(there, uniforms.cuda(), recipe)
     torch.cuda.set_sync_debug_mode("error")
     try:
         augment(there, recipe, gen)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.allclose(on_gpu.cpu(), A._render(images, uniforms, recipe), atol=1e-3)
+    assert torch.allclose(on_gpu.cpu(), A.render(images, uniforms, recipe), atol=1e-3)

@@ -71,10 +71,10 @@ def test_exact_work_is_fp32_and_shares_everything_else():
     assert exact.device.precision == "fp32" and exact.seed == 5 and exact.embeddings is session.embeddings
 
 
-@pytest.mark.parametrize(("spare", "resident"), [(0, True), (-1, False)])
-def test_images_lie_on_the_device_if_they_fit_into_the_memory(cpu, spare, resident):
+@pytest.mark.parametrize(("name", "spare", "resident"), [("meta", 0, True), ("meta", -1, False), ("cpu", 0, False)])
+def test_images_are_copied_to_another_device_if_they_fit_into_the_memory(name, spare, resident):
     images = make_dataset().images
-    pool = Session(cpu, memory=images.nbytes + spare).pool(images)
-    assert (pool.resident is not None) == resident
-    rows = torch.tensor([3, 1])
-    assert torch.equal(pool.batch(rows), torch.from_numpy(images[[3, 1]]))
+    pool = Session(Device(torch.device(name), "fp32"), memory=images.nbytes + spare).pool(images)
+    assert (pool.resident is not None) == resident and (name == "cpu" or pool.batch(torch.tensor([3, 1])).is_meta)
+    if name == "cpu":
+        assert torch.equal(pool.batch(torch.tensor([3, 1])), torch.from_numpy(images[[3, 1]]))

@@ -9,6 +9,7 @@ import torch
 from micro import make_dataset, make_encoder
 from sslbd_cli import plugin
 from sslbd_cli.core import nets
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 from sslbd_cli.probe.locality import LocalFeatures, local_maps, receptive_field
 
@@ -62,10 +63,10 @@ def test_an_embedding_that_is_no_mean_of_local_features_is_refused(arch):
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_local_features_are_the_last_maps(cached, cpu, monkeypatch):
-    if not cached:
-        monkeypatch.setattr("sslbd_cli.probe.locality.free_memory", lambda device: 0)
     net, images = make("tinybag:width=4"), make_dataset(size=32, count=7).images
-    local = LocalFeatures(net, images, cpu)
+    memory = 4 * 7 * 16 * 12 * 12 - (not cached)  # bytes of the features
+    monkeypatch.setattr(Session, "rows_at_once", lambda *given: 2)  # which needs more memory than this
+    local = LocalFeatures(net, images, Session(cpu, memory=memory))
     assert (local.cached is not None) == cached
     rows = torch.tensor([4, 0, 6])
     with torch.no_grad():

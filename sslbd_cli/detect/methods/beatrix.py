@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslbd_cli.core.features import Layer, embed, layers
+from sslbd_cli.core.features import Layer, embed, embed_in_parts, layers
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.similarity import unit
@@ -75,30 +76,32 @@ class Beatrix(InputDetector):
         means = embed(setting.encoder, images, setting.session, layer=Layer(self._layer(setting), 1))
         channels = torch.randperm(means.shape[1], generator=gen)[: self.channels].sort().values
         state = {"channels": channels.to(means.device), "centers": unit(groups.centers), "scale": means.abs().max()}
-        grams = self._grams(images, state, setting)
-        bounds = [self._bounds(grams[groups.labels == number]) for number in range(self.clusters)]
-        return state | {
-            "low": torch.stack([low for low, _ in bounds]),
-            "high": torch.stack([high for _, high in bounds]),
-        }
+        grams = torch.cat([grams for _, grams in self._grams(images, state, setting)])
+        members = [(groups.labels == number).nonzero().flatten() for number in range(self.clusters)]
+        low, high = self._bounds(grams, members)
+        return state | {"low": low, "high": high}
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         parts = []
-        near = (unit(setting.embed(images)) @ state["centers"].T).argmax(1)  # at once: each call digests the encoder
-        step = at_once("gram matrices", setting.device.kind)
-        for start in range(0, len(images), step):
-            rows = slice(start, start + step)
-            grams = self._grams(images[rows], state, setting)
+        near = (unit(setting.embed(images)) @ state["centers"].T).argmax(1)
+        for rows, grams in self._grams(images, state, setting):
             low, high = state["low"][near[rows]], state["high"][near[rows]]
             below = (low - grams).clamp(min=0) / low.abs().clamp(min=1e-6)
             above = (grams - high).clamp(min=0) / high.abs().clamp(min=1e-6)
             parts.append((below + above).double().mean(1))
         return Observation({"score": torch.cat(parts).cpu().numpy()})
 
-    def _bounds(self, grams: Tensor) -> tuple[Tensor, Tensor]:
-        middle = _lower_median(grams)
-        away = self.width * _lower_median((grams - middle).abs())
-        return middle - away, middle + away
+    def _bounds(self, grams: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the bounds of K clusters, given their rows of N,F features: float32 K,F each. Sort some at a time."""
+        bounds = []
+        for part in torch.split(grams, at_once("gram numbers", grams.device.type, len(grams)), dim=1):
+            clusters = [part[rows] for rows in members]
+            middle = torch.stack([_lower_median(rows) for rows in clusters])
+            spread = [_lower_median((rows - centre).abs()) for rows, centre in zip(clusters, middle, strict=True)]
+            away = self.width * torch.stack(spread)
+            bounds.append(torch.stack([middle - away, middle + away]))
+        low, high = torch.cat(bounds, dim=2)
+        return low, high
 
     def _layer(self, setting: Setting) -> str:
         names = list(layers(setting.encoder))
@@ -108,11 +111,13 @@ class Beatrix(InputDetector):
             raise InputError(f"{self.name}: no layer={self.layer}; {setting.encoder.arch.name} has {', '.join(names)}")
         return self.layer or names[max(0, len(names) - 2)]
 
-    def _grams(self, images: np.ndarray, state: State, setting: Setting) -> Tensor:
+    def _grams(self, images: np.ndarray, state: State, setting: Setting) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows of the images, and their Gram features."""
         scale = max(float(state["scale"]), 1e-12)
         gram = Gram(self._layer(setting), 0, state["channels"], self.orders, scale)
-        step = at_once("gram matrices", setting.device.kind)
-        return embed(setting.encoder, images, setting.session, batch=step, layer=gram)
+        numbers = self.orders * len(state["channels"]) * (len(state["channels"]) + 1) // 2
+        step = at_once("gram numbers", setting.device.kind, numbers)
+        return embed_in_parts(setting.encoder, images, setting.session, batch=step, layer=gram)
 
 
 def _lower_median(rows: Tensor) -> Tensor:

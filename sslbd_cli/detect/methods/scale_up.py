@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core.device import send
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.features import embed_in_parts
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
@@ -47,6 +47,8 @@ class ScaleUp(InputDetector):
             bright = send(chunk, factors.device)[:, None] * factors[:, None, None, None].short()
             return bright.clamp(max=255).to(torch.uint8).flatten(0, 1)
 
-        feats = embed(setting.encoder, images, setting.session, amplify, copies=self.scales)
-        z = unit(feats).view(len(images), self.scales, -1)
-        return (z[:, 1:] * z[:, :1]).sum(2).double()
+        parts = []
+        for _, feats in embed_in_parts(setting.encoder, images, setting.session, amplify, copies=self.scales):
+            z = unit(feats).view(-1, self.scales, feats.shape[1])
+            parts.append((z[:, 1:] * z[:, :1]).sum(2).double())
+        return torch.cat(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.core.device import send
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.features import embed_in_parts
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.similarity import pair_cosine, unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
@@ -52,25 +51,20 @@ class Strip(InputDetector):
         return {"overlays": overlays, "centers": centers}
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
-        z = unit(embed_many(images, state["overlays"], self.blend, setting)).view(len(images), self.overlays, -1)
-        cosine = pair_cosine(z)
-        answers = torch.log_softmax(z @ state["centers"].T / self.temperature, dim=2)
-        entropy = (answers.exp() * answers).sum(2).mean(1)  # minus the entropy: low entropy is suspicious
-        columns = {"cosine": cosine.double().cpu().numpy(), "entropy": entropy.double().cpu().numpy()}
-        return Observation.of(columns, self.score)
+        overlays, parts = state["overlays"], []
+
+        def blends(chunk: Tensor) -> Tensor:
+            return self.blend(send(chunk, overlays.device), overlays)
+
+        for _, feats in embed_in_parts(setting.encoder, images, setting.session, blends, copies=self.overlays):
+            z = unit(feats).view(-1, self.overlays, feats.shape[1])
+            answers = torch.log_softmax(z @ state["centers"].T / self.temperature, dim=2)
+            entropy = (answers.exp() * answers).sum(2).mean(1)  # minus the entropy: low entropy is suspicious
+            parts.append(torch.stack([pair_cosine(z), entropy]))
+        cosine, entropy = torch.cat(parts, dim=1).double().cpu().numpy()
+        return Observation.of({"cosine": cosine, "entropy": entropy}, self.score)
 
     def blend(self, pixels: Tensor, overlays: Tensor) -> Tensor:
         """Blend images uint8 B,3,H,W with each of K overlays: float B*K,3,H,W in [0,1]."""
         blends = torch.lerp(pixels[:, None].float(), overlays[None].float(), self.opacity) / 255
         return blends.flatten(0, 1)
-
-
-def embed_many(
-    images: np.ndarray, others: Tensor, change: Callable[[Tensor, Tensor], Tensor], setting: Setting
-) -> Tensor:
-    """Embed each image as `change` combines it with each of K others: float32 N*K,D."""
-
-    def versions(chunk: Tensor) -> Tensor:
-        return change(send(chunk, others.device), others)
-
-    return embed(setting.encoder, images, setting.session, versions, copies=len(others))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core.features import embed
-from sslbd_cli.core.loader import at_once
+from sslbd_cli.core.loader import image_parts
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
 from sslbd_cli.plugin import key
@@ -56,8 +56,7 @@ class TriggerFilter(InputDetector):
 
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         target = unit(setting.embed(images)) @ state["target"]
-        step = at_once("images", target.device.type)
-        parts = [torch.from_numpy(np.array(images[at : at + step])) for at in range(0, len(images), step)]
+        parts = (torch.from_numpy(np.array(images[some])) for some in image_parts(images, target.device.type))
         pattern = torch.cat([match(part.to(target.device), state["keep"], state["add"]) for part in parts])
         columns = {"target": target.double().cpu().numpy(), "pattern": pattern.double().cpu().numpy()}
         return Observation.of(columns, self.score)

@@ -119,13 +119,12 @@ class FlipTest:
         rows = _central(clusters, count, gen)
         rows = rows[torch.randperm(len(rows), generator=gen)]  # so that the first rows are a sample of all clusters
         self.rows = rows
-        self.images = lens.normalise(images.pool.batch(rows))
+        self.images = images.pool.batch(rows)
         # the released code never pastes at the last offset: randint excludes it
         free = lens.size - side + (0 if raw else 1)
         corners = torch.randint(max(1, free), (len(rows), 2), generator=gen)
         self.boxes = torch.cat([corners, torch.full_like(corners, side)], dim=1)
         self.before = clusters.labels[rows.to(clusters.labels.device)]
-        self._pixels = self.images.permute(0, 2, 3, 1).flatten(1, 2)  # M,H*W,3, a view of channels-last images
         self._places = window(corners.to(self.images.device), side, lens.size)  # M,S*S
 
     def __len__(self) -> int:
@@ -154,14 +153,16 @@ class FlipTest:
         """Return the cluster of each test image with each patch, int64 R,M, and without a patch, int64 M."""
         count = min(first or len(self), len(self))
         some = [slice(start, min(start + self.lens.batch, count)) for start in range(0, count, self.lens.batch)]
-        groups = torch.split(patches.to(self._pixels), max(1, self.lens.batch // count))
-        parts = [torch.cat([self._land(group, images) for images in some], dim=1) for group in groups]
-        return torch.cat(parts), self.before[:count]
+        groups = torch.split(patches, max(1, self.lens.batch // count))
+        parts = []
+        for images in some:
+            x = self.lens.normalise(self.images[images])
+            parts.append(torch.cat([self._land(group.to(x), x, images) for group in groups]))
+        return torch.cat(parts, dim=1), self.before[:count]
 
-    def _land(self, patches: Tensor, some: slice) -> Tensor:
-        """Return the cluster of some test images with each of the patches R,3,S,S: int64 R,m."""
-        pixels, size = self._pixels[some], self.lens.size
-        count = len(pixels)
+    def _land(self, patches: Tensor, x: Tensor, some: slice) -> Tensor:
+        """Return the cluster of some test images, normalised x m,3,H,W, with each of the patches R,3,S,S: int64 R,m."""
+        pixels, size, count = x.permute(0, 2, 3, 1).flatten(1, 2), self.lens.size, len(x)  # m,H*W,3, a view
         first = torch.arange(count, device=pixels.device)[:, None] * size**2
         copies = pixels.flatten(0, 1).repeat(len(patches), 1, 1)  # R,m*H*W,3
         values = patches.permute(0, 2, 3, 1).flatten(1, 2)[:, None].expand(-1, count, -1, -1)

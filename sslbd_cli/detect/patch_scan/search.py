@@ -96,7 +96,8 @@ def search(
 
 def score(localiser: Localiser, test: FlipTest, rows: Tensor, windows: Tensor, count: int) -> Tensor:
     """Score windows int64 B,4 of images (rows, int64 B) by the flip test on `count` test images: float32 B."""
-    patches = crop(localiser.images(rows), windows)
+    parts = (torch.split(each, localiser.lens.batch) for each in (rows, windows))
+    patches = torch.cat([crop(localiser.images(some), at) for some, at in zip(*parts, strict=True)])
     own = test.clusters.labels[send(rows, test.clusters.labels.device)]
     return test.flips(patches, own, count).cpu()
 

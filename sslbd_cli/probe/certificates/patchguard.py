@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device, generator, send
+from sslbd_cli.core.device import generator, send
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
@@ -135,14 +135,14 @@ class PatchGuard(Certificate):
         field = receptive_field(encoder)
         windows = self.windows(field, encoder)
         encoder = encoder.to(session.device.torch).eval()
-        head = self._fit(LocalFeatures(encoder, task.train, session.device), task, windows, session)
-        plain, defended, is_certified = self._answer(encoder, head, task.test, windows, session.device, task.truth)
+        head = self._fit(LocalFeatures(encoder, task.train, session), task, windows, session)
+        plain, defended, is_certified = self._answer(encoder, head, task.test, windows, session, task.truth)
         certified = Certified(plain, defended, is_certified & (plain == task.truth), details={
             "receptive_field": list(field.extent), "locations": list(windows.shape), "window": list(windows.size),
         })  # fmt: skip
         if task.triggered is None:
             return certified
-        stamped = self._answer(encoder, head, task.triggered, windows, session.device)
+        stamped = self._answer(encoder, head, task.triggered, windows, session)
         return Certified(plain, defended, certified.certified, stamped[0], stamped[1], certified.details)
 
     def windows(self, field: Field, encoder: ImageEncoder) -> Windows:
@@ -181,14 +181,16 @@ class PatchGuard(Certificate):
 
     @torch.inference_mode()
     def _answer(
-        self, encoder: ImageEncoder, head: LocalHead, images: np.ndarray, windows: Windows, device: Device,
+        self, encoder: ImageEncoder, head: LocalHead, images: np.ndarray, windows: Windows, session: Session,
         truth: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return the answers without and with masking, and (with `truth`) which images are certified."""
         parts = []
-        for rows in torch.split(torch.arange(len(images)), at_once("local features", device.kind)):
-            chunk = LocalFeatures(encoder, images[rows.numpy()], device).batch(torch.arange(len(rows)))
-            votes = head.votes(chunk).double()
+        local = LocalFeatures(encoder, images, session, again=False)
+        for rows in torch.split(
+            torch.arange(len(images)), at_once("local numbers", session.device.kind, local.numbers)
+        ):
+            votes = head.votes(local.batch(rows)).double()
             is_certified = torch.zeros(len(rows), dtype=torch.bool)
             if truth is not None:
                 is_certified = certify(votes, truth[rows].to(votes.device), windows, self.threshold).cpu()

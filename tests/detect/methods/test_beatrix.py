@@ -27,7 +27,8 @@ def test_the_score_is_the_mean_overflow_of_the_bounds(cpu):
     images = make_scenes(60, 2).images
     state = method.learn(images, setting)
     low, high = state["low"][0].numpy(), state["high"][0].numpy()
-    grams = method._grams(images[:8], state, setting).numpy()
+    ((_, grams),) = method._grams(images[:8], state, setting)
+    grams = grams.numpy()
     below, above = np.maximum(low - grams, 0), np.maximum(grams - high, 0)
     expected = (below / np.maximum(np.abs(low), 1e-6) + above / np.maximum(np.abs(high), 1e-6)).mean(1)
     assert method.look(images[:8], state, setting).columns["score"] == pytest.approx(expected, rel=1e-4)
@@ -51,7 +52,7 @@ def test_the_encoder_is_digested_once_and_images_of_all_batches_get_the_bounds_o
     images = make_scenes(80, 2).images
     state = method.learn(images, setting)
     whole, digests = method.look(images, state, setting).columns["score"], []
-    monkeypatch.setitem(loader.AT_ONCE, "gram matrices", (32, 32))
+    monkeypatch.setitem(loader.AT_ONCE, "gram numbers", (32 * state["low"].shape[1], 1))
     monkeypatch.setattr(features, "digest_of", lambda net: digests.append(net) or b"")
     assert method.look(images, state, setting).columns["score"] == pytest.approx(whole, rel=1e-4)
     assert len(digests) == 1

@@ -162,7 +162,7 @@ def test_a_patch_that_is_there_already_moves_nothing(cpu, scene):
     clusters = find_clusters(lens.embed_all(pool), 6, 20, 0)
     for seed in range(5):  # the first test image gets its own colour
         test = FlipTest(ScanImages(lens, pool, clusters, 5), 30, seed, False)
-        patch, own = test.images[:1, :, :5, :5], clusters.labels[test.rows[:1]]
+        patch, own = lens.normalise(test.images[:1])[..., :5, :5], clusters.labels[test.rows[:1]]
         assert float(test.flips(patch, own, 1)) == 0 and not test.gains(patch, 1).any()
 
 
