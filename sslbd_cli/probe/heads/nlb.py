@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sslbd_cli.core.features import Labelled, whole
+from sslbd_cli.core.features import Labelled
 from sslbd_cli.plugin import key
 from sslbd_cli.probe.contract import Classifier
-from sslbd_cli.probe.heads._stepped import SteppedLinear
+from sslbd_cli.probe.heads._stepped import SteppedLinear, whole
 
 
 @dataclass(frozen=True, kw_only=True)

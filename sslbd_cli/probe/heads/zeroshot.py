@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from sslbd_cli.core.features import Labelled, whole
+from sslbd_cli.core.features import Labelled
 from sslbd_cli.plugin import key
 from sslbd_cli.probe.contract import Classifier, Head
+from sslbd_cli.probe.heads._stepped import whole
 
 
 @dataclass(frozen=True, kw_only=True)

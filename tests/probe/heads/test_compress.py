@@ -6,8 +6,9 @@ from torch import nn
 
 from sslbd_cli import plugin
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.features import Labelled, Standardise
+from sslbd_cli.core.features import Labelled
 from sslbd_cli.errors import InputError
+from sslbd_cli.probe.heads._stepped import Standardise
 
 
 def reference(feats: torch.Tensor, views: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
