@@ -1,9 +1,10 @@
 """Measure the peak memory of every command and detector, by the number of images and by their size.
 
-Each cell is one command in its own process, on images of 32, 96 and 224 pixels, 100, 1,000 and 10,000 of them: the data
-to judge, to train on and to test on are that many each. The encoder is a `tiny` of width 4, so that the images and not
-the network fill the memory, and so that the largest cells end in minutes on 2 cores. Methods that repeat much work are
-given smaller keys, and searches a budget of seconds; neither depends on the number of images.
+Each cell is one command in its own process (forked, so that torch is imported once), on images of 32, 96 and 224
+pixels, 100, 1,000 and 10,000 of them: the data to judge, to train on and to test on are that many each. The encoder is
+a `tiny` of width 4, so that the images and not the network fill the memory, and so that the largest cells end in
+minutes on 2 cores. Methods that repeat much work are given smaller keys, and searches a budget of seconds; neither
+depends on the number of images.
 
 Prints two peaks of a cell in MB. The first is private memory (RssAnon of /proc/PID/status, every 5 ms), which nothing
 can reclaim. The second is the whole resident set (ru_maxrss, as by `/usr/bin/time -v`), which also counts pages of
@@ -15,21 +16,24 @@ at most 1.25 for images of each size.
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds, paging
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.data.sources.shapes import draw
+from sslbd_cli.main import run
 
 SIZES, COUNTS, GATE = (32, 96, 224), (100, 1000, 10_000), 1.25
+FINE = (0, 1, 3)  # done, or no answer, for example within a budget
+THREADS = os.cpu_count() or 1
 CPU = ("--device", "cpu", "--quiet")
 TRIGGER = ("--trigger", "patch:size=0.2,fill=white", "--target", "0")
 #: Keys with which a method ends in minutes on 10,000 images of 224 pixels.
@@ -65,6 +69,7 @@ COMMANDS = {
 
 def artefacts(folder: Path, size: int, count: int) -> dict[str, str]:
     """Write two labelled datasets of distinct images and two encoders. Return their paths by name."""
+    folder.mkdir()
     scenes, labels = draw(100, size, 0)
     paths = {name: str(folder / name) for name in ("one", "two", "enc", "bag", "ref", "out")}
     for number, name in enumerate(("one", "two")):
@@ -100,23 +105,38 @@ def lines() -> dict[str, str]:
 
 
 def peaks(words: list[str]) -> tuple[int, int, int]:
-    """Run sslbd. Return its exit status, the peak of its private memory and that of its resident set, in MB."""
+    """Run sslbd in a child process. Return its exit status, and the peaks of private memory and resident set, in MB."""
     with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen([sys.executable, "-m", "sslbd_cli", *words], stdout=subprocess.DEVNULL, stderr=errors)
-        status, private = Path(f"/proc/{child.pid}/status"), 0
-        while not (done := os.wait4(child.pid, os.WNOHANG))[0]:
+        if not (child := os.fork()):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(errors.fileno(), 2)
+            torch.set_num_threads(THREADS)
+            os._exit(run(words))
+        status, private = Path(f"/proc/{child}/status"), 0
+        while not (done := os.wait4(child, os.WNOHANG))[0]:
             rows = [line.split() for line in status.read_text().splitlines() if line.startswith("RssAnon")]
             private = max([private, *(int(row[1]) for row in rows)])
             time.sleep(0.005)
-        child.returncode = os.waitstatus_to_exitcode(done[1])
-        if child.returncode not in (0, 3):  # 3: no answer, for example within the budget
+        code = os.waitstatus_to_exitcode(done[1])
+        if code not in FINE:
             errors.seek(0)
-            print(errors.read()[-500:], file=sys.stderr)
-    return child.returncode, private >> 10, done[2].ru_maxrss >> 10
+            print(" ".join(words), errors.read()[-500:], file=sys.stderr)
+    return code, private >> 10, done[2].ru_maxrss >> 10
+
+
+def measure(name: str, lines: list[list[str]], memory: str) -> float:
+    """Measure a command on more and more images, and print its row. Return the ratio of the last peak to the first."""
+    more = (*CPU, "--memory", memory) if lines[0][0] not in ("data", "info") else ()
+    cells = [peaks([*words, *more]) for words in lines]
+    ratio = cells[-1][1] / cells[0][1]
+    row = "  ".join(f"{private:5} {whole:5}" + (" " if code in FINE else "*") for code, private, whole in cells)
+    print(f"  {name:30} {row}  {ratio:5.2f}", flush=True)
+    return ratio
 
 
 def main() -> None:
     """Measure cell by cell, the images of one size together, and print a row for each command."""
+    torch.set_num_threads(1)  # a child that is forked beside running threads would wait for them
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--memory", default="256M", help="--memory of every command that takes it")
@@ -126,25 +146,12 @@ def main() -> None:
     sizes, counts = (SIZES[:2], COUNTS[:2]) if args.quick else (SIZES, COUNTS)
     worst = 0.0
     for size in sizes:
-        print(
-            f"{size} pixels: private and resident MB of {', '.join(f'{count:,}' for count in counts)} images",
-            flush=True,
-        )
-        table: dict[str, list[tuple[int, int, int]]] = {name: [] for name in chosen}
-        for count in counts:
-            with tempfile.TemporaryDirectory() as folder:
-                places = artefacts(Path(folder), size, count)
-                for name, line in chosen.items():
-                    words = line.format(**places).split()
-                    takes_device = words[0] not in ("data", "info")
-                    table[name].append(peaks([*words, *((*CPU, "--memory", args.memory) if takes_device else ())]))
-        for name, cells in table.items():
-            ratio = cells[-1][1] / cells[0][1]
-            worst = max(worst, ratio)
-            shown = "  ".join(
-                f"{private:5} {whole:5}" + ("*" if code not in (0, 3) else " ") for code, private, whole in cells
-            )
-            print(f"  {name:30} {shown}  {ratio:5.2f}", flush=True)
+        shown = ", ".join(f"{count:,}" for count in counts)
+        print(f"{size} pixels: private and resident MB of {shown} images; ratio", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            places = [artefacts(Path(folder, str(count)), size, count) for count in counts]
+            for name, line in chosen.items():
+                worst = max(worst, measure(name, [line.format(**place).split() for place in places], args.memory))
     print(f"largest ratio {worst:.2f} (gate {GATE}); * failed")
 
 

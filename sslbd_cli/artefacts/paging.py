@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-LARGE = 1 << 26  # bytes of an array above which it lies in a file
+LARGE = 1 << 24  # bytes of an array above which it lies in a file
 BLOCK = 1 << 24  # bytes that are copied at once
 USED = 1 << 26  # bytes that are used before this process lets go of the pages of all its files
 

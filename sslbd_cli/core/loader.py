@@ -134,7 +134,9 @@ class Pool:
             limit = free_memory(device) // 4 if memory is None else memory
             resident = device.kind != "cpu" and images.nbytes <= limit
         if resident:
-            self.resident = torch.from_numpy(np.array(images)).to(device.torch)
+            self.resident = torch.empty(images.shape, dtype=torch.uint8, device=device.torch)
+            for part in paging.parts(images):
+                self.resident[part] = send(torch.from_numpy(np.array(images[part])), device.torch)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "SSLBD_DEVICE": "The default of `--device`.",
     "SSLBD_MALLOC": "If it is `default`, glibc's usual policy applies to large blocks of memory. Otherwise the process "
     "keeps them for reuse, which makes training on the CPU faster (Linux).",
-    "TMPDIR": "The folder of temporary files: copies of pipes, and arrays of more than 64 MB, such as triggered "
+    "TMPDIR": "The folder of temporary files: copies of pipes, and arrays of more than 16 MB, such as triggered "
     "images. They are gone when the command ends. A folder in memory (tmpfs) would save none.",
 }
 OPENING = {
