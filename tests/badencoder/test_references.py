@@ -9,6 +9,7 @@ import torch
 from sslbd_cli.badencoder.references import Placing, margins, prototypical
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import Labelled
+from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 
 
@@ -18,16 +19,16 @@ def net(encoder) -> nets.ImageEncoder:
 
 
 def test_references_are_of_the_class_best_first(net, dataset, cpu):
-    rows = prototypical(Placing(net, cpu), dataset, 1, 5)
+    rows = prototypical(Placing(net, Session(cpu)), dataset, 1, 5)
     assert len(set(rows.tolist())) == 5 and set(dataset.labels[rows]) == {1}
-    assert np.array_equal(prototypical(Placing(net, cpu), dataset, 1, 2), rows[:2])
+    assert np.array_equal(prototypical(Placing(net, Session(cpu)), dataset, 1, 2), rows[:2])
 
 
 def test_an_image_with_the_wrong_label_is_never_chosen(net, dataset, cpu):
     labels = dataset.labels.copy()
     labels[0] = 1  # an image of class 0 among those of class 1
     wrong = dataclasses.replace(dataset, labels=labels)
-    assert 0 not in prototypical(Placing(net, cpu), wrong, 1, 15)
+    assert 0 not in prototypical(Placing(net, Session(cpu)), wrong, 1, 15)
 
 
 def test_margins_are_positive_where_the_probe_is_right():
@@ -39,7 +40,7 @@ def test_margins_are_positive_where_the_probe_is_right():
 
 def test_too_few_images_are_refused(net, dataset, cpu):
     with pytest.raises(InputError, match="class class-1 has 20 images, fewer than --references 21"):
-        prototypical(Placing(net, cpu), dataset, 1, 21)
+        prototypical(Placing(net, Session(cpu)), dataset, 1, 21)
 
 
 def test_a_class_that_the_clean_probe_does_not_know_is_refused(net, dataset, cpu):
@@ -47,4 +48,4 @@ def test_a_class_that_the_clean_probe_does_not_know_is_refused(net, dataset, cpu
     labels[labels == 1] = np.arange(20) % 2 * 2  # class 1 is taken apart
     labels[:3] = 1  # and given to one image of each pattern
     with pytest.raises(InputError, match="F05"):
-        prototypical(Placing(net, cpu), dataclasses.replace(dataset, labels=labels), 1, 3)
+        prototypical(Placing(net, Session(cpu)), dataclasses.replace(dataset, labels=labels), 1, 3)

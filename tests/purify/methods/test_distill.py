@@ -63,7 +63,7 @@ def test_the_student_comes_to_order_images_like_its_teacher(encoder, dataset, cp
     def agreement(epochs: int) -> float:
         purifier = plugin.parse("purifier", f"distill:epochs={epochs},batch=20,optimiser=adamw,momentum=0.9,scale=0.8")
         learned = F.normalize(
-            embed(purifier.clean(net, Supplies(dataset.images), Session(cpu)), dataset.images, cpu), dim=1
+            embed(purifier.clean(net, Supplies(dataset.images), Session(cpu)), dataset.images, Session(cpu)), dim=1
         )
         upper = np.triu_indices(len(taught), 1)
         return float(np.corrcoef((taught @ taught.T).numpy()[upper], (learned @ learned.T).numpy()[upper])[0, 1])
