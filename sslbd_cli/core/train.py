@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,13 +120,28 @@ def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     return lars
 
 
+class Pace:
+    """How much of the seconds that a training may take has passed."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.started = seconds, time.monotonic()
+
+    def elapsed(self) -> float:
+        """Return the share of the seconds that has passed; 0 without a limit."""
+        return (time.monotonic() - self.started) / max(self.seconds, 1e-9)
+
+    def is_over(self) -> bool:
+        return self.elapsed() >= 1
+
+
 class Fit:
     """One training. `run` trains the epochs that are left and returns the last epoch's mean of each loss term.
 
     module holds the whole state. loss(rows, gen) returns the terms of one batch, including `loss`; rows are int64 on
     the CPU, and gen is on the device. after_step(progress) follows each optimiser step. begin_epoch starts each epoch.
     end_epoch(terms) gets the epoch's mean terms. vet(epoch) returns after each epoch whether its state may be stored in
-    the checkpoint, or raises.
+    the checkpoint, or raises. share: of the time that the session has left, what the training may take at most; 0: all.
+    Then the schedule follows the clock where the steps are too slow, and ends in time.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, session: Session) -> None:
@@ -139,6 +155,8 @@ class Fit:
         self.checkpoint: Checkpoint | None = None
         self.remark: Callable[[int], str] = lambda epoch: ""
         self.vet: Callable[[int], bool] = lambda epoch: True
+        self.share = 0.0
+        self._pace = Pace(math.inf)
 
     def run(self, label: str) -> dict[str, float]:
         """Train. Raises Unsound if a loss is not finite."""
@@ -147,8 +165,12 @@ class Fit:
             first, terms = self._load(self.checkpoint)
         saved_epochs = first
         steps = -(-self.count // plan.batch) if plan.keep_last else self.count // plan.batch
+        self._pace = Pace(self.share * self.session.budget.left() if self.share else math.inf)
         with self.session.work((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
             for epoch in range(first, plan.epochs):
+                if self._pace.is_over():
+                    ticker.note(f"ended in epoch {epoch} of {plan.epochs}: its share of the budget was spent")
+                    break
                 terms = self._epoch(epoch, steps, ticker)
                 checks.finite_loss(terms, epoch, saved_epochs)  # first: a remark on the features would say less
                 self.end_epoch(terms)
@@ -165,9 +187,12 @@ class Fit:
         gen = session.generator("views", epoch, device=device.torch)
         torch.manual_seed(session.generator("layers", epoch).initial_seed())  # dropout and the like
         self.begin_epoch()
-        sums: Terms = {}
+        sums, count = Terms(), 0
         for step in range(steps):
-            rate = plan.rate(epoch * steps + step, steps)
+            if step and self._pace.is_over():
+                break
+            done = epoch * steps + step
+            rate = plan.rate(max(done, int(self._pace.elapsed() * plan.epochs * steps)), steps)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             with device.autocast():
@@ -175,11 +200,12 @@ class Fit:
             self.optimiser.zero_grad(set_to_none=True)
             terms["loss"].backward()  # type: ignore[no-untyped-call]
             self.optimiser.step()
-            self.after_step((epoch * steps + step + 1) / (plan.epochs * steps))
+            self.after_step((done + 1) / (plan.epochs * steps))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach()
             ticker.advance(plan.batch)
-        return {name: float(total) / steps for name, total in sums.items()}
+            count = step + 1
+        return {name: float(total) / count for name, total in sums.items()}
 
     # --- checkpoints
 

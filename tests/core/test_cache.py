@@ -20,6 +20,7 @@ class Counting(torch.nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.net, self.seen = nets.load(make_encoder(seed=seed)), 0
+        self.size = self.net.size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen += len(x)

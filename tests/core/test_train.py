@@ -11,7 +11,7 @@ from torch import nn
 
 from micro import make_dataset, make_encoder
 from sslbd_cli.artefacts import container, kinds
-from sslbd_cli.core.session import Session
+from sslbd_cli.core.session import Session, TimeBudget
 from sslbd_cli.core.train import Checkpoint, Fit, Plan, ema, freeze, optimiser
 from sslbd_cli.core.watch import unwatched
 from sslbd_cli.errors import InputError, Unsound
@@ -135,6 +135,31 @@ def weights(made: Fit) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_training_with_a_share_of_the_time_ends_its_schedule_in_time(cpu, monkeypatch):
+    now, rates = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    made = fit(cpu, epochs=10)  # 50 steps of a second each
+    made.share, made.session = 0.5, replace(made.session, budget=TimeBudget(40))
+
+    def tick(progress: float) -> None:
+        now[0] += 1
+        rates.append(made.optimiser.param_groups[0]["lr"])
+
+    made.after_step = tick
+    terms = made.run("test")
+    assert len(rates) == 20 and terms["loss"] > 0
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.02 * rates[0]
+    now[0], rates[:] = 0.0, []
+    whole = fit(cpu, epochs=10)
+    whole.share, whole.session = 0.5, replace(whole.session, budget=TimeBudget(1000))
+    whole.after_step = tick
+    whole.run("test")
+    assert len(rates) == 50
+    plain = fit(cpu, epochs=10)
+    plain.run("test")
+    assert same(weights(whole), weights(plain))
 
 
 def test_each_epoch_shuffles_all_rows_anew(cpu):

@@ -26,7 +26,8 @@ from sslbd_cli.detect.contract import (
 )
 from sslbd_cli.plugin import key
 
-SHOWN, PASSES = 60_000, (15, 60)  # images that the decoder sees by default, and the least and most passes
+SHOWN, MOST = 60_000, 60  # images that the decoder sees by default, and the most passes
+TRAINING = 0.6  # share of the time left that the training may take; the rest is for judging
 EXAMPLES = 6  # pictures in the report, of low and of high score each
 
 
@@ -67,7 +68,7 @@ class DeDe(InputDetector):
                            low=0.01, high=1)  # fmt: skip
     draws: int = key(3, "masks averaged when judging, if a patch is visible", low=1, expert=True)
     neutral: int = key(128, "other images' embeddings that an image is compared with", low=2, expert=True)
-    epochs: int = key(0, "passes over the learning part of --aux; 0: 60,000 images shown, in 15 to 60 passes", low=0)
+    epochs: int = key(0, "passes over the learning part of --aux; 0: 60,000 images shown, in 60 passes at most", low=0)
     batch: int = key(64, "images per step", low=2)
     lr: float = key(0.001, "learning rate", low=0)
     warmup: float = key(1.0, "epochs of rising learning rate", low=0, expert=True)
@@ -172,7 +173,7 @@ class DeDe(InputDetector):
 
     def passes(self, images: int) -> int:
         """Return the passes over so many images. More passes would overfit a small set and detect less."""
-        return self.epochs or min(max(round(SHOWN / images), PASSES[0]), PASSES[1])
+        return self.epochs or min(max(round(SHOWN / images), 1), MOST)
 
     def _train(self, images: np.ndarray, feats: Tensor, setting: Setting) -> dede_decoder.MaskedDecoder:
         device, encoder = setting.device, setting.encoder
@@ -180,18 +181,24 @@ class DeDe(InputDetector):
             torch.manual_seed(setting.session.generator("dede weights").initial_seed())
             network = self._network(encoder.size, feats.shape[1])
         network.to(device.torch)
-        pool = setting.session.pool(images)
+        pool, count = setting.session.pool(images), min(len(images), SHOWN)
+        shown = torch.arange(count)
+        if count < len(images):
+            shown = torch.randperm(len(images), generator=setting.session.generator("dede shown"))[:count]
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
+            rows = shown[rows]
             x = patching.normalise(pool.batch(rows), encoder.mean, encoder.std)
             return {"loss": dede_decoder.masked_loss(network, x, feats[send(rows, feats.device)], self.mask, gen)}
 
-        epochs = self.passes(len(pool))
-        plan = Plan(epochs=epochs, batch=min(self.batch, len(pool)), lr=self.lr, optimiser="adamw",
+        epochs = self.passes(count)
+        plan = Plan(epochs=epochs, batch=min(self.batch, count), lr=self.lr, optimiser="adamw",
                     weight_decay=1e-6, warmup=min(self.warmup, epochs / 2), schedule=self.schedule)  # fmt: skip
         # bf16 slows matrices of up to 96 channels down, conversions included, and buys a tenth at 128
         session = setting.session if self.width > 128 else setting.session.exact()
-        Fit(network, loss, len(pool), plan, session).run(self.name)
+        fit = Fit(network, loss, count, plan, session)
+        fit.share = TRAINING
+        fit.run(self.name)
         return network.eval()
 
 
