@@ -13,7 +13,17 @@ from sslbd_cli.convert import layouts
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset
-    from sslbd_cli.convert.foreign import ConvertWish
+    from sslbd_cli.convert.reading import ConvertWish
+
+
+class ArchSpec(Spec):
+    """A spec of --arch, which may be a model's name on the hub: timm/NAME.tag."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str):
+            value = value.replace("timm:model=timm/", "timm:model=", 1)
+            value = f"timm:model={value.removeprefix('timm/')}" if value.startswith("timm/") else value
+        return super().convert(value, param, ctx)
 
 
 @options.command(
@@ -28,9 +38,14 @@ if TYPE_CHECKING:
 @click.option("--from", "source", type=Listed(layouts.describe()), metavar="LAYOUT", default="auto", show_default=True,
               help="Layout of the checkpoint; auto: recognise it by its tensor names. 'help' lists.")  # fmt: skip
 @click.option("--to", "target", type=click.Choice(list(layouts.EXPORTS)), help="Export the encoder in this layout.")
-@click.option("--arch", type=Spec("arch"), metavar="SPEC",
-              help="Architecture, if the weights do not tell it (timm:model=NAME). Keys that you give are fixed; the "
-                   "weights tell the rest. 'help' lists.")  # fmt: skip
+@click.option("--arch", type=ArchSpec("arch"), metavar="SPEC",
+              help="Architecture, if the weights do not tell it (timm:model=NAME or timm/NAME). Keys that you "
+                   "give are fixed; the weights tell the rest. 'help' lists.")  # fmt: skip
+@click.option(
+    "--prefix",
+    metavar="NAME",
+    help="Take the encoder under this name, such as momentum_backbone, if the checkpoint holds several.",
+)
 @click.option("--size", type=click.IntRange(4, 1024), metavar="PIXELS",
               help="Side of the input images.  [default: timm's, or that of a transformer's positions, or 224 for a "
                    "7x7 stem, 32 for a 3x3 stem]")  # fmt: skip
@@ -42,11 +57,17 @@ if TYPE_CHECKING:
 def command(run: Run, input: str, output: str, source: str, target: str | None, data: str | None, **known: Any) -> None:
     """Import a foreign checkpoint as an encoder, or export an encoder (--to).
 
-    CHECKPOINT is a state dict in safetensors or from torch.save (.pth, .pt, .bin), or a TorchScript archive such as
-    OpenAI's CLIP. No code in it runs: a pickle is read with weights_only, and of an archive only the tensors are read.
-    Pickled modules and NumPy files are refused. Loading is strict. Classifiers, text towers and training modules are
-    left out and named; any other difference is an error. The encoder is tested on random images before it is
-    written. An export is also safetensors, never a pickle.
+    CHECKPOINT is a state dict in safetensors or from torch.save (.pth, .pt, .bin), a TorchScript archive such as
+    OpenAI's CLIP, or a folder with one of these. Of a sharded checkpoint, give the folder, the index or one shard. No
+    code in it runs: a pickle is read with weights_only, and of an archive only the tensors are read. Pickled modules
+    and NumPy files are refused. An export is also safetensors, never a pickle.
+
+    The encoder is found in any nesting of dictionaries and modules, such as state_dict, module. and teacher. Among its
+    own names loading is strict: nothing may be missing, and nothing else may be there but a classifier or parts of
+    training. Everything outside is left out, and named with its number of tensors. If a checkpoint holds several whole
+    encoders, convert takes the one that users of its framework take, and says so: the average of the weights (EMA)
+    before the trained ones, the query encoder before the key encoder, the teacher before the student, the target
+    encoder of I-JEPA. --prefix takes another one. The encoder is tested on random images before it is written.
 
     CHECKPOINT may also be on the Hugging Face hub: hf://OWNER/NAME[@REVISION][/FILE]. Only weights (safetensors before
     pickles) and configuration files are downloaded, into the cache of the hub's own library; HF_HOME, HF_HUB_OFFLINE,
@@ -64,7 +85,7 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     """
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.convert import statedict
-    from sslbd_cli.convert.foreign import ConvertWish
+    from sslbd_cli.convert.reading import ConvertWish
     from sslbd_cli.errors import InputError
 
     refuse_terminal(output)
@@ -72,8 +93,8 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     judges = None if data is None else run.read(data, Dataset, "--data")
     if target is None:
         _import(run, input, output, ConvertWish(source, **known), judges)
-    elif source != "auto" or judges is not None or known["arch"] is not None or known["size"] is not None:
-        raise InputError("--from, --arch, --size and --data describe an import; --to goes without them")
+    elif source != "auto" or judges is not None or any(known[name] is not None for name in ("arch", "size", "prefix")):
+        raise InputError("--from, --arch, --prefix, --size and --data describe an import; --to goes without them")
     else:
         _export(run, input, output, target, known["normalise"])
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
+from sslbd_cli.convert import timmnames
 from sslbd_cli.convert.layouts import Layout
 from sslbd_cli.convert.statedict import State, shape
 from sslbd_cli.core import nets
@@ -22,6 +24,7 @@ CLASSES: dict[str, tuple[type[nets.Arch], ...]] = {
     "clip-resnet": (nets.ClipResNet,),
     "vit": (nets.ViT,),
     "clip-vit": (nets.ClipViT,),
+    "timm": (nets.Timm,),
 }
 
 
@@ -33,8 +36,7 @@ def candidates(layout: Layout, inner: State, user_arch: nets.Arch | None) -> tup
     if user_arch is not None and not isinstance(user_arch, CLASSES[layout.family]):
         names = ", ".join(cls.__name__.lower() for cls in CLASSES[layout.family])
         raise InputError(f"is {layout.name}'s layout, which --arch {user_arch.name} cannot be; give one of {names}")
-    tell = {"resnet": _resnet, "clip-resnet": _clip_resnet, "vit": _vit, "clip-vit": _clip_vit}[layout.family]
-    archs, size = tell(layout, inner, user_arch)
+    archs, size = _TELL[layout.family](layout, inner, user_arch)
     keys_given = {} if user_arch is None else {name: getattr(user_arch, name) for name in user_arch.given_keys}
     if keys_given.get("stem") == "auto":
         del keys_given["stem"]
@@ -124,3 +126,53 @@ def _clip_vit(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[lis
     keys, size = _tokens(layout, inner, arch)
     dim = _dims(inner, "head.weight", 2)[0] if "head.weight" in inner else 0
     return [nets.ClipViT(**keys, dim=dim, act=act) for act in layout.acts], size
+
+
+# --- models of timm ------------------------------------------------------------------------------------------------
+
+
+def _timm(layout: Layout, inner: State, _: nets.Arch | None) -> tuple[list[nets.Arch], int]:
+    """Return timm's model of this family that these tensors fit, or else its first one, changed to their shape."""
+    change = f"+{layout.change}" if layout.change else ""
+    models = [nets.Timm(model=f"{model}{change}") for model in layout.models]
+    whole = next((model for model in models if timmnames.fits(inner, model, timmnames.side(inner, model))), None)
+    if whole:
+        return [whole], timmnames.side(inner, whole)
+    text = "+".join(f"{name}={value}" for name, value in _changes(inner).items())
+    if not text:
+        raise InputError(f"is {layout.name}'s layout, but of no size that timm has; give --arch timm:model=NAME")
+    changed = nets.Timm(model=f"{layout.models[0]}+{text}{change}")
+    return [changed], timmnames.side(inner, changed)
+
+
+def _changes(inner: State) -> Mapping[str, object]:
+    """Return the arguments of timm's model that tensors of an unusual shape need."""
+    if "blocks.0.attn.qkv.weight" in inner:
+        width, _, patch, _ = _dims(inner, "patch_embed.proj.weight", 4)
+        keys = {"patch_size": patch, "embed_dim": width, "depth": _count(inner, "blocks.#.attn.qkv.weight"),
+                "num_heads": max(1, width // 64)}  # fmt: skip
+        registers = inner.get("register_tokens", inner.get("reg_token"))
+        return keys if registers is None else keys | {"reg_tokens": registers.shape[1]}
+    if "layers.0.blocks.0.attn.qkv.weight" in inner:
+        table = "layers.{}.blocks.0.attn.relative_position_bias_table"
+        stages = range(_count(inner, "layers.#.blocks.0.attn.qkv.weight"))
+        rows = _dims(inner, table.format(0), 2)[0]
+        depths = [_count(inner, f"layers.{stage}.blocks.#.attn.qkv.weight") for stage in stages]
+        heads = [_dims(inner, table.format(stage), 2)[1] for stage in stages]
+        return {"embed_dim": _dims(inner, "patch_embed.proj.weight", 4)[0], "depths": _text(depths),
+                "num_heads": _text(heads), "window_size": (math.isqrt(rows) + 1) // 2}  # fmt: skip
+    if "stages.0.blocks.0.conv_dw.weight" in inner and "stages.0.blocks.0.mlp.grn.weight" not in inner:
+        stages = range(_count(inner, "stages.#.blocks.0.conv_dw.weight"))
+        depths = [_count(inner, f"stages.{stage}.blocks.#.conv_dw.weight") for stage in stages]
+        return {
+            "depths": _text(depths),
+            "dims": _text([_dims(inner, f"stages.{stage}.blocks.0.conv_dw.weight", 4)[0] for stage in stages]),
+        }
+    return {}
+
+
+def _text(numbers: list[int]) -> str:
+    return "-".join(map(str, numbers))
+
+
+_TELL = {"resnet": _resnet, "clip-resnet": _clip_resnet, "vit": _vit, "clip-vit": _clip_vit, "timm": _timm}

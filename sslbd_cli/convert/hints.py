@@ -14,7 +14,7 @@ from typing import Any
 import timm
 
 from sslbd_cli import plugin
-from sslbd_cli.convert.foreign import ConvertWish
+from sslbd_cli.convert.reading import ConvertWish
 from sslbd_cli.core import nets
 from sslbd_cli.core.pixels import Pixels, normalise_text
 

@@ -10,7 +10,7 @@ from sslbd_cli import __version__
 from sslbd_cli.artefacts.kinds import Dataset, Encoder
 from sslbd_cli.cli.run import file_row
 from sslbd_cli.convert import foreign, hints, hub, statedict
-from sslbd_cli.convert.foreign import ConvertWish
+from sslbd_cli.convert.reading import ConvertWish
 from sslbd_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,12 @@ def import_checkpoint(run: Run, path: str, wish: ConvertWish, data: Dataset | No
         run.say(remark)
     full = imported.wish
     options = {"source": full.layout, "arch": full.arch, "size": full.size, "normalise": full.normalise}
-    return Conversion(imported.encoder, options, file_row("INPUT", name, checkpoint.sha256))
+    if full.prefix is not None:
+        options["prefix"] = full.prefix
+    row = file_row("INPUT", name, checkpoint.sha256)
+    if imported.left_out:
+        row["left_out"] = imported.left_out
+    return Conversion(imported.encoder, options, row)
 
 
 def is_foreign(path: str) -> bool:

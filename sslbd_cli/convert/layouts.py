@@ -10,24 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sslbd_cli.convert.names import (  # fmt: skip
-    BADENCODER,
-    CHILDREN,
-    CLIP_RESNET,
-    HF_CLIP,
-    HF_RESNET,
-    HF_VIT,
-    OPENAI_VIT,
-    SIMCLR_V2,
-    TIMM_CLIP_VIT,
-    TORCHVISION,
-    VIT,
-    Rule,
-    fill,
-    own_patterns,
-    patterns,
-    same,
-)
+from sslbd_cli.convert import names
+from sslbd_cli.convert.names import Rule, fill, own_patterns, patterns, same
 
 SMALL = ("cifar10", "cifar10-solo", "stl10", "imagenet", "none")  # normalisations of encoders of 32-pixel images
 
@@ -36,11 +20,12 @@ SMALL = ("cifar10", "cifar10-solo", "stl10", "imagenet", "none")  # normalisatio
 class Layout:
     """One public layout: how to recognise it, how to rename it, and its usual normalisation.
 
-    family: our network: resnet, clip-resnet, vit or clip-vit. marker: tensors that it must have. wrapped: a module that
-    must contain its names. beside: modules that must lie beside the encoder. order: two tensors, the first stored
-    first. The layout with the most conditions wins. heads: modules to leave out. kernels: sides of a ResNet's first
-    convolution. Candidates: normalise (small: for a 3x3 stem), stems (for a 3x3 stem), acts. head_width: channels of an
-    attention head.
+    family: our network: resnet, clip-resnet, vit, clip-vit or timm. marker: tensors that it must have; without: those
+    that it must not have. wrapped: modules one of which must contain its names. beside: modules that must lie beside the encoder. order: two tensors, the first
+    stored first. The layout with the most conditions wins. heads: modules to leave out. kernels: sides of a ResNet's
+    first convolution. Candidates: normalise (small: for a 3x3 stem; guess: also, if nobody named the layout), stems
+    (for a 3x3 stem), acts. head_width: channels of an attention head. models: timm's models of this family, the first
+    of which is changed if none fits; change: what is always changed.
     """
 
     name: str
@@ -48,39 +33,44 @@ class Layout:
     family: str
     rules: tuple[Rule, ...]
     marker: tuple[str, ...]
-    wrapped: str = ""
+    without: tuple[str, ...] = ()
+    wrapped: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     order: tuple[str, str] | None = None
     heads: tuple[str, ...] = ()
     normalise: tuple[str, ...] = ("imagenet",)
+    guess: tuple[str, ...] = ()
     kernels: tuple[int, ...] = (3, 7)
     small: tuple[str, ...] = SMALL
     stems: tuple[str, ...] = ("cifar", "solo")
     acts: tuple[str, ...] = ("quickgelu", "gelu")
     head_width: int = 64
+    models: tuple[str, ...] = ()
+    change: str = ""
 
     def says(self) -> int:
-        """Count the conditions that a state dict of this layout must fulfil."""
-        return len(self.marker) + bool(self.wrapped) + len(self.beside) + bool(self.order)
+        """Count the conditions that a state dict of this layout must fulfil. What wraps it says most."""
+        return len(self.marker) + 2 * bool(self.wrapped) + len(self.beside) + bool(self.order)
 
-    def prefixes(self, state: Iterable[str], wrappers: set[str]) -> list[str]:
-        """List the prefixes of this layout's names that consist of known wrappers only (`module.encoder_q.`)."""
-        names = list(state)
-        known = set(names)
-        ahead = {name.removesuffix(self.marker[0]) for name in names if name.endswith(self.marker[0])}
+    def places(self, state: Iterable[str]) -> list[str]:
+        """List the prefixes, with their last dot, under which this layout's names lie, such as `module.encoder_q.`."""
+        every = list(state)
+        known = set(every)
+        ahead = {name.removesuffix(self.marker[0]) for name in every if name.endswith(self.marker[0])}
         return sorted(
-            prefix
-            for prefix in ahead
-            if all(prefix + marker in known for marker in self.marker)
-            and (not prefix or (prefix.endswith(".") and set(prefix[:-1].split(".")) <= wrappers))
-            and (not self.wrapped or self.wrapped in prefix.split("."))
-            and (not self.order or self._is_ordered(prefix, names))
+            place
+            for place in ahead
+            if all(place + marker in known for marker in self.marker)
+            and not any(place + name in known for name in self.without)
+            and (not place or place.endswith("."))
+            and (not self.wrapped or set(self.wrapped) & set(place.split(".")))
+            and (not self.order or self._is_ordered(place, every))
         )
 
-    def _is_ordered(self, prefix: str, names: list[str]) -> bool:
+    def _is_ordered(self, place: str, every: list[str]) -> bool:
         assert self.order is not None
-        first, second = (prefix + name for name in self.order)
-        return first in names and names.index(first) < names.index(second)
+        first, second = (place + name for name in self.order)
+        return first in every and every.index(first) < every.index(second)
 
     def find(self, name: str) -> tuple[str, int, Rule] | None:
         """Return our name of a foreign tensor, its part of our tensor, and the rule; None if no rule fits."""
@@ -100,72 +90,148 @@ class Layout:
 _CLIP_TEXT = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "logit_scale",
               "logit_bias", "input_resolution", "context_length", "vocab_size", "text", "attn_mask")  # fmt: skip
 
+DINOV2_MODELS = tuple(
+    f"vit_{size}_patch14_{more}dinov2" for more in ("", "reg4_") for size in ("small", "base", "large", "giant")
+)
+SWIN_MODELS = ("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224",
+               "swin_large_patch4_window7_224", "swin_base_patch4_window12_384",
+               "swin_large_patch4_window12_384")  # fmt: skip
+CONVNEXT_MODELS = (
+    *(f"convnext{version}_{size}" for version in ("", "v2")
+      for size in ("tiny", "small", "base", "large", "nano", "pico", "femto", "atto")),
+    "convnext_xlarge", "convnextv2_huge",
+)  # fmt: skip
+
 # --- the table ----------------------------------------------------------------------------------------------------
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         Layout(name="torchvision", source="torchvision, timm's ResNets, MoCo v1-v3, DINO ResNet-50, SSL-Backdoor",
-               family="resnet", rules=TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
+               family="resnet", rules=names.TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
                heads=("fc", "head")),
         Layout(name="simclr", source="Google SimCLR v1 of widths 1, 2 and 4, as tonylins converts it",
-               family="resnet", rules=TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"), heads=("fc",),
-               order=("layer1.0.downsample.0.weight", "layer1.0.conv1.weight"), normalise=("none",), kernels=(7,)),
+               family="resnet", rules=names.TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
+               heads=("fc",), normalise=("none",), kernels=(7,),
+               order=("layer1.0.downsample.0.weight", "layer1.0.conv1.weight")),
         Layout(name="simclr-v2", source="Google SimCLR v2 without selective kernels, as Separius converts it",
-               family="resnet", rules=SIMCLR_V2, marker=("net.0.0.weight", "net.1.blocks.0.net.0.weight"),
+               family="resnet", rules=names.SIMCLR_V2, marker=("net.0.0.weight", "net.1.blocks.0.net.0.weight"),
                heads=("fc",), normalise=("none",), kernels=(7,)),
         Layout(name="solo-learn", source="solo-learn checkpoints of ResNets, with their classifier",
-               family="resnet", rules=TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"), heads=("fc",),
-               wrapped="backbone", beside=("classifier",), stems=("solo",), small=("cifar10-solo",)),
+               family="resnet", rules=names.TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
+               heads=("fc",), wrapped=("backbone",), beside=("classifier",), stems=("solo",), small=("cifar10-solo",)),
         Layout(name="badencoder", source="BadEncoder and DRUPE, 32 pixels (f.f.N)",
-               family="resnet", rules=BADENCODER, marker=("f.f.0.weight",), heads=("g",), stems=("cifar",),
-               kernels=(3,), small=("cifar10", "stl10")),
-        Layout(name="badencoder-visual", source="BadEncoder and DRUPE, ImageNet encoder (visual.)",
-               family="resnet", rules=TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
-               wrapped="visual", heads=("fc",), normalise=("none", "imagenet"),
-               kernels=(7,)),
+               family="resnet", rules=names.BADENCODER, heads=("g",), stems=("cifar",), kernels=(3,),
+               marker=("f.f.0.weight", "f.f.3.0.conv1.weight", "f.f.6.0.conv1.weight"), small=("cifar10", "stl10")),
+        Layout(name="badencoder-simclr", source="BadEncoder and DRUPE, ImageNet encoder (visual.), as they save it",
+               family="resnet", rules=names.TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
+               wrapped=("visual",), heads=("fc",), normalise=("none",), kernels=(7,),
+               order=("layer1.0.downsample.0.weight", "layer1.0.conv1.weight")),
+        Layout(name="badencoder-visual", source="BadEncoder and DRUPE, ImageNet encoder (visual.), as --from says",
+               family="resnet", rules=names.TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
+               wrapped=("visual",), heads=("fc",), normalise=("none",), guess=("imagenet",), kernels=(7,)),
+        Layout(name="unpooled", source="A small ResNet's children by number, without pooling (SimCLR by leftthomas)",
+               family="resnet", rules=names.UNPOOLED, marker=("0.weight", "3.0.conv1.weight"), kernels=(3,)),
         Layout(name="children", source="lightly and BYOL (yaox12): a torchvision ResNet's children by number",
-               family="resnet", rules=CHILDREN, marker=("0.weight", "4.0.conv1.weight")),
+               family="resnet", rules=names.CHILDREN, marker=("0.weight", "4.0.conv1.weight")),
         Layout(name="hf-resnet", source="Hugging Face ResNetModel",
-               family="resnet", rules=HF_RESNET, marker=("embedder.embedder.convolution.weight",),
+               family="resnet", rules=names.HF_RESNET, marker=("embedder.embedder.convolution.weight",),
                heads=("classifier",), kernels=(7,)),
         Layout(name="clip-resnet", source="CLIP ResNets: OpenAI, OpenCLIP, BadEncoder, DECREE, CleanCLIP, BadCLIP",
-               family="clip-resnet", rules=CLIP_RESNET, heads=_CLIP_TEXT,
+               family="clip-resnet", rules=names.CLIP_RESNET, heads=_CLIP_TEXT,
                marker=("attnpool.positional_embedding", "attnpool.k_proj.weight", "conv1.weight",
                        "layer1.0.conv1.weight"),
                normalise=("clip",)),
         Layout(name="timm-clip-resnet", source="timm resnet*_clip",
-               family="clip-resnet", rules=same(*(rule.ours for rule in CLIP_RESNET)),
+               family="clip-resnet", rules=same(*(rule.ours for rule in names.CLIP_RESNET)),
                marker=("head.pos_embed", "stem.conv1.conv.weight"), normalise=("clip",)),
         Layout(name="openai-vit", source="CLIP ViT by OpenAI (QuickGELU), known by its scalar input_resolution",
-               family="clip-vit", rules=OPENAI_VIT, marker=("class_embedding", "conv1.weight"),
+               family="clip-vit", rules=names.OPENAI_VIT, marker=("class_embedding", "conv1.weight"),
                beside=("input_resolution",), heads=_CLIP_TEXT, normalise=("clip",), acts=("quickgelu",)),
         Layout(name="clip-vit", source="CLIP ViT by OpenAI's names: OpenCLIP, fine-tuned CLIP",
-               family="clip-vit", rules=OPENAI_VIT, marker=("class_embedding", "conv1.weight"), heads=_CLIP_TEXT,
+               family="clip-vit", rules=names.OPENAI_VIT, marker=("class_embedding", "conv1.weight"), heads=_CLIP_TEXT,
                normalise=("clip",)),
         Layout(name="timm-clip-vit", source="timm vit_*_clip_*",
-               family="clip-vit", rules=TIMM_CLIP_VIT, heads=("head.bias",),
+               family="clip-vit", rules=names.TIMM_CLIP_VIT, heads=("head.bias",),
                marker=("norm_pre.weight", "cls_token", "blocks.0.attn.qkv.weight"), normalise=("clip",)),
         Layout(name="hf-clip-vit", source="Hugging Face CLIPModel, CLIPVisionModel and CLIPVisionModelWithProjection",
-               family="clip-vit", rules=HF_CLIP, marker=("vision_model.embeddings.class_embedding",),
+               family="clip-vit", rules=names.HF_CLIP,
+               marker=("vision_model.embeddings.class_embedding", "vision_model.pre_layrnorm.weight",
+                       "vision_model.post_layernorm.weight"),
                heads=("text_model", "text_projection", "logit_scale", "vision_model.embeddings.position_ids"),
                normalise=("clip",)),
+        Layout(name="hf-clip-tower", source="Hugging Face CLIPVisionModel, saved without vision_model.",
+               family="clip-vit", rules=names.HF_CLIP_TOWER, normalise=("clip",),
+               marker=("embeddings.class_embedding", "pre_layrnorm.weight"), heads=("embeddings.position_ids",)),
         Layout(name="vit", source="timm's ViTs and DINO's backbones, which differ in normalisation",
-               family="vit", rules=VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"),
+               family="vit", rules=names.VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"),
                heads=("head", "pre_logits"), normalise=("imagenet", "half")),
         Layout(name="dino", source="DINO's full checkpoints (teacher), ViT",
-               family="vit", rules=VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"), wrapped="backbone",
+               family="vit", rules=names.VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"), wrapped=("backbone",),
                beside=("head",), heads=("head",)),
         Layout(name="moco-v3", source="MoCo v3, ViT (ViT-S has 12 heads)",
-               family="vit", rules=VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"), wrapped="base_encoder",
-               heads=("head",), head_width=32),
+               family="vit", rules=names.VIT, marker=("cls_token", "blocks.0.attn.qkv.weight"),
+               wrapped=("base_encoder", "momentum_encoder"), heads=("head",), head_width=32),
         Layout(name="mae", source="MAE, with its decoder",
-               family="vit", rules=VIT, marker=("cls_token", "blocks.0.attn.qkv.weight", "decoder_embed.weight"),
+               family="vit", rules=names.VIT, marker=("cls_token", "blocks.0.attn.qkv.weight", "decoder_embed.weight"),
                heads=("mask_token", "decoder_pos_embed", "decoder_embed", "decoder_blocks", "decoder_norm",
                       "decoder_pred")),
+        Layout(name="mm-vit", source="mmpretrain and mmselfsup, ViT",
+               family="vit", rules=names.MM_VIT, marker=("cls_token", "layers.0.ffn.layers.0.0.weight")),
+        Layout(name="hf-mae", source="Hugging Face ViTMAE, with its decoder",
+               family="vit", rules=names.HF_VIT, beside=("decoder",),
+               marker=("embeddings.cls_token", "encoder.layer.0.output.dense.weight")),
         Layout(name="hf-vit", source="Hugging Face ViTModel: ViT and DINO, which differ in normalisation",
-               family="vit", rules=HF_VIT, marker=("embeddings.cls_token", "encoder.layer.0.output.dense.weight"),
+               family="vit", rules=names.HF_VIT, marker=("embeddings.cls_token", "encoder.layer.0.output.dense.weight"),
                heads=("pooler", "classifier"), normalise=("imagenet", "half")),
+        Layout(name="dinov2", source="DINOv2: official backbones and teachers, with or without registers",
+               family="timm", rules=names.DINOV2, models=DINOV2_MODELS,
+               marker=("cls_token", "blocks.0.ls1.gamma", "blocks.0.attn.qkv.weight")),
+        Layout(name="dinov2-chunked", source="DINOv2, blocks in chunks, as its training saves them",
+               family="timm", rules=names.DINOV2_CHUNKED, models=DINOV2_MODELS,
+               marker=("cls_token", "blocks.0.0.ls1.gamma", "blocks.0.0.attn.qkv.weight")),
+        Layout(name="hf-dinov2", source="Hugging Face Dinov2Model, with or without registers",
+               family="timm", rules=names.HF_DINOV2, models=DINOV2_MODELS, heads=("classifier",),
+               marker=("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1")),
+        Layout(name="hf-deit", source="Hugging Face DeiTModel, distilled",
+               family="timm", rules=names.HF_DEIT, heads=("pooler", "cls_classifier", "distillation_classifier"),
+               marker=("embeddings.cls_token", "embeddings.distillation_token", "encoder.layer.0.output.dense.weight"),
+               models=tuple(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base"))),
+        Layout(name="hf-siglip", source="Hugging Face SiglipModel and SiglipVisionModel",
+               family="timm", rules=names.HF_SIGLIP, normalise=("half",), change="act_layer=gelu_tanh",
+               marker=("embeddings.patch_embedding.weight", "head.probe"),
+               models=("vit_base_patch16_siglip_224", "vit_base_patch32_siglip_256", "vit_large_patch16_siglip_256",
+                       "vit_so400m_patch14_siglip_384", "vit_so400m_patch16_siglip_256",
+                       "vit_giantopt_patch16_siglip_256")),
+        Layout(name="pooled-vit", source="I-JEPA: ViTs without a class token, whose patches are averaged",
+               family="timm", rules=names.POOLED_VIT,
+               marker=("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"),
+               without=("cls_token", "blocks.0.ls1.gamma", "attn_pool.latent"),
+               models=("vit_base_patch16_gap_224", "vit_huge_patch14_gap_224", "vit_giant_patch16_gap_224")),
+        Layout(name="swin", source="Swin by Microsoft, timm, EsViT and SimMIM",
+               family="timm", rules=names.SWIN, models=SWIN_MODELS, heads=("head",),
+               marker=("patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table")),
+        Layout(name="hf-swin", source="Hugging Face SwinModel",
+               family="timm", rules=names.HF_SWIN, models=SWIN_MODELS, heads=("pooler", "classifier"),
+               marker=("embeddings.patch_embeddings.projection.weight",
+                       "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table")),
+        Layout(name="convnext", source="timm's ConvNeXt and ConvNeXt V2",
+               family="timm", rules=names.CONVNEXT, models=CONVNEXT_MODELS, heads=("head.fc",),
+               marker=("stem.0.weight", "stages.0.blocks.0.conv_dw.weight", "head.norm.weight")),
+        Layout(name="convnext-facebook", source="ConvNeXt and ConvNeXt V2 by Facebook",
+               family="timm", rules=names.FB_CONVNEXT, models=CONVNEXT_MODELS,
+               marker=("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight", "norm.weight")),
+        Layout(name="hf-convnext", source="Hugging Face ConvNextModel and ConvNextV2Model",
+               family="timm", rules=names.HF_CONVNEXT, models=CONVNEXT_MODELS, heads=("classifier",),
+               marker=("embeddings.patch_embeddings.weight", "encoder.stages.0.layers.0.dwconv.weight")),
+        Layout(name="efficientnet", source="efficientnet_pytorch, B0 to B8",
+               family="timm", rules=names.EFFICIENTNET, heads=("_fc",), normalise=("imagenet",),
+               marker=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_blocks.0._se_reduce.weight"),
+               models=tuple(f"tf_efficientnet_b{number}" for number in range(9))),
+        Layout(name="efficientnet-lite", source="efficientnet_lite_pytorch",
+               family="timm", rules=names.EFFICIENTNET, heads=("_fc",), normalise=("half",),
+               marker=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight"),
+               models=tuple(f"tf_efficientnet_lite{number}" for number in range(5))),
     )
 }  # fmt: skip
 #: Targets of --to: our family -> layout.
@@ -194,7 +260,7 @@ def describe() -> dict[str, str]:
     """Describe each layout in one line: what it is and its usual normalisation."""
     rows = {"auto": "Recognise it by its tensor names: the layout below with the most conditions that all hold."}
     for layout in LAYOUTS.values():
-        cases = [" or ".join(layout.normalise)]
+        cases = [" or ".join((*layout.normalise, *layout.guess))]
         if layout.family == "resnet" and 3 in layout.kernels:
             cases = [f"{cases[0]} with a 7x7 stem"] if 7 in layout.kernels else []
             cases += [f"{' or '.join(layout.small)} with a 3x3 stem"]

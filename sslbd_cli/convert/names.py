@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rule:
-    """Pair our name of a kind of tensor with theirs. `#` stands for a number and `@` for weight, bias, ...
+    """Pair our name of a kind of tensor with theirs.
+
+    `#` stands for a number, `~` for one that ours lacks, and `@` for weight, bias, ...
 
     form: `same`; `stack` (theirs are the thirds of ours); `turn` (theirs is transposed); `batch` and `token` (theirs
     lacks the first one or two dimensions of ours, which have length 1).
@@ -32,12 +34,13 @@ def own_patterns(rules: tuple[Rule, ...]) -> list[tuple[re.Pattern[str], Rule]]:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\#", r"(\d{1,4})").replace("@", "([a-z_]+)"))
+    escaped = re.escape(template).replace(r"\#", r"(\d{1,4})").replace(r"\~", r"\d{1,4}")
+    return re.compile(escaped.replace("@", "([a-z_]+)"))
 
 
 def fill(template: str, groups: Iterable[str]) -> str:
     values = iter(groups)
-    return re.sub("[#@]", lambda _: next(values), template)
+    return re.sub("[#@]", lambda _: next(values), template).replace("~", "0")
 
 
 def same(*names: str) -> tuple[Rule, ...]:
@@ -85,6 +88,7 @@ def _clip_resnet_rules() -> tuple[Rule, ...]:
 TORCHVISION = _resnet_rules(("conv1", "bn1"), *_PLAIN)
 BADENCODER = _resnet_rules(("f.f.0", "f.f.1"), *(
     "f.f.{s2}.#.conv{k}", "f.f.{s2}.#.bn{k}", ("f.f.{s2}.#.downsample.0", "f.f.{s2}.#.downsample.1")))  # fmt: skip
+UNPOOLED = _resnet_rules(("0", "1"), "{s2}.#.conv{k}", "{s2}.#.bn{k}", ("{s2}.#.downsample.0", "{s2}.#.downsample.1"))
 CHILDREN = _resnet_rules(("0", "1"), "{s3}.#.conv{k}", "{s3}.#.bn{k}", ("{s3}.#.downsample.0", "{s3}.#.downsample.1"))
 _HF_STAGE = "encoder.stages.{s0}.layers.#."
 HF_RESNET = _resnet_rules(
@@ -120,32 +124,117 @@ OPENAI_VIT = (
                              "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}.items()
     ),
 )  # fmt: skip
-HF_CLIP = (
-    Rule("cls_token", ("vision_model.embeddings.class_embedding",), "token"),
-    Rule("pos_embed", ("vision_model.embeddings.position_embedding.weight",), "batch"),
-    Rule("patch_embed.proj.weight", ("vision_model.embeddings.patch_embedding.weight",)),
-    Rule("norm_pre.@", ("vision_model.pre_layrnorm.@",)),  # their spelling
-    Rule("norm.@", ("vision_model.post_layernorm.@",)),
-    Rule("head.weight", ("visual_projection.weight",)),
-    Rule("blocks.#.attn.qkv.@", tuple(f"vision_model.encoder.layers.#.self_attn.{part}_proj.@" for part in "qkv"),
-         "stack"),
-    *(
-        Rule(f"blocks.#.{ours}.@", (f"vision_model.encoder.layers.#.{theirs}.@",))
-        for ours, theirs in {"attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2",
-                             "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}.items()
-    ),
+
+
+def _hf_clip(tower: str) -> tuple[Rule, ...]:
+    """Pair our names with Hugging Face's CLIP. `tower` is `vision_model.`, or "" in a file of the tower alone."""
+    return (
+        Rule("cls_token", (f"{tower}embeddings.class_embedding",), "token"),
+        Rule("pos_embed", (f"{tower}embeddings.position_embedding.weight",), "batch"),
+        Rule("patch_embed.proj.@", (f"{tower}embeddings.patch_embedding.@",)),
+        Rule("norm_pre.@", (f"{tower}pre_layrnorm.@",)),  # their spelling
+        Rule("norm.@", (f"{tower}post_layernorm.@",)),
+        *_renamed_blocks("blocks.#.", f"{tower}encoder.layers.#.", _HF_TOWER),
+        Rule("blocks.#.attn.qkv.@", tuple(f"{tower}encoder.layers.#.self_attn.{part}_proj.@" for part in "qkv"),
+             "stack"),
+    )  # fmt: skip
+
+
+def _renamed_blocks(ours: str, theirs: str, parts: dict[str, str]) -> tuple[Rule, ...]:
+    return tuple(Rule(f"{ours}{own}.@", (f"{theirs}{their}.@",)) for own, their in parts.items())
+
+
+_HF_TOWER = {"attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1",
+             "mlp.fc2": "mlp.fc2"}  # fmt: skip
+HF_CLIP = (*_hf_clip("vision_model."), Rule("head.weight", ("visual_projection.weight",)))
+HF_CLIP_TOWER = _hf_clip("")
+HF_SIGLIP = (
+    *(rule for rule in _hf_clip("") if rule.ours not in ("cls_token", "norm_pre.@")),
+    Rule("attn_pool.latent", ("head.probe",)),
+    Rule("attn_pool.in_proj_@", ("head.attention.in_proj_@",)),
+    *_renamed_blocks("attn_pool.", "head.", {"proj": "attention.out_proj", "norm": "layernorm", "mlp.fc1": "mlp.fc1",
+                                             "mlp.fc2": "mlp.fc2"}),
 )  # fmt: skip
-HF_VIT = (
+_HF_ATTENTION = tuple(f"encoder.layer.#.attention.attention.{part}.@" for part in ("query", "key", "value"))
+_HF_EMBEDDINGS = (
     Rule("cls_token", ("embeddings.cls_token",)),
     Rule("pos_embed", ("embeddings.position_embeddings",)),
     Rule("patch_embed.proj.@", ("embeddings.patch_embeddings.projection.@",)),
     Rule("norm.@", ("layernorm.@",)),
-    Rule("blocks.#.attn.qkv.@",
-         tuple(f"encoder.layer.#.attention.attention.{part}.@" for part in ("query", "key", "value")), "stack"),
-    *(
-        Rule(f"blocks.#.{ours}.@", (f"encoder.layer.#.{theirs}.@",))
-        for ours, theirs in {"attn.proj": "attention.output.dense", "norm1": "layernorm_before",
-                             "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense",
-                             "mlp.fc2": "output.dense"}.items()
-    ),
+    Rule("blocks.#.attn.qkv.@", _HF_ATTENTION, "stack"),
+)
+HF_VIT = (
+    *_HF_EMBEDDINGS,
+    *_renamed_blocks("blocks.#.", "encoder.layer.#.", {
+        "attn.proj": "attention.output.dense", "norm1": "layernorm_before", "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}),
 )  # fmt: skip
+HF_DEIT = (*HF_VIT, Rule("dist_token", ("embeddings.distillation_token",)))
+HF_DINOV2 = (
+    *_HF_EMBEDDINGS,
+    Rule("mask_token", ("embeddings.mask_token",)),
+    Rule("register_tokens", ("embeddings.register_tokens",)),
+    Rule("blocks.#.ls#.gamma", ("encoder.layer.#.layer_scale#.lambda1",)),
+    *_renamed_blocks("blocks.#.", "encoder.layer.#.", {
+        "attn.proj": "attention.output.dense", "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2", "mlp.w12": "mlp.weights_in", "mlp.w3": "mlp.weights_out"}),
+)  # fmt: skip
+MM_VIT = (
+    *same("cls_token", "pos_embed"),
+    Rule("patch_embed.proj.@", ("patch_embed.projection.@",)),
+    Rule("norm.@", ("ln1.@",)),
+    *_renamed_blocks("blocks.#.", "layers.#.", {
+        "attn.qkv": "attn.qkv", "attn.proj": "attn.proj", "norm1": "ln1", "norm2": "ln2", "mlp.fc1": "ffn.layers.0.0",
+        "mlp.fc2": "ffn.layers.1"}),
+)  # fmt: skip
+
+# --- models of timm, by names that timm's own filters read ---------------------------------------------------------
+
+_SCALED = ("cls_token", "pos_embed", "mask_token", "register_tokens", "reg_token", "patch_embed.proj.@", "norm.@")
+_SCALED_BLOCK = ("norm1.@", "norm2.@", "attn.qkv.@", "attn.proj.@", "ls1.gamma", "ls2.gamma", "mlp.fc1.@", "mlp.fc2.@",
+                 "mlp.w12.@", "mlp.w3.@")  # fmt: skip
+DINOV2 = same(*_SCALED, *(f"blocks.#.{part}" for part in _SCALED_BLOCK))
+DINOV2_CHUNKED = (*same(*_SCALED), *(Rule(f"blocks.#.{part}", (f"blocks.~.#.{part}",)) for part in _SCALED_BLOCK))
+POOLED_VIT = same("pos_embed", "patch_embed.proj.@", *(f"blocks.#.{part}" for part in _BLOCK), "norm.@")
+
+_SWIN_BLOCK = ("attn.relative_position_bias_table", "attn.relative_position_index", "attn_mask")
+SWIN = same(
+    "patch_embed.proj.@", "patch_embed.norm.@", "norm.@", "layers.#.downsample.norm.@",
+    "layers.#.downsample.reduction.@",
+    *(f"layers.#.blocks.#.{part}" for part in (*_BLOCK, *_SWIN_BLOCK)))  # fmt: skip
+HF_SWIN = (
+    Rule("patch_embed.proj.@", ("embeddings.patch_embeddings.projection.@",)),
+    Rule("patch_embed.norm.@", ("embeddings.norm.@",)),
+    Rule("norm.@", ("layernorm.@",)),
+    *_renamed_blocks("layers.#.downsample.", "encoder.layers.#.downsample.",
+                     {"norm": "norm", "reduction": "reduction"}),
+    *(Rule(f"layers.#.blocks.#.{part}", (f"encoder.layers.#.blocks.#.attention.self.{part.removeprefix('attn.')}",))
+      for part in _SWIN_BLOCK[:2]),
+    Rule("layers.#.blocks.#.attn.qkv.@",
+         tuple(f"encoder.layers.#.blocks.#.attention.self.{part}.@" for part in ("query", "key", "value")), "stack"),
+    *_renamed_blocks("layers.#.blocks.#.", "encoder.layers.#.blocks.#.", {
+        "attn.proj": "attention.output.dense", "norm1": "layernorm_before", "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}),
+)  # fmt: skip
+
+_CONVNEXT = ("stem.0", "stem.1", "stages.#.downsample.#", "head.norm")
+_CONVNEXT_BLOCK = ("conv_dw", "norm", "mlp.fc1", "mlp.fc2", "mlp.grn")
+
+
+def _convnext(outside: tuple[str, ...], block: str, parts: tuple[str, ...], scale: str) -> tuple[Rule, ...]:
+    ours = (*_CONVNEXT, *(f"stages.#.blocks.#.{part}" for part in _CONVNEXT_BLOCK))
+    theirs = (*outside, *(block + part for part in parts))
+    rules = [Rule(f"{own}.@", (f"{their}.@",)) for own, their in zip(ours, theirs, strict=True)]
+    return (*rules, Rule("stages.#.blocks.#.gamma", (block + scale,)))
+
+
+CONVNEXT = _convnext(_CONVNEXT, "stages.#.blocks.#.", _CONVNEXT_BLOCK, "gamma")
+HF_CONVNEXT = _convnext(
+    ("embeddings.patch_embeddings", "embeddings.layernorm", "encoder.stages.#.downsampling_layer.#", "layernorm"),
+    "encoder.stages.#.layers.#.", ("dwconv", "layernorm", "pwconv1", "pwconv2", "grn"),
+    "layer_scale_parameter")  # fmt: skip
+FB_CONVNEXT = _convnext(
+    ("downsample_layers.0.0", "downsample_layers.0.1", "downsample_layers.#.#", "norm"),
+    "stages.#.#.", ("dwconv", "norm", "pwconv1", "pwconv2", "grn"), "gamma")  # fmt: skip
+_MBCONV = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2")
+EFFICIENTNET = same("_conv_stem.@", "_bn0.@", "_conv_head.@", "_bn1.@", *(f"_blocks.#.{part}.@" for part in _MBCONV))

@@ -1,16 +1,12 @@
 """State dicts of foreign files. Reading runs no code in them; writing makes no pickle.
 
-It reads safetensors and both formats of torch.save, the latter only with `weights_only=True`.
+It reads safetensors, TorchScript archives and both formats of torch.save, the latter only with `weights_only=True`.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
-import re
-import warnings
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,26 +14,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors
 import safetensors.numpy
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from sslbd_cli.artefacts import container
-from sslbd_cli.convert import torchscript
+from sslbd_cli.convert import pickles, shards, torchscript
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
 State = dict[str, Tensor]
 
-#: Entries of training checkpoints that hold the weights; modules that wrap an encoder.
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "teacher", "online_backbone", "resnet")
-WRAPPERS = {"module", "_orig_mod", "model", "encoder_q", "base_encoder", "backbone", "encoder", "visual", "trunk",
-            "online_network", "online_backbone", "resnet", "vit"}  # fmt: skip
-#: Modules that self-supervised training keeps beside its encoder.
-BESIDE = ("encoder_k", "queue", "queue_ptr", "projector", "projection_head", "predictor", "classifier", "prototypes",
-          "momentum_encoder", "momentum_backbone", "momentum_projector", "momentum_classifier", "target_network",
-          "projetion", "head")  # fmt: skip
+#: Wrappers that PyTorch puts between a module and its names.
+INVISIBLE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+DEEPEST = 16  # levels of nested dictionaries
 PICKLE_SUFFIXES = {".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar"}
 
 
@@ -50,20 +41,39 @@ class StateFile:
 
 
 def read(path: str) -> StateFile:
-    """Read the state dict of a foreign file; `-` is standard input.
+    """Read all tensors of a foreign checkpoint: a file, a folder, all shards by index or by one, or `-`.
 
-    Raises InputError for anything except safetensors or a pickle of tensors. Nothing in the file is executed.
+    The tensors are memory maps where the format allows it. A nested dictionary's name comes before the names in it:
+    `state_dict.conv1.weight`. Raises InputError for anything except safetensors or a pickle of tensors. Nothing in the
+    file is executed.
     """
-    label = "standard input" if path == "-" else path
-    with container.seekable(path) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        file.seek(0)
-        try:
-            return StateFile(_unwrap(_parse(file)), digest.hexdigest())
-        except InputError as error:
-            raise InputError(f"{label}: {error}") from None
+    files = shards.find(path)
+    tensors: State = {}
+    digests = []
+    for part in files.paths:
+        label = "standard input" if part == "-" else part
+        with container.seekable(part) as file:
+            digests.append((_digest(file), Path(part).name))
+            try:
+                state = _flatten(_parse(file))
+                lost = sorted(files.promised.get(part, set()) - set(state))
+                if lost:
+                    raise InputError(f"lacks {len(lost)} tensors that the index promises ({show(lost)})")
+            except InputError as error:
+                raise InputError(f"{label}: {error}") from None
+        tensors |= state
+    if len(digests) == 1:
+        return StateFile(tensors, digests[0][0])
+    lines = "".join(f"{digest}  {name}\n" for digest, name in digests)
+    return StateFile(tensors, hashlib.sha256(lines.encode()).hexdigest())
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    file.seek(0)
+    return digest.hexdigest()
 
 
 def is_foreign(path: str) -> bool:
@@ -90,25 +100,25 @@ def _parse(file: BinaryIO) -> object:
     if magic[:6] == b"\x93NUMPY":
         raise InputError("is a NumPy array, not a checkpoint; save a state dict of tensors as safetensors")
     if magic[8:] == b"{" and int.from_bytes(magic[:8], "little") <= container.HEADER_LIMIT:
-        return _read_safetensors(file.read())
+        return _read_safetensors(file)
     if magic[:4] == b"PK\x03\x04":
-        if _check_zip(file):
-            return _read_torchscript(file)
-    elif magic[:1] != b"\x80":
+        return _read_torchscript(file) if _check_zip(file) else pickles.read(file, mapped=True)
+    if magic[:1] != b"\x80":
         raise InputError(
             "is neither safetensors nor a PyTorch checkpoint (perhaps a download that failed); download it again"
         )
-    return _read_pickle(file)
+    return pickles.read(file, mapped=False)
 
 
-def _read_safetensors(data: bytes) -> State:
+def _read_safetensors(file: BinaryIO) -> State:
     try:
-        loaded: State = safetensors.torch.load(data)
-        tensors = dict(sorted(loaded.items()))  # the format has no order, and the library's order varies between runs
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            # the format has no order, and the library's order varies between runs
+            tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
     except Exception as error:  # a malicious header can make the library raise any exception
         raise InputError(f"is a damaged safetensors file: {reason(error)}") from None
-    if "sslbd" in (header.get("__metadata__") or {}):
+    if "sslbd" in metadata:
         raise InputError("is already an sslbd encoder; export it with --to torchvision or --to timm")
     return tensors
 
@@ -145,74 +155,34 @@ def _read_torchscript(file: BinaryIO) -> State:
         raise InputError(f"is a damaged TorchScript archive: {reason(error)}") from None
 
 
-def _read_pickle(file: BinaryIO) -> object:
-    try:
-        # DINO and others store their options beside the weights as a Namespace, which has attributes but no methods
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a malicious stream of opcodes can raise any exception
-        global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if global_name:
-            advice = "nothing was run; have its authors save the state dict as safetensors"
-            raise InputError(f"holds more than tensors: its pickle asks for {global_name[1][:80]}; {advice}") from None
-        fault = re.search(r"(?s)WeightsUnpickler error: (.*?)\s*(?:Please|Check|$)", str(error))
-        what = reason(fault[1] if fault else error)
-        raise InputError(f"is damaged, or was not written by torch.save: {what}") from None
-
-
-def _unwrap(content: object) -> State:
-    """Find the state dict in a file's content: at the top, or in a usual entry of a training checkpoint."""
-    entries = _entries(content)
-    for _ in range(3):  # bounded, because a pickle can contain itself
-        inner = [name for name in CONTAINERS if isinstance(entries.get(name), dict)]
-        if len(inner) > 1:
-            raise InputError(f"holds weights under {' and '.join(inner)}; save the ones that you need on their own")
-        if inner:
-            entries = _entries(entries[inner[0]])
-    for name, tensor in entries.items():
-        if not isinstance(name, str) or type(tensor) not in (Tensor, nn.Parameter):
-            what = f"{show([name])} is a {type(tensor).__name__}" if isinstance(name, str) else "has no name"
-            raise InputError(f"its entry {what}, not a tensor; save the state dict of tensors alone")
-    return {name: Tensor.detach(tensor) for name, tensor in entries.items()}
-
-
-def _entries(content: object) -> dict[Any, Any]:
-    """Copy a dict from a pickle by dict's own method, because a pickle can shadow an instance's methods."""
+def _flatten(content: object) -> State:
+    """Return all tensors of nested dictionaries under dotted names, without the name of a box that holds them all."""
     if not isinstance(content, dict) or len(content) == 0:
         kind = "an empty dict" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise InputError(f"holds {kind}, expected a state dict of tensors")
-    return dict(dict.items(content))
+    tensors: State = {}
+    boxes: set[str] = set()
+    _walk(content, "", tensors, boxes, DEEPEST)
+    if not tensors:
+        raise InputError(f"holds no tensors under names (entries: {show(map(str, dict.keys(content)))})")
+    outer = max((box for box in boxes if all(name.startswith(box) for name in tensors)), key=len, default="")
+    return {name.removeprefix(outer): tensor for name, tensor in tensors.items()}
+
+
+def _walk(box: dict[Any, Any], prefix: str, into: State, boxes: set[str], depth: int) -> None:
+    """Collect tensors by dict's own method, because a pickle can shadow an instance's methods."""
+    boxes.add(prefix)
+    for key, value in dict.items(box):
+        if not isinstance(key, (str, int)):
+            continue
+        name = prefix + ".".join(word for word in str(key).split(".") if word not in INVISIBLE)
+        if type(value) in (Tensor, nn.Parameter):
+            into.setdefault(name, Tensor.detach(value))
+        elif isinstance(value, dict) and depth:  # bounded, because a pickle can contain itself
+            _walk(value, f"{name}.", into, boxes, depth - 1)
 
 
 # --- names and tensors --------------------------------------------------------------------------------------------
-
-
-def prefixes(state: State, marker: str) -> list[str]:
-    """List the prefixes of `marker` in the names that consist of known wrappers only (`module.encoder_q.`)."""
-    ahead = {name.removesuffix(marker) for name in state if name.endswith(marker)}
-    return sorted(p for p in ahead if not p or (p.endswith(".") and set(p[:-1].split(".")) <= WRAPPERS))
-
-
-def strip(state: State, marker: str) -> tuple[str, State, list[str]]:
-    """Find the single prefix of the encoder with `marker`. Return it, the tensors under it and the other names."""
-    all_prefixes = prefixes(state, marker)
-    if not all_prefixes:
-        raise InputError(f"has no tensor '{marker}' (names: {show(state)}); is --from or --arch right?")
-    if len(all_prefixes) > 1:
-        places = show(prefix or "(top)" for prefix in all_prefixes)
-        raise InputError(f"holds {len(all_prefixes)} encoders, under {places}; save one on its own")
-    prefix = all_prefixes[0]
-    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return prefix, inner, [name for name in state if not name.startswith(prefix)]
-
-
-def unwrapped(name: str) -> str:
-    """Remove wrappers from the front of a name outside the encoder: module.encoder_k.x -> encoder_k.x."""
-    parts = name.split(".")
-    while len(parts) > 1 and parts[0] in WRAPPERS:
-        del parts[0]
-    return ".".join(parts)
 
 
 def is_under(name: str, modules: Iterable[str]) -> bool:
@@ -231,13 +201,17 @@ def refuse_repeated(state: State) -> None:
 
 
 def cast(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a plain, finite tensor of the encoder's type in its own memory. Half precisions are up-cast."""
+    """Return a plain, finite tensor of the encoder's type, which may share memory with the given one.
+
+    Half precisions are up-cast. A counter of batches may be a float.
+    """
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    fits = tensor.dtype in floats if like.is_floating_point() else tensor.dtype in (torch.int64, torch.int32)
+    whole = (torch.int64, torch.int32, *(floats if tensor.ndim == 0 else ()))
+    fits = tensor.dtype in (floats if like.is_floating_point() else whole)
     if not plain or not fits:
         raise InputError(f"tensor {show([name])} is {tensor.dtype} on {tensor.device}, expected plain {like.dtype}")
-    weights = tensor.to(like.dtype).contiguous().clone()
+    weights = tensor.to(like.dtype).contiguous()
     if not bool(torch.isfinite(weights).all()):
         raise InputError(f"tensor {show([name])} holds NaN or infinity; give another checkpoint")
     return weights

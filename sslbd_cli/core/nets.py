@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import timm
@@ -22,6 +23,7 @@ from sslbd_cli.artefacts.kinds import Encoder
 from sslbd_cli.core import bagnet, resnets
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin, key
+from sslbd_cli.words import reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,22 +234,53 @@ class ClipViT(Arch):
         return model
 
 
+#: Arguments of timm's models that --arch may change. None of them loads anything.
+TIMM_ARGUMENTS = ("depth", "embed_dim", "num_heads", "patch_size", "mlp_ratio", "reg_tokens", "act_layer", "depths",
+                  "dims", "window_size")  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timm(Arch):
-    """Use any model of the timm library, without its classifier."""
+    """Use any model of the timm library, without its classifier.
 
-    model: str = key("resnet18", "timm's model name, for example vit_tiny_patch16_224")
+    For a model of another shape, add arguments: convnext_tiny+depths=1-1-2-1+dims=16-32-64-128.
+    """
+
+    model: str = key("resnet18", "timm's model name, for example vit_tiny_patch16_224; +ARGUMENT=VALUE changes it")
 
     def backbone(self, size: int) -> nn.Module:
-        if not timm.is_model(self.model):  # also refuses hub names, which would use the network
-            raise InputError(f"timm has no model '{self.model}'; see timm.list_models()")
+        model, changes = self.call()
+        if not timm.is_model(model):  # also refuses hub names, which would use the network
+            raise InputError(f"timm has no model '{model}'; see timm.list_models()")
         try:
-            model: nn.Module = timm.create_model(self.model, num_classes=0, img_size=size)
+            network: nn.Module = timm.create_model(model, num_classes=0, img_size=size, **changes)
         except TypeError:  # convolutional models take any size and have no img_size
-            model = timm.create_model(self.model, num_classes=0)
+            network = self._of_any_size(model, changes)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(f"timm's {self.model} does not take {size}-pixel images: {error}") from None
-        return model
+        return network
+
+    def _of_any_size(self, model: str, changes: dict[str, Any]) -> nn.Module:
+        try:
+            network: nn.Module = timm.create_model(model, num_classes=0, **changes)
+        except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+            raise InputError(f"timm cannot build {self.model}: {reason(error)}") from None
+        return network
+
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """Return timm's name of the model, and the arguments that the text after each + changes."""
+        model, *texts = self.model.split("+")
+        changes = {}
+        for text in texts:
+            name, _, value = text.partition("=")
+            if name not in TIMM_ARGUMENTS or not re.fullmatch(
+                r"[a-z_]{1,20}|\d{1,5}(\.\d{1,3})?|\d{1,5}(-\d{1,5})+", value
+            ):
+                known = ", ".join(TIMM_ARGUMENTS)
+                raise InputError(f"timm: +{text}: expected one of {known} with a number, such as +depth=2")
+            parts = [float(part) if "." in part else int(part) if part.isdigit() else part for part in value.split("-")]
+            changes[name] = tuple(parts) if len(parts) > 1 else parts[0]
+        return model, changes
 
 
 class ImageEncoder(nn.Module):
@@ -256,10 +289,12 @@ class ImageEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...], network: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.arch, self.size = arch, size
-        self.encoder = arch.backbone(size)
+        self.encoder = arch.backbone(size) if network is None else network
         self.parts: dict[str, nn.Module] = {}  # parts that were trained beside the encoder and are stored with it
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -303,22 +338,44 @@ def new(arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...], 
         return ImageEncoder(arch, size, mean, std)
 
 
+def skeleton(arch: Arch, size: int) -> dict[str, Tensor]:
+    """Return the state dict of an architecture as shapes and types, without memory even for a huge network."""
+    with torch.device("meta"):
+        return arch.backbone(size).state_dict()
+
+
+def assemble(
+    arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...], weights: dict[str, Tensor]
+) -> ImageEncoder:
+    """Build an encoder around given weights, which become its own: nothing is drawn at random or copied.
+
+    `weights` are those of `skeleton`, with these names, shapes and types.
+    """
+    with torch.device("meta"):
+        network = arch.backbone(size)
+    network.load_state_dict(weights, assign=True)
+    values = (value for module in network.modules() for value in (*vars(module).values(), *module._buffers.values()))
+    if any(isinstance(value, Tensor) and value.is_meta for value in values):  # computed, not stored
+        network = arch.backbone(size)
+        network.load_state_dict(weights, assign=True)
+    return ImageEncoder(arch, size, mean, std, network).eval()
+
+
 def load(encoder: Encoder) -> ImageEncoder:
     """Build the module of an encoder artefact. Raises InputError if the weights do not fit the architecture."""
     arch = plugin.parse("arch", encoder.arch)
-    with torch.device("meta"):  # takes no memory, even if the header claims a huge network
-        expected = arch.backbone(encoder.size).state_dict()
+    expected = skeleton(arch, encoder.size)
     tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
     wrong = sorted(set(expected) ^ set(tensors)) or [
         k for k, v in expected.items() if tuple(v.shape) != tensors[k].shape
     ]
     if wrong:
         raise InputError(f"the weights do not fit {encoder.arch}: {len(wrong)} tensors differ, first {wrong[0]}")
-    net = ImageEncoder(arch, encoder.size, encoder.mean, encoder.std)
-    net.encoder.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
+    weights = {k: torch.from_numpy(np.array(v)).to(expected[k].dtype) for k, v in tensors.items()}
+    net = assemble(arch, encoder.size, encoder.mean, encoder.std, weights)
     if net.dim() != encoder.dim:
         raise InputError(f"the header says dim {encoder.dim}, but {encoder.arch} gives {net.dim()}")
-    return net.eval()
+    return net
 
 
 def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encoder:

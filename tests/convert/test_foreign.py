@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from sslbd_cli import plugin
 from sslbd_cli.convert import foreign, selftest, statedict
 from sslbd_cli.convert.export import from_encoder
-from sslbd_cli.convert.foreign import ConvertWish, to_encoder
+from sslbd_cli.convert.foreign import to_encoder
+from sslbd_cli.convert.reading import ConvertWish
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.pixels import NORMALISATIONS

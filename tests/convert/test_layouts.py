@@ -17,7 +17,8 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.convert import layouts, selftest
 from sslbd_cli.convert.export import from_encoder
-from sslbd_cli.convert.foreign import ConvertWish, to_encoder
+from sslbd_cli.convert.foreign import to_encoder
+from sslbd_cli.convert.reading import ConvertWish
 from sslbd_cli.convert.layouts import LAYOUTS
 from sslbd_cli.core import nets
 from sslbd_cli.core.pixels import NORMALISATIONS
