@@ -134,14 +134,18 @@ def _clip_vit(layout: Layout, inner: State, arch: nets.Arch | None) -> tuple[lis
 def _timm(layout: Layout, inner: State, _: nets.Arch | None) -> tuple[list[nets.Arch], int]:
     """Return timm's model of this family that these tensors fit, or else its first one, changed to their shape."""
     change = f"+{layout.change}" if layout.change else ""
-    models = [nets.Timm(model=f"{model}{change}") for model in layout.models]
-    whole = next((model for model in models if timmnames.fits(inner, model, timmnames.side(inner, model))), None)
-    if whole:
-        return [whole], timmnames.side(inner, whole)
+    blocks = _count(inner, "_blocks.#._depthwise_conv.weight")
+    first = next((name for name in ("patch_embed.proj.weight", "stem.0.weight") if name in inner), None)
+    size = blocks or (_dims(inner, first, 4)[0] if first else 0)
+    for name, size_of_name in layout.models.items():
+        model = nets.Timm(model=f"{name}{change}")
+        if size_of_name == size and timmnames.fits(inner, model, timmnames.side(inner, model)):
+            return [model], timmnames.side(inner, model)
     text = "+".join(f"{name}={value}" for name, value in _changes(inner).items())
     if not text:
         raise InputError(f"is {layout.name}'s layout, but of no size that timm has; give --arch timm:model=NAME")
-    changed = nets.Timm(model=f"{layout.models[0]}+{text}{change}")
+    registers = [name for name in layout.models if "_reg4_" in name and "register_tokens" in inner]
+    changed = nets.Timm(model=f"{(registers or list(layout.models))[0]}+{text}{change}")
     return [changed], timmnames.side(inner, changed)
 
 

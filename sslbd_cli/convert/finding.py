@@ -56,7 +56,7 @@ def _by_layout(state: State, wish: ConvertWish) -> Iterator[Reading | InputError
     if spots and not inside:
         known = show(sorted({place.rstrip(".") or "(top)" for _, place in spots}))
         raise InputError(f"has no encoder under --prefix {wish.prefix}; it has names of one under {known}")
-    for layout, place in sorted(inside, key=lambda spot: -spot[0].says()):
+    for layout, place in sorted(inside, key=lambda spot: (-len(spot[0].marker), -spot[0].says())):
         try:
             attempt = reading.by_layout(state, layout, place, wish)
             reading.whole(attempt, attempt.archs[0], attempt.side(wish))
@@ -90,7 +90,7 @@ def _nearest_timm(state: State, arch: nets.Timm, spots: list[str], wish: Convert
     expected = _expected(arch, wish)
     shared = {place: len(set(expected) & set(places.under(state, place))) for place in spots}
     best = max(spots, key=lambda place: shared[place], default="")
-    if not shared.get(best):
+    if shared.get(best, 0) <= len(expected) // 10:
         return InputError(f"has no tensor '{next(iter(expected))}' (names: {show(state)}); is --from or --arch right?")
     try:
         attempt = reading.as_timm(places.under(state, best), best, "timm", arch, wish)

@@ -110,8 +110,9 @@ def _left_out_line(left_out: dict[str, int], most: int = 12) -> str:
 
 def _remarks(source: Reading, wish: ConvertWish, full_wish: ConvertWish, compared: bool) -> tuple[str, ...]:
     usual = "timm's configuration of the model" if source.layout == "timm" else "usual for this layout"
-    resized = "as asked" if wish.size in (None, source.size) else f"as asked, not {source.size}"
-    size = resized if wish.size else usual
+    resized = "pos_embed" in source.inner and wish.size not in (None, source.size)
+    asked = f"as asked; positions resampled from those of {source.size}" if resized else "as asked"
+    size = asked if wish.size else usual
     normalise = "as asked" if wish.normalise else "the best" if compared and len(source.pixels) > 1 else usual
     pixels = f"input {full_wish.size} pixels ({size}), normalised by {full_wish.normalise} ({normalise})"
     where = f" under {show([source.place.rstrip('.')])}" if source.place else ""

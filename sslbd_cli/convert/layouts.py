@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sslbd_cli.convert import names
 from sslbd_cli.convert.names import Rule, fill, own_patterns, patterns, same
@@ -21,11 +21,11 @@ class Layout:
     """One public layout: how to recognise it, how to rename it, and its usual normalisation.
 
     family: our network: resnet, clip-resnet, vit, clip-vit or timm. marker: tensors that it must have; without: those
-    that it must not have. wrapped: modules one of which must contain its names. beside: modules that must lie beside the encoder. order: two tensors, the first
-    stored first. The layout with the most conditions wins. heads: modules to leave out. kernels: sides of a ResNet's
-    first convolution. Candidates: normalise (small: for a 3x3 stem; guess: also, if nobody named the layout), stems
-    (for a 3x3 stem), acts. head_width: channels of an attention head. models: timm's models of this family, the first
-    of which is changed if none fits; change: what is always changed.
+    that it must not have. wrapped: modules one of which must contain its names. beside: modules that must lie beside
+    the encoder. order: two tensors, the first stored first. The layout with the most conditions wins. heads: modules to
+    leave out. kernels: sides of a ResNet's first convolution. Candidates: normalise (small: for a 3x3 stem; guess:
+    also, if nobody named the layout), stems (for a 3x3 stem), acts. head_width: channels of an attention head. models:
+    timm's models of this family, the first of which is changed if none fits; change: what is always changed.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Layout:
     stems: tuple[str, ...] = ("cifar", "solo")
     acts: tuple[str, ...] = ("quickgelu", "gelu")
     head_width: int = 64
-    models: tuple[str, ...] = ()
+    models: dict[str, int] = field(default_factory=dict)
     change: str = ""
 
     def says(self) -> int:
@@ -90,17 +90,33 @@ class Layout:
 _CLIP_TEXT = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "logit_scale",
               "logit_bias", "input_resolution", "context_length", "vocab_size", "text", "attn_mask")  # fmt: skip
 
-DINOV2_MODELS = tuple(
-    f"vit_{size}_patch14_{more}dinov2" for more in ("", "reg4_") for size in ("small", "base", "large", "giant")
-)
-SWIN_MODELS = ("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224",
-               "swin_large_patch4_window7_224", "swin_base_patch4_window12_384",
-               "swin_large_patch4_window12_384")  # fmt: skip
-CONVNEXT_MODELS = (
-    *(f"convnext{version}_{size}" for version in ("", "v2")
-      for size in ("tiny", "small", "base", "large", "nano", "pico", "femto", "atto")),
-    "convnext_xlarge", "convnextv2_huge",
-)  # fmt: skip
+#: Timm's models of a family -> the channels of their first convolution (EfficientNet: their number of blocks).
+DINOV2_MODELS = {
+    f"vit_{size}_patch14_{more}dinov2": width
+    for more in ("", "reg4_")
+    for size, width in {"small": 384, "base": 768, "large": 1024, "giant": 1536}.items()
+}
+DEIT_MODELS = {f"deit_{size}_distilled_patch16_224": width
+               for size, width in {"tiny": 192, "small": 384, "base": 768}.items()}  # fmt: skip
+SIGLIP_MODELS = {
+    "vit_base_patch16_siglip_224": 768, "vit_base_patch32_siglip_256": 768, "vit_large_patch16_siglip_256": 1024,
+    "vit_so400m_patch14_siglip_384": 1152, "vit_so400m_patch16_siglip_256": 1152,
+    "vit_giantopt_patch16_siglip_256": 1536,
+}  # fmt: skip
+POOLED_MODELS = {"vit_base_patch16_gap_224": 768, "vit_huge_patch14_gap_224": 1280, "vit_giant_patch16_gap_224": 1408}
+SWIN_MODELS = {
+    "swin_tiny_patch4_window7_224": 96, "swin_small_patch4_window7_224": 96, "swin_base_patch4_window7_224": 128,
+    "swin_large_patch4_window7_224": 192, "swin_base_patch4_window12_384": 128, "swin_large_patch4_window12_384": 192,
+}  # fmt: skip
+CONVNEXT_MODELS = {
+    f"convnext{version}_{size}": width
+    for version in ("", "v2")
+    for size, width in {"tiny": 96, "small": 96, "base": 128, "large": 192, "nano": 80, "pico": 64, "femto": 48,
+                        "atto": 40}.items()
+} | {"convnext_xlarge": 256, "convnextv2_huge": 352}  # fmt: skip
+EFFICIENTNET_MODELS = {f"tf_efficientnet_b{number}": blocks
+                       for number, blocks in enumerate((16, 23, 23, 26, 32, 39, 45, 55, 61))}  # fmt: skip
+LITE_MODELS = {f"tf_efficientnet_lite{number}": blocks for number, blocks in enumerate((16, 23, 23, 26, 32))}
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
@@ -120,9 +136,9 @@ LAYOUTS: dict[str, Layout] = {
         Layout(name="solo-learn", source="solo-learn checkpoints of ResNets, with their classifier",
                family="resnet", rules=names.TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
                heads=("fc",), wrapped=("backbone",), beside=("classifier",), stems=("solo",), small=("cifar10-solo",)),
-        Layout(name="badencoder", source="BadEncoder and DRUPE, 32 pixels (f.f.N)",
-               family="resnet", rules=names.BADENCODER, heads=("g",), stems=("cifar",), kernels=(3,),
-               marker=("f.f.0.weight", "f.f.3.0.conv1.weight", "f.f.6.0.conv1.weight"), small=("cifar10", "stl10")),
+        Layout(name="badencoder", source="BadEncoder, DRUPE and SimCLR by leftthomas, 32 pixels (f.f.N, f.N)",
+               family="resnet", rules=names.UNPOOLED, marker=("0.weight", "3.0.conv1.weight"), wrapped=("f",),
+               stems=("cifar",), kernels=(3,), small=("cifar10", "stl10")),
         Layout(name="badencoder-simclr", source="BadEncoder and DRUPE, ImageNet encoder (visual.), as they save it",
                family="resnet", rules=names.TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
                wrapped=("visual",), heads=("fc",), normalise=("none",), kernels=(7,),
@@ -130,7 +146,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout(name="badencoder-visual", source="BadEncoder and DRUPE, ImageNet encoder (visual.), as --from says",
                family="resnet", rules=names.TORCHVISION, marker=("conv1.weight", "layer1.0.conv1.weight"),
                wrapped=("visual",), heads=("fc",), normalise=("none",), guess=("imagenet",), kernels=(7,)),
-        Layout(name="unpooled", source="A small ResNet's children by number, without pooling (SimCLR by leftthomas)",
+        Layout(name="unpooled", source="A small ResNet's children by number, without pooling",
                family="resnet", rules=names.UNPOOLED, marker=("0.weight", "3.0.conv1.weight"), kernels=(3,)),
         Layout(name="children", source="lightly and BYOL (yaox12): a torchvision ResNet's children by number",
                family="resnet", rules=names.CHILDREN, marker=("0.weight", "4.0.conv1.weight")),
@@ -196,18 +212,16 @@ LAYOUTS: dict[str, Layout] = {
         Layout(name="hf-deit", source="Hugging Face DeiTModel, distilled",
                family="timm", rules=names.HF_DEIT, heads=("pooler", "cls_classifier", "distillation_classifier"),
                marker=("embeddings.cls_token", "embeddings.distillation_token", "encoder.layer.0.output.dense.weight"),
-               models=tuple(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base"))),
+               models=DEIT_MODELS),
         Layout(name="hf-siglip", source="Hugging Face SiglipModel and SiglipVisionModel",
                family="timm", rules=names.HF_SIGLIP, normalise=("half",), change="act_layer=gelu_tanh",
                marker=("embeddings.patch_embedding.weight", "head.probe"),
-               models=("vit_base_patch16_siglip_224", "vit_base_patch32_siglip_256", "vit_large_patch16_siglip_256",
-                       "vit_so400m_patch14_siglip_384", "vit_so400m_patch16_siglip_256",
-                       "vit_giantopt_patch16_siglip_256")),
+               models=SIGLIP_MODELS),
         Layout(name="pooled-vit", source="I-JEPA: ViTs without a class token, whose patches are averaged",
                family="timm", rules=names.POOLED_VIT,
                marker=("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"),
                without=("cls_token", "blocks.0.ls1.gamma", "attn_pool.latent"),
-               models=("vit_base_patch16_gap_224", "vit_huge_patch14_gap_224", "vit_giant_patch16_gap_224")),
+               models=POOLED_MODELS),
         Layout(name="swin", source="Swin by Microsoft, timm, EsViT and SimMIM",
                family="timm", rules=names.SWIN, models=SWIN_MODELS, heads=("head",),
                marker=("patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table")),
@@ -227,11 +241,11 @@ LAYOUTS: dict[str, Layout] = {
         Layout(name="efficientnet", source="efficientnet_pytorch, B0 to B8",
                family="timm", rules=names.EFFICIENTNET, heads=("_fc",), normalise=("imagenet",),
                marker=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_blocks.0._se_reduce.weight"),
-               models=tuple(f"tf_efficientnet_b{number}" for number in range(9))),
+               models=EFFICIENTNET_MODELS),
         Layout(name="efficientnet-lite", source="efficientnet_lite_pytorch",
                family="timm", rules=names.EFFICIENTNET, heads=("_fc",), normalise=("half",),
                marker=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight"),
-               models=tuple(f"tf_efficientnet_lite{number}" for number in range(5))),
+               models=LITE_MODELS),
     )
 }  # fmt: skip
 #: Targets of --to: our family -> layout.

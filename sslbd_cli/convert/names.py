@@ -86,8 +86,6 @@ def _clip_resnet_rules() -> tuple[Rule, ...]:
 
 
 TORCHVISION = _resnet_rules(("conv1", "bn1"), *_PLAIN)
-BADENCODER = _resnet_rules(("f.f.0", "f.f.1"), *(
-    "f.f.{s2}.#.conv{k}", "f.f.{s2}.#.bn{k}", ("f.f.{s2}.#.downsample.0", "f.f.{s2}.#.downsample.1")))  # fmt: skip
 UNPOOLED = _resnet_rules(("0", "1"), "{s2}.#.conv{k}", "{s2}.#.bn{k}", ("{s2}.#.downsample.0", "{s2}.#.downsample.1"))
 CHILDREN = _resnet_rules(("0", "1"), "{s3}.#.conv{k}", "{s3}.#.bn{k}", ("{s3}.#.downsample.0", "{s3}.#.downsample.1"))
 _HF_STAGE = "encoder.stages.{s0}.layers.#."

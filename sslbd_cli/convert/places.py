@@ -29,7 +29,8 @@ TRAINING = {"head", "heads", "classifier", "classification", "proj", "projs", "p
             "teacher", "student", "online", "target", "ema", "averaged", "criterion", "loss", "center", "bank",
             "memory", "decoder", "mask", "masked", "linear", "probe", "neck", "pooler", "aux", "text", "logit",
             "temperature", "tau", "step", "epoch", "averages", "preprocessor", "optimizer", "metric", "metrics",
-            "acc", "accuracy", "discriminator", "generator", "centroids", "dino", "ibot", "koleo", "normalizer", "k", "t"}  # fmt: skip
+            "acc", "accuracy", "discriminator", "generator", "centroids", "dino", "ibot", "koleo", "normalizer",
+            "k", "t"}  # fmt: skip
 
 
 def under(state: State, place: str) -> State:

@@ -99,11 +99,16 @@ def _pixels(layout: Layout, inner: State, state: State, place: str, wish: Conver
     if wish.normalise:
         return [parse_normalise(wish.normalise)]
     small = layout.family == "resnet" and inner["conv1.weight"].shape[-1] == 3
-    names = layout.small if small else layout.normalise
+    names = layout.small if small else ("clip",) if _is_open_clip(place) and not layout.guess else layout.normalise
     if wish.layout == "auto" and not small:
         hidden = [] if place else _hidden(layout, state)
         names = (*names, *layout.guess, *(name for other in hidden for name in other.normalise))
     return [*map(parse_normalise, dict.fromkeys(names))]
+
+
+def _is_open_clip(place: str) -> bool:
+    """Return whether a place is that of a timm tower in an OpenCLIP model."""
+    return f".{place}".endswith(".visual.trunk.")
 
 
 def _hidden(layout: Layout, state: State) -> list[Layout]:
@@ -157,7 +162,7 @@ def as_timm(inside: State, place: str, layout: str, arch: nets.Timm, wish: Conve
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     if wish.normalise:
         pixels = [parse_normalise(wish.normalise)]
-    elif "trunk" in place.split(".") and tuple(cfg.mean or ()) == NORMALISATIONS["imagenet"][0]:
+    elif _is_open_clip(place) and tuple(cfg.mean or ()) == NORMALISATIONS["imagenet"][0]:
         pixels = [NORMALISATIONS["clip"]]  # OpenCLIP trains its towers with CLIP's, whatever timm's were trained with
     else:
         pixels = [(cfg.mean, cfg.std)] if cfg.mean and cfg.std else [*NORMALISATIONS.values()]  # type: ignore[list-item]

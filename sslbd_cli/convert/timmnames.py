@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslbd_cli.convert.statedict import State
 from sslbd_cli.core import nets
@@ -26,11 +26,16 @@ _SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
 _ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 
 
-@functools.lru_cache(maxsize=64)
 def skeleton(arch: nets.Arch, size: int) -> State:
     """Return the tensors of an architecture without memory. Raises InputError if it does not take this size."""
+    return _network(arch, size).state_dict()
+
+
+@functools.lru_cache(maxsize=32)
+def _network(arch: nets.Arch, size: int) -> nn.Module:
     try:
-        return nets.skeleton(arch, size)
+        with torch.device("meta"):
+            return arch.backbone(size)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(f"{arch} cannot be built for {size}x{size} images: {reason(error)}") from None
 
@@ -44,8 +49,7 @@ def fit(inner: State, arch: nets.Timm, size: int) -> State:
     state = _split_pool(_numbered_blocks(inner, expected))
     if _is_whole(state, expected):
         return state
-    with torch.device("meta"):
-        model = arch.backbone(size)
+    model = _network(arch, size)
     own_filter = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if own_filter is None:
         return state
@@ -59,11 +63,12 @@ def fit(inner: State, arch: nets.Timm, size: int) -> State:
 
 
 def fits(inner: State, arch: nets.Timm, size: int) -> bool:
-    """Return whether these tensors hold the whole model of timm."""
+    """Return whether these tensors are the whole model of timm, and nothing else but a mask token."""
     try:
-        return _is_whole(fit(inner, arch, size), skeleton(arch, size))
+        state, expected = fit(inner, arch, size), skeleton(arch, size)
     except InputError:
         return False
+    return _is_whole(state, expected) and set(state) <= {*expected, "mask_token"}
 
 
 def side(inner: State, arch: nets.Timm) -> int:

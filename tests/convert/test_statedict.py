@@ -91,26 +91,48 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, form):
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"args": collections.deque([1]), "state_dict": STATE}, "asks for collections.deque"),
-        ({"w": np.zeros(3)}, "numpy"),
+        ({"args": torch.nn.ReLU(), "state_dict": STATE}, "asks for torch.nn.modules.activation.ReLU"),
+        ({"w": np.zeros(3)}, "holds no tensors under names (entries: w)"),
         (torch.nn.Linear(2, 2), "asks for torch.nn.modules.linear.Linear"),
         ({}, "an empty dict"),
         (torch.ones(2), "a Tensor"),
         ([STATE], "a list"),
-        ({"epoch": 3, "lr": 0.1}, "its entry epoch is a int, not a tensor"),
-        ({0: torch.ones(2)}, "has no name"),
-        ({"state_dict": STATE, "model": STATE}, "weights under state_dict and model"),
-        ({"a\x1b[31m\nb": 1}, "not a tensor"),
+        ({"epoch": 3, "lr": 0.1}, "holds no tensors under names (entries: epoch, lr)"),
+        ({None: torch.ones(2)}, "holds no tensors under names"),
+        ({"a\x1b[31m\nb": 1}, "holds no tensors under names"),
     ],
 )
 def test_what_is_not_a_state_dict_of_tensors_is_refused(tmp_path, found, said):
     assert said in refused(put(tmp_path / "a.pth", found))
 
 
+def test_nested_dictionaries_come_before_the_names_in_them(tmp_path):
+    two = {
+        "epoch": 3,
+        "state_dict": STATE,
+        "ema": {"state_dict": STATE},
+        "optimizer": {"state": {0: {"m": torch.ones(1)}}},
+    }
+    read = statedict.read(put(tmp_path / "a.pth", two)).tensors
+    wanted = [*(f"state_dict.{name}" for name in STATE), *(f"ema.state_dict.{name}" for name in STATE)]
+    assert sorted(read) == sorted([*wanted, "optimizer.state.0.m"])
+    wrapped = {f"_orig_mod.{name.replace('module.', 'module._orig_mod.')}": tensor for name, tensor in STATE.items()}
+    assert equal(statedict.read(put(tmp_path / "b.pth", {"model": wrapped})).tensors, STATE)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_values_and_options_beside_the_weights_are_read_past_without_their_classes(tmp_path, zipped):
+    options = argparse.Namespace(lr=np.float64(0.1), folder=Path("x"), counts=collections.defaultdict(int, a=1))
+    values = {"best": np.float32(0.9), "curve": np.arange(3), "names": np.array(["a", 1], dtype=object),
+              "steps": collections.deque([1]), "random": np.random.get_state(), "args": options}  # fmt: skip
+    path = put(tmp_path / "a.pth", {"state_dict": STATE, **values}, _use_new_zipfile_serialization=zipped)
+    assert equal(statedict.read(path).tensors, STATE)
+
+
 def test_a_pickle_that_holds_itself_ends(tmp_path):
     loop: dict[str, object] = {}
     loop["model"] = loop
-    assert "its entry model is a dict" in refused(put(tmp_path / "a.pth", loop))
+    assert "holds no tensors under names" in refused(put(tmp_path / "a.pth", loop))
 
 
 def test_methods_shadowed_by_the_pickle_are_not_called(tmp_path):
@@ -251,25 +273,12 @@ def test_truncated_anywhere_is_refused(tmp_path, form):
         refused(path)
 
 
-def test_a_prefix_is_stripped_only_at_the_front_and_only_if_it_is_one():
-    state = {"module.encoder_q.conv1.weight": torch.ones(1), "module.encoder_q.a.encoder_q.b": torch.ones(1),
-             "module.encoder_k.conv1.weight": torch.ones(1), "module.queue": torch.ones(1)}  # fmt: skip
-    prefix, inner, beside = statedict.strip(state, "conv1.weight")
-    assert prefix == "module.encoder_q." and list(inner) == ["conv1.weight", "a.encoder_q.b"]
-    assert [statedict.unwrapped(name) for name in beside] == ["encoder_k.conv1.weight", "queue"]
-    assert (
-        statedict.prefixes({"xconv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)}, "conv1.weight")
-        == []
-    )
-    with pytest.raises(InputError, match="2 encoders"):
-        statedict.strip({"encoder.conv1.weight": torch.ones(1), "backbone.conv1.weight": torch.ones(1)}, "conv1.weight")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_cast_gives_fp32_and_memory_of_its_own(dtype):
+def test_cast_gives_fp32_and_copies_only_other_types(dtype):
     given = torch.tensor([1.5, -2.0], dtype=dtype)
     got = statedict.cast("w", given, torch.zeros(2))
-    assert got.dtype == torch.float32 and got.tolist() == [1.5, -2.0] and got.data_ptr() != given.data_ptr()
+    assert got.dtype == torch.float32 and got.tolist() == [1.5, -2.0]
+    assert (got.data_ptr() == given.data_ptr()) == (dtype == torch.float32)
 
 
 @pytest.mark.parametrize(
