@@ -6,8 +6,9 @@ import torch
 
 from sslbd_cli import plugin
 from sslbd_cli.convert import hints
-from sslbd_cli.convert.foreign import ConvertWish, to_encoder
+from sslbd_cli.convert.foreign import to_encoder
 from sslbd_cli.convert.hints import Hints
+from sslbd_cli.convert.reading import ConvertWish
 from sslbd_cli.core import nets
 
 NAME = "test_vit"  # timm's own smallest transformer
