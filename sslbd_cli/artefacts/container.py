@@ -38,6 +38,9 @@ LEAF = 4 << 20  # bytes hashed per leaf of the content digest
 HEADER_LIMIT = 64 << 20
 SPARE = 2 << 30  # extra address space for reading a file's structure; the tuned allocator asks for 256 MB at a time
 Arrays = dict[str, np.ndarray]
+#: NumPy's name of a type, without its byte order -> safetensors' name, in the order in which safetensors stores them.
+SAFETENSORS_TYPES = {"u8": "U64", "i8": "I64", "f8": "F64", "f4": "F32", "u4": "U32", "i4": "I32", "f2": "F16",
+                     "u2": "U16", "i2": "I16", "i1": "I8", "u1": "U8", "b1": "BOOL"}  # fmt: skip
 
 
 def canonical(value: Any) -> str:
@@ -227,9 +230,27 @@ def _address_space() -> int:
 
 def write_safetensors(path: str, header: str, arrays: Arrays) -> None:
     """Write tensors with one metadata key. Two writes of the same content give equal bytes."""
-    data = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in arrays.items()}, metadata={"sslbd": header})
+    ordered = {k: np.asarray(v, order="C") for k, v in arrays.items()}
     with atomic_output(path) as file:
-        file.write(data)
+        dump_safetensors(file, ordered, {"sslbd": header})
+
+
+def dump_safetensors(file: BinaryIO, arrays: Arrays, metadata: dict[str, str]) -> None:
+    """Write the bytes that safetensors.numpy.save makes, tensor by tensor, without a copy of all of them in memory."""
+    rows: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    kinds = {name: array.dtype.str.lstrip("<|=") for name, array in arrays.items()}
+    ranks = list(SAFETENSORS_TYPES)
+    order = sorted(arrays, key=lambda name: (ranks.index(kinds[name]), name.encode()))
+    end = 0
+    for name in order:
+        start, end = end, end + arrays[name].nbytes
+        kind = SAFETENSORS_TYPES[kinds[name]]
+        rows[name] = {"dtype": kind, "shape": list(arrays[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(arrays[name].reshape(-1).view(np.uint8).data)
 
 
 def write_hdf5(path: str, header: str, arrays: Arrays) -> None:

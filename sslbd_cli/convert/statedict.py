@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
@@ -235,7 +234,7 @@ def shape(tensor: Tensor) -> str:
 def write(tensors: dict[str, np.ndarray], path: str) -> None:
     """Write safetensors without metadata, completely or not at all; `-` is standard output. Bytes are reproducible."""
     with container.atomic_output(path) as file:
-        file.write(safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()}))
+        container.dump_safetensors(file, {name: np.asarray(array, order="C") for name, array in tensors.items()}, {})
 
 
 def refuse_pickle(path: str) -> None:

@@ -341,3 +341,14 @@ def test_a_named_pipe_carries_the_same_bytes_both_ways(tmp_path):
     text, arrays = container.read_container(str(tmp_path / "fifo"))
     writer.join()
     assert text == HEADER and arrays["x"][-1] == 999
+
+
+def test_safetensors_are_written_as_the_library_writes_them(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")
+    shapes = {"z": (3,), 'a"\\é\n': (2, 0), "m": (), "": (2, 3)}
+    arrays = {f"{name}.{kind}": rng.integers(0, 2, shapes[name]).astype(kind) for kind in kinds for name in shapes}
+    for metadata in ({}, {"sslbd": '{"a":"é\\u0007"}'}):
+        with (tmp_path / "out").open("wb") as file:
+            container.dump_safetensors(file, arrays, metadata)
+        assert (tmp_path / "out").read_bytes() == safetensors.numpy.save(arrays, metadata=metadata or None)
