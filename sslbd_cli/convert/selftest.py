@@ -23,14 +23,16 @@ CONSTANT = 0.99999  # mean cosine of useless features; a sound encoder's feature
 
 
 @torch.no_grad()
-def self_test(net: nets.ImageEncoder, count: int = 64, least: float = 0.1) -> tuple[float, float]:
+def self_test(net: nets.ImageEncoder, count: int | None = None, least: float = 0.1) -> tuple[float, float]:
     """Return the share of feature dimensions that differ between random images, and the features' mean cosine.
+
+    There are 64 small images, or 16 of more than 128 pixels, which a large network takes a second each for.
 
     Raises InputError if features are not finite, if hardly any dimension differs, if all features point the same way,
     or if an image's features depend on its batch. A sound encoder may have many dead dimensions: after a ReLU, a
     dimension that no image excites is always zero.
     """
-    batches = list(random_images(count, net.size))
+    batches = list(random_images(count or (64 if net.size <= 128 else 16), net.size))
     try:
         feats = torch.cat([net(images) for images in batches])  # count,D
         alone = net(batches[0][:1])
