@@ -97,7 +97,8 @@ def test_the_history_names_the_file_and_what_every_option_came_to(checkpoint, tm
     assert entry["args"] == {"--from": "torchvision", "--arch": "resnet18:stem=cifar", "--size": 8,
                              "--normalise": "0,0,0/1,1,1"}  # fmt: skip
     digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
-    assert entry["inputs"] == [{"option": "INPUT", "kind": "file", "file": "simclr.pth", "sha256": digest}]
+    assert entry["inputs"] == [{"option": "INPUT", "kind": "file", "file": "simclr.pth", "sha256": digest,
+                                "left_out": {"fc": 2}}]  # fmt: skip
 
 
 def test_what_the_history_records_makes_the_same_encoder(checkpoint, tmp_path):
