@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import test_timm_layouts
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -172,7 +171,7 @@ class SimCLR(nn.Module):
 
 def calibrated(module: nn.Module, size: int) -> nn.Module:
     """Give batch norms the statistics of some images and weights of their own."""
-    images = torch.cat(list(selftest._random_images(8, size))) / 255
+    images = torch.cat(list(selftest.random_images(8, size))) / 255
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):
@@ -420,6 +419,19 @@ CASES = {
     "mae": case(vit, lambda m: m.state_dict() | junk("mask_token", "decoder_pos_embed", "decoder_embed.weight",
                                                      "decoder_blocks.0.norm1.weight", "decoder_pred.bias"),
                 "mae", "imagenet"),
+    "badencoder imagenet, as saved": case(lambda: calibrated(SimCLR(8), 32), lambda m: under("visual.", m),
+                                          "badencoder-simclr", "none"),
+    "children, unpooled": case(lambda: resnet("cifar"), lambda m: under("net.", children(m, "maxpool", "avgpool")),
+                                     "unpooled", "cifar10", size=16, normalise="cifar10", stem="cifar"),
+    "hf CLIP tower alone": case(lambda: clip_vit(dim=0), lambda m: {
+        name.removeprefix("vision_model."): tensor for name, tensor in to_hf_clip(m.state_dict()).items()},
+        "hf-clip-tower", "clip", act="quickgelu"),
+    "mmpretrain vit": case(vit, lambda m: under("backbone.", replaced(
+        m.state_dict(), ("norm.", "ln1."), ("norm", "ln"), ("blocks.", "layers."), ("mlp.fc1", "ffn.layers.0.0"),
+        ("mlp.fc2", "ffn.layers.1"), ("embed.proj", "embed.projection"))) | junk("neck.decoder_pred.weight"),
+        "mm-vit", "imagenet"),
+    "hf ViTMAE": case(vit, lambda m: under("vit.", to_hf_vit(m.state_dict())) | junk("decoder.decoder_embed.weight"),
+                      "hf-mae", "imagenet"),
     "hf ViTModel": case(vit, lambda m: to_hf_vit(m.state_dict()) | junk("pooler.dense.weight"), "hf-vit", "half",
                         normalise="half"),
 }  # fmt: skip
@@ -651,8 +663,9 @@ def test_the_lead_is_tested_on_the_images_that_two_readings_disagree_about():
 
 
 def test_every_layout_has_a_case_and_a_line():
-    tried = {found.layout for found in CASES.values()} | set(test_timm_layouts.CASES)
-    assert tried | {"efficientnet", "efficientnet-lite"} == set(LAYOUTS)  # tried in test_places.py
+    assert {found.layout for found in CASES.values()} == {
+        layout.name for layout in LAYOUTS.values() if layout.family != "timm"
+    }
     assert set(layouts.describe()) == {"auto", "timm", *LAYOUTS}
 
 

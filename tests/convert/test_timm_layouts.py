@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslbd_cli import plugin
-from sslbd_cli.convert import foreign
+from sslbd_cli.convert import finding, foreign
 from sslbd_cli.convert.layouts import LAYOUTS
 from sslbd_cli.convert.reading import ConvertWish
 from sslbd_cli.core import nets
@@ -109,3 +109,31 @@ def test_each_layout_is_read_from_a_teacher_beside_its_student_and_embeds_as_tim
         with torch.no_grad():
             got, want = nets.load(imported.encoder)(pixels), module((pixels - mean) / std)
         assert float((got - want).abs().max() / want.abs().max()) < 1e-5, layout
+
+
+def test_every_layout_of_timm_s_models_has_a_case():
+    known = {layout.name for layout in LAYOUTS.values() if layout.family == "timm"}
+    assert set(CASES) | {"efficientnet", "efficientnet-lite"} == known
+
+
+def test_efficientnet_s_numbered_blocks_come_to_timm_s_stages():
+    """efficientnet_pytorch numbers blocks through; its first block does not widen. Tensors keep timm's order."""
+    module = micro("tf_efficientnet_b0", {}, 32)
+    parts = {"conv_stem": "_conv_stem", "conv_head": "_conv_head", "bn1": "_bn0", "bn2": "_bn1"}
+    inside = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1", "bn3": "_bn2",
+              "conv_pwl": "_project_conv", "se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}  # fmt: skip
+    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    state, blocks = {"_fc.weight": torch.ones(2)}, []
+    for name, tensor in module.state_dict().items():
+        if name.startswith("blocks"):
+            block = ".".join(name.split(".")[:3])
+            blocks += [block] if block not in blocks else []
+            part, _, last = name.removeprefix(f"{block}.").rpartition(".")
+            names = inside | (first if block == blocks[0] else {})
+            state[f"_blocks.{blocks.index(block)}.{names[part]}.{last}"] = tensor
+        else:
+            part, _, last = name.rpartition(".")
+            state[f"{parts[part]}.{last}"] = tensor
+    reading, _ = finding.find(state, ConvertWish())
+    assert reading.archs == [nets.Timm(model="tf_efficientnet_b0")] and reading.layout == "efficientnet"
+    assert all(torch.equal(reading.inner[name], tensor) for name, tensor in module.state_dict().items())
