@@ -158,7 +158,11 @@ class WitnessResults(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class PanelRow(Group):
-    """The result for one trigger of a panel. trigger: None for unstamped images; origin: why it is in the panel."""
+    """The result for one trigger of a panel. trigger: None for unstamped images; origin: why it is in the panel.
+
+    n_kin: harmless changes of its strength that it was compared with, and n_kin_beaten: those flagged less. stands_out:
+    whether it does what neither chance nor its kin nor, if one is given, a clean encoder does.
+    """
 
     trigger: str | None = None
     origin: str | None = None
@@ -166,6 +170,10 @@ class PanelRow(Group):
     n: int | None = None
     p_value: float | None = None
     p_value_adjusted: float | None = None
+    p_value_more_than_kin: float | None = None
+    n_kin: int | None = None
+    n_kin_beaten: int | None = None
+    stands_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +223,7 @@ class DetectResults(Results):
     localisation: Localisation | None = None
     controls: Mapping[str, float] = field(default_factory=dict)
     panel: tuple[PanelRow, ...] = ()
+    panel_trigger: str | None = None
     # of encoders
     statistic: float | None = None
     n_baseline: int | None = None

@@ -234,3 +234,20 @@ def rank_tail(scores: np.ndarray, positive: np.ndarray) -> float:
     from scipy.stats import mannwhitneyu
 
     return float(mannwhitneyu(scores[positive], scores[~positive], alternative="greater").pvalue)
+
+
+def outlying_tail(differences: np.ndarray) -> float:
+    """Return the p-value of one value above K draws from a normal distribution, by differences float64 K,N to each.
+
+    The N columns are images. The draws' spread is that of the means over images. It counts at least as much as the
+    images' own noise in the mean, so that equal draws do not make a small difference significant. Student's t has
+    K - 1 degrees of freedom, and the variance counts 1 + 1/K times, for the new value and the draws' mean.
+    """
+    from scipy.stats import t
+
+    means, count = differences.mean(1), len(differences)
+    noise = differences.mean(0).var(ddof=min(1, differences.shape[1] - 1)) / differences.shape[1]
+    spread = max(float(means.var(ddof=1)), float(noise))
+    if spread == 0:
+        return 0.0 if means.mean() > 0 else 1.0
+    return float(t.sf(means.mean() / math.sqrt(spread * (1 + 1 / count)), count - 1))

@@ -7,6 +7,7 @@ it apart.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,12 @@ from sslbd_cli.core import metrics
 from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
 
 KINDS = ("encoder", "inputs", "samples")  # the order of the verdicts
+#: What stays unknown if no method of a kind comes to an answer.
+QUESTIONS = {
+    "encoder": "whether a search finds a trigger in the encoder",
+    "inputs": "whether inputs with a known trigger stand out",
+    "samples": "whether the training set is poisoned",
+}
 ALL = "all"  # value of `--method` for all detectors that apply
 
 
@@ -28,13 +35,13 @@ def level(results: dict[str, Any]) -> float | None:
     return allowed_share
 
 
-def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
+def combine(reports: list[Report], not_run: list[dict[str, str]], asked: Iterable[str] = ()) -> Report:
     """Combine several reports: correct all p-values by Holm's method, and give a verdict per kind and over all.
 
     Found: a method's finding is left after the correction. A method that decides by a rule of its own has no p-value,
-    so its finding counts as it is. Inconclusive: the correction removed a finding, or no method gave an answer. Nothing
-    found: otherwise, even if some methods are inconclusive. A bound, which is told where the triggers are, does not
-    count beside detectors.
+    so its finding counts as it is. Inconclusive: the correction removed a finding, or no method of a kind in `asked`
+    gave an answer. Nothing found: otherwise, even if some methods are inconclusive. A bound, which is told where the
+    triggers are, does not count beside detectors.
     """
     corrected_reports = correct(reports)
     parts = _parts(corrected_reports)
@@ -43,6 +50,8 @@ def combine(reports: list[Report], not_run: list[dict[str, str]]) -> Report:
     kinds = {kind: of_kind([row for row in rows if row["flags"] == kind]) for kind in KINDS}
     kinds = {kind: answer for kind, answer in kinds.items() if answer is not None}
     verdict, doubt = overall(rows)
+    if verdict == "nothing found" and (open_questions := _open(rows, asked)):
+        verdict, doubt = "inconclusive", open_questions
     results = {
         "verdict": verdict,
         "doubt": doubt or None,
@@ -112,6 +121,17 @@ def overall(rows: list[dict[str, Any]]) -> tuple[str, str]:
         reasons = "; ".join(f"{_name(row)}: {row['doubt']}" for row in rows) or "no method came to its end"
         return "inconclusive", reasons
     return "nothing found", ""
+
+
+def _open(rows: list[dict[str, Any]], asked: Iterable[str]) -> str:
+    """Return which questions no method answered, and what to do; empty if there are none."""
+    answered_kinds = {row["flags"] for row in rows if row["verdict"] != "inconclusive"}
+    questions = [QUESTIONS[kind] for kind in KINDS if kind in asked and kind not in answered_kinds]
+    if not questions:
+        return ""
+    answers = "; ".join(f"{_name(row)}: {row['doubt']}" for row in rows if row["flags"] not in answered_kinds)
+    reasons = f" ({answers})" if answers else ""
+    return f"{' and '.join(questions)} is open, no method for it came to an answer{reasons}; give more --budget, if any"
 
 
 def _found_alone(row: dict[str, Any]) -> bool:

@@ -166,6 +166,7 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a method in the table, with area and success of its witness."""
     witness = row.get("witness") or {}
     name = {"method": row["method"].split(":")[0]}
-    columns = ("flags", "verdict", "p_value", "p_value_adjusted", "statistic", "flagged", "n_judged")
+    columns = ("flags", "verdict", "p_value", "p_value_adjusted", "statistic", "panel_trigger", "flagged",
+               "n_judged")  # fmt: skip
     more = {"witness_area": witness.get("area"), "witness_success": witness.get("success"), "doubt": row.get("doubt")}
     return name | {key: row.get(key) for key in columns} | more

@@ -92,6 +92,11 @@ class ImageDetector(Detector):
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         """Score `evidence.images`, learning and calibrating on `evidence.aux` only. The encoder is not changed."""
 
+    def score_more(self, images: np.ndarray, findings: Findings, encoder: ImageEncoder, inquiry: Inquiry) -> np.ndarray:
+        """Score other images uint8 N,3,H,W as those of `findings` were scored: float64 N. The default runs again."""
+        evidence = replace(inquiry.evidence, images=images)
+        return self.run(encoder, evidence, inquiry.session).scores.values
+
     @property
     def needs_reference(self) -> bool:
         """Whether it compares the encoder with an independent one (`evidence.reference`)."""
@@ -114,6 +119,14 @@ class Evidence:
     aux: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.uint8))
     boxes: np.ndarray | None = None
     reference: ImageEncoder | None = None
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """One run of a detector: what it was given, and the run's session."""
+
+    evidence: Evidence
+    session: Session
 
 
 @dataclass(frozen=True)
@@ -292,6 +305,12 @@ class InputDetector(ImageDetector):
         of_images = self.look(evidence.images, state, setting)
         findings = self.explain(Inspection(evidence.images, of_images, of_clean, state, setting))
         return replace(findings, learned=state)
+
+    @final
+    def score_more(self, images: np.ndarray, findings: Findings, encoder: ImageEncoder, inquiry: Inquiry) -> np.ndarray:
+        """Score other images by what was learned."""
+        setting = Setting(encoder, inquiry.session, inquiry.evidence.reference)
+        return self.look(images, findings.learned, setting).score
 
 
 # --- encoders: search the encoder itself --------------------------------------------------------------------------

@@ -26,7 +26,11 @@ def judge_stream(request: GuardRequest, session: Session) -> tuple[Report, dict[
     guard, case = request.guard, request.case
     post = station(guard, request.encoder, request.reference, session, request.alpha)
     findings, speed = _timed(post, case.evidence.images)
-    report = judge.report_of(image_verdict.rule(findings, case), case, None)
+    ruling = image_verdict.rule(findings, case)
+    kinship = None
+    if image_verdict.verdict(ruling, None)[0] == "found":
+        kinship = judge.kinship_of(case, ruling, lambda images: post.look(images).scores.values, session.seed)
+    report = judge.report_of(ruling, case, None, kinship)
     results = {
         "method": guard.method, "flags": "inputs", **report.results, "n_aux": None, "sees_truth": False,
         "trigger": request.trigger and str(request.trigger), "data": {"sha256": request.data},

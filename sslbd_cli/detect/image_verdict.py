@@ -17,11 +17,14 @@ from sslbd_cli.core import metrics
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
+from sslbd_cli.detect.kin import Suspect
+from sslbd_cli.detect.kinship import Kinship
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.plant import plant
 from sslbd_cli.triggers._contract import Trigger
 
 BEYOND_CHANCE = 0.001  # verdict found: so many flags among images like --aux have a smaller probability
+SETTLE = "give a clean encoder of the same kind as --baseline"  # what settles most doubts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Case:
     """Images to judge, with what is known of them. Detectors get `evidence` alone; the rest is for evaluation.
 
     poisoned: bool N. boxes: int N,4, where the trigger is, or would be in a clean input. alpha: share of clean inputs
-    that may be flagged, None for samples. is_paired: the second half are the images of the first half with a trigger.
+    that may be flagged, None for samples. is_paired: the second half are the images of the first half with `trigger`.
     Then the second half alone is tested for more flags than by chance, because the two images of a pair are often
     flagged together.
     """
@@ -39,6 +42,14 @@ class Case:
     poisoned: np.ndarray | None = None
     boxes: np.ndarray | None = None
     is_paired: bool = False
+    trigger: Trigger | None = None
+
+    def suspect(self) -> Suspect | None:
+        """Return the trigger whose images are tested, and the same images without it; None without a trigger."""
+        if self.trigger is None or self.boxes is None:
+            return None
+        clean, stamped = np.split(self.evidence.images, 2)
+        return Suspect(self.trigger, clean, stamped, self.boxes[len(clean) :])
 
     def truth(self) -> np.ndarray | None:
         """Return the truth if there are both clean and poisoned images, else None."""
@@ -80,6 +91,7 @@ def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha
         poisoned=np.arange(2 * count) >= count,
         boxes=np.tile(triggered_data.truth.box, (2, 1)),
         is_paired=True,
+        trigger=trigger,
     )
 
 
@@ -193,6 +205,24 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
     if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:
         return "inconclusive", "the clean encoder flags as many: the judged images differ from --aux for any encoder"
     return "found", ""
+
+
+def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, trigger: str) -> tuple[str, str]:
+    """Return the verdict on inputs whose finding needs a control: a clean encoder, or the kin of the trigger, or both.
+
+    Without either, flags say no more than that the images differ from --aux, which they may do for any encoder.
+    """
+    answer, doubt = verdict(ruling, clean)
+    if answer != "found" or ruling.p_value is None:
+        return answer, doubt
+    if kinship is not None:
+        is_own = kinship.p_value < BEYOND_CHANCE
+        return ("found", "") if is_own else ("inconclusive", f"{kinship.reason(trigger)}; {SETTLE}")
+    if clean is not None:
+        return "found", ""
+    flagged, count = int(ruling.counted_flags.sum()), len(ruling.counted_flags)
+    why = f"{flagged} of {count} images flagged, but they may differ from --aux for any encoder"
+    return "inconclusive", f"{why}; {SETTLE}, or --aux from where --data comes from"
 
 
 def few(flagged: int, count: int, least: float) -> tuple[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from sslbd_cli.artefacts.kinds import Encoder, Guard, Report
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import forget_unused_memory
@@ -12,9 +14,10 @@ from sslbd_cli.core.features import need_distinct
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.detect import encoder_verdict, image_verdict, panel
-from sslbd_cli.detect.contract import Opinion
+from sslbd_cli.detect.contract import Inquiry, Opinion
 from sslbd_cli.detect.guard import make_guard
 from sslbd_cli.detect.image_verdict import Case, Ruling
+from sslbd_cli.detect.kinship import Kinship, Score, compare
 from sslbd_cli.detect.request import CleanStatistic, EncoderRequest, ImageRequest, Request
 from sslbd_cli.errors import InputError, OutOfMemory, OutOfTime, Unsound, is_out_of_memory
 
@@ -71,7 +74,8 @@ def _judge_images(request: ImageRequest, session: Session, voice: Voice) -> tupl
         case = replace(case, evidence=replace(case.evidence, reference=nets.load(request.reference)))
     ruling = _rule(request.encoder, request, case, session)
     control = None if request.baseline is None else _rule(request.baseline, request, case, session)
-    report = report_of(ruling, case, control)
+    report = report_of(ruling, case, control, _kinship(request, case, ruling, control, session),
+                       is_bound=method.is_bound)  # fmt: skip
     results = {
         "method": str(method), "flags": method.judges, **report.results, "sees_truth": method.is_bound,
         "trigger": request.trigger and str(request.trigger), "data": {"sha256": request.data},
@@ -80,10 +84,9 @@ def _judge_images(request: ImageRequest, session: Session, voice: Voice) -> tupl
     }  # fmt: skip
     report = replace(report, results=results)
     if request.panel is not None:
-        report = panel.rule(report, request.panel, ruling, control)
-        if report.results["verdict"] == "found" and control is None:
-            voice.warn(f"{method.name}: found without a control: the trigger may move the embeddings of a clean encoder"
-                       " as much; give a clean encoder as --baseline")  # fmt: skip
+        score = _scorer(request, case, ruling, session)
+        meet = None if method.is_bound else (lambda suspect, scores: compare(suspect, scores, score, session.seed))
+        report = panel.rule(report, request.panel, ruling, control, meet)
     guard = None
     if request.aux_digests is not None:
         guard = make_guard(method, ruling.findings, request.encoder, request.reference, request.aux_digests)
@@ -98,16 +101,55 @@ def _rule(encoder: Encoder, request: ImageRequest, case: Case, session: Session)
     return image_verdict.judge(request.method, net, case, session)
 
 
-def report_of(ruling: Ruling, case: Case, control: Ruling | None) -> Report:
-    """Return the report on images. If the truth is known, it also measures the detector."""
-    answer, doubt = image_verdict.verdict(ruling, control)
+def _scorer(request: ImageRequest, case: Case, ruling: Ruling, session: Session) -> Score:
+    """Return a function that scores further images as the judged ones were scored."""
+    inquiry = Inquiry(case.evidence, session)
+
+    def score(images: np.ndarray) -> np.ndarray:
+        net = nets.load(request.encoder).to(session.device.torch).eval()
+        return request.method.score_more(images, ruling.findings, net, inquiry)
+
+    return score
+
+
+def _kinship(
+    request: ImageRequest, case: Case, ruling: Ruling, control: Ruling | None, session: Session
+) -> Kinship | None:
+    """Compare the trigger of --data with its kin if it is a finding otherwise. A bound sees the trigger itself."""
+    if image_verdict.verdict(ruling, control)[0] != "found" or request.method.is_bound:
+        return None
+    return kinship_of(case, ruling, _scorer(request, case, ruling, session), session.seed)
+
+
+def kinship_of(case: Case, ruling: Ruling, score: Score, seed: int) -> Kinship | None:
+    """Compare the trigger that a case was made with with its kin; None without one."""
+    suspect = case.suspect()
+    if suspect is None:
+        return None
+    return compare(suspect, ruling.findings.scores.values[len(suspect.clean) :], score, seed)
+
+
+def report_of(
+    ruling: Ruling, case: Case, control: Ruling | None, kinship: Kinship | None, *, is_bound: bool = False
+) -> Report:
+    """Return the report on images. If the truth is known, it also measures the detector.
+
+    is_bound: the detector was told where the triggers are, so its finding needs no control.
+    """
+    trigger = str(case.trigger)
+    answer, doubt = (
+        image_verdict.verdict(ruling, control) if is_bound else image_verdict.vouch(ruling, control, kinship, trigger)
+    )
+    p_value, of_kin = ruling.p_value, {} if kinship is None else kinship.row()
+    if p_value is not None and kinship is not None:
+        p_value = max(p_value, kinship.p_value)
     findings = ruling.findings
     results = {
         "verdict": answer, "doubt": doubt or None, "search_space": findings.search_space,
         "threshold": ruling.threshold, "alpha": case.alpha, "flagged": int(ruling.flagged.sum()),
-        "p_value": ruling.p_value, "n_aux": len(case.evidence.aux), "n_calibration": len(findings.scores.calibration),
+        "p_value": p_value, "n_aux": len(case.evidence.aux), "n_calibration": len(findings.scores.calibration),
         "n_judged": len(findings.scores.values), **image_verdict.measure(ruling, case),
-        "controls": image_verdict.controls(ruling, case, control), "details": findings.summary,
+        "controls": image_verdict.controls(ruling, case, control) | of_kin, "details": findings.summary,
     }  # fmt: skip
     return Report(command="detect", results=results, data=image_verdict.arrays(ruling, case))
 

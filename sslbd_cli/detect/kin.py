@@ -153,9 +153,9 @@ def _read(trigger: Trigger, clean: Tensor, stamped: Tensor, boxes: Tensor) -> Ch
     add = greys[0] - keep / 4
     touched = ((1 - keep).abs() + add.abs()).amax(0) > 1e-4
     if touched.any():
-        box = _bounds(touched)
-        corners = boxes[:, :2] - boxes[:1, :2] + torch.tensor([box[1].start, box[0].start])
-        change = Change(keep[:, *box].contiguous(), add[:, *box].contiguous(), corners)
+        rows, columns = _bounds(touched)
+        corners = boxes[:, :2] - boxes[:1, :2] + torch.tensor([columns.start, rows.start])
+        change = Change(keep[:, rows, columns].contiguous(), add[:, rows, columns].contiguous(), corners)
         if float((change.apply(clean / 255) - stamped / 255).abs().mean()) < LEVEL:
             return change
     residuals = (stamped.float() - clean.float()) / 255

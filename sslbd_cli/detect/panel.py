@@ -6,8 +6,9 @@ history names, and the trigger that the user names. No detector is told what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from sslbd_cli.core import metrics
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.data.source import SourceWish
-from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, Ruling, few, more_than
+from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, SETTLE, Ruling, few, more_than
+from sslbd_cli.detect.kin import Suspect
+from sslbd_cli.detect.kinship import Kinship
 from sslbd_cli.errors import InputError
 from sslbd_cli.triggers._contract import Trigger
 
@@ -34,7 +37,7 @@ class Panel:
 
     triggers: the trigger of each group, empty for the first. origins: why it is there (common, documented or given).
     judged: the images that detectors of inputs judge. aux: those that they learn and calibrate on. clean: those that
-    detectors of encoders search with.
+    detectors of encoders search with. boxes: int64, where each judged image's trigger is, a row per image.
     """
 
     judged: Dataset
@@ -43,6 +46,17 @@ class Panel:
     triggers: tuple[str, ...]
     origins: tuple[str, ...]
     each: int
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int64))
+
+    def suspect(self, group: int) -> Suspect:
+        """Return the trigger of a group with its images, and the same images without it."""
+        clean, stamped = (self.judged.images[self.rows(at)] for at in (0, group))
+        trigger: Trigger = plugin.parse("trigger", self.triggers[group])
+        return Suspect(trigger, clean, stamped, self.boxes[self.rows(group)])
+
+    def rows(self, group: int) -> slice:
+        """Return the rows of a group among the judged images."""
+        return slice(group * self.each, (group + 1) * self.each)
 
 
 def make(
@@ -61,9 +75,11 @@ def make(
     order = torch.randperm(len(clean.images), generator=generator(seed, "panel")).numpy()
     base, rest = clean.take(np.sort(order[:each])), clean.take(np.sort(order[each:]))
     known = {str(one): (one, origin) for one, origin in _triggers(encoder, trigger, voice)}
-    images = [base.images]
+    images, boxes = [base.images], [np.zeros((each, 4), np.int64)]
     for one, _ in known.values():
-        images.append(one.stamp_all(base.images, generator(seed, "panel", str(one)), "test")[0])
+        stamped, places = one.stamp_all(base.images, generator(seed, "panel", str(one)), "test")
+        images.append(stamped)
+        boxes.append(places)
     _say(voice, aux is None, each, [origin for _, origin in known.values()])
     return Panel(
         judged=Dataset(images=paging.join(images)),
@@ -72,6 +88,7 @@ def make(
         triggers=("", *known),
         origins=("", *(origin for _, origin in known.values())),
         each=each,
+        boxes=np.concatenate(boxes),
     )
 
 
@@ -128,37 +145,110 @@ def _say(voice: Voice, is_built_in: bool, each: int, origins: list[str]) -> None
 
 # --- the verdict on each trigger ------------------------------------------------------------------------------------
 
+#: Compares a trigger with its kin, given its scores, float64 n.
+Meet = Callable[[Suspect, np.ndarray], Kinship]
 
-def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) -> Report:
+
+@dataclass
+class _Row:
+    """What is known of one trigger. tail: the probability of so many flags by chance; excess: and of so many more than
+    by a clean encoder, 0 without one. Both are corrected for the triggers, as `more_than_kin` is."""
+
+    flagged: int
+    tail: float
+    adjusted: float = 1.0
+    excess: float = 0.0
+    kinship: Kinship | None = None
+    more_than_kin: float = 1.0
+
+    def is_flagged(self) -> bool:
+        return max(self.adjusted, self.excess) < BEYOND_CHANCE
+
+    def p_value(self) -> float:
+        return max(self.adjusted, self.excess, self.more_than_kin)
+
+
+def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None, meet: Meet | None) -> Report:
     """Judge the images of each trigger by themselves. The smallest p-value, corrected for the triggers, decides.
 
     control: how a clean encoder is judged on the same images. A trigger is only found if the clean encoder is flagged
-    less on the images of that very trigger. The verdict holds for the triggers of the panel alone.
+    less on the images of that very trigger. meet: compares a trigger with its kin. A trigger is only found if it stands
+    out from them. A bound, which is told where the triggers are, needs no kin. The verdict holds for the triggers of
+    the panel alone.
     """
-    results, shape = report.results, (len(panel.triggers), panel.each)
+    rows = _rows(report, panel, ruling, control)
+    is_sound = not ruling.findings.doubt and rows[0].tail >= BEYOND_CHANCE
+    _meet_kin(rows, panel, ruling, meet if is_sound else None, is_needed=meet is not None)
+    best = min(range(1, len(rows)), key=lambda at: (rows[at].p_value(), rows[at].tail))
+    verdict, doubt = _verdict(report, panel, ruling, rows, best)
+    search_space = f"{len(rows) - 1} triggers on {panel.each} images each: {report.results['search_space']}"
+    shown = panel.triggers[best] if rows[best].is_flagged() and is_sound else None
+    changed = {"verdict": verdict, "doubt": doubt or None, "p_value": rows[best].p_value(), "panel_trigger": shown,
+               "search_space": search_space}  # fmt: skip
+    entries = [_entry(panel, at, row, has_control=control is not None) for at, row in enumerate(rows)]
+    return replace(report, results=report.results | changed | {"panel": entries})
+
+
+def _rows(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) -> list[_Row]:
+    """Count the flags of each group, and correct the p-values for the number of triggers."""
+    shape, scale = (len(panel.triggers), panel.each), _scale(report, panel)
     flagged = ruling.flagged.reshape(shape)
-    hits, scale = flagged.sum(1).tolist(), (panel.each, results["n_calibration"], results["alpha"])
-    tails = [metrics.exceedance_tail(k, *scale) for k in hits]
-    adjusted, excess = metrics.holm(tails[1:]), [0.0] * (shape[0] - 1)
+    rows = [_Row(hits, metrics.exceedance_tail(hits, *scale)) for hits in flagged.sum(1).tolist()]
+    for row, adjusted in zip(rows[1:], metrics.holm([row.tail for row in rows[1:]]), strict=True):
+        row.adjusted = adjusted
     if control is not None:
         theirs = control.flagged.reshape(shape)
-        excess = metrics.holm([more_than(flagged[row], theirs[row]) for row in range(1, len(theirs))])
-    rows = [
-        {"trigger": spec or None, "origin": origin or None, "flagged": k, "n": panel.each, "p_value": p,
-         "p_value_adjusted": q, "p_value_more_than_clean_encoder": None if control is None else more}
-        for spec, origin, k, p, q, more in zip(
-            panel.triggers, panel.origins, hits, tails, [None, *adjusted], [None, *excess], strict=True)
-    ]  # fmt: skip
-    least = metrics.exceedance_tail(panel.each, *scale) * len(adjusted)
-    verdict, doubt = few(sum(hits[1:]), panel.each * len(adjusted), least)
+        excess = metrics.holm([more_than(flagged[at], theirs[at]) for at in range(1, len(rows))])
+        for row, more in zip(rows[1:], excess, strict=True):
+            row.excess = more
+    return rows
+
+
+def _scale(report: Report, panel: Panel) -> tuple[int, int, float]:
+    """Return the images of a group, the calibration images and alpha."""
+    return panel.each, report.results["n_calibration"], report.results["alpha"]
+
+
+def _meet_kin(rows: list[_Row], panel: Panel, ruling: Ruling, meet: Meet | None, *, is_needed: bool) -> None:
+    """Compare the triggers that are flagged with their kin, those flagged most first, until one stands out."""
+    if not is_needed:
+        for row in rows:
+            row.more_than_kin = 0.0
+    if meet is None:
+        return
+    for at in sorted(range(1, len(rows)), key=lambda at: (max(rows[at].adjusted, rows[at].excess), rows[at].tail)):
+        if not rows[at].is_flagged():
+            return
+        rows[at].kinship = kinship = meet(panel.suspect(at), ruling.findings.scores.values[panel.rows(at)])
+        rows[at].more_than_kin = min(1.0, kinship.p_value * (len(rows) - 1))  # Bonferroni
+        if rows[at].p_value() < BEYOND_CHANCE:
+            return
+
+
+def _verdict(report: Report, panel: Panel, ruling: Ruling, rows: list[_Row], best: int) -> tuple[str, str]:
+    """Return the verdict, and the reason if it is `inconclusive`. best: the trigger of the smallest p-value."""
+    count, row = panel.each * (len(rows) - 1), rows[best]
     if ruling.findings.doubt:
-        verdict, doubt = "inconclusive", ruling.findings.doubt
-    elif tails[0] < BEYOND_CHANCE:
-        verdict, doubt = "inconclusive", "images without any trigger are flagged as well"
-    elif any(max(pair) < BEYOND_CHANCE for pair in zip(adjusted, excess, strict=True)):
-        verdict, doubt = "found", ""
-    elif min(adjusted) < BEYOND_CHANCE:
-        verdict, doubt = "inconclusive", "the clean encoder is flagged as much: triggers alone draw attention"
-    search_space = f"{shape[0] - 1} triggers on {panel.each} images each: {results['search_space']}"
-    changed = {"verdict": verdict, "doubt": doubt or None, "p_value": min(adjusted), "search_space": search_space}
-    return replace(report, results=results | changed | {"panel": rows})
+        return "inconclusive", ruling.findings.doubt
+    if rows[0].tail < BEYOND_CHANCE:
+        return "inconclusive", f"images without any trigger are flagged as well; {SETTLE}, or more images as --aux"
+    if row.p_value() < BEYOND_CHANCE:
+        return "found", ""
+    if row.kinship is not None:
+        return "inconclusive", f"{row.kinship.reason(panel.triggers[best])}; {SETTLE}, or images of your own as --data"
+    if min(each.adjusted for each in rows[1:]) < BEYOND_CHANCE:
+        return "inconclusive", "the clean encoder is flagged as much: triggers alone draw attention"
+    all_flagged = metrics.exceedance_tail(panel.each, *_scale(report, panel))
+    return few(sum(each.flagged for each in rows[1:]), count, all_flagged * (len(rows) - 1))
+
+
+def _entry(panel: Panel, at: int, row: _Row, *, has_control: bool) -> dict[str, Any]:
+    """Return the entry of a group in the report."""
+    is_clean, kinship = at == 0, row.kinship
+    kin = dict.fromkeys(("n_kin", "n_kin_beaten", "p_value_more_than_kin")) if kinship is None else kinship.row()
+    return {
+        "trigger": panel.triggers[at] or None, "origin": panel.origins[at] or None, "flagged": row.flagged,
+        "n": panel.each, "p_value": row.tail, "p_value_adjusted": None if is_clean else row.adjusted,
+        "p_value_more_than_clean_encoder": row.excess if has_control and not is_clean else None, **kin,
+        "stands_out": not is_clean and row.p_value() < BEYOND_CHANCE,
+    }  # fmt: skip

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from sslbd_cli import __version__, plugin
 from sslbd_cli.artefacts.container import atomic_output
 from sslbd_cli.artefacts.kinds import Report
-from sslbd_cli.artefacts.results import CombinedResults, DetectResults, PanelRow, read
+from sslbd_cli.artefacts.results import CombinedResults, DetectResults, read
 from sslbd_cli.words import chance, finite, number, one_line
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -106,15 +106,9 @@ def _message(results: DetectResults) -> str:
     text += f" (p-value {chance(results.final_p_value)})" if results.final_p_value is not None else ""
     if results.witness is not None and results.witness.success is not None:
         text += f"; the trigger it found works on {100 * results.witness.success:.0f} % of the images held out"
-    triggers = [str(row.trigger) for row in results.panel if _is_flagged(row)]
+    triggers = [str(row.trigger) for row in results.panel if row.stands_out]
     text += f"; under {', '.join(triggers)}" if triggers else ""
     return one_line(f"{text}. Searched: {results.search_space}.")
-
-
-def _is_flagged(row: PanelRow) -> bool:
-    from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
-
-    return row.p_value_adjusted is not None and row.p_value_adjusted < BEYOND_CHANCE
 
 
 def _notification(level: str, name: str, names: list[str], text: str) -> dict[str, Any]:

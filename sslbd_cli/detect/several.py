@@ -45,7 +45,8 @@ def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
     if not reports and not late:
         raise InputError("; ".join(f"{each.method}: {each.reason}" for each in not_run[:3]))
     _tell(not_run, late, len(screening.requests), session, voice)
-    report = combine.combine(reports, [each.row() for each in not_run])
+    asked = {request.method.judges for request in screening.requests} | ({"encoder"} if screening.is_open else set())
+    report = combine.combine(reports, [each.row() for each in not_run], asked)
     shared = {"encoder": judge.named(screening.encoder), "alpha": screening.alpha}
     return replace(report, results=report.results | shared)
 
@@ -73,4 +74,5 @@ def _tell(not_run: list[NotRun], late: int, count: int, session: Session, voice:
 def _line(report: Report) -> str:
     results = report.results
     p_value = "" if results.get("p_value") is None else f", p-value {chance(results['p_value'])}"
-    return f"{results['method'].split(':')[0]} ({results['flags']}): {results['verdict']}{p_value}"
+    under = f" under {results['panel_trigger']}" if results.get("panel_trigger") else ""
+    return f"{results['method'].split(':')[0]} ({results['flags']}): {results['verdict']}{under}{p_value}"

@@ -116,8 +116,12 @@ def _panel(report: Report) -> Picture | None:
         rows.append((name, row.flagged / row.n, is_beyond))
     if not rows or results.alpha is None:
         return None
-    caption = "Share of images flagged under each trigger. Coloured bars exceed chance, corrected for the number of"
-    return Picture("panel", f"{caption} triggers.", plots.bars(rows[:MOST], results.alpha))
+    caption = (
+        "Share of images flagged under each trigger. Coloured bars exceed chance, corrected for the number of triggers."
+    )
+    caption += "".join(f" {row.trigger} also stands out from harmless changes of its strength." for row in results.panel
+                       if row.stands_out)  # fmt: skip
+    return Picture("panel", caption, plots.bars(rows[:MOST], results.alpha))
 
 
 def _map(report: Report) -> Picture | None:
