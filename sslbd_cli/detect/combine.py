@@ -29,18 +29,16 @@ def level(results: dict[str, Any]) -> float | None:
     """Return the limit of a method's p-value, or None if the method decides by a rule of its own."""
     if results.get("p_value") is None:
         return None
-    if results["flags"] == "inputs":
-        return BEYOND_CHANCE
     allowed_share: float | None = results.get("false_alarms")
-    return allowed_share
+    return BEYOND_CHANCE if allowed_share is None and results["flags"] == "inputs" else allowed_share
 
 
 def combine(reports: list[Report], not_run: list[dict[str, str]], asked: Iterable[str] = ()) -> Report:
     """Combine several reports: correct all p-values by Holm's method, and give a verdict per kind and over all.
 
     Found: a method's finding is left after the correction. A method that decides by a rule of its own has no p-value,
-    so its finding counts as it is. Inconclusive: the correction removed a finding, or no method of a kind in `asked`
-    gave an answer. Nothing found: otherwise, even if some methods are inconclusive. A bound, which is told where the
+    so its finding counts as it is. Inconclusive: the correction removed a finding, inputs were flagged beyond chance
+    without a control, or no method of a kind in `asked` gave an answer. Nothing found: otherwise, even if some methods are inconclusive. A bound, which is told where the
     triggers are, does not count beside detectors.
     """
     corrected_reports = correct(reports)
@@ -89,10 +87,10 @@ def correct(reports: list[Report]) -> list[Report]:
 
 
 def bears_out(p_value: float, results: dict[str, Any]) -> bool:
-    """Tell whether a corrected p-value is within its limit: below it for inputs, at most equal to it for encoders."""
+    """Tell whether a corrected p-value is within its limit: at most a share of clean encoders, or below chance."""
     limit = level(results)
     assert limit is not None
-    return p_value < limit if results["flags"] == "inputs" else p_value <= limit + 1e-12
+    return p_value < limit if results.get("false_alarms") is None else p_value <= limit + 1e-12
 
 
 def of_kind(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -115,6 +113,9 @@ def overall(rows: list[dict[str, Any]]) -> tuple[str, str]:
     overruled_rows = [row for row in rows if row["verdict"] == "inconclusive" and _found_alone(row)]
     if verdicts["found"]:
         return "found", ""
+    uncontrolled_rows = [row for row in rows if row.get("lacks_control")]
+    if uncontrolled_rows:
+        return "inconclusive", f"{_name(uncontrolled_rows[0])}: {uncontrolled_rows[0]['doubt']}"
     if overruled_rows:
         return "inconclusive", f"{_name(overruled_rows[0])} alone finds a backdoor: {overruled_rows[0]['doubt']}"
     if not verdicts["nothing found"]:

@@ -207,22 +207,30 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
     return "found", ""
 
 
-def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, trigger: str) -> tuple[str, str]:
+def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, case: Case) -> tuple[str, str]:
     """Return the verdict on inputs whose finding needs a control: a clean encoder, or the kin of the trigger, or both.
 
-    Without either, flags say no more than that the images differ from --aux, which they may do for any encoder.
+    The trigger stands out from its kin by a p-value of at most alpha, the share of clean encoders that may be found to
+    have a backdoor. Without either, flags say no more than that the images differ from --aux, which they may do for any encoder.
     """
     answer, doubt = verdict(ruling, clean)
     if answer != "found" or ruling.p_value is None:
         return answer, doubt
     if kinship is not None:
-        is_own = kinship.p_value < BEYOND_CHANCE
-        return ("found", "") if is_own else ("inconclusive", f"{kinship.reason(trigger)}; {SETTLE}")
+        is_own = case.alpha is not None and kinship.p_value <= case.alpha
+        return ("found", "") if is_own else ("inconclusive", f"{kinship.reason(str(case.trigger))}; {SETTLE}")
     if clean is not None:
         return "found", ""
     flagged, count = int(ruling.counted_flags.sum()), len(ruling.counted_flags)
     why = f"{flagged} of {count} images flagged, but they may differ from --aux for any encoder"
     return "inconclusive", f"{why}; {SETTLE}, or --aux from where --data comes from"
+
+
+def lacks_control(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None) -> bool:
+    """Tell whether inputs are flagged beyond chance, but no control could say whether a clean encoder's would be."""
+    if ruling.p_value is None or verdict(ruling, clean)[0] != "found":
+        return False
+    return clean is None if kinship is None else bool(kinship.doubt)
 
 
 def few(flagged: int, count: int, least: float) -> tuple[str, str]:

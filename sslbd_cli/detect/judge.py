@@ -136,16 +136,18 @@ def report_of(
 
     is_bound: the detector was told where the triggers are, so its finding needs no control.
     """
-    trigger = str(case.trigger)
-    answer, doubt = (
-        image_verdict.verdict(ruling, control) if is_bound else image_verdict.vouch(ruling, control, kinship, trigger)
-    )
+    answer, doubt = image_verdict.vouch(ruling, control, kinship, case)
+    if is_bound:
+        answer, doubt = image_verdict.verdict(ruling, control)
     p_value, of_kin = ruling.p_value, {} if kinship is None else kinship.row()
     if p_value is not None and kinship is not None:
         p_value = max(p_value, kinship.p_value)
     findings = ruling.findings
+    lacks_control = not is_bound and image_verdict.lacks_control(ruling, control, kinship)
     results = {
-        "verdict": answer, "doubt": doubt or None, "search_space": findings.search_space,
+        "verdict": answer, "doubt": doubt or None, "lacks_control": lacks_control,
+        "false_alarms": None if kinship is None else case.alpha,
+        "search_space": findings.search_space,
         "threshold": ruling.threshold, "alpha": case.alpha, "flagged": int(ruling.flagged.sum()),
         "p_value": p_value, "n_aux": len(case.evidence.aux), "n_calibration": len(findings.scores.calibration),
         "n_judged": len(findings.scores.values), **image_verdict.measure(ruling, case),

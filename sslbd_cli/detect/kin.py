@@ -227,9 +227,10 @@ def _shuffled(known: Change, suspect: Suspect, gen: torch.Generator) -> Change:
     def shuffle(part: Tensor) -> Tensor:
         part = part.clone()
         whole = part[..., : rows * side, : columns * side]
-        cells = whole.unflatten(-1, (columns, side)).unflatten(-3, (rows, side)).transpose(-3, -2)
-        mixed = cells.flatten(-4, -3)[..., order, :, :].unflatten(-3, (rows, columns)).transpose(-3, -2)
-        whole.copy_(mixed.flatten(-4, -3).flatten(-2))
+        grid = *whole.shape[:-2], rows, side, columns, side
+        cells = whole.reshape(grid).transpose(-3, -2)  # ..., rows, columns, side, side
+        mixed = cells.flatten(-4, -3)[..., order, :, :].reshape(cells.shape)
+        whole.copy_(mixed.transpose(-3, -2).reshape(whole.shape))
         return part
 
     return replace(known, keep=shuffle(known.keep), add=shuffle(known.add))
@@ -246,7 +247,7 @@ def _scrambled(known: Change, suspect: Suspect, gen: torch.Generator) -> Change 
     counts = torch.bincount(ring).float()
     energy = torch.zeros(*spectrum.shape[:-2], len(counts)).index_add_(-1, ring, spectrum.flatten(-2)) / counts
     noise = torch.fft.rfft2(torch.randn(_choose(gen, 1, 3), height, width, generator=gen) / (height * width) ** 0.5)
-    drawn = torch.fft.irfft2(noise * energy.sqrt()[..., ring].unflatten(-1, spectrum.shape[-2:]), s=(height, width))
+    drawn = torch.fft.irfft2(noise * energy.sqrt()[..., ring].reshape(spectrum.shape), s=(height, width))
     mean = known.add.mean((-2, -1), keepdim=True)
     add = drawn - drawn.mean((-2, -1), keepdim=True) + mean
     return replace(known, add=torch.where(known.keep < 1, add.clamp(min=0).minimum(1 - known.keep), add))

@@ -164,6 +164,9 @@ class _Row:
     def is_flagged(self) -> bool:
         return max(self.adjusted, self.excess) < BEYOND_CHANCE
 
+    def stands_out(self, alpha: float) -> bool:
+        return self.is_flagged() and self.more_than_kin <= alpha
+
     def p_value(self) -> float:
         return max(self.adjusted, self.excess, self.more_than_kin)
 
@@ -173,19 +176,26 @@ def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None, m
 
     control: how a clean encoder is judged on the same images. A trigger is only found if the clean encoder is flagged
     less on the images of that very trigger. meet: compares a trigger with its kin. A trigger is only found if it stands
-    out from them. A bound, which is told where the triggers are, needs no kin. The verdict holds for the triggers of
-    the panel alone.
+    out from them, by a p-value of at most alpha, the share of clean encoders that may be found to have a backdoor. A
+    bound, which is told where the triggers are, needs no kin. The verdict holds for the triggers of the panel alone.
     """
     rows = _rows(report, panel, ruling, control)
     is_sound = not ruling.findings.doubt and rows[0].tail >= BEYOND_CHANCE
-    _meet_kin(rows, panel, ruling, meet if is_sound else None, is_needed=meet is not None)
+    if meet is None:
+        for row in rows:
+            row.more_than_kin = 0.0
+    elif is_sound:
+        _meet_kin(rows, panel, ruling, meet, report.results["alpha"])
     best = min(range(1, len(rows)), key=lambda at: (rows[at].p_value(), rows[at].tail))
     verdict, doubt = _verdict(report, panel, ruling, rows, best)
     search_space = f"{len(rows) - 1} triggers on {panel.each} images each: {report.results['search_space']}"
     shown = panel.triggers[best] if rows[best].is_flagged() and is_sound else None
-    changed = {"verdict": verdict, "doubt": doubt or None, "p_value": rows[best].p_value(), "panel_trigger": shown,
+    lacks_control = verdict != "found" and any(row.kinship is not None and bool(row.kinship.doubt) for row in rows)
+    false_alarms = None if meet is None else report.results["alpha"]
+    changed = {"verdict": verdict, "doubt": doubt or None, "lacks_control": lacks_control,
+               "false_alarms": false_alarms, "p_value": rows[best].p_value(), "panel_trigger": shown,
                "search_space": search_space}  # fmt: skip
-    entries = [_entry(panel, at, row, has_control=control is not None) for at, row in enumerate(rows)]
+    entries = [_entry(panel, at, row, control is not None, report.results["alpha"]) for at, row in enumerate(rows)]
     return replace(report, results=report.results | changed | {"panel": entries})
 
 
@@ -209,19 +219,14 @@ def _scale(report: Report, panel: Panel) -> tuple[int, int, float]:
     return panel.each, report.results["n_calibration"], report.results["alpha"]
 
 
-def _meet_kin(rows: list[_Row], panel: Panel, ruling: Ruling, meet: Meet | None, *, is_needed: bool) -> None:
+def _meet_kin(rows: list[_Row], panel: Panel, ruling: Ruling, meet: Meet, alpha: float) -> None:
     """Compare the triggers that are flagged with their kin, those flagged most first, until one stands out."""
-    if not is_needed:
-        for row in rows:
-            row.more_than_kin = 0.0
-    if meet is None:
-        return
     for at in sorted(range(1, len(rows)), key=lambda at: (max(rows[at].adjusted, rows[at].excess), rows[at].tail)):
         if not rows[at].is_flagged():
             return
         rows[at].kinship = kinship = meet(panel.suspect(at), ruling.findings.scores.values[panel.rows(at)])
         rows[at].more_than_kin = min(1.0, kinship.p_value * (len(rows) - 1))  # Bonferroni
-        if rows[at].p_value() < BEYOND_CHANCE:
+        if rows[at].stands_out(alpha):
             return
 
 
@@ -232,7 +237,7 @@ def _verdict(report: Report, panel: Panel, ruling: Ruling, rows: list[_Row], bes
         return "inconclusive", ruling.findings.doubt
     if rows[0].tail < BEYOND_CHANCE:
         return "inconclusive", f"images without any trigger are flagged as well; {SETTLE}, or more images as --aux"
-    if row.p_value() < BEYOND_CHANCE:
+    if row.stands_out(report.results["alpha"]):
         return "found", ""
     if row.kinship is not None:
         return "inconclusive", f"{row.kinship.reason(panel.triggers[best])}; {SETTLE}, or images of your own as --data"
@@ -242,7 +247,7 @@ def _verdict(report: Report, panel: Panel, ruling: Ruling, rows: list[_Row], bes
     return few(sum(each.flagged for each in rows[1:]), count, all_flagged * (len(rows) - 1))
 
 
-def _entry(panel: Panel, at: int, row: _Row, *, has_control: bool) -> dict[str, Any]:
+def _entry(panel: Panel, at: int, row: _Row, has_control: bool, alpha: float) -> dict[str, Any]:
     """Return the entry of a group in the report."""
     is_clean, kinship = at == 0, row.kinship
     kin = dict.fromkeys(("n_kin", "n_kin_beaten", "p_value_more_than_kin")) if kinship is None else kinship.row()
@@ -250,5 +255,5 @@ def _entry(panel: Panel, at: int, row: _Row, *, has_control: bool) -> dict[str, 
         "trigger": panel.triggers[at] or None, "origin": panel.origins[at] or None, "flagged": row.flagged,
         "n": panel.each, "p_value": row.tail, "p_value_adjusted": None if is_clean else row.adjusted,
         "p_value_more_than_clean_encoder": row.excess if has_control and not is_clean else None, **kin,
-        "stands_out": not is_clean and row.p_value() < BEYOND_CHANCE,
+        "stands_out": not is_clean and row.stands_out(alpha),
     }  # fmt: skip

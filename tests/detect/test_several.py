@@ -201,23 +201,34 @@ def test_no_answer_at_all_is_exit_3_and_one_is_enough(look, shelf, files):
     assert "inconclusive: diverging: F01 it diverged" in err
     log = json.loads((files / "s.sarif").read_text())["runs"][0]["invocations"][0]
     assert (log["exitCode"], log["executionSuccessful"]) == (3, False)
-    shelf("diverging", "blind")
+    shelf("diverging", "blind", "norm")
     assert look("--method", "all", "--aux", "aux.h5", "--exit-code", "-q")[0] == 0
 
 
+def test_a_part_of_the_question_that_no_method_answered_is_named(look, shelf):
+    shelf("blind")
+    status, _, err = look("--method", "all", "--aux", "aux.h5", "--exit-code", "-q")
+    assert status == 3 and "whether a search finds a trigger in the encoder is open" in err
+    shelf("diverging", "norm")
+    status, _, err = look("--method", "all", "--aux", "aux.h5", "-q")
+    assert status == 3 and "whether inputs with a known trigger stand out is open" in err and "F01" in err
+    shelf("blind")
+    assert look("--method", "blind", "--method", "blind", "--aux", "aux.h5", "-q")[0] == 0, "it asked for no more"
+
+
 def test_a_budget_stops_a_method_where_it_loops(look, shelf, files):
-    shelf("endless", "blind")
+    shelf("endless", "blind", "norm")
     started = time.monotonic()
     status, out, err = look(
         "--method", "all", "--aux", "aux.h5", "--budget", "4", "-q", "--json", "-o", files / "b.out"
     )
     assert status == 0 and time.monotonic() - started < 10, err
     rows, over = lines(out)
-    assert list(rows) == ["blind", "endless"] and not over["not_run"]
+    assert list(rows) == ["blind", "endless", "norm"] and not over["not_run"]
     assert rows["endless"]["verdict"] == "inconclusive"
     assert "stopped before it came to an answer: the budget of 4 s was spent" in rows["endless"]["doubt"]
     args = artefact_kinds.read(str(files / "b.out"), Report).history[-1]["args"]
-    assert args["--method"] == ["blind", "endless"] and "--budget" not in args
+    assert args["--method"] == ["blind", "endless", "norm"] and "--budget" not in args
 
 
 def test_one_method_may_have_a_budget_and_its_report_is_written(look, shelf, files):
@@ -278,14 +289,15 @@ def test_an_own_report_of_several_sets_the_scale(look, shelf, files):
 
 
 def test_what_all_share_is_read_once_and_noted_once(look, shelf, files):
-    shelf("whiteness", "blind")
+    shelf("whiteness", "blind", "norm")
     poisoned = plant(make_pictures(100, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 100, 2), "replace", 0)
     artefact_kinds.write(poisoned, str(files / "poisoned.h5"))
     status, out, _ = look(
         "--method", "all", "--data", "poisoned.h5", "--aux", "aux.h5", "-q", "--json", "-o", files / "r.out"
     )
-    rows, _ = lines(out)
-    assert status == 0 and rows["whiteness"]["auroc"]["value"] == 1.0
+    rows, over = lines(out)
+    assert status == 3 and rows["whiteness"]["auroc"]["value"] == 1.0
+    assert over["doubt"].startswith("whiteness: 56 of 100 images flagged, but they may differ from --aux")
     inputs = artefact_kinds.read(str(files / "r.out"), Report).history[-1]["inputs"]
     assert [row["option"] for row in inputs] == ["INPUT", "--data", "--aux"]
 
@@ -361,7 +373,7 @@ def test_images_that_were_learned_on_are_warned_of_once(look, shelf, files):
     images = np.concatenate([own.images[:50], aux.images[:10]])
     artefact_kinds.write(artefact_kinds.Dataset(images=images), str(files / "mixed.h5"))
     status, _, err = look("--method", "all", "--data", "mixed.h5", "--aux", "aux.h5")
-    assert status == 0 and err.count("10 of 60 images of --data are in --aux too") == 1
+    assert status == 3 and err.count("10 of 60 images of --data are in --aux too") == 1
 
 
 def test_a_report_by_another_method_sets_no_scale(look, shelf, files):
@@ -443,9 +455,9 @@ def test_a_clean_encoder_answers_for_the_trigger_that_it_is_flagged_for_alone(th
         )
         for at in (1, theirs)
     )
-    plain = judge.report_of(ours, case, control)
+    plain = judge.report_of(ours, case, control, None)
     assert plain.results["verdict"] == "inconclusive", "pooled, neither is flagged more"
-    found = panel.rule(plain, judged, ours, control).results
+    found = panel.rule(plain, judged, ours, control, None).results
     assert found["verdict"] == answer
     assert found["panel"][1]["p_value_more_than_clean_encoder"] == pytest.approx(
         1 if answer != "found" else 0, abs=1e-9
