@@ -38,8 +38,8 @@ def combine(reports: list[Report], not_run: list[dict[str, str]], asked: Iterabl
 
     Found: a method's finding is left after the correction. A method that decides by a rule of its own has no p-value,
     so its finding counts as it is. Inconclusive: the correction removed a finding, inputs were flagged beyond chance
-    without a control, or no method of a kind in `asked` gave an answer. Nothing found: otherwise, even if some methods are inconclusive. A bound, which is told where the
-    triggers are, does not count beside detectors.
+    without a control, or no method of a kind in `asked` gave an answer. Nothing found: otherwise, even if some methods
+    are inconclusive. A bound, which is told where the triggers are, does not count beside detectors.
     """
     corrected_reports = correct(reports)
     parts = _parts(corrected_reports)

@@ -85,9 +85,15 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
     that the encoder's history names, and with --trigger. Each trigger is judged by itself. A training set is only
     judged if it is given.
 
+    Any change moves embeddings somewhat. So a trigger is only found if it does what its kin do not: harmless changes of
+    the same strength, such as its pattern shuffled, recoloured or turned. With a clean encoder as --baseline, it must
+    also be flagged more than by that encoder. Images of --data without a trigger have no kin: if they are flagged
+    beyond chance, only a --baseline can tell a backdoor from images that differ from --aux for any encoder.
+
     The p-values of several methods are corrected by Holm's method. A method that decides by a published rule of its
     own has no p-value and counts as it is. The verdict over all methods is found if any finding is left after the
-    correction. It is inconclusive if the correction removes every finding, or if no method gave an answer.
+    correction. It is inconclusive if the correction removes every finding, or if a part of the question stays open:
+    no detector of encoders, or none of inputs, gave an answer.
     """
     from sslbd_cli.cli.output import print_results
     from sslbd_cli.errors import InputError, Unsound

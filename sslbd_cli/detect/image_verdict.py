@@ -211,7 +211,7 @@ def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, case: C
     """Return the verdict on inputs whose finding needs a control: a clean encoder, or the kin of the trigger, or both.
 
     The trigger stands out from its kin by a p-value of at most alpha, the share of clean encoders that may be found to
-    have a backdoor. Without either, flags say no more than that the images differ from --aux, which they may do for any encoder.
+    have a backdoor. Without either, flags say no more than that the images differ from --aux, for whatever encoder.
     """
     answer, doubt = verdict(ruling, clean)
     if answer != "found" or ruling.p_value is None:
@@ -223,6 +223,8 @@ def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, case: C
         return "found", ""
     flagged, count = int(ruling.counted_flags.sum()), len(ruling.counted_flags)
     why = f"{flagged} of {count} images flagged, but they may differ from --aux for any encoder"
+    if not len(case.evidence.aux):  # a guard holds its aux images' scores alone, and no clean encoder's
+        return "inconclusive", f"{why}; judge them without --guard, and {SETTLE}"
     return "inconclusive", f"{why}; {SETTLE}, or --aux from where --data comes from"
 
 

@@ -80,7 +80,9 @@ def test_equal_runs_write_equal_bytes(sslbd, files, tmp_path):
 def test_a_triggered_stream_stops_at_the_gate_and_a_clean_one_passes(sslbd, files, tmp_path):
     stream = plant(make_pictures(60, 3), plugin.parse("trigger", TRIGGER), np.arange(0, 60, 2), "replace", 0)
     artefact_kinds.write(dataclasses.replace(stream, truth=None), str(tmp_path / "stream.h5"))
-    assert watch(sslbd, files, "--exit-code", data=tmp_path / "stream.h5")[0] == 1
+    status, _, err = watch(sslbd, files, "--exit-code", data=tmp_path / "stream.h5")
+    assert status == 3 and "judge them without --guard, and give a clean encoder" in err, "images alone have no control"
+    assert watch(sslbd, files, "--exit-code", "--trigger", TRIGGER)[0] == 1, "a trigger has its kin"
     assert watch(sslbd, files, "--exit-code")[0] == 0
 
 

@@ -149,8 +149,8 @@ def test_methods_found_in_doubt_and_left_out():
 
 
 def test_triggers_of_a_panel_that_are_flagged_are_named_and_no_others():
-    rows = [{"trigger": name, "flagged": 9, "n": 12, "p_value_adjusted": p} for name, p in
-            (("patch", 1e-9), ("blend", 0.4), ("warp", None))]  # fmt: skip
+    rows = [{"trigger": name, "flagged": 9, "n": 12, "p_value_adjusted": 1e-9, "stands_out": stands_out}
+            for name, stands_out in (("patch", True), ("blend", False), ("warp", None))]  # fmt: skip
     log = sarif.log("e", detection(panel=rows), 1)
     check(log)
     assert "; under patch. Searched" in log["runs"][0]["results"][0]["message"]["text"]
