@@ -81,12 +81,10 @@ def is_foreign(path: str) -> bool:
         return False
     with container.seekable(path) as file:
         magic = file.read(9)
-        if magic[:4] == b"PK\x03\x04" or magic[:1] == b"\x80":
-            return True
         length = int.from_bytes(magic[:8], "little")
-        if magic[8:] != b"{" or length > container.HEADER_LIMIT:
-            return False
-        return b'"sslbd"' not in b"{" + file.read(length - 1)
+        if magic[8:] == b"{" and length <= container.HEADER_LIMIT:  # first: its length may begin as a pickle does
+            return b'"sslbd"' not in file.read(length - 1)
+        return magic[:4] == b"PK\x03\x04" or magic[:1] == b"\x80"
 
 
 def _parse(file: BinaryIO) -> object:

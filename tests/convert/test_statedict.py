@@ -314,3 +314,13 @@ def test_a_pickles_name_is_refused_with_a_better_one(name):
         statedict.refuse_pickle(name)
     statedict.refuse_pickle("a.safetensors")
     statedict.refuse_pickle("-")
+
+
+def test_an_encoder_is_none_of_the_checkpoints_whatever_the_length_of_its_header(tmp_path):
+    """A safetensors header of 4,224 bytes begins with the byte 80 (hexadecimal), as a pickle does."""
+    for length in (4216, 4224):
+        header = b'{"__metadata__":{"sslbd":"x"}}'.ljust(length)
+        (tmp_path / "file").write_bytes(length.to_bytes(8, "little") + header)
+        assert not statedict.is_foreign(str(tmp_path / "file")), length
+        (tmp_path / "file").write_bytes(length.to_bytes(8, "little") + header.replace(b"sslbd", b"other"))
+        assert statedict.is_foreign(str(tmp_path / "file")), length
