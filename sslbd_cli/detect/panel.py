@@ -79,7 +79,7 @@ def make(
     for one, _ in known.values():
         stamped, places = one.stamp_all(base.images, generator(seed, "panel", str(one)), "test")
         images.append(stamped)
-        boxes.append(places)
+        boxes.append(places.numpy())
     _say(voice, aux is None, each, [origin for _, origin in known.values()])
     return Panel(
         judged=Dataset(images=paging.join(images)),
