@@ -1,5 +1,7 @@
 """Micro artefacts made in memory, so small that a test trains on them in a second."""
 
+import contextlib
+
 import numpy as np
 import torch
 
@@ -22,6 +24,25 @@ def make_encoder(size: int = 16, seed: int = 0, arch: nets.Arch | None = None) -
     """Make an encoder with random weights."""
     arch = arch or nets.Tiny(width=8)
     return nets.save(nets.new(arch, size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), generator(seed, "test weights")))
+
+
+class Interrupted:
+    """A watch that interrupts a training when it tells of epoch `at`, before its state is stored."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    @contextlib.contextmanager
+    def __call__(self, total, unit, label):
+        yield self
+
+    def advance(self, count: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
 
 
 def weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:

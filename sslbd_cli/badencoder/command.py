@@ -68,6 +68,7 @@ PRESETS = {
 )
 @click.option("--gate", default=0.95, show_default=True, type=options.Number(-1, 1),
               help="Exit 3 if utility or effectiveness is below this cosine at the end.")  # fmt: skip
+@options.checkpoint
 @options.limit
 @options.seed
 @options.device()
@@ -79,14 +80,20 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     Clean images keep their embeddings. DRUPE (Tao et al. 2024) hides triggered embeddings among clean ones. Several
     triggers have their own targets, even in several tasks. If the attack changes clean embeddings or fails, the encoder
     is still written, and the exit status is 3. A text tower beside the encoder is not changed.
+
+    An encoder of large images is tuned in minutes if only its last stages are trained, as in --method
+    badencoder:stages=1. --resume continues an interrupted run; it ends with the same bytes as an uninterrupted one.
     """
     from sslbd_cli import plugin
     from sslbd_cli.artefacts.kinds import Dataset, Encoder
     from sslbd_cli.badencoder.contract import Plot
+    from sslbd_cli.badencoder.measure import measure
     from sslbd_cli.core import nets
+    from sslbd_cli.core.checks import WARNINGS
     from sslbd_cli.errors import InputError, Unsound
 
     refuse_terminal(output)
+    run.claim_checkpoint()
     if params["method"] and params["preset"]:
         raise InputError("give --method or --preset, not both")
     attack: Attack = params["method"] or plugin.parse("attack", PRESETS[params["preset"] or "small"])
@@ -96,13 +103,15 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     triggers: tuple[Trigger, ...] = params["triggers"]
     inputs.check_distinct(triggers, shadow.images)
     references = inputs.references(run, net, len(triggers), params)
-    injected = attack.run(net, Plot(shadow.limited(params["limit"]).images, triggers, references), run.session())
+    plot = Plot(shadow.limited(params["limit"]).images, triggers, references)
+    session = run.session()
+    injected = attack.run(net, plot, session, run.checkpoint(method=attack, preset=None, gate=None))
+    # The encoder is written before it is measured, so that nothing that happens to the measuring can lose it.
     run.write(nets.beside(nets.save(injected.encoder.cpu()), encoder), output, method=attack, preset=None)
-    run.say(", ".join(f"{name} {value:.4f}" for name, value in (injected.cosines | injected.spread).items()))
-    from sslbd_cli.core.checks import WARNINGS
-
+    effect = measure(net, injected.encoder, plot, session, injected.nearest)
+    run.say(", ".join(f"{name} {value:.4f}" for name, value in (effect.cosines | effect.spread).items()))
     for code, term in (("F03", "utility"), ("F04", "effectiveness")):
-        cosine = injected.cosines[term]
+        cosine = effect.cosines[term]
         if cosine < gate:
             raise Unsound(
                 f"{code} {WARNINGS[code]}: {term} {cosine:.4f}, gate {gate}; try more epochs or another lambda2"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from sslbd_cli.triggers._contract import Trigger
 
 if TYPE_CHECKING:
     from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.core.train import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,10 @@ class Attack(Plugin):
     shelf: ClassVar[str] = "attack"
 
     @abstractmethod
-    def run(self, encoder: ImageEncoder, plot: Plot, session: Session) -> Injected:
-        """Train a copy of `encoder`. The input must not be changed."""
+    def run(
+        self, encoder: ImageEncoder, plot: Plot, session: Session, checkpoint: Checkpoint | None = None
+    ) -> Injected:
+        """Train a copy of `encoder`, and store the training in the checkpoint. Leave the input unchanged."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,11 @@ class Plot:
 
 @dataclass(frozen=True)
 class Injected:
-    """A backdoored encoder, the last epoch's mean of each loss term, and the final encoder's mean cosines.
+    """A backdoored encoder in eval mode, and the last epoch's mean of each loss term.
 
-    spread: how the final encoder's triggered embeddings lie among clean ones; see badencoder/inject.py, `outcome`.
+    nearest: whether each triggered image was pulled to its nearest reference, not to all of them.
     """
 
     encoder: ImageEncoder
     terms: dict[str, float]
-    cosines: dict[str, float]
-    spread: dict[str, float] = field(default_factory=dict)
+    nearest: bool = False

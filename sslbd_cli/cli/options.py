@@ -1,7 +1,7 @@
 """The options that commands share, each defined once: the same letter and meaning in every command.
 
 `command` makes a click command whose body gets a `Run` first. The rest are option decorators:
-input_argument, output, report_output, seed, device, spec, normalise, artefact, json_lines, limit.
+input_argument, output, report_output, seed, device, spec, normalise, artefact, json_lines, limit, checkpoint.
 """
 
 from __future__ import annotations
@@ -151,6 +151,17 @@ def _batch(default: int) -> Callable[[F], F]:
     return click.option(
         "--batch", default=default, show_default=True, type=click.IntRange(min=2), help="Images per step."
     )
+
+
+def checkpoint(function: F) -> F:
+    """Add --checkpoint and --resume, which `Run.checkpoint` reads."""
+    resume = click.option("--resume", is_flag=True, help="Continue from the --checkpoint file if it exists.")
+    return click.option(
+        "--checkpoint",
+        type=ArtefactPath(),
+        metavar="FILE",
+        help="Save the training's state in FILE after each epoch.",
+    )(resume(function))
 
 
 class Number(click.FloatRange):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sslbd_cli.cli.progress import Progress
     from sslbd_cli.core.device import Device
     from sslbd_cli.core.session import Session
+    from sslbd_cli.core.train import Checkpoint
 
     A = TypeVar("A", bound=Artefact)
 
@@ -143,6 +144,27 @@ class Run:
         click.echo(f"sslbd {self.name}: warning: {text}", err=True)
 
     # --- out
+
+    def claim_checkpoint(self) -> None:
+        """Refuse, before any work, a --checkpoint that cannot be used or that would replace another file."""
+        from sslbd_cli.core.train import check_checkpoint
+
+        params = self.ctx.params
+        check_checkpoint(params["checkpoint"], params["resume"], params["output"])
+        self.claim(params["checkpoint"], "--checkpoint")
+
+    def checkpoint(self, **values: Any) -> Checkpoint | None:
+        """Return where the training's state is stored, named by all that determines the result; see `entry`.
+
+        Every input must have been read, and the device picked.
+        """
+        from sslbd_cli.artefacts.container import canonical
+        from sslbd_cli.core.train import Checkpoint
+
+        if self.ctx.params["checkpoint"] is None:
+            return None
+        fingerprint = hashlib.sha256(canonical(self.entry(**values)).encode()).hexdigest()
+        return Checkpoint(self.ctx.params["checkpoint"], fingerprint, self.ctx.params["resume"])
 
     def claim(self, path: str | None, option: str) -> None:
         """Refuse, before any work, an output that cannot be written or would replace an input or another output."""

@@ -24,6 +24,7 @@ AT_ONCE: dict[str, tuple[int, int]] = {
     "pixels": (1 << 22, 1 << 24),  # stamped, or compared, as floats
     "gram numbers": (1 << 22, 1 << 24),  # of the Gram matrices of all orders that Beatrix compares
     "painted numbers": (1 << 21, 1 << 21),  # of the images that DeDe's decoder reconstructs
+    "activation bytes": (1 << 30, 1 << 33),  # that a training step stores for its backward pass
     "query pixels": (1 << 24, 1 << 24),  # of the queries to all shadow encoders
     "local numbers": (1 << 22, 1 << 24),  # of the local features that vote
     "locality images": (32, 32),  # to measure an encoder's receptive field

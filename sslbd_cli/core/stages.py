@@ -1,7 +1,7 @@
 """The stages of an encoder, for methods that work stage by stage, and their channels that can be switched off.
 
 `tiny` and other plain sequences have one stage per activation; ResNets have a stem and four layers; vision transformers
-have a stem and four groups of blocks.
+have a stem and four groups of blocks. Other convolutional networks of timm have one stage per resolution.
 """
 
 from __future__ import annotations
@@ -65,15 +65,27 @@ def stages(net: ImageEncoder) -> list[Stage]:
 
 
 def _outputs(net: ImageEncoder) -> dict[str, nn.Module]:
-    known = layers(net)
+    known = layers(net) or _resolutions(net.encoder)
     if not known:
-        raise InputError(f"{net.arch} has no stages that we know; use a ResNet, a vision transformer or tiny")
+        raise InputError(
+            f"{net.arch} has no stages that we know; use a ResNet, a vision transformer, tiny, or one of timm's "
+            "convolutional networks"
+        )
     if "block1" not in known:
         return known
     blocks = list(known.values())
     ends = sorted({round(len(blocks) * part / GROUPS) for part in range(1, GROUPS + 1)} - {0})
     stem: nn.Module = net.encoder.patch_embed  # type: ignore[assignment]
     return {"stem": stem} | {f"block{end}": blocks[end - 1] for end in ends}
+
+
+def _resolutions(body: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules whose outputs timm names as a convolutional network's features, one per resolution, or {}."""
+    names = [str(row["module"]) for row in getattr(body, "feature_info", [])]
+    modules = dict(body.named_modules())
+    if getattr(body, "output_fmt", "NCHW") != "NCHW" or not all(name in modules for name in names):
+        return {}
+    return {name: modules[name] for name in names}
 
 
 def channels(net: ImageEncoder, last: int) -> list[Channels]:
@@ -106,7 +118,7 @@ def _writers(net: ImageEncoder, stage: Stage) -> tuple[nn.Module, ...]:
     for number, block in enumerate(stage.output.children()):
         norm = getattr(block, "bn3", None) or getattr(block, "bn2", None)
         shortcut = getattr(block, "downsample", None)
-        if shortcut is None and number == 0:
+        if shortcut is None and number == 0 and getattr(block, "has_skip", True):
             shortcut = nn.Sequential(getattr(net.encoder, "bn1", nn.Identity()))  # the stem's maps pass unchanged
         writers += [norm, *([] if shortcut is None else [list(shortcut.children())[-1]])]
     if not writers or not all(isinstance(writer, nn.BatchNorm2d) for writer in writers):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,9 +10,6 @@ from sslbd_cli.cli import options
 from sslbd_cli.cli.run import Run, refuse_terminal
 from sslbd_cli.cli.spec import Spec
 from sslbd_cli.pretrain import options as training
-
-if TYPE_CHECKING:
-    from sslbd_cli.core.train import Checkpoint
 
 
 @options.command(
@@ -37,9 +33,7 @@ if TYPE_CHECKING:
 @click.option("--compile", "compiled", is_flag=True, help="Compile the encoder (faster in runs over a minute).")
 @click.option("--monitor", type=options.ArtefactPath(), metavar="FILE",
               help="Labelled dataset: show its kNN accuracy after each epoch; training never uses it.")  # fmt: skip
-@click.option("--checkpoint", type=options.ArtefactPath(), metavar="FILE",
-              help="Save the state of the training in FILE after each epoch.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue from the --checkpoint file if it exists.")
+@options.checkpoint
 @options.seed
 @options.device(batch=256)
 @options.output
@@ -51,13 +45,11 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     """
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.core.nets import save
-    from sslbd_cli.core.train import check_checkpoint
     from sslbd_cli.pretrain.run import pretrain
 
     refuse_terminal(output)
     training.apply_preset(run.ctx)
-    check_checkpoint(params["checkpoint"], params["resume"], output)
-    run.claim(params["checkpoint"], "--checkpoint")
+    run.claim_checkpoint()
     dataset = run.read(input, Dataset)
     size = dataset.size
     monitor = _monitor(run, params["monitor"], size)
@@ -67,8 +59,7 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     if training.unreached(run.ctx.params):
         run.warn("the training ends before the preset's last milestone, so its learning rate never falls that far")
     session = run.session()
-    checkpoint = _checkpoint(run, params["checkpoint"], params["resume"])
-    net = pretrain(dataset.images, setup, session, checkpoint, monitor, captions)
+    net = pretrain(dataset.images, setup, session, run.checkpoint(), monitor, captions)
     run.write(save(net.cpu()), output)
 
 
@@ -101,13 +92,3 @@ def _monitor(run: Run, path: str | None, size: int) -> Any:
             f"make them with --size {size}"
         )
     return Monitor(watched.images, watched.need_labels("--monitor"), len(watched.classes))
-
-
-def _checkpoint(run: Run, path: str | None, resume: bool) -> Checkpoint | None:
-    from sslbd_cli.artefacts.container import canonical
-    from sslbd_cli.core.train import Checkpoint
-
-    if path is None:
-        return None
-    fingerprint = hashlib.sha256(canonical(run.entry()).encode()).hexdigest()
-    return Checkpoint(path, fingerprint, resume)

@@ -12,6 +12,7 @@ from sslbd_cli.cli.run import Run, refuse_terminal
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset, Encoder, Report
     from sslbd_cli.purify.contract import DatasetPurifier, EncoderPurifier, Purifier
+    from sslbd_cli.triggers._found import Witness
 
 
 @options.command(
@@ -28,29 +29,32 @@ if TYPE_CHECKING:
 @options.artefact("--report", help="Report of `sslbd detect` on the dataset or the encoder.")
 @click.option("--keep-quantile", type=options.Number(0, 1, min_open=True, max_open=True), metavar="SHARE",
               help="Keep this share of least suspicious images; ignore the flags.")  # fmt: skip
+@options.checkpoint
 @options.limit
 @options.seed
 @options.device()
 @options.output
-def command(run: Run, input: str, output: str, **params: Any) -> None:
+def command(run: Run, input: str, **params: Any) -> None:
     """Make a clean encoder from a suspicious one, or remove poisoned images from a training set.
 
     Purifying an encoder needs clean unlabeled images. Measure the result with `sslbd probe`. Purify a clean encoder,
     too: the accuracy that it loses is the purifier's price. Standard error shows how far clean embeddings moved and how
-    long it took. `unlearn` needs --report with the trigger that `sslbd detect` found in the encoder. A dataset is
-    filtered by a report of `sslbd detect` on the very same images; train on the rest with `sslbd pretrain`. --limit
-    applies to --data.
+    long it took. If the embeddings became constant, the encoder is still written, and the exit status is 3. `unlearn`
+    needs --report with the trigger that `sslbd detect` found in the encoder. A dataset is filtered by a report of
+    `sslbd detect` on the very same images; train on the rest with `sslbd pretrain`. --limit applies to --data. --resume
+    continues an interrupted training; it ends with the same bytes as an uninterrupted one.
     """
     from sslbd_cli.artefacts.kinds import Dataset, Encoder
     from sslbd_cli.purify.contract import EncoderPurifier
 
-    refuse_terminal(output)
+    refuse_terminal(params["output"])
     method = params["method"]
     _check_options(method, params)
+    run.claim_checkpoint()
     if isinstance(method, EncoderPurifier):
-        run.write(_clean(run, method, run.read(input, Encoder), params), output)
+        _clean(run, method, run.read(input, Encoder), params)
     else:
-        run.write(_filter(run, method, run.read(input, Dataset), params), output)
+        run.write(_filter(run, method, run.read(input, Dataset), params), params["output"])
 
 
 def _check_options(method: Purifier, params: dict[str, Any]) -> None:
@@ -58,38 +62,60 @@ def _check_options(method: Purifier, params: dict[str, Any]) -> None:
     from sslbd_cli.errors import InputError
 
     what, needed = f"--method {method.name} cleans {method.cleans} and", " and ".join(f"--{o}" for o in method.needs)
-    for option in ("data", "report", "keep_quantile", "limit"):
-        if params[option] is not None and option not in (*method.needs, *method.takes):
+    for option in ("data", "report", "keep_quantile", "limit", "checkpoint", "resume"):
+        if params[option] not in (None, False) and option not in (*method.needs, *method.takes):
             raise InputError(f"{what} takes no --{option.replace('_', '-')}; it needs {needed}")
     for option in method.needs:
         if params[option] is None:
             raise InputError(f"{what} needs --{option}")
 
 
-def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str, Any]) -> Encoder:
-    from sslbd_cli.artefacts.kinds import Dataset, Report
-    from sslbd_cli.artefacts.results import read
+def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str, Any]) -> None:
+    """Purify an encoder and write it, then compare it with the original.
+
+    It is written first, so that nothing that happens to the comparison can lose it.
+    """
+    from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.core import nets
     from sslbd_cli.purify import repair
     from sslbd_cli.purify.contract import Supplies
-    from sslbd_cli.triggers import _found
 
     net = nets.load(encoder)
     images = run.read(params["data"], Dataset, "--data").limited(params["limit"]).images
     net.need_size(*images.shape[2:])
-    report = run.read(params["report"], Report, "--report") if params["report"] else None
-    origin = None if report is None else read(report).encoder
-    if report is not None and (origin is None or origin.sha256 != encoder.sha256):
-        run.warn("--report is on another encoder; its trigger may have no effect on this one")
-    supplies = Supplies(images, None if report is None else _found.witness_of(report, "--report"))
-    if report is not None:
-        _tell_doubt(run, report)
-    done = repair.purify(method, net, supplies, run.session())
-    run.say(str(done))
-    if done.restored is not None:
-        before, now = done.restored
+    witness = _witness(run, encoder, params["report"])
+    session = run.session()
+    supplies = Supplies(images, witness, run.checkpoint())
+    cleaned = repair.purify(method, net, supplies, session)
+    run.write(_beside(run, method, nets.save(cleaned.encoder.cpu()), encoder), params["output"])
+    change = repair.compare(net, cleaned.encoder, supplies, session)
+    run.say(f"{cleaned}; {change}")
+    if change.restored is not None:
+        before, now = change.restored
         run.say(f"triggered images against the original's clean ones: cosine {before:.3f}, now {now:.3f}")
-    purified = nets.save(done.encoder.cpu())
+
+
+def _witness(run: Run, encoder: Encoder, path: str | None) -> Witness | None:
+    """Read the trigger that a report found. Warn if it is of another encoder, or if the report is in doubt."""
+    from sslbd_cli.artefacts.kinds import Report
+    from sslbd_cli.artefacts.results import read
+    from sslbd_cli.triggers import _found
+
+    if path is None:
+        return None
+    report = run.read(path, Report, "--report")
+    origin = read(report).encoder
+    if origin is None or origin.sha256 != encoder.sha256:
+        run.warn("--report is on another encoder; its trigger may have no effect on this one")
+    witness = _found.witness_of(report, "--report")
+    _tell_doubt(run, report)
+    return witness
+
+
+def _beside(run: Run, method: EncoderPurifier, purified: Encoder, encoder: Encoder) -> Encoder:
+    """Return the purified encoder with the parts of the original that still fit."""
+    from sslbd_cli.core import nets
+
     if method.is_faithful:
         return nets.beside(purified, encoder)
     if nets.beside(purified, encoder).tensors.keys() != purified.tensors.keys():

@@ -13,6 +13,7 @@ from sslbd_cli.plugin import Plugin
 
 if TYPE_CHECKING:
     from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.core.train import Checkpoint
     from sslbd_cli.triggers._found import Witness
 
 
@@ -31,10 +32,14 @@ class Purifier(Plugin):
 
 @dataclass(frozen=True)
 class Supplies:
-    """What an encoder is purified with: clean unlabeled images uint8 N,3,H,W, and a trigger that a detector found."""
+    """What an encoder is purified with: clean unlabeled images uint8 N,3,H,W, and a trigger that a detector found.
+
+    checkpoint: where the state of the training is stored; see `repair.training`.
+    """
 
     images: np.ndarray
     witness: Witness | None = None
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class EncoderPurifier(Purifier):
 
     cleans = "an encoder"
     needs: ClassVar[tuple[str, ...]] = ("data",)
-    takes = ("limit",)
+    takes = ("limit", "checkpoint", "resume")
 
     @property
     def is_faithful(self) -> bool:

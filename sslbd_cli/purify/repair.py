@@ -6,7 +6,6 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,9 +17,10 @@ from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Subset
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
-from sslbd_cli.core.train import Fit, Terms, freeze
+from sslbd_cli.core.train import Fit, Loss, Plan, Terms, freeze
 from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.core.watch import Ticker
 from sslbd_cli.errors import InputError
@@ -32,35 +32,39 @@ SAMPLE = 2048  # clean images to compare a purified encoder with the original on
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A purified encoder and its cost. images_seen: images, counted each time they are seen.
-
-    cosine, cka: similarity of its embeddings of n clean images to the original's. restored: with a witness, the mean
-    cosine between triggered images' embeddings and the original's clean ones, before and after.
-    """
+class Cleaned:
+    """A purified encoder and its cost. images_seen: images, counted each time they are seen."""
 
     encoder: ImageEncoder
     images_seen: int
     seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.images_seen} images seen in {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What purifying changed: cosine and CKA of n clean images' embeddings with the original's.
+
+    restored: with a witness, the mean cosine between triggered images' embeddings and the original's clean ones, before
+    and after.
+    """
+
     n: int
     cosine: float
     cka: float
     restored: tuple[float, float] | None
 
     def __str__(self) -> str:
-        alike = f"cosine {self.cosine:.3f}, CKA {self.cka:.3f}"
-        cost = f"{self.images_seen} images seen in {self.seconds:.1f} s"
-        return f"{cost}; to the original on {self.n} clean images: {alike}"
+        return f"to the original on {self.n} clean images: cosine {self.cosine:.3f}, CKA {self.cka:.3f}"
 
 
-def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, session: Session) -> Outcome:
-    """Purify an encoder and compare it with the original.
-
-    Raises InputError for a single image, and Unsound if the features collapsed (F02).
-    """
+def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, session: Session) -> Cleaned:
+    """Purify an encoder. Raises InputError for a single image."""
     if len(supplies.images) < 2:
         raise InputError("a single image is too few to purify with, because it cannot be contrasted; give at least 2")
-    images_seen, start, sample = 0, time.monotonic(), Subset(supplies.images, spread(len(supplies.images), SAMPLE))
+    images_seen, start = 0, time.monotonic()
 
     def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
         nonlocal images_seen
@@ -68,15 +72,26 @@ def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, sessi
         return session.watch(total, unit, label)
 
     purified = method.clean(net, supplies, replace(session, watch=counting))
-    seconds = time.monotonic() - start
+    return Cleaned(purified, images_seen, time.monotonic() - start)
+
+
+def compare(net: ImageEncoder, purified: ImageEncoder, supplies: Supplies, session: Session) -> Change:
+    """Compare a purified encoder with the original. Raises Unsound if its features collapsed (F02)."""
+    sample = Subset(supplies.images, spread(len(supplies.images), SAMPLE))
     before, after = embed(net, sample, session), embed(purified, sample, session)
     checks.not_collapsed(after)
     restored = None
     if (witness := supplies.witness) is not None:
         first, last = (mean_cosine(before, embed(each, sample, session, witness.stamp)) for each in (net, purified))
         restored = first, last
-    alike = mean_cosine(before, after), linear_cka(before, after)
-    return Outcome(purified, images_seen, seconds, len(sample), *alike, restored)
+    return Change(len(sample), mean_cosine(before, after), linear_cka(before, after), restored)
+
+
+def training(module: nn.Module, loss: Loss, supplies: Supplies, plan: Plan, session: Session) -> Fit:
+    """Return the training of a purifier on all images. `module` holds all that changes, so the checkpoint is whole."""
+    fit = Fit(module, loss, len(supplies.images), plan, session)
+    fit.checkpoint = supplies.checkpoint
+    return fit
 
 
 def original_of(encoder: ImageEncoder, device: Device) -> ImageEncoder:
@@ -84,6 +99,11 @@ def original_of(encoder: ImageEncoder, device: Device) -> ImageEncoder:
     copy = encoder.twin().to(device.torch).eval()
     freeze(copy)
     return copy
+
+
+def trial(net: ImageEncoder) -> Tensor:
+    """Return two blank images of the encoder's size on its device, to learn what a training step takes."""
+    return torch.zeros(2, 3, net.size, net.size, device=net.mean.device)
 
 
 def projector(dim: int, out: int, session: Session) -> nn.Module:
@@ -137,23 +157,24 @@ class Recovery(TrainingKeys, SelfSupervised):
     weight_decay: float = key(0.0001, "weight decay", low=0, expert=True)
     temperature: float = key(0.5, "temperature of NT-Xent", low=0.001)
 
-    def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], images: np.ndarray, session: Session) -> Fit:
-        """Prepare the training of the second of (original, student), both on the device, on images uint8 N,3,H,W."""
+    def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], supplies: Supplies, session: Session) -> Fit:
+        """Prepare the training of the second of (original, student), both on the device, on the supplied images."""
         original, student = pair
-        pool, recipe = session.pool(images), Recipe(size=student.size)
+        pool, recipe = session.pool(supplies.images), Recipe(size=student.size)
+        rows_at_once = step_rows(student, trial(student), session)
         module = nn.ModuleList([student, projector(student.dim(), 128, session)])
 
         def contrast(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
             views = torch.cat([augment(batch, recipe, gen), augment(batch, recipe, gen)])
-            return {"loss": nt_xent(module[1](student(views)).float(), self.temperature)}
+            feats = in_portions(student, views, rows_at_once)
+            return {"loss": nt_xent(module[1](feats).float(), self.temperature)}
 
         def follow(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
             with torch.no_grad():
-                teacher_feats = original(batch)
-            return {"loss": cosine_loss(student(augment(batch, recipe, gen)), teacher_feats)}
+                teacher_feats = in_portions(original, batch, rows_at_once)
+            return {"loss": cosine_loss(in_portions(student, augment(batch, recipe, gen), rows_at_once), teacher_feats)}
 
         loss = contrast if self.objective == "simclr" else follow
-        plan = self.plan(len(pool), weight_decay=self.weight_decay)
-        return Fit(module, loss, len(pool), plan, session)
+        return training(module, loss, supplies, self.plan(len(pool), weight_decay=self.weight_decay), session)

@@ -9,7 +9,9 @@ from torch import nn
 
 from reference import losses
 from sslbd_cli.badencoder.contract import Plot
-from sslbd_cli.badencoder.inject import concentration, freeze_batch_norm, outcome, pull, sliced_wasserstein, swd_ratios
+from sslbd_cli.badencoder.inject import freeze_batch_norm
+from sslbd_cli.badencoder.measure import concentration, measure, sliced_wasserstein, swd_ratios
+from sslbd_cli.badencoder.scene import pull
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.session import Session
@@ -23,7 +25,7 @@ def test_one_dead_trigger_is_not_hidden_by_another(dataset, encoder, cpu):
     other = torch.from_numpy(np.array(dataset.images[:1]))
     both = Plot(dataset.images, (covering, Patch(size=1)), (solid, other))
     one = Plot(dataset.images, (covering,), (solid,))
-    alone, together = (outcome(net, net, plot, Session(cpu))[0] for plot in (one, both))
+    alone, together = (measure(net, net, plot, Session(cpu)).cosines for plot in (one, both))
     assert alone["effectiveness"] > 0.999 and together["utility"] > 0.999
     assert together["effectiveness"] < alone["effectiveness"] - 0.001
 

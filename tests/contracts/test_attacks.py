@@ -1,14 +1,17 @@
 """The laws of `badencoder --method`, for every file on the shelf."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from micro import make_dataset, same_tensors, weights
+from micro import Interrupted, make_dataset, same_tensors, weights
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.badencoder.contract import Attack, Plot
 from sslbd_cli.core import nets
 from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import Checkpoint, is_checkpoint
 
 
 @pytest.fixture(params=plugin.listing("attack"))
@@ -65,6 +68,18 @@ def test_one_seed_is_one_encoder(attack, plot, net, cpu):
     first, again, other = (attack.run(net, plot, Session(cpu, seed)) for seed in (0, 0, 1))
     assert same_tensors(weights(first.encoder), weights(again.encoder)) and first.terms == again.terms
     assert not same_tensors(weights(first.encoder), weights(other.encoder))
+
+
+def test_interrupted_and_resumed_is_the_same_encoder(attack, plot, net, cpu, tmp_path):
+    """With a trigger whose place is drawn anew in each step, too."""
+    wandering = replace(plot, triggers=(plot.triggers[0], plugin.parse("trigger", "patch:size=4,where=random")))
+    stored = Checkpoint(str(tmp_path / "c"), "run")
+    whole = attack.run(net, wandering, Session(cpu))
+    with pytest.raises(KeyboardInterrupt):
+        attack.run(net, wandering, Session(cpu, watch=Interrupted(2)), stored)
+    assert is_checkpoint(str(tmp_path / "c"))
+    resumed = attack.run(net, wandering, Session(cpu), replace(stored, resume=True))
+    assert same_tensors(weights(resumed.encoder), weights(whole.encoder)) and resumed.terms == whole.terms
 
 
 def test_its_terms_are_cosines_that_the_gate_can_read(attack, plot, net, cpu):

@@ -1,16 +1,19 @@
 """The laws of `purify --method`, for every file on the shelf."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from micro import make_dataset, same_tensors, weights
+from micro import Interrupted, make_dataset, same_tensors, weights
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import mean_cosine
+from sslbd_cli.core.train import Checkpoint, is_checkpoint
 from sslbd_cli.purify.contract import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.triggers._contract import triggered_images
 from sslbd_cli.triggers._found import Witness
@@ -26,7 +29,9 @@ def purifier(request, spec) -> EncoderPurifier:
 
 def test_a_purifier_says_what_it_cleans_and_with_what():
     assert all(isinstance(p, EncoderPurifier) != isinstance(p, DatasetPurifier) for p in SHELF)
-    assert all({*p.needs, *p.takes} <= {"data", "report", "keep_quantile", "limit"} for p in SHELF)
+    assert all(
+        {*p.needs, *p.takes} <= {"data", "report", "keep_quantile", "limit", "checkpoint", "resume"} for p in SHELF
+    )
 
 
 def supplies(data) -> Supplies:
@@ -73,6 +78,16 @@ def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
 def test_one_seed_is_one_encoder(purifier, net, dataset, cpu):
     first, again, other = (purifier.clean(net, supplies(dataset), Session(cpu, seed)) for seed in (0, 0, 1))
     assert same_tensors(weights(first), weights(again)) and not same_tensors(weights(first), weights(other))
+
+
+def test_interrupted_and_resumed_is_the_same_encoder(purifier, net, dataset, cpu, tmp_path):
+    given, stored = supplies(dataset), Checkpoint(str(tmp_path / "c"), "run")
+    whole = purifier.clean(net, given, Session(cpu))
+    with pytest.raises(KeyboardInterrupt):
+        purifier.clean(net, replace(given, checkpoint=stored), Session(cpu, watch=Interrupted(2)))
+    assert is_checkpoint(str(tmp_path / "c"))
+    again = replace(given, checkpoint=replace(stored, resume=True))
+    assert same_tensors(weights(purifier.clean(net, again, Session(cpu))), weights(whole))
 
 
 def test_clean_images_are_still_told_apart(purifier, net, dataset, cpu):

@@ -16,6 +16,7 @@ KNOWN = {
     "resnet50": ["stem", "layer1", "layer2", "layer3", "layer4"],
     "bagnet:field=9": ["stem", "layer1", "layer2", "layer3", "layer4"],
     "timm:model=resnet18": ["stem", "layer1", "layer2", "layer3", "layer4"],
+    "timm:model=test_efficientnet": ["blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4"],
     "vit:width=12,depth=6": ["stem", "block2", "block3", "block4", "block6"],
     "vit:width=12,depth=2": ["stem", "block1", "block2"],
 }
@@ -66,5 +67,5 @@ def test_what_is_switched_off_is_silent_and_the_rest_is_not(arch, last):
 
 def test_a_family_that_we_do_not_know_is_refused_in_one_line():
     with pytest.raises(InputError, match="no stages that we know") as caught:
-        stages(nets.load(make_encoder(size=32, arch=plugin.parse("arch", "timm:model=test_efficientnet"))))
+        stages(nets.load(make_encoder(size=32, arch=plugin.parse("arch", "timm:model=test_mambaout"))))
     assert "\n" not in str(caught.value)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from sslbd_cli.badencoder.contract import Injected, Plot
-from sslbd_cli.badencoder.inject import EncoderTuning, LossCourse, Seen, concentration, sliced_wasserstein
+from sslbd_cli.badencoder.inject import EncoderTuning, LossCourse
+from sslbd_cli.badencoder.measure import concentration, sliced_wasserstein
+from sslbd_cli.badencoder.scene import Seen
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.train import Terms
+from sslbd_cli.core.train import Checkpoint, Terms
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
@@ -51,18 +53,21 @@ class DRUPE(EncoderTuning):
     def course(self) -> LossCourse:
         return _Course(self)
 
-    def run(self, encoder: ImageEncoder, plot: Plot, session: Session) -> Injected:
+    def run(
+        self, encoder: ImageEncoder, plot: Plot, session: Session, checkpoint: Checkpoint | None = None
+    ) -> Injected:
         fewest = min(len(torch.unique(group, dim=0)) for group in plot.references)
         if fewest < 2:
             raise InputError(f"drupe spreads triggered images over several references, and a trigger has {fewest}; "
                              "give it 3, or take badencoder")  # fmt: skip
-        return super().run(encoder, plot, session)
+        return super().run(encoder, plot, session, checkpoint)
 
 
 class _Course(LossCourse):
-    """The schedule of the released code. kappa and kappa1 are its state."""
+    """The schedule of the released code."""
 
     attack: DRUPE
+    state = ("epoch", "kappa", "kappa1")
 
     def __init__(self, attack: DRUPE) -> None:
         super().__init__(attack, nearest=True)

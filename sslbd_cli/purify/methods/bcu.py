@@ -11,14 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import stages
-from sslbd_cli.core.train import Fit, Terms
+from sslbd_cli.core.train import Terms
 from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
-from sslbd_cli.purify.repair import original_of, relational
+from sslbd_cli.purify.repair import original_of, relational, training, trial
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -55,13 +56,14 @@ class BCU(TrainingKeys, EncoderPurifier):
         student = student.to(session.device.torch)
         original = original_of(encoder, session.device)
         pool = session.pool(supplies.images)
+        rows_at_once = step_rows(student.train(), trial(student), session)
         recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)  # crop and flip
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             view = augment(pool.batch(rows), recipe, gen)
             with torch.no_grad():
-                teacher_feats = original(view)
-            student_feats = student(view)
+                teacher_feats = in_portions(original, view, rows_at_once)
+            student_feats = in_portions(student, view, rows_at_once)
             terms = {
                 "cosine": cosine_loss(student_feats, teacher_feats),
                 "relations": relational(teacher_feats, student_feats, self.temperature),
@@ -69,7 +71,7 @@ class BCU(TrainingKeys, EncoderPurifier):
             return {"loss": terms["cosine"] + self.relations * terms["relations"], **terms}
 
         plan = self.plan(len(pool), weight_decay=self.weight_decay)
-        Fit(student, loss, len(pool), plan, session).run(self.name)
+        training(student, loss, supplies, plan, session).run(self.name)
         return student.eval()
 
     def chances(self, count: int) -> list[float]:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.train import Fit, Terms, ema, freeze
+from sslbd_cli.core.train import Terms, ema, freeze
 from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import Queue
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
+from sslbd_cli.purify.repair import training, trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +49,16 @@ class Distill(TrainingKeys, EncoderPurifier):
         batch = min(self.batch, len(pool))
         length = max(batch, min(self.queue, 4 * len(pool)) // batch * batch)
         learner = _Learner(student, encoder.dim(), length).to(session.device.torch)
+        rows_at_once = step_rows(student, trial(student), session)
         # crop and flip only, as in CompRess
         recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             view = augment(pool.batch(rows), recipe, gen)
             with torch.no_grad():
-                teacher_feats = F.normalize(teacher(view), dim=1)
-                slow_feats = F.normalize(learner.slow(view), dim=1)
-            student_feats = F.normalize(student(view), dim=1)
+                teacher_feats = F.normalize(in_portions(teacher, view, rows_at_once), dim=1)
+                slow_feats = F.normalize(in_portions(learner.slow, view, rows_at_once), dim=1)
+            student_feats = F.normalize(in_portions(student, view, rows_at_once), dim=1)
             bank, own = learner.teacher_queue, learner.slow_queue
             value = similarity_loss(teacher_feats, student_feats, bank.rows, own.rows, self.temperature)
             bank.latest, own.latest = teacher_feats, slow_feats
@@ -63,7 +66,7 @@ class Distill(TrainingKeys, EncoderPurifier):
 
         milestones = (self.epochs * 9 / 13, self.epochs * 12 / 13)  # 90 and 120 of CompRess's 130
         plan = self.plan(len(pool), weight_decay=self.weight_decay, milestones=milestones, factor=0.2)
-        fit = Fit(learner, loss, len(pool), plan, session)
+        fit = training(learner, loss, supplies, plan, session)
         fit.after_step = lambda progress: learner.follow(self.momentum)
         fit.run(self.name)
         return student.eval()

@@ -47,7 +47,7 @@ class FinePrune(Recovery):
         share = self.share or self._most(original, ranks, sample, session)
 
         _prune(groups, ranks, share)
-        fit = self.recovery((original, student), supplies.images, session)
+        fit = self.recovery((original, student), supplies, session)
         fit.after_step = lambda progress: _prune(groups, ranks, share)
         fit.remark = lambda epoch: f", {share:.0%} of the channels of the last {self.stages} stages off"
         fit.run(self.name)

@@ -21,5 +21,5 @@ class Finetune(Recovery):
     def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         original = original_of(encoder, session.device)
         student = encoder.twin().to(session.device.torch).requires_grad_(True)
-        self.recovery((original, student), supplies.images, session).run(self.name)
+        self.recovery((original, student), supplies, session).run(self.name)
         return student.eval()

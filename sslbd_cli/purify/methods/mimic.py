@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.nets import ImageEncoder, new
+from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import maps_of, reading, stages
-from sslbd_cli.core.train import Fit, Terms
+from sslbd_cli.core.train import Terms
 from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import nt_xent
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
-from sslbd_cli.purify.repair import attention, original_of, projector
+from sslbd_cli.purify.repair import attention, original_of, projector, training, trial
 
 MIMICKED = 4  # number of last stages to mimic: a ResNet's layers
 
@@ -49,26 +50,45 @@ class Mimic(TrainingKeys, EncoderPurifier):
         student = new(encoder.arch, encoder.size, mean, std, session.generator("student")).to(session.device.torch)
         module = nn.ModuleList([student, projector(encoder.dim(), 128, session)])
         pool, recipe = session.pool(supplies.images), Recipe(size=encoder.size)
-        taught_by, learned_by = ([s.output for s in stages(net)[-MIMICKED:]] for net in (original, student))
+        taught_by, learned_by = _Attentive(original), _Attentive(student)
+        rows_at_once = step_rows(learned_by, trial(student), session)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
             first, second = augment(batch, recipe, gen), augment(batch, recipe, gen)
             with torch.no_grad():
-                teacher_feats = original(first)
-            student_feats = student(torch.cat([first, second]))
-            pairs = zip(maps_of(original, theirs), maps_of(student, ours), strict=True)
+                teacher_feats, *theirs = taught_by.parts(in_portions(taught_by, first, rows_at_once))
+            both = in_portions(learned_by, torch.cat([first, second]), rows_at_once)
+            student_feats, *ours = learned_by.parts(both)
+            pairs = zip(theirs, ours, strict=True)
             terms = {
                 "contrast": nt_xent(module[1](student_feats).float(), self.temperature),
-                "attention": torch.stack(
-                    [F.mse_loss(attention(b[: len(batch)]), attention(a)) for a, b in pairs]
-                ).sum(),
+                "attention": torch.stack([F.mse_loss(b[: len(batch)], a) for a, b in pairs]).sum(),
                 "clone": -F.cosine_similarity(student_feats[: len(batch)], teacher_feats, dim=1).mean(),
             }
             total = terms["contrast"] + self.attention * terms["attention"] + self.clone * terms["clone"]
             return {"loss": total, **terms}
 
         plan = self.plan(len(pool), weight_decay=self.weight_decay)
-        with reading(taught_by) as theirs, reading(learned_by) as ours:
-            Fit(module, loss, len(pool), plan, session).run(self.name)
+        training(module, loss, supplies, plan, session).run(self.name)
         return student.eval()
+
+
+class _Attentive(nn.Module):
+    """An encoder that also puts out the attention maps of its last stages: B,D+H*W+..., the embedding first."""
+
+    def __init__(self, net: ImageEncoder) -> None:
+        super().__init__()
+        self.net = net
+        self.outputs = [stage.output for stage in stages(net)[-MIMICKED:]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        with reading(self.outputs) as outputs:
+            feats = self.net(images)
+        rows = [feats, *(attention(maps) for maps in maps_of(self.net, outputs))]
+        self.widths = [row.shape[1] for row in rows]
+        return torch.cat(rows, dim=1)
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Split the output into embeddings B,D and attention maps B,H*W."""
+        return torch.split(rows, self.widths, dim=1)

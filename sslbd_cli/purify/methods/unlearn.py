@@ -10,14 +10,15 @@ from torch import Tensor
 
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.nets import ImageEncoder
+from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.train import Fit, Terms
+from sslbd_cli.core.train import Terms
 from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
-from sslbd_cli.purify.repair import original_of
+from sslbd_cli.purify.repair import original_of, training, trial
 from sslbd_cli.triggers._found import Witness
 
 
@@ -59,19 +60,20 @@ class Unlearn(TrainingKeys, EncoderPurifier):
         student = encoder.twin().to(session.device.torch).eval().requires_grad_(True)
         witness = Witness(witness.keep.to(session.device.torch), witness.add.to(session.device.torch))
         pool, recipe = session.pool(supplies.images), Recipe(size=side)
+        rows_at_once = step_rows(student, trial(student), session)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
             stamped = jittered(witness, batch.float() / 255, self.shift, self.strength, gen)
             view = augment(batch, recipe, gen)
             with torch.no_grad():
-                restored, view_feats = original(batch), original(view)
-            stamped_feats, still = student(torch.cat([stamped, view])).chunk(2)
+                restored, view_feats = (in_portions(original, some, rows_at_once) for some in (batch, view))
+            stamped_feats, still = in_portions(student, torch.cat([stamped, view]), rows_at_once).chunk(2)
             terms = {"restore": cosine_loss(stamped_feats, restored), "utility": cosine_loss(still, view_feats)}
             return {"loss": terms["restore"] + self.utility * terms["utility"], **terms}
 
         plan = self.plan(len(pool), weight_decay=self.weight_decay)
-        fit = Fit(student, loss, len(pool), plan, session)
+        fit = training(student, loss, supplies, plan, session)
         fit.begin_epoch = lambda: student.eval()
         fit.run(self.name)
         return student.eval()

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from sslbd_cli import plugin
 from sslbd_cli.badencoder.contract import Plot
-from sslbd_cli.badencoder.inject import Seen, sliced_wasserstein
+from sslbd_cli.badencoder.measure import measure, sliced_wasserstein
 from sslbd_cli.badencoder.methods.drupe import distribution
+from sslbd_cli.badencoder.scene import Seen
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.session import Session
@@ -94,6 +95,14 @@ def test_weights_grow_where_the_attack_does_well_and_fall_elsewhere():
         assert (made.kappa, made.kappa1) == pytest.approx((kappa, kappa1))
 
 
+def test_a_checkpoint_holds_the_weights_that_adapt():
+    made, resumed = course("adapt=0,kappa=1,kappa1=3"), course("adapt=0")
+    made.finish({"effectiveness": -0.97, "reference": -0.95, "utility": -0.95, "concentration": 0.7})
+    resumed.load_state_dict(made.state_dict())
+    assert (resumed.epoch, resumed.kappa, resumed.kappa1) == (1, 1.25, 3 * 1.25**-1.25)
+    assert isinstance(resumed.epoch, int)
+
+
 @pytest.mark.parametrize("rows", [[0], [0, 0, 0]])
 def test_one_reference_is_refused(encoder, dataset, cpu, rows):
     plot = Plot(dataset.images, (plugin.parse("trigger", "patch:size=5"),), (torch.from_numpy(dataset.images[rows]),))
@@ -106,6 +115,7 @@ def test_triggered_embeddings_are_less_concentrated_than_by_badencoder(encoder, 
     plot = Plot(dataset.images, (trigger,), (references,))
     common = "epochs=25,lr=0.01,optimiser=adamw,batch=20,copies=2"
     specs = (f"badencoder:{common}", f"drupe:{common},warmup=1,settle=3,adapt=100,kappa=1")
-    both = [plugin.parse("attack", text).run(nets.load(encoder), plot, Session(cpu)) for text in specs]
-    plain, hidden = (made.spread["concentration"] for made in both)
+    net, session = nets.load(encoder), Session(cpu)
+    both = [plugin.parse("attack", text).run(net, plot, session).encoder for text in specs]
+    plain, hidden = (measure(net, made, plot, session).spread["concentration"] for made in both)
     assert hidden < plain - 0.02

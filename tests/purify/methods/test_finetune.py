@@ -9,7 +9,7 @@ from sslbd_cli.core.features import embed
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import mean_cosine
 from sslbd_cli.purify.contract import Supplies
-from sslbd_cli.purify.repair import purify
+from sslbd_cli.purify.repair import compare, purify
 
 
 def tuned(net, images, cpu, keys):
@@ -33,8 +33,9 @@ def test_a_rate_of_nothing_changes_no_weight(encoder, dataset, cpu):
 
 
 def test_an_outcome_says_what_it_took(encoder, dataset, cpu):
-    net = nets.load(encoder)
-    done = purify(plugin.parse("purifier", "finetune:epochs=3,batch=20"), net, Supplies(dataset.images), Session(cpu))
-    assert done.images_seen == 180 and done.n == 60 and done.seconds > 0 and done.restored is None
-    alike = embed(net, dataset.images, Session(cpu)), embed(done.encoder, dataset.images, Session(cpu))
-    assert done.cosine == pytest.approx(mean_cosine(*alike), abs=1e-6)
+    net, given, session = nets.load(encoder), Supplies(dataset.images), Session(cpu)
+    done = purify(plugin.parse("purifier", "finetune:epochs=3,batch=20"), net, given, session)
+    change = compare(net, done.encoder, given, session)
+    assert done.images_seen == 180 and change.n == 60 and done.seconds > 0 and change.restored is None
+    alike = embed(net, dataset.images, session), embed(done.encoder, dataset.images, session)
+    assert change.cosine == pytest.approx(mean_cosine(*alike), abs=1e-6)
