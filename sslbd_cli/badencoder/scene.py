@@ -74,10 +74,9 @@ class Scene:
         self.session, self.copies, self.recipe = session, copies, Recipe(size=victim.size, crop=False)
         self.references = [r.to(session.device.torch) for r in plot.references]  # per trigger R,3,H,W uint8
         pixels = self.references[0][:1].repeat(2, 1, 1, 1)
-        frozen_rows = step_rows(victim, pixels, session)
         self.tail = Tail(victim, stages)
-        self.rows = frozen_rows if self.tail.is_whole else step_rows(self.tail, self.tail.enter(pixels), session)
-        self.entrances = _Entrances(self.tail, plot, session, frozen_rows)
+        self.rows = step_rows(self.tail, self.tail.enter(pixels), session)
+        self.entrances = _Entrances(self.tail, plot, session, session.rows_at_once(victim, victim.size))
         with torch.no_grad():
             self.anchors = tuple(F.normalize(victim(r), dim=1) for r in self.references)
             self.clean_feats = session.pool(self._embed_shadow(len(plot.shadow)))

@@ -19,16 +19,13 @@ from sslbd_cli.core.session import Session
 
 
 def step_rows(net: nn.Module, sample: Tensor, session: Session) -> int:
-    """Return how many rows of a batch pass a network at once in a training step: a power of two.
+    """Return how many rows of a batch pass a network at once in a training step.
 
-    sample: two rows, as they enter the network in training. The rows' activations take at most what `at_once` says, so
-    that equal commands take equal steps on any machine of this kind; they take less only if the run has less memory.
+    sample: two rows, as they enter the network in training. The number depends on what a row's activations take, and
+    not on the memory of the machine, because another number rounds the gradient's sums in another way.
     """
     each = _activations(net, sample, session) // len(sample)
-    rows = at_once("activation bytes", session.device.kind, max(1, each))
-    if session.memory is not None:
-        rows = min(rows, max(1, session.memory // max(1, each)))
-    return 1 << (rows.bit_length() - 1)
+    return at_once("activation bytes", session.device.kind, max(1, each))
 
 
 def _activations(net: nn.Module, sample: Tensor, session: Session) -> int:

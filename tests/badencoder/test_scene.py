@@ -32,7 +32,7 @@ def test_stages_before_the_last_ones_stay_as_they_were(encoder, plot, cpu):
 
 
 def test_what_is_known_beforehand_changes_no_result(encoder, plot, cpu):
-    """With little memory nothing is stored, and a step goes in portions."""
+    """With little memory nothing is stored."""
     net = nets.load(encoder)
     whole, again = (
         attack("stages=2").run(net, plot, Session(cpu, memory=memory)).encoder for memory in (1 << 30, 400_000)
