@@ -70,12 +70,13 @@ def in_portions(net: nn.Module, inputs: Tensor, rows: int) -> Tensor:
 
 @contextlib.contextmanager
 def _repeating(net: nn.Module) -> Iterator[None]:
-    """Repeat a forward pass: norms in training mode leave their running statistics alone."""
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    """Repeat a forward pass: norms in training mode compute the same and leave their running statistics alone."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.training]
+    states = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in states:
+            norm.momentum, norm.num_batches_tracked = momentum, count

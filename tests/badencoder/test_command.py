@@ -72,6 +72,26 @@ def test_a_preset_is_a_method(name):
     assert made.name == ("drupe" if name.startswith("drupe") else "badencoder")
 
 
+ONE = ["--reference-data", "train", "--reference-index", 1, "--method", "badencoder:epochs=1,batch=20,copies=2"]
+
+
+def test_the_encoder_is_written_before_it_is_measured(sslbd, files, monkeypatch):
+    monkeypatch.setattr("sslbd_cli.badencoder.measure.measure", lambda *args: 1 / 0)
+    assert sslbd("badencoder", "clean", "--data", "train", *ONE, *CPU, "-o", "out")[0] == 70
+    assert kinds.read("out", Encoder).history[-1]["command"] == "badencoder"
+
+
+def test_a_finished_run_is_resumed_whatever_its_gate(sslbd, files, tmp_path):
+    words = ["badencoder", "clean", "--data", "train", *ONE, *CPU, "--checkpoint", "c"]
+    assert sslbd(*words, "--gate", 1, "-o", "whole")[0] == 3
+    assert sslbd(*words, "--gate", -1, "--resume", "-o", "resumed")[0] == 0
+    whole, resumed = (kinds.read(name, Encoder).tensors for name in ("whole", "resumed"))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+    status, _, err = sslbd(*words, "--seed", 1, "--resume", "-o", "other")
+    assert status == 2 and "the checkpoint of another run" in err and not (tmp_path / "other").exists()
+    assert sslbd(*words[:-2], "--resume", "-o", "other")[2].endswith("--resume needs --checkpoint FILE\n")
+
+
 def test_what_is_stored_beside_the_encoder_stays(sslbd, files, encoder):
     part = np.ones((2, encoder.dim), np.float32)
     kinds.write(replace(encoder, tensors=encoder.tensors | {"projector.weight": part}), "clean")

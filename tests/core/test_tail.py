@@ -10,8 +10,7 @@ from sslbd_cli.core.stages import stages
 from sslbd_cli.core.tail import Tail
 from sslbd_cli.errors import InputError
 
-ARCHS = ("tiny:width=8", "resnet:blocks=1-1-1-1,width=8", "vit:width=12,depth=4", "vit:width=12,depth=4,pool=mean",
-         "timm:model=test_efficientnet", "clipvit:patch=8,width=16,depth=4,heads=2,dim=8")  # fmt: skip
+ARCHS = ("tiny:width=8", "resnet:blocks=1-1-1-1,width=8", "vit:width=12,depth=4", "timm:model=test_efficientnet")
 
 
 def make(arch: str) -> nets.ImageEncoder:
@@ -21,7 +20,7 @@ def make(arch: str) -> nets.ImageEncoder:
 def test_the_tail_of_what_enters_it_is_the_encoder():
     pixels = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
     for arch in ARCHS:
-        for last in (0, 1, 3):
+        for last in (1, 9):
             net = make(arch)
             with torch.no_grad():
                 whole = net(pixels)

@@ -115,6 +115,7 @@ def test_a_quantile_that_keeps_none(sslbd, files, tmp_path):
     [
         ("filter", "data.h5", "report", ["--data", "data.h5"], "takes no --data; it needs --report"),
         ("filter", "data.h5", "report", ["--limit", "5"], "takes no --limit"),
+        ("filter", "data.h5", "report", ["--checkpoint", "c"], "takes no --checkpoint"),
         ("filter", "data.h5", None, [], "needs --report"),
         ("filter", "encoder", "report", [], "expected a dataset, got an encoder"),
         ("distill", "encoder", "report", ["--data", "other.h5"], "takes no --report; it needs --data"),
@@ -173,6 +174,13 @@ def test_an_encoder_is_purified_by_what_a_detector_found(sslbd, files, tmp_path)
     assert before < 0.3 and now > before + 0.02
     inputs = kinds.read(str(tmp_path / "out"), kinds.Encoder).history[-1]["inputs"]
     assert [row["option"] for row in inputs] == ["INPUT", "--data", "--report"]
+
+
+def test_an_encoder_is_written_before_it_is_compared(sslbd, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("sslbd_cli.purify.repair.compare", lambda *args: 1 / 0)
+    words = ["--method", "finetune:epochs=1", "--data", files / "other.h5", "--limit", 20, "--device", "cpu"]
+    assert sslbd("purify", files / "encoder", *words, "-o", tmp_path / "out")[0] == 70
+    assert kinds.read(str(tmp_path / "out"), kinds.Encoder).history[-1]["command"] == "purify"
 
 
 @pytest.mark.parametrize(("method", "is_kept"), [
