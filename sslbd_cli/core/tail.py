@@ -49,14 +49,15 @@ class Tail(nn.Module):
 
     def forward(self, entering: Tensor) -> Tensor:
         """Return the embeddings, B,D, of images by what enters the tail."""
-        if self.is_whole:
-            embeddings: Tensor = self.net(entering)
-            return embeddings
-        # One blank image passes the stages before the tail; then the maps take the place of its own.
         maps = _not_alone(entering)
+        if self.is_whole:
+            embeddings: Tensor = self.net(maps)
+            return embeddings[: len(entering)]
+        # One blank image passes the stages before the tail; then the maps take the place of its own.
         hook = self._entry.register_forward_hook(lambda module, inputs, out: maps)
+        blank = torch.zeros(1, 3, self.net.size, self.net.size, device=entering.device)
         try:
-            embeddings = self.net(torch.zeros(1, 3, self.net.size, self.net.size, device=entering.device))
+            embeddings = self.net(blank.contiguous(memory_format=torch.channels_last))
         finally:
             hook.remove()
         return embeddings[: len(entering)]
