@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the package of this folder, where none is installed
-from sslbd_cli.artefacts import kinds
-from sslbd_cli.artefacts.results import ProbeResults
 
 CLASSES = 10
 TOLERANCE = 1e-4  # largest difference of features, as a share of the largest feature
@@ -44,6 +42,8 @@ def compare(number: str, images: str, features: str) -> float:
     import torch
     from efficientnet_lite_pytorch import EfficientNet
 
+    from sslbd_cli.artefacts import kinds
+
     module = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=str(weights(number))).eval()
     pixels = torch.from_numpy(np.array(kinds.read(images, kinds.Dataset).images[:32]))
     with torch.inference_mode():
@@ -54,6 +54,8 @@ def compare(number: str, images: str, features: str) -> float:
 
 def table() -> None:
     """Print accuracy and ASR of each encoder beside those of the clean one, and each audit's verdict."""
+    from sslbd_cli.artefacts.results import ProbeResults
+
     print(f"{'encoder':18}{'acc.':>8}{'clean':>8}{'ASR':>8}{'clean':>8}")
     for name in NAMES:
         probe = ProbeResults.of(json.loads(Path(f"probe-{name}.json").read_text(encoding="utf-8")))

@@ -3,9 +3,9 @@
 `make real-encoder` runs it; the encoders come from the package index, and a test asks no network.
 """
 
+import importlib
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,17 +21,17 @@ FAKE_PYTHON = """#!/bin/sh
 case $2 in settings) exec {python} "$@" ;; weights) echo "lite$3.pth" ;; esac
 """
 FAKE_SSLBD = """#!/bin/sh
-for word; do printf "'%s' " "$word"; done | sed 's/^/sslbd /' >> {plan}
-echo >> {plan}
+echo "sslbd $*" >> {plan}
 """
 
 
-def settings(seed: int) -> dict[str, str]:
-    done = subprocess.run([sys.executable, HELPER, "settings", str(seed)], capture_output=True, text=True, check=True)
-    return dict(line.split("=", 1) for line in map(shlex.join, map(shlex.split, done.stdout.splitlines())))
+@pytest.fixture
+def settings(monkeypatch):
+    monkeypatch.syspath_prepend(HELPER.parent)
+    return importlib.import_module("real_encoder").settings
 
 
-def test_settings_are_drawn_and_not_chosen():
+def test_settings_are_drawn_and_not_chosen(settings):
     one, other = settings(1), settings(2)
     assert one == settings(1) and one != other
     for drawn in (one, other):
