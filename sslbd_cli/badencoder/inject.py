@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sslbd_cli.badencoder.contract import Attack, Injected, Plot
-from sslbd_cli.badencoder.scene import Scene, Seen
+from sslbd_cli.badencoder.scene import AttackScene, Seen
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Fit, Plan, Terms
@@ -49,7 +49,7 @@ class EncoderTuning(Attack):
     ) -> Injected:
         victim = encoder.twin().to(session.device.torch).eval().requires_grad_(True)
         freeze_batch_norm(victim)  # before the optimiser collects the trained parameters
-        scene, course = Scene(victim, plot, session, self.stages, self.copies), self.course()
+        scene, course = AttackScene(victim, plot, session, self.stages, self.copies), self.course()
         plan = Plan(epochs=self.epochs, batch=min(self.batch, len(plot.shadow)), lr=self.lr, optimiser=self.optimiser,
                     weight_decay=self.weight_decay, schedule=self.schedule)  # fmt: skip
         stamp_gen = session.generator("stamp", 0)

@@ -63,7 +63,7 @@ def pull(cosines: Tensor, nearest: bool) -> Tensor:
     return (cosines.amax(1) if nearest else cosines).mean()
 
 
-class Scene:
+class AttackScene:
     """The victim and the attacker's images, on the device.
 
     The victim must be as clean as when it was copied, with frozen batch normalisation: f(x) and f(r) are computed here,
