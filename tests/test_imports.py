@@ -35,7 +35,7 @@ SEES = {
     "badencoder": LIBRARY | {"cli", "poison", "data"},
     "detect": LIBRARY | {"cli", "poison", "data", "convert"},
     "probe": LIBRARY | {"cli", "detect"},
-    "purify": LIBRARY | {"cli", "pretrain", "detect"},
+    "purify": LIBRARY | {"cli", "pretrain", "badencoder", "detect"},
     "report": LIBRARY | {"cli", "detect"},
     "manual": LIBRARY | {"cli", "main"},
     "main": ROOT,

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.badencoder.contract import Plot
+from sslbd_cli.badencoder.portions import in_portions, step_rows
+from sslbd_cli.badencoder.tail import Tail
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.tail import Tail
 from sslbd_cli.core.train import Terms
 from sslbd_cli.triggers._contract import Trigger
 

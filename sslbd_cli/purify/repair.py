@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.artefacts.kinds import spread
+from sslbd_cli.badencoder.portions import in_portions, step_rows
 from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import Device
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.loader import Subset
 from sslbd_cli.core.nets import ImageEncoder
-from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
 from sslbd_cli.core.train import Fit, Loss, Plan, Terms, freeze

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslbd_cli.badencoder.portions import in_portions, step_rows
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import ImageEncoder, new
-from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Terms, ema, freeze
 from sslbd_cli.core.training_keys import TrainingKeys

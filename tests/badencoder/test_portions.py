@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sslbd_cli.badencoder.portions import in_portions, step_rows
 from sslbd_cli.core import loader
-from sslbd_cli.core.portions import in_portions, step_rows
 from sslbd_cli.core.session import Session
 
 

@@ -5,9 +5,9 @@ import torch
 
 from micro import make_encoder
 from sslbd_cli import plugin
+from sslbd_cli.badencoder.tail import Tail
 from sslbd_cli.core import nets
 from sslbd_cli.core.stages import stages
-from sslbd_cli.core.tail import Tail
 from sslbd_cli.errors import InputError
 
 ARCHS = ("tiny:width=8", "resnet:blocks=1-1-1-1,width=8", "vit:width=12,depth=4", "timm:model=test_efficientnet")
