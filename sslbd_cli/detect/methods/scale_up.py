@@ -12,7 +12,10 @@ from sslbd_cli.core.device import send
 from sslbd_cli.core.features import embed_in_parts
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
+from sslbd_cli.detect.inversion.effort import USUAL_SIDE
 from sslbd_cli.plugin import key
+
+FEW_FACTORS = 4  # tried on images above USUAL_SIDE, which cost more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class ScaleUp(InputDetector):
     cost = 4
 
     scales: int = key(11, "largest factor; the released code goes to 11", low=2, high=64)
+    factors: int = key(0, "factors tried, from 2 to the largest; 0: all of them, above 64 pixels 4", low=0, high=63)
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         cosines = self._cosines(images, setting)
@@ -39,16 +43,22 @@ class ScaleUp(InputDetector):
         score = ((cosines - state["mean"]) / state["spread"]).mean(1)
         return Observation({"score": score.cpu().numpy(), "uncalibrated": cosines.mean(1).cpu().numpy()})
 
+    def factors_for(self, size: int) -> Tensor:
+        """Return 1 and the factors that images of a size are multiplied by, int64, evenly spread up to the largest."""
+        count = self.factors or (self.scales - 1 if size <= USUAL_SIDE else min(FEW_FACTORS, self.scales - 1))
+        spread = torch.linspace(self.scales, 2, count, dtype=torch.float64).round().long()
+        return torch.unique(torch.cat([torch.ones(1, dtype=torch.int64), spread]))
+
     def _cosines(self, images: np.ndarray, setting: Setting) -> Tensor:
         """Return the cosines, float64 N,S, of each image's amplified versions with itself."""
-        factors = torch.arange(1, self.scales + 1, device=setting.device.torch)
+        factors = self.factors_for(setting.encoder.size).to(setting.device.torch)
 
         def amplify(chunk: Tensor) -> Tensor:
             bright = send(chunk, factors.device)[:, None] * factors[:, None, None, None].short()
             return bright.clamp(max=255).to(torch.uint8).flatten(0, 1)
 
         parts = []
-        for _, feats in embed_in_parts(setting.encoder, images, setting.session, amplify, copies=self.scales):
-            z = unit(feats).view(-1, self.scales, feats.shape[1])
+        for _, feats in embed_in_parts(setting.encoder, images, setting.session, amplify, copies=len(factors)):
+            z = unit(feats).view(-1, len(factors), feats.shape[1])
             parts.append((z[:, 1:] * z[:, :1]).sum(2).double())
         return torch.cat(parts)

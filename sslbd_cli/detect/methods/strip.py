@@ -13,8 +13,11 @@ from sslbd_cli.core.features import embed_in_parts
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.similarity import pair_cosine, unit
 from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
+from sslbd_cli.detect.inversion.effort import USUAL_SIDE
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
+
+OVERLAYS, FEW_OVERLAYS = 16, 4  # by default: on images up to USUAL_SIDE, and on larger ones, which cost more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +37,23 @@ class Strip(InputDetector):
 
     score: str = key("cosine", "cosine of blends with each other, or entropy over clusters",
                      choices=("cosine", "entropy"))  # fmt: skip
-    overlays: int = key(16, "clean images laid over each input (64 in the paper)", low=2)
+    overlays: int = key(0, "clean images laid over each input (64 in the paper); 0: 16, above 64 pixels 4", low=0)
     opacity: float = key(0.5, "share of the overlay in a blend", low=0.05, high=0.95)
     clusters: int = key(10, "clusters that stand for classes, with score=entropy", low=2, expert=True)
     temperature: float = key(0.1, "temperature of the softmax over cosines, with score=entropy", low=0.001, expert=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlays == 1:
+            raise InputError(f"{self.name}: overlays=1: blends are compared with each other; give 2 or more")
+
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        need = max(self.overlays, self.clusters)
+        count = self.overlays or (OVERLAYS if setting.encoder.size <= USUAL_SIDE else FEW_OVERLAYS)
+        need = max(count, self.clusters)
         if len(images) < need:
             raise InputError(f"{self.name}: {len(images)} images of --aux to learn on, but it takes {need}; give more")
         gen = setting.session.generator(self.name)
-        rows = torch.randperm(len(images), generator=gen)[: self.overlays]
+        rows = torch.randperm(len(images), generator=gen)[:count]
         feats = unit(setting.embed(images))
         centers = unit(kmeans(feats, self.clusters, gen, restarts=3).centers)
         overlays = torch.from_numpy(np.array(images[rows.numpy()])).to(setting.device.torch)
@@ -56,8 +65,8 @@ class Strip(InputDetector):
         def blends(chunk: Tensor) -> Tensor:
             return self.blend(send(chunk, overlays.device), overlays)
 
-        for _, feats in embed_in_parts(setting.encoder, images, setting.session, blends, copies=self.overlays):
-            z = unit(feats).view(-1, self.overlays, feats.shape[1])
+        for _, feats in embed_in_parts(setting.encoder, images, setting.session, blends, copies=len(overlays)):
+            z = unit(feats).view(-1, len(overlays), feats.shape[1])
             answers = torch.log_softmax(z @ state["centers"].T / self.temperature, dim=2)
             entropy = (answers.exp() * answers).sum(2).mean(1)  # minus the entropy: low entropy is suspicious
             parts.append(torch.stack([pair_cosine(z), entropy]))

@@ -10,6 +10,7 @@ from planted import Honest, Other, make, make_pictures
 from sslbd_cli import plugin
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Setting
+from sslbd_cli.errors import InputError
 
 
 @pytest.fixture
@@ -125,3 +126,12 @@ def test_the_map_of_platonic_is_ridge_regression_on_whitened_components(setting)
     gram = x.T @ x
     expected = np.linalg.inv(gram + 0.5 * np.trace(gram) / len(gram) * np.eye(len(gram))) @ x.T @ whitened_feats
     assert np.allclose(state["across"].numpy(), expected, atol=1e-3)
+
+
+def test_large_images_are_asked_less_often():
+    scale_up = plugin.parse("detector", "scale-up")
+    assert scale_up.factors_for(64).tolist() == list(range(1, 12))
+    assert scale_up.factors_for(224).tolist() == [1, 2, 5, 8, 11]
+    assert plugin.parse("detector", "scale-up:factors=1").factors_for(224).tolist() == [1, 11]
+    with pytest.raises(InputError, match="overlays=1: blends are compared with each other; give 2 or more"):
+        plugin.parse("detector", "strip:overlays=1")
