@@ -130,9 +130,10 @@ def _by_guard(run: Run, params: dict[str, Any]) -> tuple[Report, dict[str, Any],
 
 def _by_methods(run: Run, params: dict[str, Any]) -> tuple[Report, dict[str, Any], dict[str, float]]:
     """Judge by one method or several: the report, the options that the history records, and no speed."""
-    from sslbd_cli.detect import inputs, judge, several
+    from sslbd_cli.detect import forecast, inputs, judge, several
 
     screening = inputs.read(run, params)
+    forecast.tell(screening.encoder, screening.requests, run.session(), run)
     if (request := screening.single) is None:
         report = several.judge_all(screening, run.session(), run)
     else:

@@ -49,6 +49,19 @@ from sslbd_cli.plugin import Plugin, key
 from sslbd_cli.triggers._found import Witness
 
 
+@dataclass(frozen=True)
+class Load:
+    """How many images a detector sends through the encoder, about.
+
+    images: embedded once, by whichever method is the first to need them. passes: further ones. gradients: with
+    gradients at their pixels.
+    """
+
+    images: int = 0
+    passes: int = 0
+    gradients: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Detector(Plugin):
     """Base of `detect --method`. Derive from one of the three classes named at the top of this file."""
@@ -59,6 +72,13 @@ class Detector(Plugin):
     #: runs the encoder at every step of a search or of a training.
     cost: ClassVar[float] = 10
     is_floor: ClassVar[bool] = False  # whether it looks at nothing: not a detector, but the result of chance
+
+    def load(self, judged: int, aux: int, side: int) -> Load:
+        """Return what the detector sends through the encoder. Override this if images go through it more than once.
+
+        judged: images to judge, or to search with. aux: auxiliary images. side: of the images, in pixels.
+        """
+        return Load(judged + aux)
 
     @property
     def is_bound(self) -> bool:

@@ -12,6 +12,7 @@ USUAL_SIDE = 64
 PIXELS = 200_000_000
 BATCH_PIXELS = 1 << 19  # of one batch of larger images
 LEAST_BATCH, LEAST_STEPS = 8, 24
+USUAL_COUNT = 10  # classes or clusters, where a forecast does not know how many there are
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Pace:
     lr: float
     patience: int = 5
     is_brisk: bool = False
+
+    @property
+    def images(self) -> int:
+        """Return how many images each candidate sees."""
+        return self.rounds * self.minibatches * self.batch
 
 
 USUAL_PACE, BRISK_LR, BRISK_PATIENCE = Pace(rounds=80, minibatches=6, batch=32, lr=0.1), 0.3, 2

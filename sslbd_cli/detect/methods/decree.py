@@ -11,7 +11,7 @@ from sslbd_cli.core.features import embed_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine, unit
-from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
+from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Load, Opinion, Pictures
 from sslbd_cli.detect.inversion.capture import capture, frame
 from sslbd_cli.detect.inversion.effort import USUAL_SIDE, Effort, effort_for, need_pairs
 from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, Weight, invert
@@ -105,8 +105,15 @@ class DECREE(EncoderDetector):
             },
         )  # fmt: skip
 
+    def load(self, judged: int, aux: int, side: int) -> Load:
+        effort = self._effort(side)
+        return Load(judged, gradients=self.starts * effort.steps * effort.batch)
+
+    def _effort(self, side: int) -> Effort:
+        return effort_for(side, self.starts, USUAL, Effort(self.steps, self.batch))
+
     def _course(self, side: int) -> Course:
-        effort, is_large = effort_for(side, self.starts, USUAL, Effort(self.steps, self.batch)), side > USUAL_SIDE
+        effort, is_large = self._effort(side), side > USUAL_SIDE
         weight = Weight(start=1e-3, up=5, down=5, patience=6, least=self.least, most=1e5, revive=10)
         shorter = effort.steps / USUAL.steps if is_large else 1.0
         return Course(

@@ -14,8 +14,8 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.perceptron import fit_perceptron, new_perceptron
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Plan
-from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
-from sslbd_cli.detect.inversion.effort import Pace, pace_for
+from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Load, Opinion, Pictures
+from sslbd_cli.detect.inversion.effort import USUAL_COUNT, Pace, pace_for
 from sslbd_cli.detect.inversion.inversion import BARS, Course, Weight, invert, smallest
 from sslbd_cli.detect.inversion.patches import Patches
 from sslbd_cli.errors import InputError
@@ -79,7 +79,7 @@ class NeuralCleanse(EncoderDetector):
             loss = F.cross_entropy(logits.transpose(1, 2), target_class, reduction="none").mean(1)
             return loss, (logits.detach().argmax(2) == target_class).float().mean(1)
 
-        pace = pace_for(side, classes, Pace(self.rounds, self.minibatches, self.batch, self.lr))
+        pace = self._pace(side, classes)
         scale = float((BRISK_SIDE if pace.is_brisk else side) ** 2)
         space = Patches(classes, side, session.generator("neural cleanse starts"), session.device, scale=scale)
         candidates = invert(encoder, session.pool(clues.images), space, to_class, self._course(pace), session)
@@ -109,6 +109,12 @@ class NeuralCleanse(EncoderDetector):
             summary=outlier.summary
             | {"target": clues.classes[target] if outlier.is_any else None, "head_accuracy": accuracy},
         )
+
+    def load(self, judged: int, aux: int, side: int) -> Load:
+        return Load(judged, gradients=USUAL_COUNT * self._pace(side, USUAL_COUNT).images)
+
+    def _pace(self, side: int, classes: int) -> Pace:
+        return pace_for(side, classes, Pace(self.rounds, self.minibatches, self.batch, self.lr))
 
     def _head(self, encoder: ImageEncoder, clues: Clues, session: Session) -> tuple[nn.Sequential, float]:
         """Fit the downstream classifier; returns it and its accuracy on the held-out images."""

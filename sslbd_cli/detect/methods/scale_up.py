@@ -11,7 +11,7 @@ from torch import Tensor
 from sslbd_cli.core.device import send
 from sslbd_cli.core.features import embed_in_parts
 from sslbd_cli.core.similarity import unit
-from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Load, Observation, Setting, State
 from sslbd_cli.detect.inversion.effort import USUAL_SIDE
 from sslbd_cli.plugin import key
 
@@ -34,6 +34,9 @@ class ScaleUp(InputDetector):
     scales: int = key(11, "largest factor; the released code goes to 11", low=2, high=64)
     factors: int = key(0, "factors tried, from 2 to the largest; 0: all of them, above 64 pixels 4", low=0, high=63)
 
+    def load(self, judged: int, aux: int, side: int) -> Load:
+        return Load(0, (judged + aux) * len(self.factors_for(side)))
+
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         cosines = self._cosines(images, setting)
         return {"mean": cosines.mean(0), "spread": cosines.std(0, correction=0).clamp(min=1e-6)}
@@ -47,7 +50,8 @@ class ScaleUp(InputDetector):
         """Return 1 and the factors that images of a size are multiplied by, int64, evenly spread up to the largest."""
         count = self.factors or (self.scales - 1 if size <= USUAL_SIDE else min(FEW_FACTORS, self.scales - 1))
         spread = torch.linspace(self.scales, 2, count, dtype=torch.float64).round().long()
-        return torch.unique(torch.cat([torch.ones(1, dtype=torch.int64), spread]))
+        factors: Tensor = torch.unique(torch.cat([torch.ones(1, dtype=torch.int64), spread]))
+        return factors
 
     def _cosines(self, images: np.ndarray, setting: Setting) -> Tensor:
         """Return the cosines, float64 N,S, of each image's amplified versions with itself."""

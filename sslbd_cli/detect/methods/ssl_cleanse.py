@@ -14,8 +14,8 @@ from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.kmeans import Clusters, kmeans
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures
-from sslbd_cli.detect.inversion.effort import Pace, pace_for
+from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Load, Opinion, Pictures
+from sslbd_cli.detect.inversion.effort import USUAL_COUNT, Pace, pace_for
 from sslbd_cli.detect.inversion.inversion import BARS, Course, Weight, invert, smallest
 from sslbd_cli.detect.inversion.patches import Patches
 from sslbd_cli.detect.inversion.problem import Objective
@@ -112,7 +112,7 @@ class SSLCleanse(EncoderDetector):
         index = "mad" if authors else self.index
         gen = session.generator("ssl cleanse starts")
         space = Patches(count, encoder.size, gen, session.device, by_pattern=authors)
-        pace = pace_for(encoder.size, count, Pace(self.rounds, self.minibatches, self.batch, self.lr))
+        pace = self._pace(encoder.size, count)
         candidates = invert(encoder, session.pool(clues.images), space, to_cluster(parts), self._course(pace), session)
         outlier = smallest(candidates, "clusters", LEAST, index, authors)
         target = outlier.target
@@ -138,6 +138,13 @@ class SSLCleanse(EncoderDetector):
                 "target_images": int(parts.sizes()[target]) if outlier.is_any else None,
             },
         )
+
+    def load(self, judged: int, aux: int, side: int) -> Load:
+        count = self.clusters or USUAL_COUNT
+        return Load(judged, gradients=count * self._pace(side, count).images)
+
+    def _pace(self, side: int, clusters: int) -> Pace:
+        return pace_for(side, clusters, Pace(self.rounds, self.minibatches, self.batch, self.lr))
 
     def _clusters(self, feats: Tensor, seed: int) -> tuple[Clusters, dict[str, np.ndarray]]:
         """Cluster the embeddings. The arrays are the errors of every number of clusters tried."""

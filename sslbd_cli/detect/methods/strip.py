@@ -12,7 +12,7 @@ from sslbd_cli.core.device import send
 from sslbd_cli.core.features import embed_in_parts
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.similarity import pair_cosine, unit
-from sslbd_cli.detect.contract import InputDetector, Observation, Setting, State
+from sslbd_cli.detect.contract import InputDetector, Load, Observation, Setting, State
 from sslbd_cli.detect.inversion.effort import USUAL_SIDE
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
@@ -47,8 +47,15 @@ class Strip(InputDetector):
         if self.overlays == 1:
             raise InputError(f"{self.name}: overlays=1: blends are compared with each other; give 2 or more")
 
+    def count_for(self, side: int) -> int:
+        """Return how many images are laid over each image of `side` pixels."""
+        return self.overlays or (OVERLAYS if side <= USUAL_SIDE else FEW_OVERLAYS)
+
+    def load(self, judged: int, aux: int, side: int) -> Load:
+        return Load(aux, (judged + self.calibration_count(aux)) * self.count_for(side))
+
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        count = self.overlays or (OVERLAYS if setting.encoder.size <= USUAL_SIDE else FEW_OVERLAYS)
+        count = self.count_for(setting.encoder.size)
         need = max(count, self.clusters)
         if len(images) < need:
             raise InputError(f"{self.name}: {len(images)} images of --aux to learn on, but it takes {need}; give more")

@@ -14,7 +14,15 @@ from sslbd_cli.core.features import embed, embed_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import pair_cosine
-from sslbd_cli.detect.contract import Clues, EncoderDetector, FoundTrigger, Opinion, Pictures, SearchOutcome
+from sslbd_cli.detect.contract import (
+    Clues,
+    EncoderDetector,
+    FoundTrigger,
+    Load,
+    Opinion,
+    Pictures,
+    SearchOutcome,
+)
 from sslbd_cli.detect.inversion.capture import Capture, Frame, capture, frame
 from sslbd_cli.detect.inversion.effort import Effort, effort_for, need_pairs
 from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, invert
@@ -151,10 +159,22 @@ class TriggerSearch(EncoderDetector):
         super().__post_init__()
         need_pairs(self.batch, "trigger-search")
 
+    def load(self, judged: int, aux: int, side: int) -> Load:
+        effort = self._effort(side)
+        return Load(judged, gradients=len(self._budgets()) * effort.steps * effort.batch)
+
+    def _budgets(self) -> list[StrengthBudget]:
+        return [StrengthBudget(name, strength) for name in self._families() for strength in BUDGETS[name]]
+
+    def _families(self) -> tuple[str, ...]:
+        return FAMILIES if self.families == "all" else (self.families,)
+
+    def _effort(self, side: int) -> Effort:
+        return effort_for(side, len(self._budgets()), USUAL, Effort(self.steps, self.batch))
+
     def examine(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:
         view = frame(embed_once(encoder, clues.images, session), self.embedding)
-        families = FAMILIES if self.families == "all" else (self.families,)
-        budgets = [StrengthBudget(name, strength) for name in families for strength in BUDGETS[name]]
+        budgets = self._budgets()
         band = min(self.band, grid(encoder.size))
 
         def space(purpose: str, spread: float) -> Bounded:
@@ -167,7 +187,7 @@ class TriggerSearch(EncoderDetector):
             return -cosine, cosine.detach()
 
         # the bar is out of reach, so that the last state counts
-        effort = effort_for(encoder.size, len(budgets), USUAL, Effort(self.steps, self.batch))
+        effort = self._effort(encoder.size)
         course = Course(rounds=effort.steps, batch=effort.batch, bar=2.0, weight=None, look=effort.steps,
                         rates=((0, self.lr), (3 * effort.steps // 4, self.lr / 10)))  # fmt: skip
         candidates = invert(encoder, session.pool(clues.images), space("start", 1.0), alike, course, session)
@@ -178,7 +198,7 @@ class TriggerSearch(EncoderDetector):
         chance = self._chance(encoder, clues, space("random", 3.0), view, session)
         similarities = np.array([each.similarity for each in effects])
         gains = np.log10(np.maximum(1 - chance, TINY) / np.maximum(1 - similarities, TINY))
-        parts = {name: float(gains[[b.family == name for b in budgets]].mean()) for name in families}
+        parts = {name: float(gains[[b.family == name for b in budgets]].mean()) for name in self._families()}
         return self._opinion(candidates, effects, (budgets, gains, chance), parts, clues)
 
     @torch.no_grad()
