@@ -18,6 +18,7 @@ from micro import make_encoder
 from sslbd_cli import main
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core import checks, metrics, nets
+from sslbd_cli.detect import significance
 from sslbd_cli.manual import build
 from warm import bash, few_epochs
 
@@ -250,14 +251,14 @@ def test_the_worked_example_of_detection():
     for rate in ("0.01", "0.10"):
         assert shown(f"tpr_at_fpr.{rate}")[1] == f"{found['tpr_at_fpr'][rate]:.4f}"
     alpha = 0.2
-    threshold = metrics.conformal_threshold(calibration, alpha)
+    threshold = significance.conformal_threshold(calibration, alpha)
     assert float(shown("threshold")[1]) == threshold
     flagged = int((clean > threshold).sum()), int((triggered > threshold).sum())
     assert shown("flagged") == ("", str(sum(flagged)))
     assert (shown("fpr")[0], shown("tpr")[0]) == tuple(f"{hits} / 4" for hits in flagged)
-    assert shown("p_value")[1] == f"{metrics.exceedance_tail(sum(flagged), 8, len(calibration), alpha):.4f}"
+    assert shown("p_value")[1] == f"{significance.exceedance_tail(sum(flagged), 8, len(calibration), alpha):.4f}"
     for score in ("0.8", "0.3"):
-        assert shown(f"p of {score}")[1] == f"{metrics.conformal(calibration, np.array([float(score)]))[0]:.4f}"
+        assert shown(f"p of {score}")[1] == f"{significance.conformal(calibration, np.array([float(score)]))[0]:.4f}"
 
 
 @pytest.mark.parametrize(

@@ -19,26 +19,26 @@ _WEIGHTS = ("*.safetensors.index.json", "model.safetensors", "*.safetensors", "*
 
 
 @dataclass(frozen=True)
-class Files:
+class ShardFiles:
     """Hold the paths of a checkpoint's files, and the names of tensors that its index promises in each."""
 
     paths: list[str]
     promised: dict[str, set[str]] = field(default_factory=dict)
 
 
-def find(path: str) -> Files:
+def find(path: str) -> ShardFiles:
     """Return the files of a checkpoint: a file, a folder, the index of shards, or one shard beside the others.
 
     Raises InputError if a folder holds no weights or several, if an index is damaged, or if a shard is missing.
     """
     if path == "-":
-        return Files([path])
+        return ShardFiles([path])
     place = _in_folder(Path(path)) if Path(path).is_dir() else Path(path)
     if place.name.endswith(".index.json"):
         return _of_index(place)
     if shard := _SHARD.fullmatch(place.name):
         return _of_shard(place, shard)
-    return Files([str(place) if Path(path).is_dir() else path])
+    return ShardFiles([str(place) if Path(path).is_dir() else path])
 
 
 def _in_folder(folder: Path) -> Path:
@@ -55,7 +55,7 @@ def _in_folder(folder: Path) -> Path:
     raise InputError(f"{folder}: is a directory without a checkpoint in it; name a file")
 
 
-def _of_index(index: Path) -> Files:
+def _of_index(index: Path) -> ShardFiles:
     try:
         if index.stat().st_size > INDEX_LIMIT:
             raise ValueError("too large")
@@ -69,17 +69,17 @@ def _of_index(index: Path) -> Files:
         raise InputError(f"{index}: is no index of a sharded checkpoint: {reason(error)}") from None
     _need(index.parent, promised, str(index))
     paths = {str(index.parent / shard): names for shard, names in sorted(promised.items())}
-    return Files(list(paths), paths)
+    return ShardFiles(list(paths), paths)
 
 
-def _of_shard(path: Path, shard: re.Match[str]) -> Files:
+def _of_shard(path: Path, shard: re.Match[str]) -> ShardFiles:
     count = int(shard[3])
     if not 1 <= count <= 1000:
-        return Files([str(path)])
+        return ShardFiles([str(path)])
     names = [f"{shard[1]}-{number:05}-of-{shard[3]}{shard[4]}" for number in range(1, count + 1)]
     if path.exists():
         _need(path.parent, names, str(path))
-    return Files([str(path.parent / name) for name in names])
+    return ShardFiles([str(path.parent / name) for name in names])
 
 
 def _need(folder: Path, shards: Iterable[str], label: str) -> None:

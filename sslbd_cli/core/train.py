@@ -120,7 +120,7 @@ def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     return lars
 
 
-class Pace:
+class TimeShare:
     """How much of the seconds that a training may take has passed."""
 
     def __init__(self, seconds: float) -> None:
@@ -156,7 +156,7 @@ class Fit:
         self.remark: Callable[[int], str] = lambda epoch: ""
         self.vet: Callable[[int], bool] = lambda epoch: True
         self.share = 0.0
-        self._pace = Pace(math.inf)
+        self._pace = TimeShare(math.inf)
 
     def run(self, label: str) -> dict[str, float]:
         """Train. Raises Unsound if a loss is not finite."""
@@ -165,7 +165,7 @@ class Fit:
             first, terms = self._load(self.checkpoint)
         saved_epochs = first
         steps = -(-self.count // plan.batch) if plan.keep_last else self.count // plan.batch
-        self._pace = Pace(self.share * self.session.budget.left() if self.share else math.inf)
+        self._pace = TimeShare(self.share * self.session.budget.left() if self.share else math.inf)
         with self.session.work((plan.epochs - first) * steps * plan.batch, "images", label) as ticker:
             for epoch in range(first, plan.epochs):
                 if self._pace.is_over():

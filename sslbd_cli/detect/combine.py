@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sslbd_cli.artefacts.kinds import Report
-from sslbd_cli.core import metrics
+from sslbd_cli.detect import significance
 from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
 
 KINDS = ("encoder", "inputs", "samples")  # the order of the verdicts
@@ -71,7 +71,7 @@ def correct(reports: list[Report]) -> list[Report]:
     """Add the corrected p-value to each report. A finding whose corrected p-value is too large becomes inconclusive."""
     with_p_value = [at for at, report in enumerate(reports) if level(report.results) is not None]
     adjusted_p_values = dict(
-        zip(with_p_value, metrics.holm([reports[at].results["p_value"] for at in with_p_value]), strict=True)
+        zip(with_p_value, significance.holm([reports[at].results["p_value"] for at in with_p_value]), strict=True)
     )
     corrected_reports = []
     for at, report in enumerate(reports):

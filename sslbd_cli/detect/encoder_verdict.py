@@ -18,8 +18,8 @@ from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts import parts as report_parts
 from sslbd_cli.artefacts.header import is_number
 from sslbd_cli.artefacts.kinds import Dataset, Report, spread
-from sslbd_cli.core import metrics
 from sslbd_cli.core.device import generator
+from sslbd_cli.detect import significance
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
 from sslbd_cli.errors import InputError
 
@@ -98,7 +98,7 @@ def stand(opinion: Opinion, pool: Sequence[float], alpha: float, parts: Sequence
     if opinion.searches and len(clean_statistics) >= POOL:
         own, others, decisive = on_one_scale(opinion.parts, parts)
         opinion = replace(opinion, trigger=opinion.searches[decisive].trigger or opinion.trigger)
-    p_value = float(metrics.conformal(others, np.array([own]))[0]) if len(clean_statistics) else None
+    p_value = float(significance.conformal(others, np.array([own]))[0]) if len(clean_statistics) else None
     if len(clean_statistics) < POOL:
         return Standing(opinion, clean_statistics, p_value, None)
     return Standing(opinion, clean_statistics, p_value, max(alpha, 1 / (len(clean_statistics) + 1)), decisive)

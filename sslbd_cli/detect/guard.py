@@ -9,8 +9,9 @@ import torch
 
 from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Encoder, Guard
-from sslbd_cli.core import metrics, nets
+from sslbd_cli.core import nets
 from sslbd_cli.core.session import Session
+from sslbd_cli.detect import significance
 from sslbd_cli.detect.contract import Findings, ImageDetector, InputDetector, Scores, Setting, State
 from sslbd_cli.errors import InputError
 
@@ -54,7 +55,7 @@ class Post:
 
     def rejects(self, images: np.ndarray, alpha: float) -> np.ndarray:
         """Return which images are rejected, bool N. alpha: the share of clean images that may be rejected."""
-        flagged: np.ndarray = self.look(images).scores.values > metrics.conformal_threshold(
+        flagged: np.ndarray = self.look(images).scores.values > significance.conformal_threshold(
             self.guard.calibration, alpha
         )
         return flagged
@@ -104,7 +105,7 @@ def _check_reference(guard: Guard, reference: Encoder | None) -> None:
 
 def check_alpha(guard: Guard, alpha: float) -> None:
     """Raise InputError if a guard has too few calibration images for alpha. It names the --aux images needed."""
-    count, least = len(guard.calibration), metrics.least_calibration(alpha)
+    count, least = len(guard.calibration), significance.least_calibration(alpha)
     if count < least:
         share = plugin.parse("detector", guard.method).held
         aux_count = int(np.ceil(least / share))

@@ -16,6 +16,7 @@ from sslbd_cli.artefacts.kinds import Dataset, Report
 from sslbd_cli.core import metrics
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
+from sslbd_cli.detect import significance
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.detect.kin import Suspect
 from sslbd_cli.detect.kinship import Kinship
@@ -113,7 +114,7 @@ def _boxes(boxes: np.ndarray, poisoned: np.ndarray) -> np.ndarray | None:
 
 def need_calibration(detector: ImageDetector, aux: int, alpha: float) -> int:
     """Return the number of calibration images. Raises InputError if these, or those left to learn on, are too few."""
-    least = metrics.least_calibration(alpha)
+    least = significance.least_calibration(alpha)
 
     def enough(images: int) -> bool:
         count = detector.calibration_count(images)
@@ -179,11 +180,11 @@ def rule(findings: Findings, case: Case) -> Ruling:
         assert findings.scores.flagged is not None
         return Ruling(findings, findings.scores.flagged)
     calibration = findings.scores.calibration
-    threshold = metrics.conformal_threshold(calibration, case.alpha)
+    threshold = significance.conformal_threshold(calibration, case.alpha)
     flagged: np.ndarray = findings.scores.values > threshold
     counted_flags = flagged[len(flagged) // 2 :] if case.is_paired else flagged
     tail, least = (
-        metrics.exceedance_tail(hits, len(counted_flags), len(calibration), case.alpha)
+        significance.exceedance_tail(hits, len(counted_flags), len(calibration), case.alpha)
         for hits in (int(counted_flags.sum()), len(counted_flags))
     )
     return Ruling(findings, flagged, threshold, counted_flags, tail, least)
@@ -339,7 +340,7 @@ def arrays(ruling: Ruling, case: Case) -> dict[str, np.ndarray]:
         data["flagged"] = ruling.flagged
     else:
         data["calibration"] = scores.calibration
-        data["p_values"] = metrics.conformal(scores.calibration, scores.values)
+        data["p_values"] = significance.conformal(scores.calibration, scores.values)
     if scores.windows is not None:
         data["windows"] = scores.windows
     if scores.ranking is not None:

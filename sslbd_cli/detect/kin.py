@@ -52,7 +52,7 @@ class Kin:
 
 
 @dataclass(frozen=True)
-class Change:
+class HarmlessChange:
     """Pixels x in a box become keep * x + add. keep: float32 3,h,w; add: 3,h,w, or N,3,h,w if each image has its own.
 
     corners: int64 N,2, left and top of each image's box.
@@ -97,7 +97,7 @@ def kin_of(suspect: Suspect, seed: int) -> Iterator[Kin]:
                 yield kin
 
 
-def _draw(kind: str, suspect: Suspect, known: Change, gen: torch.Generator) -> Kin | None:
+def _draw(kind: str, suspect: Suspect, known: HarmlessChange, gen: torch.Generator) -> Kin | None:
     """Draw until the pattern is another one of the trigger's strength; return None after some draws."""
     clean = torch.from_numpy(suspect.clean)
     strength = _strength(torch.from_numpy(suspect.stamped), clean)
@@ -111,7 +111,7 @@ def _draw(kind: str, suspect: Suspect, known: Change, gen: torch.Generator) -> K
     return None
 
 
-def _as_strong(change: Change, clean: Tensor, strength: float) -> tuple[Tensor, float]:
+def _as_strong(change: HarmlessChange, clean: Tensor, strength: float) -> tuple[Tensor, float]:
     """Return images with a change as strong as asked, uint8, and their strength relative to that."""
     factor, share = 1.0, 0.0
     images = clean
@@ -141,7 +141,7 @@ def likeness(pattern: Tensor, other: Tensor) -> float:
 # --- what a trigger does to pixels --------------------------------------------------------------------------------
 
 
-def _read(trigger: Trigger, clean: Tensor, stamped: Tensor, boxes: Tensor) -> Change:
+def _read(trigger: Trigger, clean: Tensor, stamped: Tensor, boxes: Tensor) -> HarmlessChange:
     """Return what a trigger does, read off two grey images; a change of its own for each image if that does not hold.
 
     clean, stamped: uint8 N,3,H,W; boxes: int64 N,4.
@@ -155,11 +155,11 @@ def _read(trigger: Trigger, clean: Tensor, stamped: Tensor, boxes: Tensor) -> Ch
     if touched.any():
         rows, columns = _bounds(touched)
         corners = boxes[:, :2] - boxes[:1, :2] + torch.tensor([columns.start, rows.start])
-        change = Change(keep[:, rows, columns].contiguous(), add[:, rows, columns].contiguous(), corners)
+        change = HarmlessChange(keep[:, rows, columns].contiguous(), add[:, rows, columns].contiguous(), corners)
         if float((change.apply(clean / 255) - stamped / 255).abs().mean()) < LEVEL:
             return change
     residuals = (stamped.float() - clean.float()) / 255
-    return Change(torch.ones(clean.shape[1:]), residuals, torch.zeros(len(clean), 2, dtype=torch.int64))
+    return HarmlessChange(torch.ones(clean.shape[1:]), residuals, torch.zeros(len(clean), 2, dtype=torch.int64))
 
 
 def _bounds(touched: Tensor) -> tuple[slice, slice]:
@@ -175,7 +175,7 @@ def _choose(gen: torch.Generator, *values: int) -> int:
     return values[int(torch.randint(len(values), (1,), generator=gen))]
 
 
-def _moved(change: Change, shape: torch.Size, gen: torch.Generator) -> Change:
+def _moved(change: HarmlessChange, shape: torch.Size, gen: torch.Generator) -> HarmlessChange:
     """Put half of the changes that have one place at another place, the same in all images."""
     room = torch.tensor([shape[3] - change.add.shape[-1], shape[2] - change.add.shape[-2]])
     is_fixed = bool((change.corners == change.corners[:1]).all())
@@ -185,7 +185,7 @@ def _moved(change: Change, shape: torch.Size, gen: torch.Generator) -> Change:
     return replace(change, corners=(share * (room + 1)).long().repeat(len(change.corners), 1))
 
 
-def _reseeded(known: Change, suspect: Suspect, gen: torch.Generator) -> Change | None:
+def _reseeded(known: HarmlessChange, suspect: Suspect, gen: torch.Generator) -> HarmlessChange | None:
     """Draw the trigger from another seed, if it has one."""
     if not isinstance(getattr(suspect.trigger, "seed", None), int):
         return None
@@ -199,7 +199,7 @@ def _reseeded(known: Change, suspect: Suspect, gen: torch.Generator) -> Change |
     return _read(other, clean, stamped.images, stamped.boxes if other.has_place else boxes)
 
 
-def _redrawn(known: Change, suspect: Suspect, gen: torch.Generator) -> Change:
+def _redrawn(known: HarmlessChange, suspect: Suspect, gen: torch.Generator) -> HarmlessChange:
     """Draw cells of random saturated colours, of any size."""
     height, width = known.add.shape[-2:]
     cells = min(_choose(gen, 1, 2, 4, 8, max(height, width)), height, width)
@@ -210,14 +210,14 @@ def _redrawn(known: Change, suspect: Suspect, gen: torch.Generator) -> Change:
     return replace(known, add=torch.where(known.keep < 1, (1 - known.keep) * cell_colours, added))
 
 
-def _recoloured(known: Change, suspect: Suspect, gen: torch.Generator) -> Change:
+def _recoloured(known: HarmlessChange, suspect: Suspect, gen: torch.Generator) -> HarmlessChange:
     """Permute the channels, and invert some."""
     order, invert = torch.randperm(3, generator=gen), torch.randint(0, 2, (3, 1, 1), generator=gen).bool()
     keep, add = known.keep[order], known.add[..., order, :, :]
     return replace(known, keep=keep, add=torch.where(invert, (1 - keep) - add, add))
 
 
-def _shuffled(known: Change, suspect: Suspect, gen: torch.Generator) -> Change:
+def _shuffled(known: HarmlessChange, suspect: Suspect, gen: torch.Generator) -> HarmlessChange:
     """Permute square cells of pixels, or single pixels."""
     height, width = known.add.shape[-2:]
     side = max(1, min(height, width) // _choose(gen, 4, 8, height))
@@ -236,7 +236,7 @@ def _shuffled(known: Change, suspect: Suspect, gen: torch.Generator) -> Change:
     return replace(known, keep=shuffle(known.keep), add=shuffle(known.add))
 
 
-def _scrambled(known: Change, suspect: Suspect, gen: torch.Generator) -> Change | None:
+def _scrambled(known: HarmlessChange, suspect: Suspect, gen: torch.Generator) -> HarmlessChange | None:
     """Draw noise with the pattern's energy at each scale, and its mean colour: the phases and directions are random."""
     if float(known.keep.amax((1, 2)).sub(known.keep.amin((1, 2))).max()) > 0.01:  # a mask of its own shape
         return None
@@ -253,7 +253,7 @@ def _scrambled(known: Change, suspect: Suspect, gen: torch.Generator) -> Change 
     return replace(known, add=torch.where(known.keep < 1, add.clamp(min=0).minimum(1 - known.keep), add))
 
 
-def _rotated(known: Change, suspect: Suspect, gen: torch.Generator) -> Change:
+def _rotated(known: HarmlessChange, suspect: Suspect, gen: torch.Generator) -> HarmlessChange:
     """Turn the pattern, and mirror it or not."""
     is_square = known.add.shape[-1] == known.add.shape[-2]
     turns, mirror = _choose(gen, *((0, 1, 2, 3) if is_square else (0, 2))), _choose(gen, 0, 1)
@@ -265,7 +265,7 @@ def _rotated(known: Change, suspect: Suspect, gen: torch.Generator) -> Change:
     return replace(known, keep=turn(known.keep), add=turn(known.add))
 
 
-KINDS: dict[str, Callable[[Change, Suspect, torch.Generator], Change | None]] = {
+KINDS: dict[str, Callable[[HarmlessChange, Suspect, torch.Generator], HarmlessChange | None]] = {
     "redrawn": _redrawn,
     "recoloured": _recoloured,
     "shuffled": _shuffled,

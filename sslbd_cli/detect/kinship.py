@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sslbd_cli.core import metrics
+from sslbd_cli.detect import significance
 from sslbd_cli.detect.kin import Suspect, kin_of
 from sslbd_cli.errors import OutOfTime
 from sslbd_cli.words import chance
@@ -73,4 +73,4 @@ def compare(suspect: Suspect, scores: np.ndarray, score: Score, seed: int) -> Ki
     if len(differences) < LEAST:
         reason = f"{len(differences)} harmless changes of its strength could be drawn, where {LEAST} are needed"
         return Kinship(1.0, len(differences), len(differences), reason)
-    return Kinship(metrics.outlying_tail(np.array(differences)), len(differences), len(differences))
+    return Kinship(significance.outlying_tail(np.array(differences)), len(differences), len(differences))

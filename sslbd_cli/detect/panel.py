@@ -16,10 +16,10 @@ import torch
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, History, Report
-from sslbd_cli.core import metrics
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.data.source import SourceWish
+from sslbd_cli.detect import significance
 from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, SETTLE, Ruling, few, more_than
 from sslbd_cli.detect.kin import Suspect
 from sslbd_cli.detect.kinship import Kinship
@@ -203,12 +203,12 @@ def _rows(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) 
     """Count the flags of each group, and correct the p-values for the number of triggers."""
     shape, scale = (len(panel.triggers), panel.each), _scale(report, panel)
     flagged = ruling.flagged.reshape(shape)
-    rows = [_Row(hits, metrics.exceedance_tail(hits, *scale)) for hits in flagged.sum(1).tolist()]
-    for row, adjusted in zip(rows[1:], metrics.holm([row.tail for row in rows[1:]]), strict=True):
+    rows = [_Row(hits, significance.exceedance_tail(hits, *scale)) for hits in flagged.sum(1).tolist()]
+    for row, adjusted in zip(rows[1:], significance.holm([row.tail for row in rows[1:]]), strict=True):
         row.adjusted = adjusted
     if control is not None:
         theirs = control.flagged.reshape(shape)
-        excess = metrics.holm([more_than(flagged[at], theirs[at]) for at in range(1, len(rows))])
+        excess = significance.holm([more_than(flagged[at], theirs[at]) for at in range(1, len(rows))])
         for row, more in zip(rows[1:], excess, strict=True):
             row.excess = more
     return rows
@@ -243,7 +243,7 @@ def _verdict(report: Report, panel: Panel, ruling: Ruling, rows: list[_Row], bes
         return "inconclusive", f"{row.kinship.reason(panel.triggers[best])}; {SETTLE}, or images of your own as --data"
     if min(each.adjusted for each in rows[1:]) < BEYOND_CHANCE:
         return "inconclusive", "the clean encoder is flagged as much: triggers alone draw attention"
-    all_flagged = metrics.exceedance_tail(panel.each, *_scale(report, panel))
+    all_flagged = significance.exceedance_tail(panel.each, *_scale(report, panel))
     return few(sum(each.flagged for each in rows[1:]), count, all_flagged * (len(rows) - 1))
 
 

@@ -21,12 +21,12 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import linear_cka, mean_cosine
 from sslbd_cli.core.train import Fit, Loss, Plan, Terms, freeze
-from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.core.watch import Ticker
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss, mlp, nt_xent
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
+from sslbd_cli.purify.training_keys import TrainingKeys
 
 SAMPLE = 2048  # clean images to compare a purified encoder with the original on
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslbd_cli.core import metrics
+from sslbd_cli.detect import significance
 
 # rows: true class, columns: answer
 CLEAN = np.array([[8, 1, 1], [0, 9, 1], [2, 0, 8]])
@@ -113,8 +114,8 @@ def test_the_chance_of_a_ranking_is_its_share_of_all_orders():
 
     orders = list(itertools.combinations(range(6), 2))
     expected = sum(wins(chosen) >= wins((2, 4)) for chosen in orders) / len(orders)
-    assert metrics.rank_tail(scores, positive) == pytest.approx(expected)
-    assert metrics.rank_tail(np.arange(8.0), np.arange(8) >= 4) == pytest.approx(1 / 70)
+    assert significance.rank_tail(scores, positive) == pytest.approx(expected)
+    assert significance.rank_tail(np.arange(8.0), np.arange(8) >= 4) == pytest.approx(1 / 70)
 
 
 def test_tpr_at_fpr_by_hand():
@@ -139,20 +140,20 @@ def test_detection_reports_all_three():
 
 
 def test_conformal_by_hand():
-    found = metrics.conformal(np.array([1.0, 2.0, 2.0, 4.0]), np.array([0.0, 2.0, 3.0, 4.0, 5.0]))
+    found = significance.conformal(np.array([1.0, 2.0, 2.0, 4.0]), np.array([0.0, 2.0, 3.0, 4.0, 5.0]))
     assert found == pytest.approx(np.array([5, 4, 2, 2, 1]) / 5)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1), st.lists(st.integers(0, 9), min_size=1))
 def test_conformal_is_the_definition(calibration, scores):
-    found = metrics.conformal(np.array(calibration, float), np.array(scores, float))
+    found = significance.conformal(np.array(calibration, float), np.array(scores, float))
     expected = [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores]
     assert found.tolist() == pytest.approx(expected)
 
 
 def test_conformal_alarms_keep_their_rate_on_clean_images():
     rng = np.random.default_rng(0)
-    alarms = [(metrics.conformal(rng.normal(size=99), rng.normal(size=100)) <= 0.05).mean() for _ in range(200)]
+    alarms = [(significance.conformal(rng.normal(size=99), rng.normal(size=100)) <= 0.05).mean() for _ in range(200)]
     assert np.mean(alarms) == pytest.approx(0.05, abs=0.01)
 
 

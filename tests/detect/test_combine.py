@@ -6,8 +6,7 @@ import pytest
 from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts import parts as report_parts
 from sslbd_cli.artefacts.kinds import Report
-from sslbd_cli.core import metrics
-from sslbd_cli.detect import combine
+from sslbd_cli.detect import combine, significance
 from sslbd_cli.errors import InputError
 
 
@@ -36,12 +35,12 @@ def naive_holm(p_values):
 @pytest.mark.parametrize("seed", range(5))
 def test_holm_rejects_what_stepping_down_rejects(seed):
     p_values = (np.random.default_rng(seed).random(5) ** 3).round(3).tolist()
-    assert metrics.holm(p_values) == pytest.approx(naive_holm(p_values))
+    assert significance.holm(p_values) == pytest.approx(naive_holm(p_values))
 
 
 def test_holm_by_hand():
-    assert metrics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert metrics.holm([]) == []
+    assert significance.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert significance.holm([]) == []
 
 
 def test_holm_errs_at_most_so_often_among_methods_that_agree():
@@ -49,7 +48,7 @@ def test_holm_errs_at_most_so_often_among_methods_that_agree():
     shared = rng.random((2000, 1))
     tables = [rng.random((2000, 4)), np.repeat(shared, 4, 1)]  # independent, and all the same
     for p_values in tables:
-        alarms = np.mean([min(metrics.holm(row.tolist())) <= 0.05 for row in p_values])
+        alarms = np.mean([min(significance.holm(row.tolist())) <= 0.05 for row in p_values])
         assert alarms <= 0.06
 
 

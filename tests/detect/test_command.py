@@ -12,8 +12,8 @@ from planted import SIZE, TRIGGER, Honest, make, make_pictures, planted_files
 from sslbd_cli import main, plugin
 from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts.kinds import Report
-from sslbd_cli.core import metrics, nets
-from sslbd_cli.detect import image_verdict
+from sslbd_cli.core import nets
+from sslbd_cli.detect import image_verdict, significance
 from sslbd_cli.detect.contract import Evidence, Findings, Scores
 from sslbd_cli.poison.plant import plant
 
@@ -195,17 +195,17 @@ def test_wrong_kinds_are_named(sslbd, files):
 def test_the_threshold_is_where_the_conformal_p_value_is_alpha(alpha):
     rng = np.random.default_rng(0)
     calibration, scores = rng.integers(0, 40, 99).astype(float), rng.integers(0, 45, 500).astype(float)
-    threshold = metrics.conformal_threshold(calibration, alpha)
-    assert np.array_equal(scores > threshold, metrics.conformal(calibration, scores) <= alpha + 1e-12)
+    threshold = significance.conformal_threshold(calibration, alpha)
+    assert np.array_equal(scores > threshold, significance.conformal(calibration, scores) <= alpha + 1e-12)
 
 
 def test_the_exceedance_tail_by_hand():
     # one calibration score, one image, alpha 1/2: the image exceeds it with probability 1/2
-    assert metrics.exceedance_tail(1, 1, 1, 0.5) == pytest.approx(0.5)
+    assert significance.exceedance_tail(1, 1, 1, 0.5) == pytest.approx(0.5)
     # both of two images exceed it: the largest of three is never the calibration score, nor the middle one: 1/3
-    assert metrics.exceedance_tail(2, 2, 1, 0.5) == pytest.approx(1 / 3)
-    assert metrics.exceedance_tail(0, 50, 99, 0.05) == 1.0
-    assert metrics.exceedance_tail(9, 50, 99, 0.05) == pytest.approx(betabinom.sf(8, 50, 5, 95))
+    assert significance.exceedance_tail(2, 2, 1, 0.5) == pytest.approx(1 / 3)
+    assert significance.exceedance_tail(0, 50, 99, 0.05) == 1.0
+    assert significance.exceedance_tail(9, 50, 99, 0.05) == pytest.approx(betabinom.sf(8, 50, 5, 95))
 
 
 def flagging(*flags, is_paired=False):

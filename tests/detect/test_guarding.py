@@ -9,7 +9,8 @@ from planted import SIZE, TRIGGER, Backdoored, Honest, make, make_pictures
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts.kinds import Dataset, Guard, Report
-from sslbd_cli.core import metrics, nets
+from sslbd_cli.core import nets
+from sslbd_cli.detect import significance
 from sslbd_cli.poison.plant import plant
 
 QUICK = "dede:width=32,decoder=1,epochs=15,batch=32,lr=0.005,neutral=32"
@@ -64,7 +65,9 @@ def test_a_guard_judges_images_as_the_detector_did(sslbd, files):
     assert np.allclose(first.data["scores"], again.data["scores"], rtol=1e-5, atol=1e-5)
     for key in ("verdict", "threshold", "flagged", "method", "n_calibration"):
         assert first.results[key] == again.results[key]
-    assert np.array_equal(again.data["p_values"], metrics.conformal(again.data["calibration"], again.data["scores"]))
+    assert np.array_equal(
+        again.data["p_values"], significance.conformal(again.data["calibration"], again.data["scores"])
+    )
     assert ((again.data["p_values"] <= 0.05 + 1e-12) == (again.data["scores"] > again.results["threshold"])).all()
     printed = json.loads(text)
     assert printed["images_per_second"] > 0 and printed["forward_ratio"] > 0

@@ -10,9 +10,8 @@ from scipy import stats
 
 from planted import make_pictures
 from sslbd_cli import plugin
-from sslbd_cli.core import metrics
 from sslbd_cli.core.device import generator
-from sslbd_cli.detect import kin, kinship
+from sslbd_cli.detect import kin, kinship, significance
 from sslbd_cli.detect.kin import Suspect
 from sslbd_cli.errors import InputError, OutOfTime
 from sslbd_cli.triggers._contract import Trigger
@@ -146,7 +145,7 @@ def test_a_value_above_draws_by_hand():
     differences[:, 1] -= 2  # both images alike, so that their noise counts nothing
     means = differences.mean(1)
     expected = stats.t.sf(means.mean() / (means.std(ddof=1) * (4 / 3) ** 0.5), 2)
-    assert metrics.outlying_tail(differences) == pytest.approx(expected)
+    assert significance.outlying_tail(differences) == pytest.approx(expected)
     noisy = np.array([[5.0, -3.0]] * 4)  # equal draws, unequal images: the images' noise is the spread
-    assert metrics.outlying_tail(noisy) == pytest.approx(stats.t.sf(1 / (16 * 5 / 4) ** 0.5, 3))
-    assert metrics.outlying_tail(np.zeros((4, 3))) == 1.0 and metrics.outlying_tail(np.ones((4, 3))) == 0.0
+    assert significance.outlying_tail(noisy) == pytest.approx(stats.t.sf(1 / (16 * 5 / 4) ** 0.5, 3))
+    assert significance.outlying_tail(np.zeros((4, 3))) == 1.0 and significance.outlying_tail(np.ones((4, 3))) == 0.0

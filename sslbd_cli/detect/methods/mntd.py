@@ -13,7 +13,7 @@ from sslbd_cli.core import metrics
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.detect import meta_classifier
+from sslbd_cli.detect import meta_classifier, significance
 from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion, Pictures
 from sslbd_cli.detect.gradients import Room, room_for
 from sslbd_cli.detect.meta_classifier import Examples, MetaClassifiers, Tuning
@@ -164,7 +164,7 @@ def form_opinion(
     doubt, threshold = "", None
     if is_backdoored.any():
         threshold = float(np.median(statistics[is_backdoored]) + np.median(statistics[~is_backdoored])) / 2
-        area, chance = metrics.auroc(scores, is_backdoored), metrics.rank_tail(scores, is_backdoored)
+        area, chance = metrics.auroc(scores, is_backdoored), significance.rank_tail(scores, is_backdoored)
         areas = [metrics.auroc(repeat, is_backdoored)["value"] for repeat in held_out_scores.numpy()]
         summary |= {
             "auroc": area,

@@ -15,11 +15,11 @@ from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import stages
 from sslbd_cli.core.train import Terms
-from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 from sslbd_cli.purify.repair import original_of, relational, training, trial
+from sslbd_cli.purify.training_keys import TrainingKeys
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 

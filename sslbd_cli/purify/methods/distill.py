@@ -14,11 +14,11 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Terms, ema, freeze
-from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import Queue
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 from sslbd_cli.purify.repair import training, trial
+from sslbd_cli.purify.training_keys import TrainingKeys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from sslbd_cli.core.nets import ImageEncoder, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.stages import maps_of, reading, stages
 from sslbd_cli.core.train import Terms
-from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import nt_xent
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 from sslbd_cli.purify.repair import attention, original_of, projector, training, trial
+from sslbd_cli.purify.training_keys import TrainingKeys
 
 MIMICKED = 4  # number of last stages to mimic: a ResNet's layers
 

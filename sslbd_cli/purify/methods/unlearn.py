@@ -13,12 +13,12 @@ from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Terms
-from sslbd_cli.core.training_keys import TrainingKeys
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 from sslbd_cli.purify.repair import original_of, training, trial
+from sslbd_cli.purify.training_keys import TrainingKeys
 from sslbd_cli.triggers._found import Witness
 
 
