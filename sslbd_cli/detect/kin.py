@@ -22,6 +22,7 @@ LEVEL = 1.5 / 255  # what is read of a trigger may miss the pixels that it stamp
 WEAKEST, STRONGEST = 0.9, 1.25  # strength of kin relative to the trigger: root mean square of the pixels' change
 LIKE = 0.6  # a pattern is another one if no shift brings its correlation with the trigger's above this
 DRAWS = 8  # draws for one kin, until it is another pattern of the same strength
+MISSES = 3  # fruitless kin of a kind in a row, after which the kind is left out
 COMPARED = 4  # images on which patterns that differ by image are compared
 
 
@@ -85,16 +86,19 @@ def kin_of(suspect: Suspect, seed: int) -> Iterator[Kin]:
     """
     clean = torch.from_numpy(suspect.clean)
     known = _read(suspect.trigger, clean, torch.from_numpy(suspect.stamped), torch.from_numpy(suspect.boxes))
-    kinds = dict(KINDS)
+    misses = dict.fromkeys(KINDS, 0)  # by kind, in a row
     for number in range(1_000_000):
-        if not kinds:
+        if not misses:
             return
-        for kind in tuple(kinds):
+        for kind in tuple(misses):
             kin = _draw(kind, suspect, known, generator(seed, "kin", str(suspect.trigger), kind, number))
-            if kin is None:
-                del kinds[kind]
-            else:
+            if kin is not None:
+                misses[kind] = 0
                 yield kin
+            elif misses[kind] == MISSES:
+                del misses[kind]
+            else:
+                misses[kind] += 1
 
 
 def _draw(kind: str, suspect: Suspect, known: HarmlessChange, gen: torch.Generator) -> Kin | None:
