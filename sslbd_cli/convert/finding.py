@@ -81,7 +81,8 @@ def _by_timm(state: State, arch: nets.Timm, wish: ConvertWish) -> Iterator[Readi
             whole.append(place)
             yield attempt
     if not whole:
-        yield from _by_layout(state, replace(wish, layout="auto") if wish.layout == "timm" else wish)
+        others = _by_layout(state, replace(wish, layout="auto") if wish.layout == "timm" else wish)
+        yield from (attempt for attempt in others if isinstance(attempt, Reading))
         yield _nearest_timm(state, arch, spots, wish)
 
 

@@ -156,7 +156,7 @@ def test_a_hostile_pickle_runs_nothing_and_leaves_nothing(tmp_path, capfd):
         (("--normalise", "none", "--arch", "resnet34"), "missing"),
         (("--data", "missing.h5"), "missing.h5: No such file"),
         (("--to", "jax"), "jax"),
-        (("--from", "badencoder"), "is not laid out as badencoder"),
+        (("--from", "badencoder"), "no tensor '3.0.conv1.weight'"),
         (("--from", "timm"), "--arch timm:model=NAME"),
         (("--from", "keras"), "keras"),
         (("--arch", "resnet19"), "did you mean 'resnet18'"),

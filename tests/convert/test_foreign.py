@@ -227,7 +227,7 @@ def test_the_stem_sets_the_defaults(cifar18):
     [
         (ConvertWish(layout="timm"), "--arch timm:model=NAME"),
         (ConvertWish(layout="badencoder", arch=nets.Timm()), "needs --from timm"),
-        (ConvertWish(layout="badencoder"), "is not laid out as badencoder"),
+        (ConvertWish(layout="badencoder"), "no tensor '3.0.conv1.weight'"),
         (ConvertWish(arch=nets.Tiny()), "arch tiny"),
         (ConvertWish(arch=nets.Timm(model="resnet99")), "no model 'resnet99'"),
         (ConvertWish(arch=nets.Timm(model="hf-hub:someone/model")), "no model 'hf-hub:someone/model'"),  # stays offline
