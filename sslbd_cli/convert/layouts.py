@@ -116,7 +116,7 @@ CONVNEXT_MODELS = {
 } | {"convnext_xlarge": 256, "convnextv2_huge": 352}  # fmt: skip
 EFFICIENTNET_MODELS = {f"tf_efficientnet_b{number}": blocks
                        for number, blocks in enumerate((16, 23, 23, 26, 32, 39, 45, 55, 61))}  # fmt: skip
-LITE_MODELS = {f"tf_efficientnet_lite{number}": blocks for number, blocks in enumerate((16, 23, 23, 26, 32))}
+LITE_MODELS = {f"tf_efficientnet_lite{number}": blocks for number, blocks in enumerate((16, 21, 21, 24, 30))}
 
 # --- the table ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslbd_cli import plugin
-from sslbd_cli.convert import finding, foreign
+from sslbd_cli.convert import finding, foreign, layouts
 from sslbd_cli.convert.layouts import LAYOUTS
 from sslbd_cli.convert.reading import ConvertWish
 from sslbd_cli.core import nets
@@ -137,3 +137,14 @@ def test_efficientnet_s_numbered_blocks_come_to_timm_s_stages():
     reading, _ = finding.find(state, ConvertWish())
     assert reading.archs == [nets.Timm(model="tf_efficientnet_b0")] and reading.layout == "efficientnet"
     assert all(torch.equal(reading.inner[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_the_sizes_by_which_a_model_of_timm_is_tried_are_its_own():
+    with torch.device("meta"):
+        for name, blocks in layouts.LITE_MODELS.items():
+            assert sum(map(len, timm.create_model(name).blocks)) == blocks, name
+        for name in ("vit_base_patch14_reg4_dinov2", "vit_so400m_patch14_siglip_384", "swin_large_patch4_window7_224",
+                     "convnextv2_femto"):  # fmt: skip
+            convolution = next(part for part in timm.create_model(name).modules() if isinstance(part, nn.Conv2d))
+            known = layouts.DINOV2_MODELS | layouts.SIGLIP_MODELS | layouts.SWIN_MODELS | layouts.CONVNEXT_MODELS
+            assert convolution.out_channels == known[name], name
