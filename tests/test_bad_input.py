@@ -42,7 +42,7 @@ def files(tmp_path_factory) -> Path:
     kinds.write(make_dataset(size=20), str(folder / "larger"))
     kinds.write(dataclasses.replace(make_dataset(), labels=None), str(folder / "unlabelled"))
     kinds.write(make_encoder(), str(folder / "encoder"))
-    unknown = plugin.parse("arch", "timm:model=test_efficientnet")
+    unknown = plugin.parse("arch", "timm:model=test_mambaout")
     kinds.write(make_encoder(arch=unknown), str(folder / "unknown"))
     kinds.write(Features(feats=np.ones((3, 2), np.float32)), str(folder / "features"))
     kinds.write(Report(command="probe", results={"a": 1}), str(folder / "report"))
@@ -324,7 +324,7 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         (
             "purify",
             ["unknown", "--data", "dataset", "--method", "bcu"],
-            "timm:model=test_efficientnet has no stages that we know; use a ResNet, a vision transformer or tiny",
+            "timm:model=test_mambaout has no stages that we know; use a ResNet, a vision transformer, tiny",
         ),
         ("pretrain", ["dataset", "--batch", "20", "--arch", "tinybag:field=6"], "tinybag: field=6: choose 5, 9, 13"),
         ("pretrain", ["dataset", "--batch", "20", "--arch", "bagnet:field=10"], "bagnet: field=10: choose 9, 17 or 33"),

@@ -119,7 +119,7 @@ def room(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 class Pool:
-    """Images uint8 N,3,H,W by row number. The same rows give the same batch, on the device or streamed.
+    """Images uint8 N,3,H,W, or other rows of one type, by row number. The same rows give the same batch.
 
     resident: whether a copy of them is on the device; None: if they fit into `memory` bytes (default: a quarter of the
     free memory). A CPU needs no copy.
@@ -135,7 +135,8 @@ class Pool:
             limit = free_memory(device) // 4 if memory is None else memory
             resident = device.kind != "cpu" and images.nbytes <= limit
         if resident:
-            self.resident = torch.empty(images.shape, dtype=torch.uint8, device=device.torch)
+            kind = torch.from_numpy(np.array(images[:0])).dtype
+            self.resident = torch.empty(images.shape, dtype=kind, device=device.torch)
             for part in paging.parts(images):
                 self.resident[part] = send(torch.from_numpy(np.array(images[part])), device.torch)
 

@@ -16,6 +16,7 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import Arch, new
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Plan
+from sslbd_cli.core.watch import Silent
 from sslbd_cli.errors import InputError
 from sslbd_cli.pretrain import run as core
 from sslbd_cli.pretrain.contract import Objective
@@ -210,7 +211,7 @@ class Listener:
 
     @contextlib.contextmanager
     def __call__(self, total, unit, label):
-        yield self
+        yield Silent() if label == "embedding" else self
 
     def advance(self, count: int = 1) -> None:
         if self.until is not None and len(self.losses) == self.until:

@@ -21,7 +21,7 @@ PAGES = manpage.pages(toolkit, BOOK)
 WRITTEN = {path.name: path.read_text(encoding="utf-8") for path in MAN.glob("*.[57]")}
 EVERY = PAGES | WRITTEN
 #: What the pages may be made of, all known to groff and mandoc.
-REQUESTS = {'\\"', "TH", "SH", "SS", "PP", "TP", "RS", "RE", "EX", "EE", "nh", "ad"}
+REQUESTS = {'\\"', "TH", "SH", "SS", "PP", "TP", "IP", "RS", "RE", "EX", "EE", "nh", "ad"}
 ESCAPES = re.compile(r"\\(?:f[BIR]|e|-|&|%|\((?:aq|ga|ha|ti|dq|\+-)|\[u[0-9A-F]{4,5}\])")
 
 
