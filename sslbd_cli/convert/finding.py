@@ -54,8 +54,7 @@ def _by_layout(state: State, wish: ConvertWish) -> Iterator[Reading | InputError
         raise _not_laid_out(state, LAYOUTS[wish.layout])
     inside = [(layout, place) for layout, place in spots if not wish.prefix or places.matches(place, wish.prefix)]
     if spots and not inside:
-        known = show(sorted({place.rstrip(".") or "(top)" for _, place in spots}))
-        raise InputError(f"has no encoder under --prefix {wish.prefix}; it has names of one under {known}")
+        raise _not_under(wish, [place for _, place in spots])
     for layout, place in sorted(inside, key=lambda spot: (-len(spot[0].marker), -spot[0].says())):
         try:
             attempt = reading.by_layout(state, layout, place, wish)
@@ -70,7 +69,9 @@ def _by_timm(state: State, arch: nets.Timm, wish: ConvertWish) -> Iterator[Readi
     expected = _expected(arch, wish)
     spots = places.scopes(state, len(expected) // 4)
     if wish.prefix:
-        spots = [place for place in spots if places.matches(place, wish.prefix)]
+        every, spots = spots, [place for place in spots if places.matches(place, wish.prefix)]
+        if every and not spots:
+            raise _not_under(wish, every)
     whole: list[str] = []
     for place in spots:
         attempt = reading.as_timm(places.under(state, place), place, "timm", arch, wish)
@@ -84,6 +85,11 @@ def _by_timm(state: State, arch: nets.Timm, wish: ConvertWish) -> Iterator[Readi
         others = _by_layout(state, replace(wish, layout="auto") if wish.layout == "timm" else wish)
         yield from (attempt for attempt in others if isinstance(attempt, Reading))
         yield _nearest_timm(state, arch, spots, wish)
+
+
+def _not_under(wish: ConvertWish, spots: list[str]) -> InputError:
+    known = show(sorted({place.rstrip(".") or "(top)" for place in spots}))
+    return InputError(f"has no encoder under --prefix {wish.prefix}; it has names of one under {known}")
 
 
 def _nearest_timm(state: State, arch: nets.Timm, spots: list[str], wish: ConvertWish) -> InputError:
