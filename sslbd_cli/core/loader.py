@@ -41,7 +41,9 @@ LADDER = tuple(1 << power for power in range(1, 14))
 ENOUGH = {False: (1 << 27, 1024), True: (1 << 62, LADDER[-1])}
 SPARE = 2  # a batch takes at most this part of the memory, because kernels take some for themselves
 
-_FOOTPRINTS: weakref.WeakKeyDictionary[nn.Module, dict[object, int]] = weakref.WeakKeyDictionary()
+#: Bytes that one image or text takes. Networks of one architecture take the same; others are known by themselves.
+_OF_ARCHITECTURES: dict[object, int] = {}
+_OF_NETWORKS: weakref.WeakKeyDictionary[nn.Module, dict[object, int]] = weakref.WeakKeyDictionary()
 
 
 def rows_at_once(network: nn.Module, size: int, device: Device, memory: int, *, gradients: bool = False) -> int:
@@ -79,11 +81,12 @@ def rows_kept(network: nn.Module, size: int, device: Device, memory: int) -> int
 def _footprint(network: nn.Module, shape: tuple[int, ...], device: Device, gradients: bool = False) -> int:
     """Return the bytes that one image C,H,W, or one text L, takes in a network.
 
-    It is measured once for each network, shape and precision.
+    It is measured once for each architecture, shape and precision.
     """
-    needs_weights = any(weight.requires_grad for weight in network.parameters())
-    key = (shape, device, gradients, needs_weights)
-    known = _FOOTPRINTS.setdefault(network, {})
+    needs_weights = gradients and any(weight.requires_grad for weight in network.parameters())
+    architecture = type(network), str(getattr(network, "arch", ""))
+    key = (*architecture, shape, device, gradients, needs_weights)
+    known = _OF_ARCHITECTURES if architecture[1] else _OF_NETWORKS.setdefault(network, {})
     if key not in known:
         network.to(device.torch)
         is_text = len(shape) == 1

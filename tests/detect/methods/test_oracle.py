@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from sslbd_cli import plugin
-from sslbd_cli.core.metrics import auroc, conformal_threshold
+from sslbd_cli.core.metrics import auroc
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence
+from sslbd_cli.detect.significance import conformal_threshold
 
 TRUTH = np.arange(2000) < 500
 
