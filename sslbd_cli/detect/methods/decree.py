@@ -20,7 +20,7 @@ from sslbd_cli.plugin import key
 
 APART = 3  # a trigger fails if held-out images are so many times as far apart as the bar allows
 SMALL, LARGE = 0.1, 0.01  # thresholds of PL1: published, and of a later baseline at 336 pixels
-USUAL = Effort(steps=500, batch=128)
+USUAL, STARTS = Effort(steps=500, batch=128), 3  # on images up to USUAL_SIDE
 RATES = ((0, 0.5), (240, 0.1), (400, 0.05))  # first step and learning rate, of 500 steps
 WEIGHED_SIDE = 32  # above 64 pixels, the norm weighs in the loss what it would weigh at this side
 
@@ -43,12 +43,12 @@ class DECREE(EncoderDetector):
     which the smallest trigger counts; masks in float32; steps instead of epochs (published: at most 8,000); held-out
     images; no success is `inconclusive`, where the released code says clean.
 
-    Above 64 pixels, as many pixels go through the encoder as in 500 steps at 32 pixels: at 224, 166 steps of 8 images
-    for each of 3 starts. The trigger is a grid of 56 x 56 free cells, enlarged bilinearly. The learning rates fall at
+    Above 64 pixels, 120 million pixels go through the encoder, and there is one start: at 224 pixels, 298 steps of 8
+    images. The trigger is a grid of 56 x 56 free cells, enlarged bilinearly. The learning rates fall at
     the same parts of the search, and the norm weighs in the loss what it would weigh at 32 pixels.
     """
 
-    starts: int = key(3, "random starts, optimised together (published: 1)", low=1, high=100)
+    starts: int = key(0, "random starts, optimised together (published: 1); 0: 3, above 64 pixels 1", low=0, high=100)
     steps: int = key(0, "steps at most; 0: 500 up to 64 pixels, fewer above (published: 8000)", low=0)
     batch: int = key(0, "images per step; 0: 128 up to 64 pixels, fewer above", low=0)
     patience: int = key(
@@ -78,7 +78,7 @@ class DECREE(EncoderDetector):
 
         # the published L1 counts the mask once per colour channel
         scale = 3.0 * min(side, WEIGHED_SIDE if side > USUAL_SIDE else side) ** 2
-        space = Patches(self.starts, side, session.generator("decree starts"), session.device, scale=scale)
+        space = Patches(self._starts(side), side, session.generator("decree starts"), session.device, scale=scale)
         candidates = invert(encoder, session.pool(clues.images), space, alike, self._course(side), session)
         threshold = self.threshold or (SMALL if side <= 224 else LARGE)
         best = int(np.argmin(candidates.size))
@@ -89,7 +89,7 @@ class DECREE(EncoderDetector):
             statistic=-float(min(shares[best], 1.0)),
             threshold=-threshold,
             search_space=f"one opaque patch or mask, the same on all images, under which {self.embedding} embeddings"
-            f" have a mean cosine above {self.similarity:g}; {self.starts} starts",
+            f" have a mean cosine above {self.similarity:g}; {self._starts(side)} starts",
             doubt=self._doubt(candidates, float(pair_cosine(view(clean))), effect.similarity)
             or (candidates.ended_early if shares[best] >= threshold else ""),
             trigger=FoundTrigger(witness, effect.success),
@@ -107,10 +107,13 @@ class DECREE(EncoderDetector):
 
     def load(self, judged: int, aux: int, side: int) -> Load:
         effort = self._effort(side)
-        return Load(judged, gradients=self.starts * effort.steps * effort.batch)
+        return Load(judged, gradients=self._starts(side) * effort.steps * effort.batch)
 
     def _effort(self, side: int) -> Effort:
-        return effort_for(side, self.starts, USUAL, Effort(self.steps, self.batch))
+        return effort_for(side, self._starts(side), USUAL, Effort(self.steps, self.batch))
+
+    def _starts(self, side: int) -> int:
+        return self.starts or (STARTS if side <= USUAL_SIDE else 1)
 
     def _course(self, side: int) -> Course:
         effort, is_large = self._effort(side), side > USUAL_SIDE
