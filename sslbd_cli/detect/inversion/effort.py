@@ -8,8 +8,8 @@ from sslbd_cli.errors import InputError
 
 #: Up to this side the usual numbers hold. They were measured at 32 pixels (examples/reproduce/encoder-zoo).
 USUAL_SIDE = 64
-#: Pixels that a search on larger images sees, all candidates together. So the four searches of `--method all` end within
-#: 11 minutes for EfficientNet-Lite0 at 224 pixels on two cores, at about 17 images a second.
+#: Pixels that a search on larger images sees, all candidates together. So the four searches of `--method all` take
+#: 11 minutes together for EfficientNet-Lite0 at 224 pixels on two cores, which does 17 images a second.
 PIXELS = 120_000_000
 BATCH_PIXELS = 1 << 19  # of one batch of larger images
 LEAST_BATCH, LEAST_STEPS = 8, 24
