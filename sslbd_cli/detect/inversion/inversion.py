@@ -26,6 +26,8 @@ from sslbd_cli.detect.outliers import anomaly_index, shrinkage
 from sslbd_cli.errors import OutOfTime
 from sslbd_cli.triggers._found import Witness
 
+SHRINKING = 0.1  # share by which triggers may shrink in the last quarter of a search that counts as converged
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
@@ -97,6 +99,17 @@ class InvertedTriggers:
         """Return which candidates ever succeeded, bool K."""
         has_size: np.ndarray = np.isfinite(self.size)
         return has_size
+
+    def are_shrinking(self, bar: float) -> bool:
+        """Tell whether the smallest successes were still falling at the end: by a tenth in the last quarter.
+
+        A success has a measure above `bar`. It is the median over the candidates that have any.
+        """
+        sizes = np.where(np.nan_to_num(self.trace["measure"], nan=-np.inf) > bar, self.trace["size"], np.inf)
+        smallest = np.minimum.accumulate(sizes)[:, self.has_success]  # R,K
+        if not smallest.size:
+            return False
+        return bool(np.median(smallest[-1] / smallest[3 * len(smallest) // 4]) < 1 - SHRINKING)
 
     def witness(self, number: int) -> Witness:
         """Return a candidate as a trigger."""
@@ -301,11 +314,14 @@ class Outlier:
 BARS = {"mad": 2.0, "ratio": 1.0}
 
 
-def smallest(candidates: InvertedTriggers, what: str, least: int, index: str, double: bool = False) -> Outlier:
+def smallest(
+    candidates: InvertedTriggers, what: str, least: int, index: str, double: bool = False, bar: float | None = None
+) -> Outlier:
     """Measure how far the smallest trigger lies below the others.
 
     what: plural of what the triggers belong to, such as "classes". least: number of triggers that are needed. index: a
-    key of BARS. double: scale the MAD twice (`anomaly_index`).
+    key of BARS. double: scale the MAD twice (`anomaly_index`). bar: of a success; if given, triggers that were still
+    shrinking when the search ended prove nothing.
     """
     sizes, count = candidates.size[candidates.has_success], len(candidates.size)
     below, doubt = np.zeros(count), ""
@@ -313,6 +329,8 @@ def smallest(candidates: InvertedTriggers, what: str, least: int, index: str, do
         below[candidates.has_success] = shrinkage(sizes) if index == "ratio" else anomaly_index(sizes, double)
     if len(sizes) < least:
         doubt = f"triggers of {len(sizes)} of {count} {what} converged, too few for an outlier; give more rounds"
+    elif bar is not None and candidates.are_shrinking(bar):
+        doubt = f"the triggers of the {what} were still shrinking when the search ended; give more rounds"
     elif index == "mad" and not below.any():
         doubt = f"the triggers of half of the {what} are of one size, so that none is an outlier"
     doubt = candidates.ended_early or doubt

@@ -83,7 +83,8 @@ class NeuralCleanse(EncoderDetector):
         scale = float((BRISK_SIDE if pace.is_brisk else side) ** 2)
         space = Patches(classes, side, session.generator("neural cleanse starts"), session.device, scale=scale)
         candidates = invert(encoder, session.pool(clues.images), space, to_class, self._course(pace), session)
-        outlier = smallest(candidates, "classes", LEAST, self.index)
+        bar = self.success if pace.is_brisk else None
+        outlier = smallest(candidates, "classes", LEAST, self.index, bar=bar)
         target = outlier.target
         witness = candidates.witness(target)
         with torch.no_grad():

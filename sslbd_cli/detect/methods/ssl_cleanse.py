@@ -114,7 +114,7 @@ class SSLCleanse(EncoderDetector):
         space = Patches(count, encoder.size, gen, session.device, by_pattern=authors)
         pace = self._pace(encoder.size, count)
         candidates = invert(encoder, session.pool(clues.images), space, to_cluster(parts), self._course(pace), session)
-        outlier = smallest(candidates, "clusters", LEAST, index, authors)
+        outlier = smallest(candidates, "clusters", LEAST, index, authors, self.success if pace.is_brisk else None)
         target = outlier.target
         trigger = None
         if outlier.is_any:

@@ -14,7 +14,7 @@ from sslbd_cli.core.similarity import pair_cosine
 from sslbd_cli.detect.gradients import Room
 from sslbd_cli.detect.inversion import inversion
 from sslbd_cli.detect.inversion.capture import Frame, frame
-from sslbd_cli.detect.inversion.inversion import Course, Record, Weight, invert
+from sslbd_cli.detect.inversion.inversion import Course, InvertedTriggers, Record, Weight, invert, smallest
 from sslbd_cli.detect.inversion.patches import Patches
 from sslbd_cli.detect.methods.ssl_cleanse import knee
 from sslbd_cli.detect.methods.trigger_search import FAMILIES, Bounded, StrengthBudget, cosine_basis
@@ -197,3 +197,17 @@ def test_gradients_stay_out_of_the_encoder():
     invert(net, Pool(make_scenes(40).images, CPU), space, alike, course, Session(CPU))
     assert all(parameter.grad is None for parameter in net.parameters())
     assert space.parameters[0].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("last", "shrinks"), [(0.5, True), (0.98, False)])
+def test_triggers_that_were_still_shrinking_prove_nothing(last, shrinks):
+    sizes = np.array([[9, 8, 7]] * 3 + [[1.0, 2.0, 3.0]] * 4 + [[last, 2 * last, 3 * last]], np.float32)  # R,K
+    measure = np.full_like(sizes, 0.999)
+    measure[0] = 0.1  # no success yet
+    blank = torch.zeros(3, 1, 2, 2)
+    trace = {"measure": measure, "size": sizes, "weight": sizes}
+    made = InvertedTriggers(blank, blank.expand(-1, 3, -1, -1), sizes[-1].astype(float), np.full(3, 8), trace)
+    assert made.are_shrinking(0.99) == shrinks
+    doubt = smallest(made, "classes", 3, "ratio", bar=0.99).doubt
+    assert ("still shrinking when the search ended; give more rounds" in doubt) == shrinks
+    assert not smallest(made, "classes", 3, "ratio").doubt
