@@ -26,6 +26,8 @@ from sslbd_cli.detect.outliers import anomaly_index, shrinkage
 from sslbd_cli.errors import OutOfTime
 from sslbd_cli.triggers._found import Witness
 
+#: Share of the time left that a search may take. The rest is for confirming what it found.
+SEARCHED = 0.85
 SHRINKING = 0.1  # share by which triggers may shrink in the last quarter of a search that counts as converged
 
 
@@ -57,7 +59,8 @@ class Course:
     rounds between checks whether candidates end. stale: a candidate ends after more than this number of rounds without
     a success smaller by the factor `gain`; 0: never. both_ways: only if its weight has been raised and lowered.
     steady: only if its mean measure since the last check is a success. give_up: a candidate without any success ends
-    after this number of rounds; 0: never.
+    after this number of rounds; 0: never. searched: share of the time left that the search may take; the rest is for
+    confirming.
     """
 
     rounds: int
@@ -72,6 +75,7 @@ class Course:
     both_ways: bool = False
     steady: bool = False
     give_up: int = 0
+    searched: float = SEARCHED
 
     def rate(self, number: int) -> float:
         """Return the learning rate of a round."""
@@ -199,10 +203,6 @@ class Record:
         self.active &= ~is_done
 
 
-#: Share of the time left that a search may take. The rest is for confirming what it found.
-SEARCHED = 0.85
-
-
 def invert(
     net: ImageEncoder, pool: Pool, space: Space, objective: Objective, course: Course, session: Session
 ) -> InvertedTriggers:
@@ -214,7 +214,7 @@ def invert(
     room = room_for(net, pool.images.shape[-1], session)
     search = Search(InversionProblem(net, pool, space, objective, room), course, session.seed)
     left, ended_early = session.budget.left(), ""
-    timed_session = session if math.isinf(left) else session.within(SEARCHED * left)
+    timed_session = session if math.isinf(left) else session.within(course.searched * left)
     try:
         with timed_session.work(search.images(), "images", "inversion") as ticker:
             while search.is_open():

@@ -189,6 +189,7 @@ class TriggerSearch(EncoderDetector):
         # the bar is out of reach, so that the last state counts
         effort = self._effort(encoder.size)
         course = Course(rounds=effort.steps, batch=effort.batch, bar=2.0, weight=None, look=effort.steps,
+                        searched=0.6,  # twelve triggers are confirmed, and as many at random
                         rates=((0, self.lr), (3 * effort.steps // 4, self.lr / 10)))  # fmt: skip
         candidates = invert(encoder, session.pool(clues.images), space("start", 1.0), alike, course, session)
         effects = [
