@@ -26,7 +26,7 @@ from sslbd_cli.detect.contract import (
 )
 from sslbd_cli.plugin import key
 
-SHOWN, MOST = 60_000, 60  # images that the decoder sees by default, and the most passes
+SHOWN, MOST = 70_000, 60  # images that the decoder sees by default, and the most passes
 TRAINING = 0.6  # share of the time left that the training may take; the rest is for judging
 EXAMPLES = 6  # pictures in the report, of low and of high score each
 
@@ -68,7 +68,7 @@ class DeDe(InputDetector):
                            low=0.01, high=1)  # fmt: skip
     draws: int = key(3, "masks averaged when judging, if a patch is visible", low=1, expert=True)
     neutral: int = key(128, "other images' embeddings that an image is compared with", low=2, expert=True)
-    epochs: int = key(0, "passes over the learning part of --aux; 0: 60,000 images shown, in 60 passes at most", low=0)
+    epochs: int = key(0, "passes over the learning part of --aux; 0: 70,000 images shown, in 60 passes at most", low=0)
     batch: int = key(64, "images per step", low=2)
     lr: float = key(0.001, "learning rate", low=0)
     warmup: float = key(1.0, "epochs of rising learning rate", low=0, expert=True)
