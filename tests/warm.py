@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from sslbd_cli import main, plugin
-from sslbd_cli.detect import panel
+from sslbd_cli.detect import kinship, panel
 
 CLIENT = """#!{python} -IS
 import os, shutil, socket, stat, sys, tempfile
@@ -128,3 +128,4 @@ def few_epochs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plugin, "parse", shortened)
     patch.setattr(panel, "AUX", 240)
     patch.setattr(panel, "EACH", 12)
+    patch.setattr(kinship, "IMAGES", 8)
