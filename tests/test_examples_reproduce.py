@@ -122,7 +122,9 @@ def make(paper: str, folder: Path, more: str = "") -> Done:
 
 
 @pytest.mark.story
-@pytest.mark.parametrize("paper", RUNS)
+@pytest.mark.parametrize(  # the longest one by far, whose plan is checked above
+    "paper", [pytest.param(paper, marks=[pytest.mark.slow] * (paper == "badencoder")) for paper in RUNS]
+)
 def test_a_micro_run(paper, tmp_path, monkeypatch):
     few_epochs(monkeypatch)
     done = make(paper, tmp_path)
