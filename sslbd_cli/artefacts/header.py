@@ -19,12 +19,12 @@ def parse(text: str) -> tuple[dict[str, Any], str | None, tuple[dict[str, Any], 
     Raises InputError if the text is not an sslbd header.
     """
     try:
-        header = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        header = json.loads(text, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError):
         raise InputError("its sslbd header is not JSON: the file is damaged") from None
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise InputError(f"its header is not sslbd format {FORMAT}")
-    if not _is_shallow(header):
+    if not is_shallow(header):
         raise InputError("its header is nested absurdly deep")
     history = header.pop("history", [])
     if not _is_history(history):
@@ -37,13 +37,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(text)
     return value
 
 
-def _is_shallow(value: Any) -> bool:
+def is_shallow(value: Any) -> bool:
     level = [value]
     for _ in range(DEEPEST):
         boxes = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]

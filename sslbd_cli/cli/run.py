@@ -147,11 +147,23 @@ class Run:
 
     def claim_checkpoint(self) -> None:
         """Refuse, before any work, a --checkpoint that cannot be used or that would replace another file."""
-        from sslbd_cli.core.train import check_checkpoint
+        from sslbd_cli.artefacts import checkpoint
 
-        params = self.ctx.params
-        check_checkpoint(params["checkpoint"], params["resume"], params["output"])
-        self.claim(params["checkpoint"], "--checkpoint")
+        path, resume = self.ctx.params["checkpoint"], self.ctx.params["resume"]
+        if path is None:
+            if resume:
+                raise InputError("--resume needs --checkpoint FILE")
+            return
+        if path == "-":
+            raise InputError("--checkpoint -: a run cannot be resumed from standard output; name a file")
+        if os.path.realpath(path) == os.path.realpath(self.ctx.params["output"]):
+            raise InputError("--checkpoint and --output name the same file; the encoder would replace the checkpoint")
+        if Path(path).exists():
+            if not checkpoint.is_checkpoint(path):
+                raise InputError(f"--checkpoint {path}: exists and is not a checkpoint; name another file")
+            if resume:
+                checkpoint.read(path)  # a damaged one is noticed here
+        self.claim(path, "--checkpoint")
 
     def checkpoint(self, **values: Any) -> Checkpoint | None:
         """Return where the training's state is stored, named by all that determines the result; see `entry`.

@@ -6,20 +6,19 @@ state: a repeated epoch draws the same numbers. The loop never waits for the dev
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
-from sslbd_cli.artefacts import container
+from sslbd_cli.artefacts import checkpoint as checkpoints
+from sslbd_cli.artefacts.checkpoint import Saved
 from sslbd_cli.core import checks
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Ticker
@@ -27,6 +26,10 @@ from sslbd_cli.errors import InputError
 
 Terms = dict[str, Tensor]
 Loss = Callable[[Tensor, torch.Generator], Terms]
+#: Optimiser -> what it keeps of each parameter; all have the parameter's shape, except the number of the step.
+MOMENTS = {"sgd": ("momentum_buffer",), "lars": ("momentum_buffer",)} | dict.fromkeys(
+    ("adam", "adamw"), ("step", "exp_avg", "exp_avg_sq")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,36 +73,6 @@ class Checkpoint:
     path: str
     fingerprint: str
     resume: bool = False
-
-
-def check_checkpoint(path: str | None, resume: bool, output: str) -> None:
-    """Refuse, before any work, a checkpoint that cannot be used or that would replace another file."""
-    if path is None:
-        if resume:
-            raise InputError("--resume needs --checkpoint FILE")
-        return
-    if path == "-":
-        raise InputError("--checkpoint -: a run cannot be resumed from standard output; name a file")
-    if Path(path).absolute() == Path(output).absolute():
-        raise InputError("--checkpoint and --output name the same file; the encoder would replace the checkpoint")
-    if Path(path).exists() and not is_checkpoint(path):
-        raise InputError(f"--checkpoint {path}: exists and is not a checkpoint; name another file")
-
-
-def is_checkpoint(path: str) -> bool:
-    """Return whether a file is a checkpoint of some run. A checkpoint may replace no other file."""
-    try:
-        return "checkpoint" in _header(container.read_container(path)[0])
-    except InputError:
-        return False
-
-
-def _header(text: str) -> dict[str, Any]:
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return header if isinstance(header, dict) else {}
 
 
 def optimiser(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
@@ -215,17 +188,18 @@ class Fit:
             for name, value in state.items():
                 if value is not None:
                     arrays[f"optimiser.{number}.{name}"] = torch.as_tensor(value).detach().cpu().numpy()
-        header = {"checkpoint": checkpoint.fingerprint, "epoch": epoch, "terms": terms}
-        container.write_safetensors(checkpoint.path, container.canonical(header), arrays)
+        saved = Saved(fingerprint=checkpoint.fingerprint, epoch=epoch, terms=terms, arrays=arrays)
+        checkpoints.write(saved, checkpoint.path)
 
     def _load(self, checkpoint: Checkpoint) -> tuple[int, dict[str, float]]:
-        text, arrays = container.read_container(checkpoint.path)
-        header = _header(text)
-        if header.get("checkpoint") != checkpoint.fingerprint:
+        saved = checkpoints.read(checkpoint.path)
+        if saved.fingerprint != checkpoint.fingerprint:
             raise InputError(
                 f"{checkpoint.path}: the checkpoint of another run (other data, options or seed); name another file"
             )
-        tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
+        tensors = {k: torch.from_numpy(np.array(v)) for k, v in saved.arrays.items()}
+        if saved.epoch > self.plan.epochs or not self._fits(tensors):
+            raise InputError(f"{checkpoint.path}: its epoch or tensors do not fit the training: it is damaged")
         prefix = "module."
         self.module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
         state: dict[int, dict[str, Tensor]] = {}
@@ -235,7 +209,20 @@ class Fit:
                 state.setdefault(int(number), {})[field] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        return int(header["epoch"]), dict(header["terms"])
+        return saved.epoch, saved.terms
+
+    def _fits(self, tensors: dict[str, Tensor]) -> bool:
+        """Return whether tensors are the state of this training. A parameter without gradients has no moments."""
+        expected = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        for number, parameter in enumerate(trained):
+            moments = {f"optimiser.{number}.{name}": parameter for name in MOMENTS[self.plan.optimiser]}
+            if moments.keys() & tensors.keys():
+                expected |= {k: torch.zeros(()) if k.endswith(".step") else v for k, v in moments.items()}
+        same_names = expected.keys() == tensors.keys()
+        return same_names and all(
+            v.shape == tensors[k].shape and v.dtype == tensors[k].dtype for k, v in expected.items()
+        )
 
 
 @torch.no_grad()

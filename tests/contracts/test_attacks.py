@@ -8,10 +8,11 @@ import torch
 from micro import Interrupted, make_dataset, same_tensors, weights
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
+from sslbd_cli.artefacts.checkpoint import is_checkpoint
 from sslbd_cli.badencoder.contract import Attack, Plot
 from sslbd_cli.core import nets
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.train import Checkpoint, is_checkpoint
+from sslbd_cli.core.train import Checkpoint
 
 
 @pytest.fixture(params=plugin.listing("attack"))

@@ -9,11 +9,12 @@ import torch
 from micro import Interrupted, make_dataset, same_tensors, weights
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
+from sslbd_cli.artefacts.checkpoint import is_checkpoint
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import mean_cosine
-from sslbd_cli.core.train import Checkpoint, is_checkpoint
+from sslbd_cli.core.train import Checkpoint
 from sslbd_cli.purify.contract import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.triggers._contract import triggered_images
 from sslbd_cli.triggers._found import Witness

@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import torch
 from torch import nn
 
 from micro import make_dataset, make_encoder
+from sslbd_cli.artefacts import checkpoint as checkpoints
 from sslbd_cli.artefacts import container, kinds
+from sslbd_cli.artefacts.checkpoint import Saved
 from sslbd_cli.core.session import Session, TimeBudget
 from sslbd_cli.core.train import Checkpoint, Fit, Plan, ema, freeze, optimiser
 from sslbd_cli.core.watch import unwatched
@@ -255,6 +259,68 @@ def test_what_is_no_checkpoint_is_refused(cpu, tmp_path):
         with pytest.raises(InputError, match=path.name):
             train(made)
         assert same(weights(made), before)
+
+
+def stored(cpu, path: Path, **plan) -> Saved:
+    """Train two of four epochs and return the checkpoint."""
+    made = fit(cpu, **plan)
+    made.checkpoint = Checkpoint(str(path), "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(made, Interrupt(2))
+    return checkpoints.read(str(path))
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(cpu, tmp_path):
+    whole = stored(cpu, tmp_path / "c")
+    data, rng, path = (tmp_path / "c").read_bytes(), random.Random(0), tmp_path / "flipped"
+    for at in [*range(8), *(rng.randrange(len(data)) for _ in range(50))]:
+        bit = 1 << rng.randrange(8)
+        path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+        try:
+            read = checkpoints.read(str(path))
+        except InputError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        else:  # white space in the header of safetensors means nothing
+            assert read.meta() == whole.meta(), at
+            assert container.digest({}, read.arrays) == container.digest({}, whole.arrays), at
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_checkpoint_whose_tensors_or_epoch_do_not_fit_changes_nothing(cpu, tmp_path, optimiser):
+    whole, path = stored(cpu, tmp_path / "c", optimiser=optimiser), tmp_path / "odd"
+    arrays = whole.arrays
+    odd = [replace(whole, epoch=5)]
+    for name, array in [row for at, row in enumerate(arrays.items()) if at % 3 == 0]:
+        odd += [
+            replace(whole, arrays=arrays | {name: np.zeros((*array.shape, 2), array.dtype)}),
+            replace(whole, arrays=arrays | {name: array.astype(np.float64)}),
+            replace(whole, arrays=arrays | {f"{name}.more": array}),
+        ]
+        if not name.startswith("optimiser.") or optimiser == "adam":  # SGD may have made no step with a parameter
+            odd.append(replace(whole, arrays={k: v for k, v in arrays.items() if k != name}))
+    for saved in odd:
+        made = fit(cpu, optimiser=optimiser)
+        before = weights(made)
+        checkpoints.write(saved, str(path))
+        made.checkpoint = Checkpoint(str(path), "run", resume=True)
+        with pytest.raises(InputError, match="odd: its epoch or tensors do not fit the training"):
+            train(made)
+        assert same(weights(made), before)
+
+
+def test_a_checkpoint_with_an_odd_header_is_refused(cpu, tmp_path):
+    whole, path = stored(cpu, tmp_path / "c"), str(tmp_path / "odd")
+    good = whole.meta()
+    for odd in ({"epoch": 0}, {"epoch": -1}, {"epoch": "1"}, {"epoch": True}, {"epoch": 1 << 40}, {"terms": []},
+                {"terms": {"loss": "x"}}, {"terms": {"loss": None}}, {"checkpoint": 3}, {"more": 1}):  # fmt: skip
+        meta = good | odd
+        text = container.canonical(meta | {"sha256": container.digest(meta, whole.arrays)})
+        container.write_safetensors(path, text, whole.arrays)
+        with pytest.raises(InputError, match=r"odd: its? "):
+            checkpoints.read(path)
+    container.write_safetensors(path, container.canonical(good), whole.arrays)
+    with pytest.raises(InputError, match="odd: its header records no digest"):
+        checkpoints.read(path)
 
 
 def test_a_run_that_diverges_says_so_and_keeps_the_last_good_epoch(cpu, tmp_path):

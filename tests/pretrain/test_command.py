@@ -34,6 +34,18 @@ def test_an_older_checkpoint_is_replaced(sslbd, images, tmp_path):
     assert sslbd("pretrain", images, *SHORT, "--seed", 1, *words)[0] == 0
 
 
+def test_a_damaged_checkpoint_is_not_resumed(sslbd, images, tmp_path):
+    words = ("pretrain", images, *SHORT, "--checkpoint", tmp_path / "run.ckpt", "-o", tmp_path / "e.safetensors", "-q")
+    assert sslbd(*words)[0] == 0
+    (tmp_path / "e.safetensors").unlink()
+    data = bytearray((tmp_path / "run.ckpt").read_bytes())
+    data[-100] ^= 16
+    (tmp_path / "run.ckpt").write_bytes(data)
+    status, _, err = sslbd(*words, "--resume")
+    assert status == 2 and "does not match its digest" in err and err.count("\n") == 1
+    assert not (tmp_path / "e.safetensors").exists()
+
+
 def test_the_normalisation_is_the_images_own_or_as_asked(sslbd, images, tmp_path):
     path = tmp_path / "e.safetensors"
     assert sslbd("pretrain", images, *SHORT, "--normalise", "half", "-q", "-o", path)[0] == 0
