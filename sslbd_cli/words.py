@@ -34,6 +34,11 @@ def suggest(got: str, known: Sequence[str], intro: str) -> str:
     return f"{did_you_mean(got, known)}{intro} {', '.join(known)}"
 
 
+def first_names(names: Sequence[str], most: int) -> str:
+    """Return the first names, joined by commas, and dots if there are more."""
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
+
+
 def number(value: float) -> str:
     """Return a number with four significant digits; whole and large numbers with thousands separators."""
     if isinstance(value, int) or abs(value) >= 1e4:

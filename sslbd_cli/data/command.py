@@ -11,6 +11,7 @@ import click
 from sslbd_cli.cli import options
 from sslbd_cli.cli.run import Run, refuse_terminal
 from sslbd_cli.cli.spec import Spec
+from sslbd_cli.words import one_line
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset
@@ -81,13 +82,15 @@ def _path(text: str | None) -> Path | None:
 
 
 def _report(run: Run, outcome: Made) -> None:
-    """Describe the dataset on stderr, and warn of each corrupt image that was left out, up to SHOWN."""
+    """Describe the dataset on stderr, and warn of doubts and of each corrupt image that was left out, up to SHOWN."""
     if outcome.skipped:
         run.warn(f"left out {len(outcome.skipped)} corrupt image{'s' * (len(outcome.skipped) != 1)}")
         for path, why in outcome.skipped[:SHOWN]:
             run.warn(f"left out {path}: {why}")
         if len(outcome.skipped) > SHOWN:
             run.warn(f"left out {len(outcome.skipped) - SHOWN} more")
+    for doubt in outcome.doubts:
+        run.warn(one_line(doubt, "?"))
     run.say(_describe(outcome.dataset))
 
 

@@ -18,7 +18,7 @@ from sslbd_cli.core.watch import unwatched
 from sslbd_cli.data.decode import Decoded, ImageFile, decode, resize
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin
-from sslbd_cli.words import did_you_mean
+from sslbd_cli.words import did_you_mean, first_names
 
 if TYPE_CHECKING:
     from sslbd_cli.core.watch import Watch
@@ -52,7 +52,7 @@ class Catalogue:
     """Hold all images of a source: pixels uint8 N,3,H,W, or N files to decode; and labels int64 N if it has any.
 
     captions: N texts, if the user asked for them. sealed: all data comes from the one file that the user named, so the
-    hash of its bytes records what was read.
+    hash of its bytes records what was read. doubts: what the user should know of what was not read.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +61,7 @@ class Catalogue:
     files: Sequence[ImageFile] = ()
     captions: Sequence[str] | None = None
     sealed: bool = False
+    doubts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files) if self.images is None else len(self.images)
@@ -70,13 +71,15 @@ class Catalogue:
 class Made:
     """Hold a dataset, (name, reason) of the corrupt images left out, and the source's total number of images.
 
-    digest: the SHA-256 of everything read, or None if the file that the user named is hashed itself.
+    digest: the SHA-256 of everything read, or None if the file that the user named is hashed itself. doubts: what the
+    user should be warned of.
     """
 
     dataset: Dataset
     skipped: tuple[tuple[str, str], ...]
     count: int
     digest: str | None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,7 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
     if texts is not None:
         arrays["captions"] = captions.encode([texts[row] for row in rows])
     dataset = Dataset.build({"classes": [catalogue.classes[label] for label in labels]}, arrays, ())
-    return Made(dataset, skipped, len(catalogue), digest)
+    return Made(dataset, skipped, len(catalogue), digest, catalogue.doubts)
 
 
 def _write(catalogue: Catalogue, wish: SourceWish) -> list[str]:
@@ -243,7 +246,7 @@ def pick_split(split: str | None, known: Sequence[str]) -> str:
     """Return the split asked for. Raises InputError, which lists the splits, if it is unknown or missing."""
     if split in known and split is not None:
         return split
-    splits = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
+    splits = first_names(known, 20)
     raise InputError(
         f"choose one of its splits with --split: {splits}" if split is None else f"no split '{split}'; it has {splits}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,17 +12,20 @@ import numpy as np
 
 from sslbd_cli.data.archives import Parts, Reader, image_parts, list_images
 from sslbd_cli.data.decode import ImageFile, foreign, read_file
-from sslbd_cli.data.source import Catalogue, Source, SourceWish, pick_split
-from sslbd_cli.errors import InputError
+from sslbd_cli.data.layouts import arrange
+from sslbd_cli.data.source import Catalogue, Source, SourceWish
+from sslbd_cli.words import first_names
 
-DEEPEST = 4  # TOP/SPLIT/CLASS/NAME
+DEEPEST = 5  # TOP/SPLIT/CLASS/images/NAME
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Source):
-    """Read CLASS/NAME or SPLIT/CLASS/NAME images from a folder, a zip, tar, tar.gz, tar.bz2 or tar.xz.
+    """Read images from a folder, a zip, tar, tar.gz, tar.bz2 or tar.xz, with class folders or without.
 
-    All may lie in one more folder. Classes are the sorted names of the class folders, the same in every split. Hidden
+    Layouts: CLASS/NAME, SPLIT/CLASS/NAME, and without labels NAME and SPLIT/NAME. All may lie in one more folder. A
+    folder `images` above all names is no class (Tiny ImageNet: CLASS/images/NAME). Classes are the sorted names of the
+    class folders, the same in every split. A few images beside the class folders are left out, and counted. Hidden
     files, links inside archives and files that are not images are left out.
     """
 
@@ -37,37 +40,21 @@ class Folder(Source):
                 readers = dict(_walk(str(path), ()))
             else:
                 readers = list_images(path, lambda parts: wish.split in (None, *parts[:2]), wish.watch)
-        classes, paths = arrange(set(readers), wish.split)
-        index = {name: number for number, name in enumerate(classes)}
+        layout = arrange(set(readers), wish.split)
         return Catalogue(
-            classes=classes,
-            labels=np.array([index[parts[-2]] for parts in paths], np.int64),
-            files=[ImageFile("/".join(parts), readers[parts]) for parts in paths],
+            classes=layout.classes,
+            labels=None if layout.labels is None else np.array(layout.labels, np.int64),
+            files=[ImageFile("/".join(parts), readers[parts]) for parts in layout.paths],
             sealed=not path.is_dir(),
+            doubts=_stray(layout.stray),
         )
 
 
-def arrange(paths: set[Parts], split: str | None) -> tuple[Parts, list[Parts]]:
-    """Find the layout. Return the sorted classes of all splits, and the split's paths sorted by class and name.
-
-    Raises InputError for a mixed or unknown layout, and for a split that is missing, unknown or not possible.
-    """
+def _stray(paths: Sequence[Parts]) -> tuple[str, ...]:
     if not paths:
-        raise InputError("no images in class folders here; expected CLASS/NAME or SPLIT/CLASS/NAME")
-    shallow, deep = (min(paths, key=lambda parts: (sign * len(parts), parts)) for sign in (1, -1))
-    depth, tops = len(deep), {parts[0] for parts in paths}
-    if not 2 <= len(shallow) == depth <= DEEPEST or (depth == DEEPEST and len(tops) > 1):
-        examples = " and ".join(dict.fromkeys(("/".join(shallow), "/".join(deep))))
-        raise InputError(f"cannot tell the layout from {examples}: expected CLASS/NAME or SPLIT/CLASS/NAME")
-    level = depth - 3  # position of the split in a path
-    splits = sorted({parts[level] for parts in paths}) if level >= 0 else []
-    if split is not None and not splits:
-        raise InputError(f"--split {split}: there are no splits here, the layout is CLASS/NAME; leave --split out")
-    if split is not None or len(splits) > 1:
-        split = pick_split(split, splits)
-    classes = tuple(sorted({parts[-2] for parts in paths}))
-    split_paths = sorted((parts for parts in paths if split is None or parts[level] == split), key=lambda p: p[-2:])
-    return classes, split_paths
+        return ()
+    many = f"{len(paths)} images that lie" if len(paths) > 1 else "an image that lies"
+    return (f"left out {many} beside the folders: {first_names(list(map('/'.join, paths)), 3)}",)
 
 
 def _walk(folder: str, above: Parts) -> Iterator[tuple[Parts, Reader]]:

@@ -38,6 +38,13 @@ def test_names_are_sorted_into_classes(folder: Path) -> None:
     assert found.labels is not None and found.labels.tolist() == [2, 1, 0]
 
 
+def test_a_list_of_paths_alone_makes_a_dataset_without_labels(folder: Path) -> None:
+    found = read(folder, "images/two words.png\nimages/one.png\n").dataset
+    assert (found.labels, found.classes, found.images[:, 0, 0, 0].tolist()) == (None, (), [1, 0])
+    found = read(folder, "images/two words.png\ta cat\n", captions=True).dataset
+    assert found.labels is None and decode(found.captions) == ["a cat"]
+
+
 def test_root_moves_the_paths(folder: Path) -> None:
     assert len(read(folder, "one.png 0\n", root=folder / "images").dataset.images) == 1
 
@@ -55,7 +62,8 @@ def test_a_missing_file_is_named_or_skipped(folder: Path) -> None:
     ("text", "message"),
     [
         ("", "no images here"),
-        ("images/one.png\n", "line 1: expected PATH LABEL"),
+        ("images/one.png\nimages/one.png 0\n", "line 2: expected PATH as in the lines before, got 'images/one.png 0'"),
+        ("a b.png 0\n\na b.png\n", "line 3: expected PATH LABEL as in the lines before, got 'a b.png'"),
         ("images/one.png 0\nx\0y 0\n", "line 2: expected PATH LABEL"),
         ("images/one.png -1\n", "label -1 is not a number"),
         ("images/one.png 99999999\n", "label 99999999 is not a number"),
@@ -101,10 +109,13 @@ def test_captions_are_not_looked_for_unasked(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("images/one.png 0\ta cat\nimages/one.png 0\n", "line 2: the caption is missing; expected PATH LABEL, a tab"),
+        (
+            "images/one.png 0\ta cat\nimages/one.png 0\n",
+            "line 2: the caption is missing; expected PATH LABEL or PATH, a tab",
+        ),
         ("images/one.png 0\t \n", "line 1: the caption is empty"),
         ("images/one.png 0\t" + "x" * 1025, "line 1: the caption has 1025 bytes, more than 1024"),
-        ("images/one.png\ta cat\n", "line 1: expected PATH LABEL, got 'images/one.png'"),
+        ("\ta cat\n", "line 1: expected PATH LABEL or PATH, got ''"),
     ],
 )
 def test_bad_captions(folder: Path, text: str, message: str) -> None:

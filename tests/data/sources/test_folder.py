@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sslbd_cli.data.layouts import Layout, arrange
 from sslbd_cli.data.source import Made, SourceWish
-from sslbd_cli.data.sources.folder import Folder, arrange
+from sslbd_cli.data.sources.folder import Folder
 from sslbd_cli.errors import InputError
 
 Tree = dict[str, bytes]
@@ -108,10 +109,11 @@ def test_an_empty_class_folder_is_fine(tmp_path: Path) -> None:
         (TREE, None, "choose one of its splits with --split: test, train"),
         (TREE, "val", "no split 'val'; it has test, train"),
         (FLAT, "train", "--split train: there are no splits here"),
-        ({"a.png": png(1)}, None, "cannot tell the layout from a.png"),
-        ({**FLAT, "stray.png": png(1)}, None, "cannot tell the layout from stray.png and cat/10.png"),
+        (TREE | {f"{n}.png": png(n) for n in range(9)}, "4", "no split '4'; it has test, train"),
+        ({**FLAT, "cat/more/1.png": png(1)}, None, "cannot tell the layout from cat/10.png and cat/more/1.png"),
+        ({"cat/1.png": png(1), "2.png": png(2), "3.png": png(3)}, None, "cannot tell the layout from 2.png and cat/1"),
         ({"a/b/c/1.png": png(1), "b/b/c/1.png": png(2)}, None, "cannot tell the layout"),
-        ({"notes/README.md": b"x"}, None, "no images in class folders"),
+        ({"notes/README.md": b"x"}, None, "no images here"),
     ],
 )
 def test_layouts_and_splits_that_do_not_fit(
@@ -125,9 +127,51 @@ def test_layouts_and_splits_that_do_not_fit(
 
 def test_a_single_split_may_be_named_or_not() -> None:
     paths = {("train", "cat", "1.png"), ("train", "dog", "1.png")}
-    assert arrange(paths, None) == arrange(paths, "train") == (("cat", "dog"), sorted(paths))
+    assert arrange(paths, None) == arrange(paths, "train") == Layout(tuple(sorted(paths)), ("cat", "dog"), (0, 1))
     deep = {("top", *path) for path in paths}
-    assert arrange(deep, None) == arrange(deep, "train") == (("cat", "dog"), sorted(deep))
+    assert arrange(deep, None) == arrange(deep, "train") == Layout(tuple(sorted(deep)), ("cat", "dog"), (0, 1))
+
+
+def laid(names: str, split: str | None = None) -> tuple[str, str, list[int] | None, str]:
+    """Return the names of an arrangement: images, classes, labels, and what is left out."""
+    layout = arrange({tuple(name.split("/")) for name in names.split()}, split)
+    paths, stray = (" ".join(map("/".join, rows)) for rows in (layout.paths, layout.stray))
+    return paths, " ".join(layout.classes), layout.labels and list(layout.labels), stray
+
+
+def test_images_in_no_class_folder_have_no_labels() -> None:
+    assert laid("b.png a.png") == ("a.png b.png", "", None, "")
+    assert laid("new/b.png new/a.png old/cat/1.png", "new") == ("new/a.png new/b.png", "", None, "")
+    assert laid("top/new/1.png top/old/1.png", "new") == ("top/new/1.png", "", None, "")
+    assert laid("new/1.png old/2.png") == ("new/1.png old/2.png", "new old", [0, 1], "")
+
+
+def test_a_folder_of_images_below_each_class_is_no_class() -> None:
+    tiny = "tiny/train/n1/images/a.png tiny/train/n2/images/b.png tiny/val/images/c.png tiny/test/images/d.png"
+    train = "tiny/train/n1/images/a.png tiny/train/n2/images/b.png"
+    assert laid(tiny, "train") == (train, "n1 n2", [0, 1], "")
+    assert laid(tiny, "val") == ("tiny/val/images/c.png", "", None, "")
+    assert laid("n1/images/a.png n2/images/b.png")[1:3] == ("n1 n2", [0, 1])
+    assert laid("images/a.png images/b.png")[1:3] == ("", None)
+    assert laid("images/a.png dogs/b.png")[1:3] == ("dogs images", [0, 1])
+    with pytest.raises(InputError, match="choose one of its splits with --split: test, train, val"):
+        laid(tiny)
+
+
+def test_only_the_layout_of_the_split_is_judged_and_a_few_strays_are_left_out() -> None:
+    assert laid("cover.png train/cat/1.png odd/a/b/c/1.png test/dog/2.png", "train")[:3] == (
+        "train/cat/1.png", "cat dog", [0])  # fmt: skip
+    assert laid("cover.png cat/1.png dog/1.png") == ("cat/1.png dog/1.png", "cat dog", [0, 1], "cover.png")
+    assert laid("cover.png train/cat/1.png") == ("train/cat/1.png", "cat", [0], "cover.png")
+    assert laid("train/x.png train/cat/1.png test/dog/1.png", "train")[2:] == ([0], "train/x.png")
+
+
+def test_strays_are_named_and_unlabelled_images_become_a_dataset(tmp_path: Path) -> None:
+    made = read(pack({**FLAT, "stray.png": png(1)}, tmp_path / "stray"))
+    assert made.doubts == ("left out an image that lies beside the folders: stray.png",)
+    assert len(made.dataset.images) == 4
+    bare = read(pack({"b.png": png(1), "a.png": png(2)}, tmp_path / "bare.zip")).dataset
+    assert (bare.labels, bare.classes, len(bare.images)) == (None, (), 2)
 
 
 @pytest.mark.parametrize("container", CONTAINERS[1:])
