@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sslbd_cli.artefacts import container
+from sslbd_cli.artefacts.files import without_mark
 from sslbd_cli.errors import InputError
 
 LONGEST = 1024  # bytes of one caption
@@ -59,7 +60,7 @@ def read_lines(path: str) -> tuple[np.ndarray, str] | None:
         return None
     if len(data) == LARGEST:
         raise InputError(f"{label}: a text file of {LARGEST >> 20} MiB or more; split it")
-    lines = data.decode("utf-8", "surrogateescape").splitlines()
+    lines = without_mark(data).decode("utf-8", "surrogateescape").splitlines()
     for number, line in enumerate(lines, 1):
         if problem := fault(line):
             raise InputError(f"{label}: line {number} {problem}; expected UTF-8 text, one to embed per line")

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sslbd_cli.data.decode import FILE_LIMIT, SUFFIXES, read_file, refuse_large, unpacking_limit
+from sslbd_cli.artefacts.files import FILE_LIMIT, read_file, refuse_large
+from sslbd_cli.artefacts.pictures import SUFFIXES
+from sslbd_cli.data.decode import unpacking_limit
 from sslbd_cli.errors import InputError
 
 if TYPE_CHECKING:

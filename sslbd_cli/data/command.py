@@ -47,6 +47,9 @@ SHOWN = 20  # corrupt images to name; the rest are counted
 @click.option("--caption", metavar="TEXT", multiple=True,
               help="Caption of each image; {} is the name of its class. Repeat to draw from several.")  # fmt: skip
 @click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded, and list them.")
+@click.option("--no-exif", is_flag=True, help="Keep images as stored, not turned as their EXIF orientation says.")
+@click.option("--max-pixels", type=click.IntRange(1, 1 << 32), metavar="N",
+              help="Decode up to N pixels; with --size, larger JPEGs at a fraction.  [default: 89478485]")  # fmt: skip
 @options.seed
 @options.output
 def command(run: Run, name: Source, source: str | None, root: str | None, output: str, **params: Any) -> None:
@@ -55,8 +58,12 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
     Example: `sslbd data folder PHOTOS --split train --size 96`, where PHOTOS is a folder of class folders, or a zip or
     tar archive of one. `sslbd data NAME:help` explains a source. Subsets are drawn from the seed, in this order:
     --classes, --part, --per-class, --limit; images keep their order. Parts of the same source, --classes and seed
-    share no image, so a defender's images can be kept apart from the training images. Images become RGB. They must
-    have equal sizes, unless --size scales them.
+    share no image, so a defender's images can be kept apart from the training images.
+
+    Images become 8-bit RGB. They must have equal sizes, unless --size scales them. They are turned as their EXIF
+    orientation says. Transparency is dropped: the stored colours count, as in torchvision. Of 16-bit samples the high
+    byte counts. Images of floats or 32-bit integers are corrupt, because their range is not defined. A file that is
+    missing or cannot be read is no corrupt image, so --skip-corrupt does not hide it.
     """
     from sslbd_cli.data.source import SourceWish
 

@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sslbd_cli.artefacts import paging
+from sslbd_cli.artefacts.files import read_file
+from sslbd_cli.artefacts.pictures import PictureRules, decode_picture, fault, strict_pillow
+from sslbd_cli.artefacts.pictures import read_picture as read_bytes
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
 if TYPE_CHECKING:
     from sslbd_cli.core.watch import Watch
 
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 CHUNK = 64  # images per task of a thread
-FILE_LIMIT = 256 << 20  # bytes of one encoded image
 NOTE_SECONDS = 10.0
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -40,7 +38,10 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Hold an encoded image: its name in the source, and a function that reads its bytes (may raise OSError)."""
+    """Hold an encoded image: its name in the source, and a function that reads its bytes.
+
+    `read` raises OSError if they cannot be read, which is no fault of the image, and anything else if it is damaged.
+    """
 
     name: str
     read: Callable[[], bytes]
@@ -50,41 +51,59 @@ class ImageFile:
 class Decoded:
     """Hold decoded images uint8 M,3,H,W, their rows among the files, int64 M, and (name, reason) of those left out.
 
-    digests: the hexadecimal SHA-256 of each file's bytes; empty if they could not be read.
+    digests: the hexadecimal SHA-256 of each file's bytes; empty if there are none. dim: names of images of 16 bits
+    that became nearly black.
     """
 
     images: np.ndarray
     kept_rows: np.ndarray
     skipped: tuple[tuple[str, str], ...]
     digests: tuple[str, ...]
+    dim: tuple[str, ...] = ()
 
 
-def decode(files: Sequence[ImageFile], size: int | None, skip: bool, watch: Watch) -> Decoded:
+@dataclass(frozen=True)
+class Outcome:
+    """Hold the pixels of one file, uint8 H,W,3, or the problem that left none, and the SHA-256 of its bytes."""
+
+    image: np.ndarray | None
+    problem: str
+    digest: str
+    is_dim: bool = False
+
+
+def decode(
+    files: Sequence[ImageFile], size: int | None, skip: bool, watch: Watch, rules: PictureRules | None = None
+) -> Decoded:
     """Decode files to RGB, in order. With `size`, fit each to a square; without, all must have one size.
 
-    Raises InputError, which names the file, for a corrupt image (unless `skip`) and for different sizes.
+    Raises InputError, which names the file, for a file that cannot be read, a corrupt image (unless `skip`), too many
+    pixels and different sizes.
     """
     parts = [files[at : at + CHUNK] for at in range(0, len(files), CHUNK)]
     stack = _Stack(len(files))
-    digests: list[str] = []
+    digests, dim = list[str](), list[str]()
     skipped: list[tuple[str, str]] = []
-    work = _parallel(lambda part: [_decode_one(file, size) for file in part], parts)
-    with _strict_pillow(), contextlib.closing(work), watch(len(files), "images", "decoding") as ticker:
+    one = partial(_decode_one, size=size, rules=rules or PictureRules())
+    work = _parallel(lambda part: [one(file) for file in part], parts)
+    with strict_pillow(), contextlib.closing(work), watch(len(files), "images", "decoding") as ticker:
         noted = time.monotonic()
-        for part, results in zip(parts, work, strict=True):
-            for file, (image, digest) in zip(part, results, strict=True):
-                if isinstance(image, np.ndarray):
-                    stack.put(len(digests), file.name, image)
+        for part, outcomes in zip(parts, work, strict=True):
+            for file, outcome in zip(part, outcomes, strict=True):
+                if outcome.image is not None:
+                    stack.put(len(digests), file.name, outcome.image)
                 elif skip:
-                    skipped.append((file.name, image))
+                    skipped.append((file.name, outcome.problem))
                 else:
-                    raise InputError(f"{file.name}: corrupt image: {image}; --skip-corrupt leaves such images out")
-                digests.append(digest)
+                    why = f"corrupt image: {outcome.problem}; --skip-corrupt leaves such images out"
+                    raise InputError(f"{file.name}: {why}")
+                digests.append(outcome.digest)
+                dim += [file.name] * outcome.is_dim
             ticker.advance(len(part))
             if time.monotonic() - noted > NOTE_SECONDS:
                 noted = time.monotonic()
                 ticker.note("decoding")
-    return Decoded(stack.images(), np.array(stack.rows, np.int64), tuple(skipped), tuple(digests))
+    return Decoded(stack.images(), np.array(stack.rows, np.int64), tuple(skipped), tuple(digests), tuple(dim))
 
 
 class _Stack:
@@ -152,65 +171,35 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
 
 
-def pixels(data: bytes, size: int | None = None) -> np.ndarray:
-    """Decode one image to RGB, uint8 H,W,3. Raises whatever Pillow raises on bytes that it cannot read."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        image.load()
-        colours = _to_rgb(image)
-    return np.asarray(colours if size is None else fit(colours, size))
-
-
 def read_picture(path: str, size: int) -> np.ndarray:
     """Read one picture as a square, uint8 3,size,size. Raises InputError, which names it, if it cannot be decoded."""
-    with _strict_pillow():
-        image, _ = _decode_one(ImageFile(path, lambda: read_file(path)), size)
-    if isinstance(image, str):
-        raise InputError(f"{path}: not a readable picture: {image}")
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    try:
+        square = fit(read_bytes(read_file(path)).colours, size)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a readable picture: {reason(error)}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Drop alpha, expand grey and palettes. Of 16-bit samples, keep the high byte, as Pillow does for 16-bit RGB."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        image = Image.fromarray(grey.astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating point pixels have no defined range")
-    return image.convert("RGB")
-
-
-def _decode_one(file: ImageFile, size: int | None) -> tuple[np.ndarray | str, str]:
-    """Return the pixels H,W,3, or the reason why there are none, and the SHA-256 of the bytes."""
+def _decode_one(file: ImageFile, size: int | None, rules: PictureRules) -> Outcome:
+    """Decode one file. Raises InputError, which names it, if it cannot be read or has too many pixels."""
     digest = ""
     try:
-        data = file.read()
+        try:
+            data = file.read()
+        except OSError as error:
+            raise InputError(
+                f"cannot be read: {reason(error)}; --skip-corrupt leaves out corrupt images alone"
+            ) from None
         digest = hashlib.sha256(data).hexdigest()
-        return pixels(data, size), digest
-    except UnidentifiedImageError:
-        return "not an image of a known format", digest
+        picture = decode_picture(data, size, rules)
+        colours = picture.colours if size is None else fit(picture.colours, size)
+        return Outcome(np.asarray(colours), "", digest, picture.is_dim)
+    except InputError as error:
+        raise InputError(f"{file.name}: {error}") from None
     except Exception as error:  # decoders raise nearly any exception on malicious bytes
-        return reason(error), digest
-
-
-def read_file(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:
-    """Read a regular file, or `size` bytes of it. Raises OSError for anything else, because a pipe may never end."""
-    if not Path(path).is_file():
-        raise OSError("not a regular file" if Path(path).exists() else "no such file")
-    size = Path(path).stat().st_size - offset if size is None else size
-    refuse_large(size)
-    with open(path, "rb") as file:
-        file.seek(offset)
-        data = file.read(size)
-    if len(data) != size:
-        raise EOFError("truncated")
-    return data
-
-
-def refuse_large(size: int) -> bytes:
-    """Raise OSError if an encoded image claims more than FILE_LIMIT bytes."""
-    if size > FILE_LIMIT:
-        raise OSError(f"claims {size} bytes, more than the {FILE_LIMIT} an image file may have")
-    return b""
+        return Outcome(None, fault(error), digest)
 
 
 def unpacking_limit(packed: int) -> int:
@@ -229,15 +218,6 @@ def foreign(what: str) -> Iterator[None]:
         raise InputError(reason(error) if error.strerror else f"damaged or not {what}: {reason(error)}") from None
     except Exception:  # do not repeat a parser's own advice (numpy advises to allow pickles)
         raise InputError(f"damaged or not {what}") from None
-
-
-@contextlib.contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Turn Pillow's warning of a decompression bomb into an error, and silence its other warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 def _parallel(work: Callable[[In], Out], items: Sequence[In]) -> Generator[Out, None, None]:

@@ -14,7 +14,7 @@ EXPECTED = "expected NAME, CLASS/NAME, SPLIT/NAME or SPLIT/CLASS/NAME"
 
 
 @dataclass(frozen=True)
-class Layout:
+class Arrangement:
     """Hold the images of one split, sorted by class and name, and the sorted classes of all splits.
 
     labels: each image's class number; None: there are no classes. stray: images beside the class folders or the
@@ -28,7 +28,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Fit:
+class SplitShape:
     """Hold what one split, or a folder without splits, looks like: class folders, or one folder of images."""
 
     images: Tree
@@ -36,7 +36,7 @@ class Fit:
     has_classes: bool
 
 
-def arrange(paths: set[Parts], split: str | None) -> Layout:
+def arrange(paths: set[Parts], split: str | None) -> Arrangement:
     """Find the layout. With `split`, that split alone is judged; the other splits only add their class names.
 
     Raises InputError for a mixed or unknown layout, and for a split that is missing, unknown or not possible.
@@ -50,13 +50,13 @@ def arrange(paths: set[Parts], split: str | None) -> Layout:
         raise InputError(_puzzle(tree))
     stray = [*stray, *fit.stray]
     if not fit.has_classes:
-        return Layout(tuple(whole for _, whole in sorted(fit.images)), stray=_wholes(stray))
+        return Arrangement(tuple(whole for _, whole in sorted(fit.images)), stray=_wholes(stray))
     fits = [fit, *filter(None, map(_fit, siblings))]
     classes = tuple(sorted({parts[0] for each in fits if each.has_classes for parts, _ in each.images}))
     index = {name: number for number, name in enumerate(classes)}
     rows = sorted(fit.images)
     labels = tuple(index[parts[0]] for parts, _ in rows)
-    return Layout(_wholes(rows), classes, labels, _wholes(stray))
+    return Arrangement(_wholes(rows), classes, labels, _wholes(stray))
 
 
 def _wholes(tree: Tree) -> tuple[Parts, ...]:
@@ -85,7 +85,7 @@ def _loose(tree: Tree) -> Tree:
     return [row for row in tree if len(row[0]) == 1]
 
 
-def _fit(tree: Tree) -> Fit | None:
+def _fit(tree: Tree) -> SplitShape | None:
     """Return what a folder without splits looks like, or None. Images beside class folders are stray, if they are few.
 
     A folder `images` above every image names no class.
@@ -95,10 +95,10 @@ def _fit(tree: Tree) -> Fit | None:
         tree = [((*parts[:-2], parts[-1]), whole) if len(parts) > 1 else (parts, whole) for parts, whole in tree]
     loose, rest = _loose(tree), [row for row in tree if len(row[0]) > 1]
     if not rest:
-        return Fit(loose, [], has_classes=False)
+        return SplitShape(loose, [], has_classes=False)
     if any(len(parts) != 2 for parts, _ in rest) or len(loose) > len(rest):
         return None
-    return Fit(rest, loose, has_classes=True)
+    return SplitShape(rest, loose, has_classes=True)
 
 
 def _without_split(levels: list[Tree]) -> tuple[Tree, list[Tree], Tree]:

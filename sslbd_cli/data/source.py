@@ -14,6 +14,7 @@ import numpy as np
 
 from sslbd_cli.artefacts import captions, container, paging
 from sslbd_cli.artefacts.kinds import Dataset
+from sslbd_cli.artefacts.pictures import DIM, MOST_PIXELS, PictureRules
 from sslbd_cli.core.watch import unwatched
 from sslbd_cli.data.decode import Decoded, ImageFile, decode, resize
 from sslbd_cli.errors import InputError
@@ -23,12 +24,13 @@ from sslbd_cli.words import did_you_mean, first_names
 if TYPE_CHECKING:
     from sslbd_cli.core.watch import Watch
 
+FILE_OPTIONS = ("--skip-corrupt", "--no-exif", "--max-pixels")  # what sources of encoded images take
 LABEL_LIMIT = 100_000  # a label L makes L + 1 classes, so an absurd label must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceWish:
-    """Hold what the user asked of a source; None for options that were not given. size is in pixels."""
+    """Hold what the user asked of a source; None for options that were not given. size is in pixels of a side."""
 
     path: Path | None = None
     root: Path | None = None
@@ -42,9 +44,16 @@ class SourceWish:
     classes: tuple[str, ...] = ()
     seed: int = 0
     skip_corrupt: bool = False
+    no_exif: bool = False
+    max_pixels: int | None = None
     captions: bool = False
     caption: tuple[str, ...] = ()
     watch: Watch = unwatched
+
+    @property
+    def rules(self) -> PictureRules:
+        """How pictures are read."""
+        return PictureRules(most_pixels=self.max_pixels or MOST_PIXELS, turns=not self.no_exif)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +127,8 @@ class Source(Plugin):
             "--split": wish.split is not None,
             "--count": wish.count is not None,
             "--skip-corrupt": wish.skip_corrupt,
+            "--no-exif": wish.no_exif,
+            "--max-pixels": wish.max_pixels is not None,
             "--captions": wish.captions,
         }
         for option in (option for option, is_given in options_given.items() if is_given and option not in self.takes):
@@ -132,12 +143,15 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
     if not len(rows):
         raise InputError("no images here")
     if catalogue.images is None:
-        decoded = decode([catalogue.files[row] for row in rows], wish.size, wish.skip_corrupt, wish.watch)
+        files = [catalogue.files[row] for row in rows]
+        decoded = decode(files, wish.size, wish.skip_corrupt, wish.watch, wish.rules)
         if not len(decoded.kept_rows):
             raise InputError(f"all of its images are corrupt, {len(rows)} in all; give another source")
         digest = None if catalogue.sealed else _digest(catalogue, rows, decoded)
         images, skipped, rows = decoded.images, decoded.skipped, rows[decoded.kept_rows]
+        doubts = (*catalogue.doubts, *_dim(decoded))
     else:
+        doubts = catalogue.doubts
         digest = None if catalogue.sealed else container.digest({}, {"images": catalogue.images})
         images, skipped = catalogue.images if len(rows) == len(catalogue) else paging.take(catalogue.images, rows), ()
         images = images if wish.size is None else resize(images, wish.size)
@@ -150,7 +164,16 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
     if texts is not None:
         arrays["captions"] = captions.encode([texts[row] for row in rows])
     dataset = Dataset.build({"classes": [catalogue.classes[label] for label in labels]}, arrays, ())
-    return Made(dataset, skipped, len(catalogue), digest, catalogue.doubts)
+    return Made(dataset, skipped, len(catalogue), digest, doubts)
+
+
+def _dim(decoded: Decoded) -> list[str]:
+    """Return a warning of images of 16 bits that use only the lowest levels."""
+    if not decoded.dim:
+        return []
+    many = f"{len(decoded.dim)} images" if len(decoded.dim) > 1 else "an image"
+    what = f"{many} of 16 bits became nearly black, because every sample is below {DIM * 256:,} of 65,535"
+    return [f"{what}: {first_names(decoded.dim, 3)}; scale the samples to 16 bits if they have fewer"]
 
 
 def _write(catalogue: Catalogue, wish: SourceWish) -> list[str]:

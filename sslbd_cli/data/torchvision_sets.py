@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sslbd_cli.data.decode import ImageFile, read_file
-from sslbd_cli.data.source import Catalogue, Source, SourceWish, pick_split
+from sslbd_cli.artefacts.files import read_file
+from sslbd_cli.data.decode import ImageFile
+from sslbd_cli.data.source import FILE_OPTIONS, Catalogue, Source, SourceWish, pick_split
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
@@ -67,7 +68,7 @@ class CifarArrays(TorchvisionArrays):
 class TorchvisionFiles(TorchvisionArrays):
     """Base of datasets that torchvision stores as image files of many sizes."""
 
-    takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split", "--skip-corrupt")
+    takes: ClassVar[tuple[str, ...]] = ("--root", "--download", "--split", *FILE_OPTIONS)
 
     def unpacked(self, opened: Any, split: str, root: Path) -> Catalogue:
         files, labels = torchvision_files(opened._samples, root)  # the only listing that decodes nothing

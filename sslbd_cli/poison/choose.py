@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from sslbd_cli.artefacts.files import read_text
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.device import generator
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.contract import Selector, SelectorPool
+from sslbd_cli.words import reason
+
+LARGEST = 1 << 30  # bytes of a file of row numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +121,12 @@ def report(dataset: Dataset, rows: np.ndarray, target: int | None, count: int, t
 def read_rows(path: str, count: int) -> np.ndarray:
     """Read a text file of row numbers (see parse_rows). Raises InputError if it is none."""
     try:
-        return parse_rows(Path(path).read_text(encoding="ascii"), count)
+        text = read_text(path, LARGEST)
+        if not text.isascii():
+            raise InputError("not a text file; write one row number per line")
+        return parse_rows(text, count)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; name a text file of row numbers") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; write one row number per line") from None
+        raise InputError(f"{path}: {reason(error)}; name a text file of row numbers") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -62,10 +62,10 @@ def wander(count: int, shape: tuple[int, int, int], low: float, high: float, gen
     return torch.tensor(first) + (draws * torch.tensor(options)).long()
 
 
-def paste(x: Tensor, layer: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tensor:
+def paste(x: Tensor, layer: Tensor, boxes: Tensor, opacity: float | Tensor = 1.0) -> Tensor:
     """Paste a layer C,S,S (see `mix`) into images x B,C,H,W at boxes B,4 of side S, which are on the CPU.
 
-    Changes x in place and returns it.
+    opacity: of the patch, or of each of its pixels, 1,S,S. Changes x in place and returns it.
     """
     channels, pixels = layer.shape[0], layer.shape[-1]
     corners = boxes[:, :2]
@@ -82,7 +82,7 @@ def paste(x: Tensor, layer: Tensor, boxes: Tensor, opacity: float = 1.0) -> Tens
     return x
 
 
-def mix(x: Tensor, layer: Tensor, share: float) -> Tensor:
+def mix(x: Tensor, layer: Tensor, share: float | Tensor) -> Tensor:
     """Return (1 - share) x + layer. The layer is share times the picture, with the device and dtype of x.
 
     The sum is rounded twice on purpose: torch.lerp and addcmul fuse it on some devices, so CPU and GPU would differ.

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL.Image import Resampling
 from torch import Tensor
 
+from sslbd_cli.artefacts.files import read_file
+from sslbd_cli.artefacts.pictures import read_picture
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 from sslbd_cli.triggers import _boxes as geometry
 from sslbd_cli.triggers._contract import Phase, Trigger
 from sslbd_cli.triggers._resident import resident
+from sslbd_cli.words import reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +62,37 @@ class Patched(Trigger):
         return torch.cat([corners, torch.full((count, 2), shape[2])], dim=1)
 
     def stamp(self, x: Tensor, boxes: Tensor, gen: torch.Generator, phase: Phase) -> Tensor:
-        layer = resident(self._layer, int(boxes[0, 2]), like=x)
-        return geometry.paste(x, layer, boxes, self.opacity)
+        pixels = int(boxes[0, 2])
+        layer = resident(self._layer, pixels, like=x)
+        share = self.opacity if self.alpha(pixels) is None else resident(self._share, pixels, like=x)
+        return geometry.paste(x, layer, boxes, share)
 
     def _layer(self, pixels: int) -> Tensor:
-        return self.pattern(pixels) * self.opacity
+        return self.pattern(pixels) * share_of(self.alpha(pixels), self.opacity)
+
+    def _share(self, pixels: int) -> Tensor:
+        return torch.as_tensor(share_of(self.alpha(pixels), self.opacity))
 
     @abstractmethod
     def pattern(self, pixels: int) -> Tensor:
         """Return the patch, float 3,pixels,pixels in [0,1]."""
+
+    def alpha(self, pixels: int) -> Tensor | None:
+        """Return the patch's own opacity, float 1,pixels,pixels in [0,1], or None if all of it is opaque."""
+        return None
+
+
+@dataclass(frozen=True)
+class Sticker:
+    """Hold a picture to lay on images: colours, float 3,H,W in [0,1], and its alpha, 1,H,W, unless all is opaque."""
+
+    colours: Tensor
+    alpha: Tensor | None
+
+
+def share_of(alpha: Tensor | None, opacity: float) -> Tensor | float:
+    """Return the share of each pixel that a picture of this alpha hides."""
+    return opacity if alpha is None else alpha * opacity
 
 
 def digest(trigger: str, file: str, expected: str) -> str:
@@ -77,23 +102,34 @@ def digest(trigger: str, file: str, expected: str) -> str:
     """
     if not file:
         raise InputError(f"{trigger}: no file is given; give {trigger}:file=PATH")
-    try:
-        file_digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{trigger}: file={file}: {error.strerror}; give {trigger}:file=PATH") from None
+    file_digest = hashlib.sha256(_content(trigger, file)).hexdigest()
     if expected not in ("", file_digest):
         raise InputError(f"{trigger}: {file} is not the file it was: its digest differs from sha256={expected}")
     return file_digest
 
 
-def read_picture(trigger: str, file: str, height: int, width: int) -> Tensor:
-    """Read a picture as float 3,height,width in [0,1], resized by Pillow's bicubic filter as in the authors' code.
-
-    Raises InputError if the file is not a picture.
-    """
+def _content(trigger: str, file: str) -> bytes:
     try:
-        with Picture.open(file) as picture:
-            small = picture.convert("RGB").resize((width, height), Picture.Resampling.BICUBIC)
-    except (OSError, ValueError, Picture.DecompressionBombError) as error:
-        raise InputError(f"{trigger}: file={file}: not a readable picture: {error}") from None
-    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1).float() / 255
+        return read_file(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{trigger}: file={file}: {reason(error)}; give {trigger}:file=PATH") from None
+
+
+@functools.lru_cache(maxsize=8)
+def read_sticker(trigger: str, file: str, sha256: str, height: int, width: int) -> Sticker:
+    """Read a picture, resized by Pillow's bicubic filter as in the authors' code. Its colours count by their alpha.
+
+    Raises InputError if the file is not a picture, or not the one that has this digest.
+    """
+    digest(trigger, file, sha256)
+    try:
+        picture = read_picture(_content(trigger, file))
+    except InputError as error:
+        raise InputError(f"{trigger}: file={file}: {error}") from None
+    image = picture.colours
+    if picture.alpha is not None:
+        image = image.copy()
+        image.putalpha(picture.alpha)  # Pillow then weights colours by their alpha
+    pixels = np.asarray(image.resize((width, height), Resampling.BICUBIC)).copy()
+    planes = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return Sticker(planes[:3], planes[3:] if picture.alpha is not None else None)

@@ -131,7 +131,7 @@ def test_corrupt_images_are_counted_and_the_first_named(
         (["folder", "PHOTOS/train", "--split", "train"], "PHOTOS/train: --split train: there are no splits here"),
         (
             ["folder", "PHOTOS", "--count", "3"],
-            "folder takes no --count; it takes SOURCE, --split, --skip-corrupt, --size",
+            "folder takes no --count; it takes SOURCE, --split, --skip-corrupt, --no-exif, --max-pixels, --size",
         ),
         (["folder", "absent.zip"], "absent.zip: No such file or directory"),
         (["shapes", "PHOTOS"], "shapes takes no SOURCE"),

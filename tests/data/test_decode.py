@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision.transforms.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
+from sslbd_cli.artefacts import files
+from sslbd_cli.artefacts.files import read_file
+from sslbd_cli.artefacts.pictures import PictureRules, decode_picture
 from sslbd_cli.core.watch import unwatched
 from sslbd_cli.data import decode
-from sslbd_cli.data.decode import ImageFile, fit, pixels, read_file, read_picture, resize
+from sslbd_cli.data.decode import ImageFile, fit, read_picture, resize
 from sslbd_cli.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -26,6 +29,14 @@ def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:
 
 def noise(height: int, width: int) -> Image.Image:
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def pixels(data: bytes, **rules: object) -> np.ndarray:
+    return np.asarray(decode_picture(data, rules=PictureRules(**rules)).colours)
+
+
+def given(*datas: bytes) -> list[ImageFile]:
+    return [ImageFile(f"{number}.png", lambda data=data: data) for number, data in enumerate(datas)]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
@@ -54,6 +65,44 @@ def test_sixteen_bits_keep_the_high_byte(kind: str) -> None:
     deep = RNG.integers(0, 65536, (6, 5)).astype(np.uint16)
     found = pixels(encode(Image.fromarray(deep), kind))
     assert np.array_equal(found, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_samples_of_16_bits_that_become_nearly_black_are_named() -> None:
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    datas = [encode(Image.fromarray(ramp * factor), kind) for factor in (1, 15, 17) for kind in ("png", "tiff", "ppm")]
+    found = decode.decode(given(*datas, encode(Image.new("L", (16, 16), 3))), None, False, unwatched)
+    assert found.dim == tuple(f"{number}.png" for number in range(6))
+
+
+def test_integers_of_32_bits_are_refused_as_floats_are() -> None:
+    for values in (np.full((5, 5), 7, np.int32), np.full((5, 5), 0.5, np.float32)):
+        with pytest.raises(ValueError, match="no defined range"):
+            pixels(encode(Image.fromarray(values), "tiff"))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
+def test_exif_turns_a_picture_as_a_viewer_does_unless_told_not_to(kind: str) -> None:
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20).resize((32, 24), 0).convert("RGB")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encode(image, kind, exif=exif, **({"lossless": True} if kind == "webp" else {}))
+        viewed = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+        assert np.array_equal(pixels(data), viewed), orientation
+        stored = viewed if kind == "tiff" else np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(pixels(data, turns=False), stored), orientation
+
+
+def test_pixels_beyond_the_limit_are_refused_by_name_unless_a_jpeg_is_decoded_smaller() -> None:
+    image = Image.fromarray(np.linspace(0, 255, 64 * 96, dtype=np.uint8).reshape(64, 96)).convert("RGB")
+    small = PictureRules(most_pixels=64 * 95)
+    for kind, size in (("png", 8), ("jpeg", None), ("jpeg", 64)):
+        with pytest.raises(InputError, match=r"^0\.png: has 96x64 pixels, more than 6,080; give --max-pixels 6144 to"):
+            decode.decode(given(encode(image, kind)), size, True, unwatched, small)
+    whole, drafted = (decode.decode(given(encode(image, "jpeg")), 8, False, unwatched, most).images.astype(int)
+                      for most in (None, small))  # fmt: skip
+    assert 0 < abs(whole - drafted).max() < 12
+    assert len(decode.decode(given(BOMB), 8, True, unwatched, PictureRules(most_pixels=1 << 30)).skipped) == 1
 
 
 @pytest.mark.parametrize("kind", ["bmp", "gif", "ppm", "webp"])
@@ -113,7 +162,6 @@ BOMB = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 12000, 1200
         b"text",
         encode(noise(9, 9))[:-30],
         encode(noise(9, 9), "jpeg")[:200],
-        BOMB,
         encode(Image.new("F", (4, 4)), "tiff"),
     ],
 )
@@ -145,9 +193,19 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for path in (tmp_path, tmp_path / "absent", Path("/dev/zero"), "nul\0byte"):
         with pytest.raises(OSError):
             read_file(path)
-    monkeypatch.setattr(decode, "FILE_LIMIT", 4)
-    with pytest.raises(OSError, match="claims 5 bytes"):
+    monkeypatch.setattr(files, "FILE_LIMIT", 4)
+    with pytest.raises(ValueError, match="claims 5 bytes"):
         read_file(tmp_path / "a")
+
+
+def test_a_file_that_cannot_be_read_is_not_corrupt() -> None:
+    def read() -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(
+        InputError, match=r"^a\.png: cannot be read: Permission denied; --skip-corrupt leaves out corrupt"
+    ):
+        decode.decode([ImageFile("a.png", read)], None, True, unwatched)
 
 
 def test_room_that_does_not_exist_is_refused() -> None:
@@ -162,3 +220,6 @@ def test_a_picture(tmp_path: Path) -> None:
     assert np.array_equal(read_picture(str(path), 6), np.asarray(fit(image, 6)).transpose(2, 0, 1))
     with pytest.raises(InputError, match=r"absent\.png: not a readable picture: no such file"):
         read_picture(str(tmp_path / "absent.png"), 6)
+    path.write_bytes(BOMB)
+    with pytest.raises(InputError, match=r"a\.png: has more than 89,478,485 pixels; make it smaller"):
+        read_picture(str(path), 6)

@@ -73,6 +73,8 @@ def test_every_source_describes_itself_and_refuses_what_it_does_not_take(name: s
     given |= {
         "--download": {"download": True},
         "--skip-corrupt": {"skip_corrupt": True},
+        "--no-exif": {"no_exif": True},
+        "--max-pixels": {"max_pixels": 9},
         "--captions": {"captions": True},
     }
     assert set(source.takes) <= set(given)

@@ -112,6 +112,11 @@ def test_a_list_that_is_none(text, problem):
         parse_rows(text, 8)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "rows").write_bytes(b"\xef\xbb\xbf3\r\n4\r\n")
+    assert read_rows(str(tmp_path / "rows"), 8).tolist() == [3, 4]
+
+
 def test_a_file_that_is_no_list(tmp_path):
     (tmp_path / "binary").write_bytes(b"\x89\x00\xff")
     (tmp_path / "words").write_text("one")
@@ -120,6 +125,7 @@ def test_a_file_that_is_no_list(tmp_path):
         ("words", "line 1"),
         ("none", "No such file"),
         (".", "directory"),
+        ("/dev/zero", "neither a regular file nor a pipe"),
     ):
         with pytest.raises(InputError, match=problem) as error:
             read_rows(str(tmp_path / name), 8)

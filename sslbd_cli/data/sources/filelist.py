@@ -10,9 +10,13 @@ from typing import ClassVar
 import numpy as np
 
 from sslbd_cli.artefacts.captions import fault
-from sslbd_cli.data.decode import SUFFIXES, ImageFile, foreign, read_file
-from sslbd_cli.data.source import Catalogue, Source, SourceWish, numbered
+from sslbd_cli.artefacts.files import read_file, read_text
+from sslbd_cli.artefacts.pictures import SUFFIXES
+from sslbd_cli.data.decode import ImageFile, foreign
+from sslbd_cli.data.source import FILE_OPTIONS, Catalogue, Source, SourceWish, numbered
 from sslbd_cli.errors import InputError
+
+LARGEST = 1 << 30  # bytes of a list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +29,13 @@ class Filelist(Source):
     the list's order. The caption follows the line's last tab.
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--root", "--skip-corrupt", "--captions")
+    takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--root", *FILE_OPTIONS, "--captions")
     needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
 
     def catalogue(self, wish: SourceWish) -> Catalogue:
         assert wish.path is not None
         with foreign("a text file"):
-            text = wish.path.read_bytes().decode("utf-8", "surrogateescape")
+            text = read_text(wish.path, LARGEST)
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         texts = None
         if wish.captions:

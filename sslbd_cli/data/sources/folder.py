@@ -10,10 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from sslbd_cli.artefacts.files import read_file
 from sslbd_cli.data.archives import Parts, Reader, image_parts, list_images
-from sslbd_cli.data.decode import ImageFile, foreign, read_file
+from sslbd_cli.data.decode import ImageFile, foreign
 from sslbd_cli.data.layouts import arrange
-from sslbd_cli.data.source import Catalogue, Source, SourceWish
+from sslbd_cli.data.source import FILE_OPTIONS, Catalogue, Source, SourceWish
 from sslbd_cli.words import first_names
 
 DEEPEST = 5  # TOP/SPLIT/CLASS/images/NAME
@@ -29,7 +30,7 @@ class Folder(Source):
     files, links inside archives and files that are not images are left out.
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--split", "--skip-corrupt")
+    takes: ClassVar[tuple[str, ...]] = ("SOURCE", "--split", *FILE_OPTIONS)
     needs: ClassVar[tuple[str, ...]] = ("SOURCE",)
 
     def catalogue(self, wish: SourceWish) -> Catalogue:

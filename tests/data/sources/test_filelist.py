@@ -1,5 +1,7 @@
 """Lists of images: paths with spaces, numbers or names as labels, missing files."""
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +51,28 @@ def test_root_moves_the_paths(folder: Path) -> None:
     assert len(read(folder, "one.png 0\n", root=folder / "images").dataset.images) == 1
 
 
-def test_a_missing_file_is_named_or_skipped(folder: Path) -> None:
-    text = "images/one.png 0\nimages/absent.png 1\nimages 1\n"
-    with pytest.raises(InputError, match=r"list\.txt: images/absent\.png: corrupt image: no such file"):
-        read(folder, text)
-    made = read(folder, text, skip_corrupt=True)
-    assert made.skipped == (("images/absent.png", "no such file"), ("images", "not a regular file"))
-    assert made.dataset.ids is not None and made.dataset.ids.tolist() == [0]
+def test_a_missing_file_is_named_and_never_skipped(folder: Path) -> None:
+    for bad in ("images/absent.png", "images"):
+        why = "no such file" if bad != "images" else "not a regular file"
+        for skip in (False, True):
+            with pytest.raises(InputError, match=rf"list\.txt: {bad}: cannot be read: {why}"):
+                read(folder, f"images/one.png 0\n{bad} 1\n", skip_corrupt=skip)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_path(folder: Path) -> None:
+    found = read(folder, "\ufeffimages/one.png 0\r\nimages/three.png 1\r\n").dataset
+    assert found.images[:, 0, 0, 0].tolist() == [0, 2]
+
+
+def test_a_list_may_come_from_a_pipe_but_not_from_a_device(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    text = b"images/one.png 0\n"
+    writer = threading.Thread(target=(folder / "pipe").write_bytes, args=(text,))
+    writer.start()
+    assert len(Filelist()(SourceWish(path=folder / "pipe")).dataset.images) == 1
+    writer.join()
+    with pytest.raises(InputError, match=r"/dev/zero: .*neither a regular file nor a pipe"):
+        Filelist()(SourceWish(path=Path("/dev/zero")))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +114,8 @@ def test_captions_follow_the_last_tab(folder: Path) -> None:
 
 
 def test_captions_keep_to_their_images_when_some_are_left_out(folder: Path) -> None:
-    text = "images/absent.png 0\tnothing\n" + CAPTIONED
+    (folder / "images" / "broken.png").write_bytes(b"no image")
+    text = "images/broken.png 0\tnothing\n" + CAPTIONED
     found = read(folder, text, captions=True, skip_corrupt=True).dataset
     assert found.captions is not None and decode(found.captions) == ["a cat, asleep", "un café"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslbd_cli.data.layouts import Layout, arrange
+from sslbd_cli.data.layouts import Arrangement, arrange
 from sslbd_cli.data.source import Made, SourceWish
 from sslbd_cli.data.sources.folder import Folder
 from sslbd_cli.errors import InputError
@@ -127,9 +127,9 @@ def test_layouts_and_splits_that_do_not_fit(
 
 def test_a_single_split_may_be_named_or_not() -> None:
     paths = {("train", "cat", "1.png"), ("train", "dog", "1.png")}
-    assert arrange(paths, None) == arrange(paths, "train") == Layout(tuple(sorted(paths)), ("cat", "dog"), (0, 1))
+    assert arrange(paths, None) == arrange(paths, "train") == Arrangement(tuple(sorted(paths)), ("cat", "dog"), (0, 1))
     deep = {("top", *path) for path in paths}
-    assert arrange(deep, None) == arrange(deep, "train") == Layout(tuple(sorted(deep)), ("cat", "dog"), (0, 1))
+    assert arrange(deep, None) == arrange(deep, "train") == Arrangement(tuple(sorted(deep)), ("cat", "dog"), (0, 1))
 
 
 def laid(names: str, split: str | None = None) -> tuple[str, str, list[int] | None, str]:
