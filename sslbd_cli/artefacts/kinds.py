@@ -14,7 +14,7 @@ import numpy as np
 from sslbd_cli.artefacts import container, header, paging, validate
 from sslbd_cli.artefacts.validate import need
 from sslbd_cli.errors import InputError
-from sslbd_cli.words import did_you_mean
+from sslbd_cli.words import did_you_mean, first_names
 
 LARGEST = 4096  # largest side of an encoder's input in pixels, because a header alone must not fill our memory
 _TRUTH = ("poisoned", "box", "source", "caption")
@@ -156,6 +156,22 @@ class Dataset(Artefact):
         more = " ..." if len(self.classes) > 12 else ""
         classes = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:12])) + more
         raise InputError(f"no class '{name}' among {len(self.classes)}: {did_you_mean(name, self.classes)}{classes}")
+
+    def named_as(self, classes: tuple[str, ...]) -> Dataset:
+        """Return the dataset with these classes, its labels matched by name. Classes without images may be missing.
+
+        Raises InputError if a class of an image is none of them.
+        """
+        if self.classes == classes:
+            return self
+        labels = self.need_labels("the matching of classes by name")
+        used = [self.classes[label] for label in np.unique(labels)]
+        if others := [name for name in used if name not in classes]:
+            known = f"they are {first_names(classes, 12)}"
+            raise InputError(f"class '{others[0]}' is none of the {len(classes)} given classes; {known}")
+        index = {name: number for number, name in enumerate(classes)}
+        numbers = np.array([index.get(name, -1) for name in self.classes], np.int64)
+        return replace(self, labels=numbers[labels], classes=classes)
 
     def limited(self, limit: int | None) -> Dataset:
         """Return a dataset of `limit` rows, spread evenly; the whole dataset if it has no more rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ def class_names(meta: dict[str, Any]) -> tuple[str, ...]:
     """Return the class names of a header."""
     classes = meta.get("classes", [])
     need(isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes are not a list of names")
+    twice = next((name for name, count in Counter(classes).items() if count > 1), None)
+    need(twice is None, f"two classes have the name '{twice}'; rename one")
     return tuple(classes)
 
 

@@ -38,6 +38,7 @@ SHOWN = 20  # corrupt images to name; the rest are counted
               help="Scale the shorter side to PIXELS and keep the centre square.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1, 1 << 30), metavar="N", help="Draw N images (shapes).")
 @click.option("--classes", metavar="NAME,NAME,...", help="Keep only these classes.")
+@options.artefact("--classes-of", help="Number the classes as this dataset does, by name, such as a training set.")
 @click.option("--part", metavar="K/N", help="Take the K-th of N random parts; J-K/N takes parts J to K.")
 @click.option("--per-class", type=click.IntRange(min=1), metavar="N", help="Take N random images of each class.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N random images in all.")
@@ -52,7 +53,9 @@ SHOWN = 20  # corrupt images to name; the rest are counted
               help="Decode up to N pixels; with --size, larger JPEGs at a fraction.  [default: 89478485]")  # fmt: skip
 @options.seed
 @options.output
-def command(run: Run, name: Source, source: str | None, root: str | None, output: str, **params: Any) -> None:
+def command(
+    run: Run, name: Source, source: str | None, root: str | None, classes_of: str | None, output: str, **params: Any
+) -> None:
     """Make a dataset of images: NAME is a source (default: shapes), SOURCE the file or folder that it reads.
 
     Example: `sslbd data folder PHOTOS --split train --size 96`, where PHOTOS is a folder of class folders, or a zip or
@@ -69,7 +72,10 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
 
     refuse_terminal(output)
     names = tuple(filter(None, (params.pop("classes") or "").split(",")))
-    wish = SourceWish(path=_path(source), root=_path(root), watch=run.progress, classes=names, **params)
+    named_as = _classes_of(run, classes_of) if classes_of else ()
+    wish = SourceWish(
+        path=_path(source), root=_path(root), watch=run.progress, classes=names, named_as=named_as, **params
+    )
     outcome = name(wish)
     _report(run, outcome)
     if source is not None:
@@ -82,6 +88,17 @@ def command(run: Run, name: Source, source: str | None, root: str | None, output
         "count": outcome.count if "--count" in name.takes else None,
     }
     run.write(outcome.dataset, output, download=None, **used_values)
+
+
+def _classes_of(run: Run, path: str) -> tuple[str, ...]:
+    """Return the classes of a dataset. Raises InputError if it has none."""
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.errors import InputError
+
+    known = run.read(path, Dataset, "--classes-of").classes
+    if not known:
+        raise InputError(f"--classes-of {path}: the dataset has no classes; give one with labels")
+    return known
 
 
 def _path(text: str | None) -> Path | None:

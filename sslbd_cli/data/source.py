@@ -30,7 +30,10 @@ LABEL_LIMIT = 100_000  # a label L makes L + 1 classes, so an absurd label must 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceWish:
-    """Hold what the user asked of a source; None for options that were not given. size is in pixels of a side."""
+    """Hold what the user asked of a source; None for options that were not given.
+
+    size: in pixels of a side. named_as: the classes that the dataset shall have, matched by name.
+    """
 
     path: Path | None = None
     root: Path | None = None
@@ -42,6 +45,7 @@ class SourceWish:
     limit: int | None = None
     per_class: int | None = None
     classes: tuple[str, ...] = ()
+    named_as: tuple[str, ...] = ()
     seed: int = 0
     skip_corrupt: bool = False
     no_exif: bool = False
@@ -164,6 +168,9 @@ def _make(catalogue: Catalogue, rows: np.ndarray, wish: SourceWish) -> Made:
     if texts is not None:
         arrays["captions"] = captions.encode([texts[row] for row in rows])
     dataset = Dataset.build({"classes": [catalogue.classes[label] for label in labels]}, arrays, ())
+    if wish.named_as:
+        _labels(catalogue, "--classes-of")
+        dataset = dataset.named_as(wish.named_as)
     return Made(dataset, skipped, len(catalogue), digest, doubts)
 
 

@@ -82,7 +82,7 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     inputs.check(params)
     encoder = run.read(input, Encoder)
     train = run.read(params["train"], Dataset, "--train") if params["train"] else None
-    test = run.read(params["test"], Dataset, "--test")
+    test = inputs.test_images(run, params["test"], train)
     baseline = run.read(params["baseline"], Encoder, "--baseline") if params["baseline"] else None
     encoders = [encoder] if baseline is None else [encoder, baseline]
     target, consistency = _target(run, test, params)

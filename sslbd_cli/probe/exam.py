@@ -56,7 +56,9 @@ class Exam:
         if isinstance(self.train, Dataset):
             self.train.need_labels("--train")
             if self.train.classes != self.test.classes:
-                raise InputError("--train and --test have different classes; make them from one source")
+                raise InputError(
+                    "--train and --test have different classes; make them from one source, or with --classes-of"
+                )
             if self.train.sha256 == self.test.sha256:
                 raise InputError("--train and --test are the same dataset; give a separate test split")
         if self.target is not None and bool((answers == self.target).all()):
@@ -99,11 +101,12 @@ def emergent_target(poisoned: Dataset, test: Dataset) -> tuple[int, float]:
         raise InputError(f"{sizes}; make them from one source")
     if poisoned.truth is None:
         raise InputError("--target-of: the dataset records no truth; give one that sslbd poison has written")
-    labels = poisoned.need_labels("--target-of")[poisoned.truth.poisoned]
-    if not len(labels):
+    poisoned.need_labels("--target-of")
+    if not poisoned.truth.poisoned.any():
         raise InputError("--target-of: no image of the dataset is poisoned; give a poisoned one")
-    if poisoned.classes != test.classes:
+    if not set(poisoned.classes) <= set(test.classes):
         raise InputError("--target-of and --test have different classes; make them from one source")
+    labels = np.asarray(poisoned.named_as(test.classes).labels)[poisoned.truth.poisoned]
     counts = np.bincount(labels, minlength=len(test.classes))
     return int(counts.argmax()), float(counts.max() / len(labels))
 

@@ -48,6 +48,19 @@ def _check_source(params: dict[str, Any]) -> None:
         raise InputError(f"{option}: --head {head.name} classifies by texts only, in one space; leave it out")
 
 
+def test_images(run: Run, path: str, train: Dataset | None) -> Dataset:
+    """Read the test images. If their classes are some of the training images', match them by name, and say so."""
+    from sslbd_cli.artefacts.kinds import Dataset
+
+    test = run.read(path, Dataset, "--test")
+    if train is None or test.labels is None or test.classes == train.classes:
+        return test
+    if not set(test.classes) <= set(train.classes):
+        return test  # the exam refuses it
+    run.say(f"--test has {len(test.classes)} of the {len(train.classes)} classes of --train; they are matched by name")
+    return test.named_as(train.classes)
+
+
 def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Features:
     """Read the texts, numbered like the test's classes. Warn if another encoder's text tower embedded them."""
     from sslbd_cli.artefacts.kinds import Features

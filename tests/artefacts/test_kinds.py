@@ -39,7 +39,7 @@ FINITE = st.floats(-1e6, 1e6, width=32)
 
 @st.composite
 def datasets(draw) -> Dataset:
-    count, classes = draw(st.integers(1, 5)), draw(st.lists(WORDS, min_size=1, max_size=3))
+    count, classes = draw(st.integers(1, 5)), draw(st.lists(WORDS, min_size=1, max_size=3, unique=True))
 
     def rows(dtype: str, *shape: int, low: int = 0, high: int = 9) -> np.ndarray:
         return draw(hnp.arrays(dtype, (count, *shape), elements=st.integers(low, high)))
@@ -73,7 +73,7 @@ ENCODERS = st.builds(
 FEATURES = st.builds(
     Features,
     feats=hnp.arrays("f4", st.tuples(st.integers(1, 5), st.integers(1, 3)), elements=FINITE),
-    classes=st.lists(WORDS).map(tuple),
+    classes=st.lists(WORDS, unique=True).map(tuple),
     history=HISTORIES,
 )
 REPORTS = st.builds(
@@ -236,6 +236,7 @@ def altered(row: int, at: int, *bytes_: int) -> np.ndarray:
 DATASETS = {
     "classes": (lambda h: h.update(classes="abc"), {}, "not a list of names"),
     "class names": (lambda h: h.update(classes=[1, 2, 3]), {}, "not a list of names"),
+    "two classes of one name": (lambda h: h.update(classes=["a", "a", "b"]), {}, "two classes have the name"),
     "too few classes": (lambda h: h.update(classes=["a", "b"]), {}, "a label lies outside"),
     "negative label": (lambda h: None, {"labels": np.full(60, -1)}, "a label lies outside"),
     "float labels": (lambda h: None, {"labels": np.zeros(60)}, "'labels' is float64"),

@@ -106,6 +106,22 @@ def test_npz_and_filelist_through_the_command(tmp_path: Path, photos: Path, caps
     assert len(make(tmp_path, "filelist", tmp_path / "list.txt", "--root", photos).images) == 1
 
 
+def test_classes_are_numbered_as_in_another_dataset(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, lines in (("train", ["train/cat/0.png 2", "train/dog/0.png 3"]), ("test", ["test/cat/1.png 2"])):
+        (photos / f"{name}.txt").write_text("\n".join(lines))
+    train = tmp_path / "train.h5"
+    assert run(["data", "filelist", str(photos / "train.txt"), "-o", str(train)]) == 0
+    words = ["filelist", photos / "test.txt", "--classes-of", train]
+    found = make(tmp_path, *words)
+    assert found.classes == ("0", "1", "2", "3") and found.labels.tolist() == [2]
+    (entry,) = found.history
+    assert [row["option"] for row in entry["inputs"]] == ["--classes-of", "INPUT"]
+    assert run(["data", "folder", str(photos), "--split", "test", *map(str, words[2:]), "-o", "/dev/null"]) == 2
+    assert "class 'cat' is none of the 4 given classes; they are 0, 1, 2, 3" in capsys.readouterr().err
+
+
 def test_corrupt_images_are_counted_and_the_first_named(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

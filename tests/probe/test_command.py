@@ -28,6 +28,32 @@ def test_images_in_both_splits_are_counted(sslbd, files):
     )
 
 
+def test_a_test_set_without_a_class_of_the_training_set_is_matched_by_name(sslbd, files, fresh, tmp_path):
+    rows = np.flatnonzero(fresh.labels != 0)
+    few = replace(fresh.take(rows), labels=2 - fresh.labels[rows], classes=("class-2", "class-1"))
+    kinds.write(few, str(tmp_path / "few.h5"))
+    kinds.write(fresh.take(rows), str(tmp_path / "whole.h5"))
+    words = (
+        "probe",
+        files["encoder"],
+        "--train",
+        files["train"],
+        "--head",
+        "knn",
+        "--trigger",
+        "patch",
+        "--target",
+        2,
+        "--json",
+    )
+    status, out, err = sslbd(*words, "--test", tmp_path / "few.h5")
+    assert status == 0 and "--test has 2 of the 3 classes of --train; they are matched by name" in err
+    assert out == sslbd(*words, "--test", tmp_path / "whole.h5")[1] and json.loads(out)["target"] == "class-2"
+    other = replace(few, classes=("class-2", "class-7"))
+    kinds.write(other, str(tmp_path / "other.h5"))
+    assert "different classes" in sslbd(*words[:4], "--test", tmp_path / "other.h5")[2]
+
+
 def test_standard_input_is_read_once(sslbd, files, monkeypatch):
     with files["encoder"].open("rb") as stream:
         import os

@@ -173,6 +173,8 @@ def poisoned(dataset, rows):
 def test_the_target_of_a_poison_is_its_majority(dataset, fresh):
     assert exams.emergent_target(poisoned(dataset, [0, 1, 2, 5, 8]), fresh) == (2, 0.6)
     assert exams.emergent_target(poisoned(dataset, [1, 2]), fresh) == (1, 0.5)
+    moved = dataclasses.replace(fresh, classes=("class-9", *fresh.classes), labels=fresh.labels + 1)
+    assert exams.emergent_target(poisoned(dataset, [0, 1, 2, 5, 8]), moved) == (3, 0.6)
     for found, problem in (
         (dataset, "records no truth"),
         (poisoned(dataset, []), "no image of the dataset is poisoned"),

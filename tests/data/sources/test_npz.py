@@ -34,6 +34,11 @@ def test_names_may_be_given_in_the_order_of_the_numbers(tmp_path: Path) -> None:
     assert read(tmp_path, x=X, y=Y, classes=np.array(["b", "a", "c", "unused"])).dataset.classes[:2] == ("b", "a")
 
 
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.npz: two classes have the name 'a'; rename one"):
+        read(tmp_path, x=X, y=Y, classes=np.array(["a", "a", "b"]))
+
+
 def test_images_alone_are_a_dataset_without_labels(tmp_path: Path) -> None:
     found = read(tmp_path, x=X).dataset
     assert (found.labels, found.classes) == (None, ()) and np.array_equal(found.images[:, 2], X[..., 2])
