@@ -28,7 +28,7 @@ def judge_stream(request: GuardRequest, session: Session) -> tuple[Report, dict[
     findings, speed = _timed(post, case.evidence.images)
     ruling = image_verdict.rule(findings, case)
     kinship = None
-    if image_verdict.verdict(ruling, None)[0] == "found":
+    if image_verdict.needs_kin(ruling, None, case):
         kinship = judge.kinship_of(case, ruling, lambda images: post.look(images).scores.values, session.seed)
     report = judge.report_of(ruling, case, None, kinship)
     results = {

@@ -25,6 +25,9 @@ from sslbd_cli.poison.plant import plant
 from sslbd_cli.triggers._contract import Trigger
 
 BEYOND_CHANCE = 0.001  # verdict found: so many flags among images like --aux have a smaller probability
+LOUD = (
+    0.5  # share of a trigger's images that a backdoored encoder flags at least, if its clean encoder is to vouch for it
+)
 SETTLE = "give a clean encoder of the same kind as --baseline"  # what settles most doubts
 
 
@@ -208,18 +211,41 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
     return "found", ""
 
 
-def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, case: Case) -> tuple[str, str]:
-    """Return the verdict on inputs whose finding needs a control: a clean encoder, or the kin of the trigger, or both.
+def is_foreign(flagged: np.ndarray, clean_flagged: np.ndarray, n_calibration: int, alpha: float) -> bool:
+    """Tell whether an encoder reacts to a trigger as its clean encoder does not, bool N each, the same images.
 
-    The trigger stands out from its kin by a p-value of at most alpha, the share of clean encoders that may be found to
-    have a backdoor. Without either, flags say no more than that the images differ from --aux, for whatever encoder.
+    It flags most of the images, and the clean encoder no more than chance explains. Clean encoders differ, too, in how
+    much they flag a harmless change; but a change that one of them hardly ever misses, another notices.
+    """
+    hits, count = int(clean_flagged.sum()), len(clean_flagged)
+    is_quiet = significance.exceedance_tail(hits, count, n_calibration, alpha) >= BEYOND_CHANCE
+    return is_quiet and float(flagged.mean()) >= LOUD and more_than(flagged, clean_flagged) < BEYOND_CHANCE
+
+
+def needs_kin(ruling: Ruling, clean: Ruling | None, case: Case) -> bool:
+    """Tell whether a finding depends on the trigger's kin: if it is one, and no clean encoder settles it."""
+    if verdict(ruling, clean)[0] != "found" or case.alpha is None:
+        return False
+    if clean is None:
+        return True
+    n_calibration = len(ruling.findings.scores.calibration)
+    return not is_foreign(ruling.counted_flags, clean.counted_flags, n_calibration, case.alpha)
+
+
+def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, case: Case) -> tuple[str, str]:
+    """Return the verdict on inputs whose finding needs a control: a clean encoder, or the kin of the trigger.
+
+    kinship: None if the trigger is not known, or if the clean encoder settles it (`needs_kin`). The trigger stands out
+    from its kin by a p-value of at most alpha, the share of clean encoders that may be found to have a backdoor.
+    Without either, flags say no more than that the images differ from --aux, for whatever encoder.
     """
     answer, doubt = verdict(ruling, clean)
     if answer != "found" or ruling.p_value is None:
         return answer, doubt
     if kinship is not None:
         is_own = case.alpha is not None and kinship.p_value <= case.alpha
-        return ("found", "") if is_own else ("inconclusive", f"{kinship.reason(str(case.trigger))}; {SETTLE}")
+        settle = SETTLE if clean is None else "the clean encoder reacts, too, or the encoder misses most of the images"
+        return ("found", "") if is_own else ("inconclusive", f"{kinship.reason(str(case.trigger))}; {settle}")
     if clean is not None:
         return "found", ""
     flagged, count = int(ruling.counted_flags.sum()), len(ruling.counted_flags)

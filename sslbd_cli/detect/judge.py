@@ -116,7 +116,7 @@ def _kinship(
     request: ImageRequest, case: Case, ruling: Ruling, control: Ruling | None, session: Session
 ) -> Kinship | None:
     """Compare the trigger of --data with its kin if it is a finding otherwise. A bound sees the trigger itself."""
-    if image_verdict.verdict(ruling, control)[0] != "found" or request.method.is_bound:
+    if request.method.is_bound or not image_verdict.needs_kin(ruling, control, case):
         return None
     return kinship_of(case, ruling, _scorer(request, case, ruling, session), session.seed)
 

@@ -22,6 +22,7 @@ LEVEL = 1.5 / 255  # what is read of a trigger may miss the pixels that it stamp
 WEAKEST, STRONGEST = 0.9, 1.25  # strength of kin relative to the trigger: root mean square of the pixels' change
 LIKE = 0.6  # a pattern is another one if no shift brings its correlation with the trigger's above this
 DRAWS = 8  # draws for one kin, until it is another pattern of the same strength
+PLACES, OVERLAP = 16, 0.25  # places drawn for a change, of which the first that covers less of the trigger's is taken
 MISSES = 3  # fruitless kin of a kind in a row, after which the kind is left out
 COMPARED = 4  # images on which patterns that differ by image are compared
 
@@ -180,13 +181,19 @@ def _choose(gen: torch.Generator, *values: int) -> int:
 
 
 def _moved(change: HarmlessChange, shape: torch.Size, gen: torch.Generator) -> HarmlessChange:
-    """Put half of the changes that have one place at another place, the same in all images."""
+    """Put a change that has one place at another, the same in all images.
+
+    A backdoor may answer to whatever lies at the trigger's own place, so what lies there is not known to be harmless.
+    """
     room = torch.tensor([shape[3] - change.add.shape[-1], shape[2] - change.add.shape[-2]])
-    is_fixed = bool((change.corners == change.corners[:1]).all())
-    share = torch.rand(2, generator=gen)
-    if not is_fixed or _choose(gen, 0, 1):
+    home = change.corners[:1]
+    if not (change.corners == home).all() or not room.any():
         return change
-    return replace(change, corners=(share * (room + 1)).long().repeat(len(change.corners), 1))
+    places = (torch.rand(PLACES, 2, generator=gen) * (room + 1)).long()
+    apart = (places - home).abs() / torch.tensor([change.add.shape[-1], change.add.shape[-2]])
+    overlaps = (1 - apart).clamp(min=0).prod(1)
+    first = int((overlaps < OVERLAP).int().argmax()) if (overlaps < OVERLAP).any() else int(overlaps.argmin())
+    return replace(change, corners=places[first].repeat(len(change.corners), 1))
 
 
 def _reseeded(known: HarmlessChange, suspect: Suspect, gen: torch.Generator) -> HarmlessChange | None:

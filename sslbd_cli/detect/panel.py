@@ -20,7 +20,7 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.data.source import SourceWish
 from sslbd_cli.detect import significance
-from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, SETTLE, Ruling, few, more_than
+from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, SETTLE, Ruling, few, is_foreign, more_than
 from sslbd_cli.detect.kin import Suspect
 from sslbd_cli.detect.kinship import Kinship
 from sslbd_cli.errors import InputError
@@ -152,12 +152,14 @@ Meet = Callable[[Suspect, np.ndarray], Kinship]
 @dataclass
 class _Row:
     """What is known of one trigger. tail: the probability of so many flags by chance; excess: and of so many more than
-    by a clean encoder, 0 without one. Both are corrected for the triggers, as `more_than_kin` is."""
+    by a clean encoder, 0 without one. Both are corrected for the triggers, as `more_than_kin` is. is_foreign: the clean
+    encoder does not react to the trigger (`image_verdict.is_foreign`), so no kin are needed."""
 
     flagged: int
     tail: float
     adjusted: float = 1.0
     excess: float = 0.0
+    is_foreign: bool = False
     kinship: Kinship | None = None
     more_than_kin: float = 1.0
 
@@ -165,19 +167,20 @@ class _Row:
         return max(self.adjusted, self.excess) < BEYOND_CHANCE
 
     def stands_out(self, alpha: float) -> bool:
-        return self.is_flagged() and self.more_than_kin <= alpha
+        return self.is_flagged() and (self.is_foreign or self.more_than_kin <= alpha)
 
     def p_value(self) -> float:
-        return max(self.adjusted, self.excess, self.more_than_kin)
+        return max(self.adjusted, self.excess, 0.0 if self.is_foreign else self.more_than_kin)
 
 
 def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None, meet: Meet | None) -> Report:
     """Judge the images of each trigger by themselves. The smallest p-value, corrected for the triggers, decides.
 
     control: how a clean encoder is judged on the same images. A trigger is only found if the clean encoder is flagged
-    less on the images of that very trigger. meet: compares a trigger with its kin. A trigger is only found if it stands
-    out from them, by a p-value of at most alpha, the share of clean encoders that may be found to have a backdoor. A
-    bound, which is told where the triggers are, needs no kin. The verdict holds for the triggers of the panel alone.
+    less on the images of that very trigger. meet: compares a trigger with its kin. Unless the clean encoder settles it
+    (`image_verdict.is_foreign`), a trigger is only found if it stands out from them, by a p-value of at most alpha, the
+    share of clean encoders that may be found to have a backdoor. A bound, which is told where the triggers are, needs
+    no kin. The verdict holds for the triggers of the panel alone.
     """
     rows = _rows(report, panel, ruling, control)
     is_sound = not ruling.findings.doubt and rows[0].tail >= BEYOND_CHANCE
@@ -191,7 +194,7 @@ def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None, m
     search_space = f"{len(rows) - 1} triggers on {panel.each} images each: {report.results['search_space']}"
     shown = panel.triggers[best] if rows[best].is_flagged() and is_sound else None
     lacks_control = verdict != "found" and any(row.kinship is not None and bool(row.kinship.doubt) for row in rows)
-    false_alarms = None if meet is None else report.results["alpha"]
+    false_alarms = None if meet is None or rows[best].is_foreign else report.results["alpha"]
     changed = {"verdict": verdict, "doubt": doubt or None, "lacks_control": lacks_control,
                "false_alarms": false_alarms, "p_value": rows[best].p_value(), "panel_trigger": shown,
                "search_space": search_space}  # fmt: skip
@@ -209,8 +212,9 @@ def _rows(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) 
     if control is not None:
         theirs = control.flagged.reshape(shape)
         excess = significance.holm([more_than(flagged[at], theirs[at]) for at in range(1, len(rows))])
-        for row, more in zip(rows[1:], excess, strict=True):
-            row.excess = more
+        for at, more in enumerate(excess, start=1):
+            rows[at].excess = more
+            rows[at].is_foreign = is_foreign(flagged[at], theirs[at], *_scale(report, panel)[1:])
     return rows
 
 
@@ -224,8 +228,9 @@ def _meet_kin(rows: list[_Row], panel: Panel, ruling: Ruling, meet: Meet, alpha:
     for at in sorted(range(1, len(rows)), key=lambda at: (max(rows[at].adjusted, rows[at].excess), rows[at].tail)):
         if not rows[at].is_flagged():
             return
-        rows[at].kinship = kinship = meet(panel.suspect(at), ruling.findings.scores.values[panel.rows(at)])
-        rows[at].more_than_kin = min(1.0, kinship.p_value * (len(rows) - 1))  # Bonferroni
+        if not rows[at].is_foreign:
+            rows[at].kinship = kinship = meet(panel.suspect(at), ruling.findings.scores.values[panel.rows(at)])
+            rows[at].more_than_kin = min(1.0, kinship.p_value * (len(rows) - 1))  # Bonferroni
         if rows[at].stands_out(alpha):
             return
 

@@ -65,14 +65,18 @@ def test_every_trigger_has_kin_of_its_strength_with_other_patterns(tmp_path):
         assert all(np.array_equal(one.images, other.images) for one, other in zip(again, relations, strict=False)), name
 
 
-def test_kin_keep_to_boxes_and_some_are_at_another_place():
-    suspect = suspect_of(plugin.parse("trigger", "patch:size=4,where=tl,margin=0"))
+@pytest.mark.parametrize("where", ["tl", "random"])
+def test_kin_of_a_trigger_with_one_place_lie_apart_from_it_and_others_in_their_boxes(where):
+    suspect = suspect_of(plugin.parse("trigger", f"patch:size=4,where={where},margin=0"))
     places = set()
     for each in islice(kin.kin_of(suspect, 0), 16):
-        rows, columns = np.nonzero((each.images != suspect.clean).any((0, 1)))
-        assert np.ptp(rows) < 4 and np.ptp(columns) < 4
-        places.add((rows.min(), columns.min()))
-    assert (0, 0) in places and len(places) > 4
+        for image, clean, box in zip(each.images, suspect.clean, suspect.boxes, strict=True):
+            rows, columns = np.nonzero((image != clean).any(0))
+            assert np.ptp(rows) < 4 and np.ptp(columns) < 4
+            apart = [max(0, 4 - abs(int(low.min()) - int(at))) for low, at in ((columns, box[0]), (rows, box[1]))]
+            places.add((rows.min(), columns.min()))
+            assert where == "random" or apart[0] * apart[1] <= kin.OVERLAP * 16
+    assert len(places) > 4
 
 
 def test_likeness_sees_through_shifts_but_not_through_other_colours():

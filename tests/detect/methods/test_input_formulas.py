@@ -62,13 +62,23 @@ def feature_norm(sign, learned, images, state):
     return {"score": (away * sign if sign else np.abs(away), 1e-3)}
 
 
-def knn_distance(k, learned, images, state):
+def knn_distance(k, side, learned, images, state):
     unit = [z / np.linalg.norm(z) for z in (embedded(image / 255) for image in learned)]
+
+    def distance(z, bank):
+        return sorted(np.linalg.norm(z - each) for each in bank)[k - 1]
+
+    clean = [distance(z, unit[:at] + unit[at + 1 :]) for at, z in enumerate(unit)]
+    middle = sorted(clean)[(len(clean) - 1) // 2]
+    far, near = (np.array(part) for part in ([d - middle for d in clean if d >= middle],
+                                             [middle - d for d in clean if d <= middle]))  # fmt: skip
+    far, near = (sorted(part)[(len(part) - 1) // 2] for part in (far, near))
     scores = []
     for image in images:
         z = embedded(image / 255)
-        scores.append(sorted(np.linalg.norm(z / np.linalg.norm(z) - each) for each in unit)[k - 1])
-    return {"score": (scores, 1e-4)}
+        d = distance(z / np.linalg.norm(z), unit)
+        scores.append({"far": d, "near": -d, "both": max((d - middle) / far, (middle - d) / near)}[side])
+    return {"score": (scores, 1e-4 if side != "both" else 2e-2)}
 
 
 CASES = {
@@ -77,8 +87,9 @@ CASES = {
     "feature-norm:side=long": (31, functools.partial(feature_norm, 1)),
     "feature-norm:side=short": (31, functools.partial(feature_norm, -1)),
     "feature-norm:side=both": (31, functools.partial(feature_norm, 0)),
-    "knn-distance:k=1": (30, functools.partial(knn_distance, 1)),
-    "knn-distance:k=7": (30, functools.partial(knn_distance, 7)),
+    "knn-distance:k=1,side=far": (30, functools.partial(knn_distance, 1, "far")),
+    "knn-distance:k=7,side=near": (30, functools.partial(knn_distance, 7, "near")),
+    "knn-distance:k=7": (30, functools.partial(knn_distance, 7, "both")),
 }
 
 
