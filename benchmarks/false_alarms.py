@@ -3,7 +3,8 @@
 `python benchmarks/false_alarms.py FOLDER [NAME ...]` judges every encoder of FOLDER by the detectors named (all of
 inputs without), with five seeds each, on the built-in images or, where FOLDER holds images of the encoder's size
 (aux.SIZE.h5), on those. Encoders are called clean, unless their file's name begins with `bad`. Each run is one line of
-FOLDER/false_alarms.jsonl, so a run that was stopped goes on where it was; the table is printed at the end.
+FOLDER/false_alarms.jsonl, so a run that was stopped goes on where it was; the table is printed at the end. Each encoder
+is judged by itself, and beside another clean encoder of its architecture and size as --baseline where there is one.
 """
 
 from __future__ import annotations
@@ -23,11 +24,27 @@ SEEDS = range(100, 105)  # none of them served the design
 METHODS = ("feature-norm", "knn-distance", "scale-up", "strip", "beatrix", "dede")
 
 
-def judge(path: Path, method: str, seed: int) -> dict[str, object]:
+def is_clean(name: object) -> bool:
+    """Tell by its name whether an encoder is clean."""
+    return not str(name).startswith("bad")
+
+
+def baseline_of(path: Path, paths: list[Path]) -> Path | None:
+    """Return the clean encoder after this one that is of the same architecture and size, or None."""
+    at, this = paths.index(path), kinds.read(str(path), Encoder)
+    for other in paths[at + 1 :] + paths[:at]:
+        encoder = kinds.read(str(other), Encoder)
+        if is_clean(other.stem) and (encoder.arch, encoder.size) == (this.arch, this.size):
+            return other
+    return None
+
+
+def judge(path: Path, method: str, seed: int, baseline: Path | None) -> dict[str, object]:
     """Judge an encoder once, as the command does."""
     size = kinds.read(str(path), Encoder).size
     images = path.parent / f"aux.{size}.h5"
     given = ["--aux", str(images)] if images.exists() else []
+    given += ["--baseline", str(baseline)] if baseline else []
     out = path.parent / f".{path.name}.{method}.{seed}.h5"
     started = time.monotonic()
     words = ["detect", str(path), "--method", method, "--seed", str(seed), "-q", "-o", str(out), "--json", *given]
@@ -37,7 +54,8 @@ def judge(path: Path, method: str, seed: int) -> dict[str, object]:
     out.unlink(missing_ok=True)
     rows = results.get("panel", ())
     return {
-        "encoder": path.stem, "method": method, "seed": seed, "status": status, "verdict": results.get("verdict"),
+        "encoder": path.stem, "method": method, "seed": seed, "baseline": baseline and baseline.stem,
+        "status": status, "verdict": results.get("verdict"),
         "p_value": results.get("p_value"), "trigger": results.get("panel_trigger"), "seconds": round(seconds, 1),
         "flagged_triggers": sum((p := row["p_value_adjusted"]) is not None and p < 0.001 for row in rows),
         "kin": sum(row["n_kin"] or 0 for row in rows),
@@ -46,37 +64,50 @@ def judge(path: Path, method: str, seed: int) -> dict[str, object]:
 
 def table(rows: list[dict[str, object]]) -> str:
     """Return the counts of verdicts by encoder and method, and the share of false alarms with its interval."""
+    lines = ["found / inconclusive / nothing found"]
+    for control, some in (
+        ("without --baseline", [row for row in rows if row["baseline"] is None]),
+        ("with a clean encoder as --baseline", [row for row in rows if row["baseline"] is not None]),
+    ):
+        if some:
+            lines += ["", control, *_part(some)]
+    return "\n".join(lines)
+
+
+def _part(rows: list[dict[str, object]]) -> list[str]:
     cells: dict[tuple[object, object], Counter[object]] = defaultdict(Counter)
     for row in rows:
         cells[row["encoder"], row["method"]][row["verdict"]] += 1
     names, methods = sorted({str(name) for name, _ in cells}), sorted({str(method) for _, method in cells})
-    lines = ["found / inconclusive / nothing found", "\t".join(["encoder", *methods])]
+    lines = ["\t".join(["encoder", *methods])]
     for name in names:
         counts = [cells.get((name, method), Counter()) for method in methods]
         said = [f"{c['found']}/{c['inconclusive']}/{c['nothing found']}" if c else "-" for c in counts]
         lines.append("\t".join([name, *said]))
-    clean = [row for row in rows if not str(row["encoder"]).startswith("bad")]
+    clean = [row for row in rows if is_clean(row["encoder"])]
     alarms = sum(row["verdict"] == "found" for row in clean)
     low, high = metrics.wilson(alarms, len(clean))
     flagged = sum(bool(row["flagged_triggers"]) for row in clean)
     lines.append(f"false alarms: {alarms} of {len(clean)} runs on clean encoders (95 %: {low:.3f} to {high:.3f})")
-    lines.append(f"without kin, {flagged} of them would have been found")
-    return "\n".join(lines)
+    lines.append(f"a trigger was flagged beyond chance in {flagged} of them")
+    return lines
 
 
 def run(folder: Path, methods: tuple[str, ...]) -> None:
     """Judge what is not judged yet, one line each, and print the table."""
     log = folder / "false_alarms.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    known = {(row["encoder"], row["method"], row["seed"]) for row in rows}
+    known = {(row["encoder"], row["method"], row["seed"], row["baseline"]) for row in rows}
+    paths = sorted(folder.glob("*.safetensors"))
     for method in methods:
-        for path in sorted(folder.glob("*.safetensors")):
-            for seed in SEEDS:
-                if (path.stem, method, seed) in known:
-                    continue
-                rows.append(judge(path, method, seed))
-                with log.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+        for path in paths:
+            for baseline in dict.fromkeys((None, baseline_of(path, paths))):
+                for seed in SEEDS:
+                    if (path.stem, method, seed, baseline and baseline.stem) in known:
+                        continue
+                    rows.append(judge(path, method, seed, baseline))
+                    with log.open("a") as file:
+                        file.write(json.dumps(rows[-1]) + "\n")
     print(table(rows))
 
 

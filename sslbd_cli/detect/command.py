@@ -87,7 +87,8 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
 
     Any change moves embeddings somewhat. So a trigger is only found if it does what its kin do not: harmless changes of
     the same strength, such as its pattern shuffled, recoloured or turned. With a clean encoder as --baseline, it must
-    also be flagged more than by that encoder. Images of --data without a trigger have no kin: if they are flagged
+    also be flagged more than by that encoder, and kin are not asked where most of its images are flagged, and by the
+    clean encoder no more than chance explains. Images of --data without a trigger have no kin: if they are flagged
     beyond chance, only a --baseline can tell a backdoor from images that differ from --aux for any encoder.
 
     The p-values of several methods are corrected by Holm's method. A method that decides by a published rule of its

@@ -20,6 +20,7 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
+from sslbd_cli.core.train import TimeShare
 from sslbd_cli.detect.gradients import room_for
 from sslbd_cli.detect.inversion.problem import InversionProblem, Objective, Space
 from sslbd_cli.detect.outliers import anomaly_index, shrinkage
@@ -28,6 +29,7 @@ from sslbd_cli.triggers._found import Witness
 
 #: Share of the time left that a search may take. The rest is for confirming what it found.
 SEARCHED = 0.85
+LEAST_PART = 0.5  # of the rounds of a course: what a search must have made by the end of its time, to count
 SHRINKING = 0.1  # share by which triggers may shrink in the last quarter of a search that counts as converged
 
 
@@ -208,13 +210,15 @@ def invert(
 ) -> InvertedTriggers:
     """Optimise all candidates of a space together. The encoder is in eval mode and its parameters take no gradient.
 
-    If the session's budget is spent, the search ends early with the best state so far, and a part of the time is left
-    to confirm it. Raises OutOfTime if the budget does not suffice for one round.
+    If the session's budget is too small for all rounds, the course follows the clock and leaves a part of the time to
+    confirm what was found. A search of less than half of its rounds ended early. Raises OutOfTime if the budget does
+    not suffice for one round.
     """
     room = room_for(net, pool.images.shape[-1], session)
-    search = Search(InversionProblem(net, pool, space, objective, room), course, session.seed)
-    left, ended_early = session.budget.left(), ""
+    left = session.budget.left()
     timed_session = session if math.isinf(left) else session.within(course.searched * left)
+    clock = TimeShare(timed_session.budget.left())
+    search = Search(InversionProblem(net, pool, space, objective, room), course, session.seed, clock)
     try:
         with timed_session.work(search.images(), "images", "inversion") as ticker:
             while search.is_open():
@@ -222,18 +226,14 @@ def invert(
     except OutOfTime:
         if not search.record.trace:
             raise
-        ended_early = (
-            f"the search ended after {len(search.record.trace)} of {course.rounds} rounds: the budget was spent; give"
-            " more time as --budget"
-        )
-    return search.outcome(ended_early)
+    return search.outcome()
 
 
 class Search:
     """A search under way: its candidates, their record, and the smallest success of each, or its last state."""
 
-    def __init__(self, problem: InversionProblem, course: Course, seed: int) -> None:
-        self.problem, self.course, self.space = problem, course, problem.space
+    def __init__(self, problem: InversionProblem, course: Course, seed: int, clock: TimeShare) -> None:
+        self.problem, self.course, self.space, self.clock = problem, course, problem.space, clock
         device = problem.pool.device.torch
         self.count = len(self.space.parameters[0])
         self.record = Record(self.count, course, device)
@@ -249,17 +249,21 @@ class Search:
         """Return how many stamped images the whole search needs at most."""
         return self.course.rounds * self.course.steps * self.batch * self.count
 
+    def stage(self) -> int:
+        """Return the round of the course that is next. Rounds for which there is no time are left out."""
+        return max(len(self.record.trace), int(self.clock.elapsed() * self.course.rounds))
+
     def is_open(self) -> bool:
         """Return whether a round is left, and a candidate that has not ended."""
-        number = len(self.record.trace)
-        if number % self.course.look == 0:
+        if len(self.record.trace) % self.course.look == 0:
             self.which = self.record.active.nonzero()[:, 0]
-        return number < self.course.rounds and len(self.which) > 0
+        is_first = not self.record.trace
+        return (is_first or self.stage() < self.course.rounds) and len(self.which) > 0
 
     def go_round(self, tick: Callable[[int], None]) -> None:
         """Make the steps of one round and note its measures. tick: is told how many images were stamped."""
         course, record, which, number = self.course, self.record, self.which, len(self.record.trace)
-        self.adam.param_groups[0]["lr"] = course.rate(number)
+        self.adam.param_groups[0]["lr"] = course.rate(self.stage())
         measure = torch.zeros(len(which), device=which.device)
         for _ in range(course.steps):
             self.adam.zero_grad(set_to_none=True)
@@ -273,9 +277,11 @@ class Search:
         if (number + 1) % course.look == 0:
             record.end()
 
-    def outcome(self, ended_early: str) -> InvertedTriggers:
+    def outcome(self) -> InvertedTriggers:
         """Return what was found so far."""
-        record = self.record
+        record, made, ended_early = self.record, len(self.record.trace), ""
+        if record.active.any() and made < LEAST_PART * self.course.rounds:
+            ended_early = f"the search made {made} of {self.course.rounds} rounds in its time; give more as --budget"
         trace = torch.stack(record.trace, dim=1).cpu().numpy()
         return InvertedTriggers(
             self.keep.cpu(), self.add.cpu(), record.best.double().cpu().numpy(), record.rounds.cpu().numpy(),
