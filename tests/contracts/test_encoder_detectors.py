@@ -218,7 +218,7 @@ def test_truth_and_history_change_nothing(name, make, files, sslbd, tmp_path, mo
 
 def cut_short(detector, monkeypatch, cpu):
     """Ask a detector whose search ends early about the planted encoder."""
-    honest, reason = inversion.invert, "the search ended after 4 of 9 rounds"
+    honest, reason = inversion.invert, "the search made 4 of 9 rounds in its time"
     monkeypatch.setattr(
         f"{type(detector).__module__}.invert", lambda *given: dataclasses.replace(honest(*given), ended_early=reason)
     )
@@ -230,7 +230,7 @@ def cut_short(detector, monkeypatch, cpu):
 def test_a_search_that_runs_out_of_time_is_inconclusive(name, make, cpu, monkeypatch):
     detector = make(name, rounds=2, steps=2, similarity=0.999)
     verdict, reason = cut_short(detector, monkeypatch, cpu)
-    assert verdict == "inconclusive" and (name == "decree" or "ended after 4 of 9 rounds" in reason)
+    assert verdict == "inconclusive" and (name == "decree" or "made 4 of 9 rounds" in reason)
 
 
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.9, "found"), (0.01, "inconclusive")])

@@ -90,7 +90,7 @@ def search(images):
 def test_a_search_whose_time_is_up_answers_with_its_best_state():
     whole, part = search(10**6), search(12 * 16 + 3)
     assert not whole.ended_early and len(whole.trace["size"]) == 30
-    assert "ended after 12 of 30 rounds" in part.ended_early and "--budget" in part.ended_early
+    assert "made 12 of 30 rounds" in part.ended_early and "--budget" in part.ended_early
     for name, rows in part.trace.items():
         assert np.array_equal(rows, whole.trace[name][:12]), name
     good = part.trace["measure"] > 0.9
@@ -99,18 +99,31 @@ def test_a_search_whose_time_is_up_answers_with_its_best_state():
         search(3)
 
 
-def test_a_search_leaves_time_to_confirm_what_it_found(monkeypatch):
-    now = [0.0]
+def slow_search(monkeypatch, seconds):
+    """Search in rounds of a second each, under a budget. Returns the outcome and the rates of the rounds."""
+    now, rates = [0.0], []
     monkeypatch.setattr("sslbd_cli.core.session.time.monotonic", lambda: now[0])
 
     def slow(self, tick, honest=inversion.Search.go_round):
         now[0] += 1
         honest(self, tick)
+        rates.append(self.adam.param_groups[0]["lr"])
 
     monkeypatch.setattr(inversion.Search, "go_round", slow)
     space = Patches(1, 16, torch.Generator().manual_seed(0), CPU)
-    course = Course(rounds=30, batch=8, bar=0.9, rates=((0, 0.5),), weight=None)
-    session = Session(CPU, budget=TimeBudget(10))
-    part = invert(make_net(), Pool(make_scenes(40).images, CPU), space, alike, course, session)
-    assert "after 8 of 30 rounds" in part.ended_early
-    session.budget.check()  # there is time left
+    course = Course(rounds=30, batch=8, bar=0.9, rates=((0, 0.5), (24, 0.1)), weight=None)
+    session = Session(CPU, budget=TimeBudget(seconds))
+    outcome = invert(make_net(), Pool(make_scenes(40).images, CPU), space, alike, course, session)
+    session.budget.check()  # there is time left to confirm what was found
+    return outcome, rates
+
+
+def test_a_search_leaves_time_to_confirm_what_it_found(monkeypatch):
+    part, _ = slow_search(monkeypatch, 10)
+    assert "made 8 of 30 rounds" in part.ended_early
+
+
+def test_a_search_that_lacks_some_time_makes_its_whole_course_in_fewer_rounds(monkeypatch):
+    part, rates = slow_search(monkeypatch, 24)  # 20 rounds at most
+    assert not part.ended_early and len(rates) == len(part.trace["size"]) == 20
+    assert rates[0] == 0.5 and rates[-4:] == [0.1] * 4 and rates.count(0.1) == 4
