@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts import parts
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core import features
-from sslbd_cli.detect import contract, image_verdict, inputs, judge, panel, several
+from sslbd_cli.detect import contract, image_verdict, inputs, judge, kinship, panel, several
 from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
 from sslbd_cli.errors import InputError, Unsound
 from sslbd_cli.poison.plant import plant
@@ -462,6 +462,34 @@ def test_a_clean_encoder_answers_for_the_trigger_that_it_is_flagged_for_alone(th
     assert found["panel"][1]["p_value_more_than_clean_encoder"] == pytest.approx(
         1 if answer != "found" else 0, abs=1e-9
     )
+
+
+@pytest.mark.parametrize(
+    ("share", "theirs", "settled"), [(1.0, 0, True), (0.5, 0, True), (0.4, 0, False), (1.0, 12, False), (1.0, 4, True)]
+)
+def test_a_clean_encoder_settles_what_it_does_not_react_to_at_all(share, theirs, settled):
+    """The trigger's kin do as much, so without the clean encoder nothing is found."""
+    each, judged = 60, panel.Panel(*[None] * 3, tuple("-abc"), tuple("-" * 4), 60, np.zeros((240, 4), np.int64))
+    judged = replace(
+        judged, judged=artefact_kinds.Dataset(images=np.zeros((240, 3, 16, 16), np.uint8)),
+        triggers=("", "blend", "ctrl", "patch"),
+    )  # fmt: skip
+    case = image_verdict.Case(evidence=Evidence(np.zeros((240, 3, 4, 4))), alpha=0.05)
+
+    def ruling(flagged):
+        scores = np.zeros(240)
+        scores[each : each + flagged] = 1
+        return image_verdict.rule(Findings(Scores(scores, np.linspace(-1, 0.5, 400)), "all"), case)
+
+    ours, control = ruling(round(share * each)), ruling(theirs)
+    alike = kinship.Kinship(1.0, 1, 0)
+    plain = judge.report_of(ours, case, control, None)
+    results = panel.rule(plain, judged, ours, control, lambda suspect, scores: alike).results
+    assert results["verdict"] == ("found" if settled else "inconclusive")
+    assert results["panel"][1]["n_kin"] == (None if settled else 1)
+    assert results["false_alarms"] == (None if settled else 0.05) and (results["p_value"] < 0.001) == settled
+    alone = panel.rule(judge.report_of(ours, case, None, None), judged, ours, None, lambda suspect, scores: alike)
+    assert alone.results["verdict"] == "inconclusive"
 
 
 @pytest.mark.parametrize(("limit", "status"), [(2, 3), (6, 0)])
