@@ -39,13 +39,16 @@ class Kinship:
     n_beaten: int
     doubt: str = ""
 
-    def reason(self, trigger: str) -> str:
-        """Say why a trigger that is flagged is no finding."""
+    def reason(self, trigger: str, p_value: float | None = None) -> str:
+        """Say why a trigger that is flagged is no finding. p_value: corrected for the number of triggers."""
         if self.doubt:
             return f"{trigger} is flagged, but nothing tells it from a harmless change: {self.doubt}"
+        said = f"p-value {chance(self.p_value if p_value is None else p_value)}"
+        if self.n_beaten == self.n_kin:
+            return f"{trigger} is flagged, and more than {self.n_kin} of its kin, but not by enough ({said})"
         return (
             f"{trigger} is flagged, but so is any change of its strength: it stands out from {self.n_beaten} of"
-            f" {self.n_kin} of its kin (p-value {chance(self.p_value)})"
+            f" {self.n_kin} of its kin ({said})"
         )
 
     def row(self) -> dict[str, Any]:

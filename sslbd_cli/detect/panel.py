@@ -230,9 +230,19 @@ def _meet_kin(rows: list[_Row], panel: Panel, ruling: Ruling, meet: Meet, alpha:
             return
         if not rows[at].is_foreign:
             rows[at].kinship = kinship = meet(panel.suspect(at), ruling.findings.scores.values[panel.rows(at)])
-            rows[at].more_than_kin = min(1.0, kinship.p_value * (len(rows) - 1))  # Bonferroni
+            rows[at].more_than_kin = min(1.0, kinship.p_value * _weight(panel, at))
         if rows[at].stands_out(alpha):
             return
+
+
+def _weight(panel: Panel, at: int) -> int:
+    """Return what a trigger's p-value is multiplied by, for the number of triggers (Bonferroni, weighted).
+
+    Triggers that somebody named share one half of the false alarms, common ones the other.
+    """
+    is_common = [origin == "common" for origin in panel.origins[1:]]
+    alike = is_common.count(is_common[at - 1])
+    return alike if alike == len(is_common) else 2 * alike
 
 
 def _verdict(report: Report, panel: Panel, ruling: Ruling, rows: list[_Row], best: int) -> tuple[str, str]:
@@ -245,7 +255,8 @@ def _verdict(report: Report, panel: Panel, ruling: Ruling, rows: list[_Row], bes
     if row.stands_out(report.results["alpha"]):
         return "found", ""
     if row.kinship is not None:
-        return "inconclusive", f"{row.kinship.reason(panel.triggers[best])}; {SETTLE}, or images of your own as --data"
+        reason = row.kinship.reason(panel.triggers[best], row.more_than_kin)
+        return "inconclusive", f"{reason}; {SETTLE}, or images of your own as --data"
     if min(each.adjusted for each in rows[1:]) < BEYOND_CHANCE:
         return "inconclusive", "the clean encoder is flagged as much: triggers alone draw attention"
     all_flagged = significance.exceedance_tail(panel.each, *_scale(report, panel))

@@ -492,6 +492,13 @@ def test_a_clean_encoder_settles_what_it_does_not_react_to_at_all(share, theirs,
     assert alone.results["verdict"] == "inconclusive"
 
 
+def test_named_triggers_share_half_of_the_false_alarms():
+    named = panel.Panel(*[None] * 3, tuple("-abcde"), ("", "common", "common", "documented", "given", "common"), 60)
+    weights = [panel._weight(named, at) for at in range(1, 6)]
+    assert weights == [6, 6, 4, 4, 6] and sum(1 / weight for weight in weights) == pytest.approx(1)
+    assert panel._weight(replace(named, origins=("", *["common"] * 5)), 2) == 5
+
+
 @pytest.mark.parametrize(("limit", "status"), [(2, 3), (6, 0)])
 def test_a_panel_of_too_few_images_clears_nothing(look, shelf, files, limit, status):
     shelf("whiteness")
