@@ -14,7 +14,7 @@ from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts import parts
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core import features
-from sslbd_cli.detect import contract, image_verdict, inputs, judge, kinship, panel, several
+from sslbd_cli.detect import contract, forecast, image_verdict, inputs, judge, kinship, panel, several
 from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
 from sslbd_cli.errors import InputError, Unsound
 from sslbd_cli.poison.plant import plant
@@ -320,6 +320,7 @@ def test_images_that_several_methods_judge_are_embedded_once_per_encoder(look, s
         return embed(net, images, session)
 
     monkeypatch.setattr(features, "embed", count)
+    monkeypatch.setattr(forecast, "tell", lambda *given: None)
     monkeypatch.setattr(features, "need_distinct", lambda *given: None)
     monkeypatch.setattr(judge, "need_distinct", lambda *given: None)
     given = "--aux", "aux.h5", "--data", "data.h5", "--reference", files / "good", "-q"
