@@ -44,8 +44,10 @@ def compare(number: str, images: str, features: str) -> float:
 
     from sslbd_cli.artefacts import kinds
 
-    module = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=str(weights(number))).eval()
     pixels = torch.from_numpy(np.array(kinds.read(images, kinds.Dataset).images[:32]))
+    module = EfficientNet.from_pretrained(  # it pads for this size, whatever the images have: else 240 for Lite1
+        f"efficientnet-lite{number}", weights_path=str(weights(number)), image_size=pixels.shape[-1]
+    ).eval()
     with torch.inference_mode():
         original = module.extract_features((pixels / 255 - 0.5) / 0.5).mean((2, 3))
     ours = torch.from_numpy(np.array(kinds.read(features, kinds.Features).feats[:32]))
