@@ -409,6 +409,7 @@ class EncoderDetector(Detector):
     cost: ClassVar[float] = 100
     needs_labels: ClassVar[bool] = False  # whether it needs labels, for a downstream task
     learns: ClassVar[bool] = False  # whether it learns from clean and backdoored encoders
+    has_threshold: ClassVar[bool] = True  # whether it decides by itself, without clean encoders to compare with
 
     @final
     def __call__(self, encoder: ImageEncoder, clues: Clues, session: Session) -> Opinion:

@@ -24,6 +24,7 @@ from sslbd_cli.detect.contract import Clues, EncoderDetector, Opinion
 from sslbd_cli.errors import InputError
 
 POOL = 4  # with fewer clean encoders, the detector's own rule decides
+NO_THRESHOLD = f"it has no threshold of its own; give {POOL} clean encoders as --baseline"
 HELD = 0.25  # share of the images held out of the search, to test the witness on
 LEAST = 64  # least number of images, a quarter of them held out
 SEARCH_PIXELS, HELD_PIXELS = 1 << 25, 1 << 22  # of large images, no more are searched with and held out
@@ -79,7 +80,7 @@ class Standing:
         if self.false_alarms is not None and self.p_value is not None:
             return ("found" if self.p_value <= self.false_alarms + 1e-12 else "nothing found"), ""
         if opinion.threshold is None:
-            return "inconclusive", f"it has no threshold of its own; give {POOL} clean encoders as --baseline"
+            return "inconclusive", NO_THRESHOLD
         if opinion.statistic <= opinion.threshold:
             return "nothing found", ""
         if len(self.pool) and self.pool.max() > opinion.threshold:

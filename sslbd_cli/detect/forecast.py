@@ -12,6 +12,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Voice
+from sslbd_cli.detect import encoder_verdict
 from sslbd_cli.detect.contract import Load
 from sslbd_cli.detect.request import EncoderRequest, Request
 
@@ -37,7 +38,7 @@ def _load(request: Request) -> Load:
     side = request.encoder.size
     if isinstance(request, EncoderRequest):
         load = request.method.load(len(request.clues.images), 0, side)
-        count = 1 + len(request.clean)
+        count = 1 + (len(request.clean) if len(request.clean) >= encoder_verdict.POOL else 0)
     else:
         evidence = request.case.evidence
         load = request.method.load(len(evidence.images), len(evidence.aux), side)

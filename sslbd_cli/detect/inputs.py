@@ -64,6 +64,8 @@ def read(run: Run, params: dict[str, Any]) -> Screening:
     requests = []
     for method in sorted(methods, key=lambda each: (each.cost, str(each))):
         try:
+            if is_open:
+                maker.need_scale(method)
             requests.append(maker.request(method))
         except InputError as error:
             if not is_open:
@@ -282,6 +284,12 @@ class _RequestMaker:
             return self._of_encoder(method)
         assert isinstance(method, ImageDetector)
         return self._of_inputs(method) if method.judges == "inputs" else self._of_samples(method)
+
+    def need_scale(self, method: Detector) -> None:
+        """Raise InputError for a detector that cannot decide with so few clean encoders."""
+        is_lost = isinstance(method, EncoderDetector) and not method.has_threshold
+        if is_lost and len(self.files.baselines) < encoder_verdict.POOL:
+            raise InputError(f"{method.name}: {encoder_verdict.NO_THRESHOLD}")
 
     def note_encoders(self) -> None:
         """Record the encoders and reports that the methods use as inputs of the run, in the order of the methods."""

@@ -15,6 +15,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.detect import encoder_verdict, image_verdict, panel
 from sslbd_cli.detect.contract import Inquiry, Opinion
+from sslbd_cli.detect.encoder_verdict import Standing
 from sslbd_cli.detect.guard import make_guard
 from sslbd_cli.detect.image_verdict import Case, Ruling
 from sslbd_cli.detect.kinship import Kinship, Score, compare
@@ -165,7 +166,10 @@ def named(encoder: Encoder) -> dict[str, str]:
 
 
 def _judge_encoder(request: EncoderRequest, session: Session, voice: Voice) -> Report:
-    """Judge an encoder, compared with the encoders known to be clean."""
+    """Judge an encoder, compared with the encoders known to be clean.
+
+    Too few of them make no scale. They can take back a finding, so they are examined only after one.
+    """
     method, clues = request.method, request.clues
     pool, clean = list(request.reported), request.clean
     if method.learns:  # the encoders that it holds out from learning set the scale
@@ -173,15 +177,23 @@ def _judge_encoder(request: EncoderRequest, session: Session, voice: Voice) -> R
         clues = replace(clues, clean_encoders=tuple(map(nets.load, clean)), backdoored_encoders=backdoored)
         clean = ()
 
-    def examine(encoder: Encoder) -> Opinion:
-        opinion: Opinion = method(nets.load(encoder), clues, session)
+    def examine(encoder: Encoder, left: int) -> Opinion:
+        """Examine one of the encoders that are left, in its part of the time."""
+        part = session.within(session.budget.left() / left) if session.budget.is_limited() else session
+        opinion: Opinion = method(nets.load(encoder), clues, part)
         return opinion
 
-    for each in clean:
-        known = examine(each)
-        pool.append(CleanStatistic(known.statistic, known.parts))
-    statistics, searches = [each.value for each in pool], [each.parts for each in pool]
-    standing = encoder_verdict.stand(examine(request.encoder), statistics, request.alpha, searches)
+    def compare(opinion: Opinion) -> Standing:
+        statistics, searches = [each.value for each in pool], [each.parts for each in pool]
+        return encoder_verdict.stand(opinion, statistics, request.alpha, searches)
+
+    opinion = examine(request.encoder, 1 + len(clean))
+    standing = compare(opinion)
+    if len(pool) + len(clean) >= encoder_verdict.POOL or standing.verdict()[0] == "found":
+        for at, each in enumerate(clean):
+            known = examine(each, len(clean) - at)
+            pool.append(CleanStatistic(known.statistic, known.parts))
+        standing = compare(opinion)
     if standing.verdict()[0] == "found" and standing.false_alarms is None:
         voice.warn(
             f"{method.name}: found by a published threshold, which does not carry over to every architecture and"

@@ -14,7 +14,7 @@ from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts import parts
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core import features
-from sslbd_cli.detect import contract, forecast, image_verdict, inputs, judge, kinship, panel, several
+from sslbd_cli.detect import contract, encoder_verdict, forecast, image_verdict, inputs, judge, kinship, panel, several
 from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
 from sslbd_cli.errors import InputError, Unsound
 from sslbd_cli.poison.plant import plant
@@ -286,6 +286,33 @@ def test_an_own_report_of_several_sets_the_scale(look, shelf, files):
     assert rows["norm"]["p_value"] == 1.0 and rows["norm"]["false_alarms"] is None
     rows, told = lines(look(*given, "--baseline", "clean.out")[1])
     assert "norm" not in rows and "only once" in told["not_run"][0]["reason"], "a clean encoder counts once"
+
+
+@pytest.mark.parametrize(("limit", "examined"), [(1.0, ["Backdoored"]), (0.4, ["Backdoored", "Honest"])])
+def test_a_clean_encoder_alone_is_examined_only_to_take_a_finding_back(
+    look, shelf, files, monkeypatch, limit, examined
+):
+    shelf("norm")
+    monkeypatch.setattr(Norm, "limit", limit)
+    seen, honest = [], Norm.examine
+
+    def examine(self, encoder, clues, session):
+        seen.append(type(encoder).__name__)
+        return honest(self, encoder, clues, session)
+
+    monkeypatch.setattr(Norm, "examine", examine)
+    out = look("--method", "norm", "--data", "aux.h5", "--baseline", files / "good", "--json", "-q", encoder="bad")[1]
+    assert seen == examined
+    assert json.loads(out)["verdict"] == ("nothing found" if limit == 1 else "inconclusive")
+
+
+def test_a_method_that_cannot_decide_is_left_out_of_all(look, shelf, monkeypatch):
+    shelf("norm", "blind", "whiteness")
+    monkeypatch.setattr(Norm, "has_threshold", False)
+    told = lines(look("--method", "all", "--aux", "aux.h5", "--json", "-q")[1])[1]
+    assert [row["reason"] for row in told["not_run"]] == [encoder_verdict.NO_THRESHOLD]
+    out = look("--method", "norm", "--data", "aux.h5", "--json", "-q")[1]
+    assert json.loads(out)["verdict"] == "nothing found", "named, it runs"
 
 
 def test_what_all_share_is_read_once_and_noted_once(look, shelf, files):

@@ -142,6 +142,8 @@ class TriggerSearch(EncoderDetector):
     of 8 images. Patches and blends are then made of 56 x 56 free cells, enlarged bilinearly.
     """
 
+    has_threshold = False
+
     families: str = key(
         "all", "families that are searched", choices=("all", "patch", "blend", "noise", "low-frequency")
     )
