@@ -17,6 +17,7 @@ from pathlib import Path
 import check
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the package of this folder, where none is installed
+from sslbd_cli.artefacts.history import main_line
 from sslbd_cli.artefacts.results import (
     CertifiedMeasures,
     DetectResults,
@@ -129,12 +130,12 @@ def detection(results: DetectResults) -> dict[str, float]:
 
 
 def history(encoder: Path) -> list[dict]:
-    """Read the history in a safetensors file's header; none where the file is gone."""
+    """Read the commands that made a safetensors file, from its header; none where the file is gone."""
     if not encoder.exists():
         return []
     with encoder.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return json.loads(header["__metadata__"]["sslbd"])["history"]
+    return list(main_line(json.loads(header["__metadata__"]["sslbd"])["history"]))
 
 
 def recipe(entries: list[dict]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sslbd_cli.artefacts import container, header
+from sslbd_cli.artefacts.canonical import canonical
 from sslbd_cli.artefacts.validate import is_count, need
 from sslbd_cli.errors import InputError
 
@@ -30,7 +31,7 @@ class Saved:
 
 def write(saved: Saved, path: str) -> None:
     """Write a checkpoint completely and atomically. Equal states give equal bytes."""
-    text = container.canonical(saved.meta() | {"sha256": container.digest(saved.meta(), saved.arrays)})
+    text = canonical(saved.meta() | {"sha256": container.digest(saved.meta(), saved.arrays)})
     container.write_safetensors(path, text, saved.arrays)
 
 

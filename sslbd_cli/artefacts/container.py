@@ -30,6 +30,7 @@ import safetensors
 import safetensors.numpy
 
 from sslbd_cli.artefacts import paging
+from sslbd_cli.artefacts.canonical import canonical
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
@@ -41,11 +42,6 @@ Arrays = dict[str, np.ndarray]
 #: NumPy's name of a type, without its byte order -> safetensors' name, in the order in which safetensors stores them.
 SAFETENSORS_TYPES = {"u8": "U64", "i8": "I64", "f8": "F64", "f4": "F32", "u4": "U32", "i4": "I32", "f2": "F16",
                      "u2": "U16", "i2": "I16", "i1": "I8", "u1": "U8", "b1": "BOOL"}  # fmt: skip
-
-
-def canonical(value: Any) -> str:
-    """Serialise as canonical JSON: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def digest(meta: dict[str, Any], arrays: Arrays) -> str:

@@ -7,29 +7,45 @@ import math
 import sys
 from typing import Any
 
+from sslbd_cli.artefacts.canonical import canonical
+from sslbd_cli.artefacts.history import MOST, History, is_history, unfolded
 from sslbd_cli.errors import InputError
 
-FORMAT = 1
+FORMAT = 2  # what is written; in files of format 1, the commands that made an input stand in the input's own row
+FORMATS = (1, FORMAT)
+LONGEST = 64 << 20  # characters of a header
 DEEPEST = 200  # levels of nested JSON; bounded, because later code recurses into the header
 
 
-def parse(text: str) -> tuple[dict[str, Any], str | None, tuple[dict[str, Any], ...]]:
+def parse(text: str) -> tuple[dict[str, Any], str | None, History]:
     """Return the fields of the kind (including `kind` itself), the recorded digest (or None) and the history.
 
     Raises InputError if the text is not an sslbd header.
     """
+    if len(text) > LONGEST:
+        raise InputError(f"its header is longer than {LONGEST >> 20} MB")
     try:
         header = json.loads(text, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError):
         raise InputError("its sslbd header is not JSON: the file is damaged") from None
-    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
-        raise InputError(f"its header is not sslbd format {FORMAT}")
+    if not isinstance(header, dict) or header.pop("format", None) not in FORMATS:
+        raise InputError(f"its header is not sslbd format {' or '.join(map(str, FORMATS))}")
     if not is_shallow(header):
         raise InputError("its header is nested absurdly deep")
     history = header.pop("history", [])
-    if not _is_history(history):
+    if not is_history(history):
         raise InputError("its history is damaged")
-    return header, header.pop("sha256", None), tuple(history)
+    if len(history) > MOST:
+        raise InputError(f"its history holds more than {MOST} commands")
+    return header, header.pop("sha256", None), unfolded(history)
+
+
+def dump(fields: dict[str, Any]) -> str:
+    """Return a header's text. Raises InputError if `parse` would refuse it."""
+    text = canonical(fields)
+    if len(text) > LONGEST or not is_shallow(fields) or len(fields.get("history", ())) > MOST:
+        raise InputError("cannot write it: its header is too long, or nested too deep, to be read again")
+    return text
 
 
 def is_number(value: Any) -> bool:
@@ -51,23 +67,3 @@ def is_shallow(value: Any) -> bool:
         if not level:
             return True
     return False
-
-
-def _is_history(value: Any) -> bool:
-    """Return whether a value is a list of history entries; their inputs may have histories, too."""
-    return isinstance(value, list) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("command"), str)
-        and isinstance(entry.get("args"), dict)
-        and isinstance(entry.get("inputs"), list)
-        and all(map(_is_source, entry["inputs"]))
-        for entry in value
-    )
-
-
-def _is_source(row: Any) -> bool:
-    return (
-        isinstance(row, dict)
-        and all(isinstance(row.get(name), str) for name in ("option", "kind", "sha256"))
-        and _is_history(row.get("history", []))
-    )

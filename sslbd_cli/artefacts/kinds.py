@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from sslbd_cli.artefacts import container, header, paging, validate
+from sslbd_cli.artefacts.history import History
 from sslbd_cli.artefacts.validate import need
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import did_you_mean, first_names
@@ -20,7 +21,6 @@ LARGEST = 4096  # largest side of an encoder's input in pixels, because a header
 _TRUTH = ("poisoned", "box", "source", "caption")
 _DATASET = ("images", "labels", "ids", "captions", *(f"truth/{name}" for name in _TRUTH))
 _GUARD_WORDS = ("method", "encoder", "search_space", "doubt")
-History = tuple[dict[str, Any], ...]
 A = TypeVar("A", bound="Artefact")
 
 
@@ -385,7 +385,7 @@ def write(artefact: Artefact, path: str) -> None:
         "history": list(artefact.history),
         "sha256": artefact.sha256,
     }
-    text = container.canonical(common | artefact.meta())
+    text = header.dump(common | artefact.meta())
     save = container.write_safetensors if artefact.kind in ("encoder", "guard") else container.write_hdf5
     save(path, text, artefact.arrays())
 

@@ -16,6 +16,7 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin
 
 if TYPE_CHECKING:
+    from sslbd_cli.artefacts.history import Lineage
     from sslbd_cli.artefacts.kinds import Artefact
     from sslbd_cli.cli.progress import Progress
     from sslbd_cli.core.device import Device
@@ -58,7 +59,7 @@ class Run:
         self.quiet: bool = ctx.params["quiet"]
         self.verbose: bool = ctx.params["verbose"]
         self.inputs: list[dict[str, Any]] = []
-        self.history: tuple[dict[str, Any], ...] = ()
+        self._lineage: Lineage | None = None
         self._device: Device | None = None
         self._session: Session | None = None
         self._has_read_stdin = False
@@ -68,7 +69,7 @@ class Run:
     # --- in
 
     def read(self, path: str, kind: type[A], option: str = "INPUT") -> A:
-        """Read one artefact and record its digest. INPUT's history is continued; other histories go into the entry."""
+        """Read one artefact, and record its digest and its history."""
         artefact = self.load(path, kind, option)
         self.note(option, artefact)
         return artefact
@@ -83,13 +84,20 @@ class Run:
         return kinds.read(path, kind)
 
     def note(self, option: str, artefact: Artefact) -> None:
-        """Record an artefact as an input of this run."""
-        row: dict[str, Any] = {"option": option, "kind": artefact.kind, "sha256": artefact.sha256}
-        if option == "INPUT":
-            self.history = artefact.history
-        elif artefact.history:
-            row["history"] = list(artefact.history)
-        self.inputs.append(row)
+        """Record an artefact as an input of this run. Raises InputError if the history becomes too long."""
+        try:
+            made_by = self.lineage().add(artefact.history)
+        except InputError as error:
+            raise InputError(f"{option}: {error}") from None
+        self.inputs.append({"option": option, "kind": artefact.kind, "sha256": artefact.sha256, "made_by": made_by})
+
+    def lineage(self) -> Lineage:
+        """Return the histories of all inputs so far."""
+        from sslbd_cli.artefacts.history import Lineage
+
+        if self._lineage is None:
+            self._lineage = Lineage()
+        return self._lineage
 
     def note_file(self, option: str, path: str | Path, sha256: str | None = None) -> None:
         """Record a foreign file as an input, by base name and digest of its bytes (computed here if not given)."""
@@ -170,7 +178,7 @@ class Run:
 
         Every input must have been read, and the device picked.
         """
-        from sslbd_cli.artefacts.container import canonical
+        from sslbd_cli.artefacts.canonical import canonical
         from sslbd_cli.core.train import Checkpoint
 
         if self.ctx.params["checkpoint"] is None:
@@ -207,7 +215,8 @@ class Run:
                 continue
             spelling = max(param.opts, key=len) if param.param_type_name == "option" else f"@{name}"
             arguments[spelling] = plain(value)
-        row: dict[str, Any] = {"command": self.name, "version": __version__, "args": arguments, "inputs": self.inputs}
+        row: dict[str, Any] = {"command": self.name, "version": __version__, "args": arguments}
+        row["inputs"] = self.lineage().brief(self.inputs)
         if self._device is not None:
             import torch
 
@@ -219,7 +228,7 @@ class Run:
         """Write the artefact with this run appended to its history."""
         from sslbd_cli.artefacts import kinds as core
 
-        core.write(replace(artefact, history=(*self.history, self.entry(**values))), path)
+        core.write(replace(artefact, history=self.lineage().followed_by(self.entry(**values))), path)
         if path != "-" and self.verbose:
             self.say(f"wrote {path}")
 

@@ -15,7 +15,8 @@ import torch
 
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import paging
-from sslbd_cli.artefacts.kinds import Dataset, Encoder, History, Report
+from sslbd_cli.artefacts.history import History
+from sslbd_cli.artefacts.kinds import Dataset, Encoder, Report
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.data.source import SourceWish
@@ -121,12 +122,10 @@ def _triggers(encoder: Encoder, given_trigger: Trigger | None, voice: Voice) -> 
 
 
 def documented(history: History) -> Iterator[str]:
-    """Yield the triggers that a history names, its inputs' histories included."""
+    """Yield the triggers that a history names."""
     for entry in history:
         specs = entry["args"].get("--trigger", [])
         yield from (spec for spec in (specs if isinstance(specs, list) else [specs]) if isinstance(spec, str))
-        for source in entry["inputs"]:
-            yield from documented(tuple(source.get("history", ())))
 
 
 def _say(voice: Voice, is_built_in: bool, each: int, origins: list[str]) -> None:

@@ -49,6 +49,7 @@ def command(run: Run, input: str, recipe: bool, digest: bool, verify: bool, json
 def describe(artefact: Any) -> dict[str, Any]:
     """Describe an artefact: kind, digest, content, and its history with one line per command."""
     from sslbd_cli.artefacts.captions import decode
+    from sslbd_cli.artefacts.history import main_line
     from sslbd_cli.artefacts.recipe import command_line
 
     rows: dict[str, Any] = {"kind": artefact.kind, "sha256": artefact.sha256}
@@ -88,5 +89,5 @@ def describe(artefact: Any) -> dict[str, Any]:
         rows["doubt"] = artefact.doubt or None
     else:
         rows |= {"command": artefact.command, "results": artefact.results}
-    rows["history"] = [command_line(entry) for entry in artefact.history]
+    rows["history"] = [command_line(entry) for entry in main_line(artefact.history)]
     return rows

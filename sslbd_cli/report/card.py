@@ -17,7 +17,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from sslbd_cli import __version__
-from sslbd_cli.artefacts.kinds import Encoder, History, Report
+from sslbd_cli.artefacts.history import History, line_numbers, main_line, maker
+from sslbd_cli.artefacts.kinds import Encoder, Report
 from sslbd_cli.artefacts.recipe import command_line
 from sslbd_cli.artefacts.results import DetectResults, ProbeResults, Results, read
 from sslbd_cli.cli.output import MISSING, cell, label
@@ -65,19 +66,25 @@ def evidence(card: Card) -> list[str]:
 
 
 def _from_history(history: History) -> Iterator[str]:
-    for entry in history:
-        triggers = entry["args"].get("--trigger", [])
-        specs = ", ".join(f"`{code(one)}`" for one in (triggers if isinstance(triggers, list) else [triggers]))
-        trigger = f", trigger {specs}" if specs else ""
-        if entry["command"] == "badencoder":
-            method = str(entry["args"].get("--method", "badencoder")).split(":")[0]
-            yield f"its history says that a backdoor was planted in it ({text(method)}{trigger})"
-        elif entry["command"] == "poison":
-            yield f"its history says that it was trained on images that were poisoned{trigger}"
-        for source in entry["inputs"]:
-            if source["option"] in ("INPUT", "--data"):
-                yield from (f"{sign} (by way of {text(source['option'])})" for sign in _from_history(
-                    tuple(row for row in source.get("history", ()) if row["command"] == "poison")))  # fmt: skip
+    for at in line_numbers(history):
+        yield from _signs(history[at])
+        for source in history[at]["inputs"]:
+            made_by = maker(history, at, source)
+            if source["option"] == "--data" and made_by is not None:
+                poisonings = [entry for entry in main_line(history, made_by) if entry["command"] == "poison"]
+                yield from (f"{sign} (by way of --data)" for entry in poisonings for sign in _signs(entry))
+
+
+def _signs(entry: dict[str, Any]) -> Iterator[str]:
+    """Yield what one command of a history says for a backdoor."""
+    triggers = entry["args"].get("--trigger", [])
+    specs = ", ".join(f"`{code(one)}`" for one in (triggers if isinstance(triggers, list) else [triggers]))
+    trigger = f", trigger {specs}" if specs else ""
+    if entry["command"] == "badencoder":
+        method = str(entry["args"].get("--method", "badencoder")).split(":")[0]
+        yield f"its history says that a backdoor was planted in it ({text(method)}{trigger})"
+    elif entry["command"] == "poison":
+        yield f"its history says that it was trained on images that were poisoned{trigger}"
 
 
 def _from_report(name: str, results: Results) -> Iterator[str]:
@@ -95,7 +102,7 @@ def _from_report(name: str, results: Results) -> Iterator[str]:
 
 
 def _is_purified(history: History) -> bool:
-    return any(entry["command"] == "purify" for entry in history)
+    return any(entry["command"] == "purify" for entry in main_line(history))
 
 
 def _method(results: DetectResults) -> str:
@@ -148,7 +155,8 @@ def _index(name: str, report: Report) -> Iterator[EvalResult]:
     results = read(report)
     if not isinstance(results, ProbeResults):
         return
-    digest = next((row["sha256"] for step in report.history for row in step["inputs"] if row["option"] == "--test"), "")
+    sources = report.history[-1]["inputs"] if report.history else []
+    digest = next((row["sha256"] for row in sources if row["option"] == "--test"), "")
     kinds = (
         ("accuracy", "clean accuracy", results.clean_accuracy),
         ("attack_success_rate", "attack success rate", results.asr),
@@ -185,7 +193,7 @@ def _made(history: History) -> str:
     """Write the commands that made the encoder. Its header holds those that made the side inputs."""
     if not history:
         return "## How it was made\n\nNot known: it has no history, because no sslbd command made it."
-    lines = "\n".join(command_line(entry) for entry in history)
+    lines = "\n".join(command_line(entry) for entry in main_line(history))
     return f"## How it was made\n\n```sh\n{lines}\n```\n\n`sslbd info --recipe` prints all of it, side inputs included."
 
 

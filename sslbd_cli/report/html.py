@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from sslbd_cli.artefacts.kinds import History, Report
+from sslbd_cli.artefacts.history import History, main_line, maker, needed
+from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.artefacts.recipe import command_line
 from sslbd_cli.artefacts.results import CombinedResults, DetectResults, Estimate, Measures, ProbeResults, Results, read
 from sslbd_cli.cli.output import MISSING, lines, tables
@@ -215,7 +216,7 @@ def _section(entry: Entry, anchors: dict[bytes, str]) -> Section:
     keys = sorted(unread, key=lambda key: (ORDER.index(key) if key in ORDER else len(ORDER), key))
     numbers = {key: unread[key] for key in keys}
     figures = list(_figures(entry.slug, entry.pictures, anchors))
-    return Section(entry, figures, list(lines(numbers)), list(tables(numbers)), _steps(entry.report.history, set()))
+    return Section(entry, figures, list(lines(numbers)), list(tables(numbers)), _steps(entry.report.history))
 
 
 def _figures(slug: str, pictures: Sequence[Picture], anchors: dict[bytes, str]) -> Iterator[EmbeddedPicture]:
@@ -245,39 +246,37 @@ class Step:
 
 @dataclass(frozen=True)
 class StepInput:
-    """One input of a command. history: the commands that made it. is_above: the page shows them already."""
+    """One input of a command. made_by: the place in the list of the command that made it, from 1; 0: unknown."""
 
     option: str
     what: str
     sha256: str
-    is_above: bool
-    history: list[Step]
+    made_by: int
 
 
-def _steps(history: History, shown_digests: set[str]) -> list[Step]:
-    """List the commands of a history in order. shown_digests: inputs whose history is shown already; the set grows."""
+def _steps(history: History) -> list[Step]:
+    """List the commands of a history in order, each after those that made its inputs."""
+    numbers = needed(history)
+    places = {at: place for place, at in enumerate(numbers, 1)}
+
+    def source(at: int, row: dict[str, Any]) -> StepInput:
+        made_by = maker(history, at, row)
+        what = " ".join(str(row[key]) for key in ("kind", "file") if key in row)
+        return StepInput(row["option"], what, row["sha256"], 0 if made_by is None else places[made_by])
+
     return [
         Step(
-            command_line(entry),
-            " · ".join(f"{key} {entry[key]}" for key in ("version", "torch", "device") if key in entry),
-            [_input(row, shown_digests) for row in entry["inputs"]],
+            command_line(history[at]),
+            " · ".join(f"{key} {history[at][key]}" for key in ("version", "torch", "device") if key in history[at]),
+            [source(at, row) for row in history[at]["inputs"]],
         )
-        for entry in history
+        for at in numbers
     ]
-
-
-def _input(row: dict[str, Any], shown_digests: set[str]) -> StepInput:
-    history, digest = row.get("history"), row["sha256"]
-    is_above = bool(history) and digest in shown_digests
-    if history:
-        shown_digests.add(digest)
-    what = " ".join(str(row[key]) for key in ("kind", "file") if key in row)
-    steps = _steps(history, shown_digests) if history and not is_above else []
-    return StepInput(row["option"], what, digest, is_above, steps)
 
 
 def _made_with(history: History) -> list[str]:
     """Return sslbd version, torch version, device and precision of a report, read from its history."""
-    columns = [[step[key] for step in history if key in step] for key in ("version", "torch", "device")]
-    columns.append([step["args"]["--precision"] for step in history if "--precision" in step["args"]])
+    line = main_line(history)
+    columns = [[step[key] for step in line if key in step] for key in ("version", "torch", "device")]
+    columns.append([step["args"]["--precision"] for step in line if "--precision" in step["args"]])
     return [", ".join(dict.fromkeys(map(str, column))) or MISSING for column in columns]

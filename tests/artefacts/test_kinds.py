@@ -18,14 +18,14 @@ from sslbd_cli.errors import InputError
 WORDS = st.text(st.characters(codec="utf-8"), max_size=8)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(str.strip)
 SOURCE = {"option": "INPUT", "kind": "dataset", "sha256": "0" * 64}
-ENTRY = {"command": "data", "version": "0", "args": {"--seed": 0}, "inputs": [SOURCE | {"history": []}]}
+ENTRY = {"command": "data", "version": "0", "args": {"--seed": 0}, "inputs": [SOURCE]}
 HISTORIES = st.lists(
     st.builds(
         lambda args, inputs: {"command": "probe", "args": args, "inputs": inputs},
         st.dictionaries(
             WORDS, WORDS | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
         ),
-        st.lists(st.just(SOURCE) | st.just(SOURCE | {"history": [ENTRY]}), max_size=2),
+        st.lists(st.just(SOURCE) | st.just(SOURCE | {"made_by": None}), max_size=2),
     ),
     max_size=2,
 ).map(tuple)
@@ -201,9 +201,13 @@ def refused(path, made: Artefact, edit, arrays: dict[str, np.ndarray] | None = N
     return str(caught.value)
 
 
+def history_of(*rows: dict) -> list[dict]:
+    return [ENTRY | {"inputs": [SOURCE | row for row in rows]}]
+
+
 DEEP = json.loads("[" * 300 + "]" * 300)
 HEADERS = {
-    "other format": (lambda h: h.update(format=2), "not sslbd format 1"),
+    "other format": (lambda h: h.update(format=3), "not sslbd format 1 or 2"),
     "other kind": (lambda h: h.update(kind="model"), "no known kind"),
     "list as kind": (lambda h: h.update(kind=["dataset"]), "no known kind"),
     "unknown key": (lambda h: h.update(colour=1), "unknown entries colour"),
@@ -218,6 +222,10 @@ HEADERS = {
     "history of numbers": (lambda h: h.update(history=[1]), "history is damaged"),
     "history without args": (lambda h: h.update(history=[{"command": "data", "inputs": []}]), "history is damaged"),
     "history of strange inputs": (lambda h: h.update(history=[ENTRY | {"inputs": [5]}]), "history is damaged"),
+    "history that names itself": (lambda h: h.update(history=history_of({"made_by": 0})), "history is damaged"),
+    "history that names none": (lambda h: h.update(history=history_of({"made_by": -1})), "history is damaged"),
+    "history that names no entry": (lambda h: h.update(history=history_of({"made_by": True})), "history is damaged"),
+    "endless history": (lambda h: h.update(history=[ENTRY] * 4097), "more than 4096 commands"),
     "other digest": (lambda h: h.update(sha256="0" * 64), "does not match its digest"),
 }
 

@@ -40,12 +40,23 @@ def test_the_device_is_the_one_whose_bytes_these_are():
 
 def test_side_inputs_come_first_and_once():
     worked_on = {"option": "INPUT", "kind": "encoder", "sha256": "ab" * 32}
-    tuned = {"command": "badencoder", "args": {}, "inputs": [worked_on, source("--data", history=[DATA])]}
-    tuned["inputs"].append(source("--reference-data", history=[DATA]))
-    assert lines((DATA, TRAIN, tuned), "encoder")[2:] == [
-        "sslbd data --seed 1 shapes -o input-cdcdcdcdcdcd.h5",
+    tuned = {"command": "badencoder", "args": {}, "inputs": [worked_on | {"made_by": 1}, source("--data", made_by=2)]}
+    tuned["inputs"].append(source("--reference-data", made_by=2))
+    other = DATA | {"args": {"--seed": 2}}
+    assert lines((DATA, TRAIN, other, tuned), "encoder")[2:] == [
+        "sslbd data --seed 2 -o input-cdcdcdcdcdcd.h5",
         "sslbd badencoder rebuilt.2.safetensors --data input-cdcdcdcdcdcd.h5 --reference-data input-cdcdcdcdcdcd.h5"
         " -o rebuilt.safetensors || [ $? -eq 3 ]",
+    ]
+
+
+def test_a_side_input_that_the_main_line_made_is_made_once():
+    poisoned = {"command": "poison", "args": {}}
+    poisoned["inputs"] = [source("INPUT", made_by=0), source("--encoder", kind="encoder", made_by=1)]
+    assert lines((DATA, TRAIN, poisoned)) == [
+        "sslbd data --seed 1 shapes -o rebuilt.1.h5",
+        "sslbd pretrain --method simclr:out=8 --compile --blur 0.0 rebuilt.1.h5 -o input-cdcdcdcdcdcd.safetensors",
+        "sslbd poison rebuilt.1.h5 --encoder input-cdcdcdcdcdcd.safetensors -o rebuilt.h5",
     ]
 
 
@@ -70,7 +81,7 @@ def test_hostile_histories_stay_words(tmp_path):
         {
             "command": "data",
             "args": {},
-            "inputs": [row | {"kind": "file"}, row | {"history": [DATA]}, row | {"option": "INPUT"}],
+            "inputs": [row | {"kind": "file"}, row | {"made_by": 0}, row | {"option": "INPUT"}],
         },
     )
     script = recipe.script(entries, "dataset").replace("set -eu\n", "set -u\nsslbd() { :; }\n")

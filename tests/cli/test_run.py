@@ -66,18 +66,20 @@ def test_equal_runs_in_other_places_at_other_times_give_equal_bytes(sslbd, path,
     assert str(tmp_path).encode() not in (tmp_path / "b.h5").read_bytes()
 
 
-def test_the_inputs_history_goes_on_and_a_side_inputs_is_kept_apart(sslbd, path, tmp_path):
+def test_the_inputs_history_goes_on_and_each_command_stands_once(sslbd, path, tmp_path):
     first = {"command": "data", "version": "0", "args": {}, "inputs": []}
+    row = {"option": "INPUT", "kind": "dataset", "sha256": "0" * 64}
+    second = {"command": "pretrain", "version": "0", "args": {}, "inputs": [row]}
     side = dataclasses.replace(make_dataset(seed=2), history=(first,))
     kinds.write(side, str(tmp_path / "side.h5"))
-    kinds.write(dataclasses.replace(make_encoder(), history=(first, first)), str(tmp_path / "e"))
+    kinds.write(dataclasses.replace(make_encoder(), history=(first, second)), str(tmp_path / "e"))
     words = ["--data", tmp_path / "side.h5", "--device", "cpu", "-q"]
     assert sslbd("embed", tmp_path / "e", *words, "-o", tmp_path / "f.h5")[0] == 0
     history = kinds.read(str(tmp_path / "f.h5"), kinds.Features).history
-    assert history[:2] == (first, first) and history[2]["command"] == "embed"
+    assert history[:2] == (first, second) and history[2]["command"] == "embed"
     assert history[2]["inputs"] == [
         {"option": "INPUT", "kind": "encoder", "sha256": make_encoder().sha256},
-        {"option": "--data", "kind": "dataset", "sha256": side.sha256, "history": [first]},
+        {"option": "--data", "kind": "dataset", "sha256": side.sha256, "made_by": 0},
     ]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from micro import make_dataset, make_encoder
 from sslbd_cli.artefacts import checkpoint as checkpoints
 from sslbd_cli.artefacts import container, kinds
+from sslbd_cli.artefacts.canonical import canonical
 from sslbd_cli.artefacts.checkpoint import Saved
 from sslbd_cli.core.session import Session, TimeBudget
 from sslbd_cli.core.train import Checkpoint, Fit, Plan, ema, freeze, optimiser
@@ -314,11 +315,11 @@ def test_a_checkpoint_with_an_odd_header_is_refused(cpu, tmp_path):
     for odd in ({"epoch": 0}, {"epoch": -1}, {"epoch": "1"}, {"epoch": True}, {"epoch": 1 << 40}, {"terms": []},
                 {"terms": {"loss": "x"}}, {"terms": {"loss": None}}, {"checkpoint": 3}, {"more": 1}):  # fmt: skip
         meta = good | odd
-        text = container.canonical(meta | {"sha256": container.digest(meta, whole.arrays)})
+        text = canonical(meta | {"sha256": container.digest(meta, whole.arrays)})
         container.write_safetensors(path, text, whole.arrays)
         with pytest.raises(InputError, match=r"odd: its? "):
             checkpoints.read(path)
-    container.write_safetensors(path, container.canonical(good), whole.arrays)
+    container.write_safetensors(path, canonical(good), whole.arrays)
     with pytest.raises(InputError, match="odd: its header records no digest"):
         checkpoints.read(path)
 

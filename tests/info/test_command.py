@@ -21,6 +21,7 @@ def test_verify_needs_a_recorded_digest(sslbd, dataset, tmp_path):
 
 
 def test_a_recipe_goes_on_behind_a_result_in_doubt():
-    history = tuple({"command": name, "args": {}, "inputs": []} for name in ("badencoder", "purify"))
+    row = {"option": "INPUT", "kind": "encoder", "sha256": "ab" * 32}
+    history = tuple({"command": name, "args": {}, "inputs": [row]} for name in ("badencoder", "purify"))
     first, second = recipe.script(history, "encoder").splitlines()[-2:]
     assert first.endswith("|| [ $? -eq 3 ]") and not second.endswith("]")

@@ -19,16 +19,17 @@ HOSTILE = [
     "---", "...", "a\nb", "a\r\n---\nlicense: mit", "tab\there", "\x00\x07\x1b[31m", "\x85\u2028\u2029", "\u202eevil",
     "é日本\U0001f600", "\ufeff", "'", "''", "\\x41", "<script>alert(1)</script>", "](javascript:x)", "\x7f\xa0",
 ]  # fmt: skip
-STEP = {"command": "pretrain", "version": "0.1.0", "args": {"--method": "simclr"}, "inputs": []}
+INPUT = {"option": "INPUT", "kind": "dataset", "sha256": "0"}
+STEP = {"command": "pretrain", "version": "0.1.0", "args": {"--method": "simclr"}, "inputs": [INPUT]}
 BADENCODER = {
     "command": "badencoder",
     "version": "0.1.0",
     "args": {"--method": "drupe:epochs=2", "--trigger": "patch"},
-    "inputs": [],
+    "inputs": [INPUT],
 }
 POISON = {"command": "poison", "version": "0.1.0", "args": {"--trigger": "ctrl"}, "inputs": []}
-BY_WAY = STEP | {"inputs": [{"option": "--data", "kind": "dataset", "sha256": "0", "history": [POISON]}]}
-PURIFY = {"command": "purify", "version": "0.1.0", "args": {"--method": "distill"}, "inputs": []}
+BY_WAY = STEP | {"inputs": [{"option": "--data", "kind": "dataset", "sha256": "0", "made_by": 0}]}
+PURIFY = {"command": "purify", "version": "0.1.0", "args": {"--method": "distill"}, "inputs": [INPUT]}
 
 
 def encoder(*history) -> Encoder:
@@ -119,7 +120,7 @@ def test_what_an_encoder_is():
     [
         ((STEP, BADENCODER), [], "a backdoor was planted in it (drupe, trigger `patch`)"),
         ((POISON, STEP), [], "trained on images that were poisoned, trigger `ctrl`"),
-        ((BY_WAY,), [], "by way of --data"),
+        ((POISON, BY_WAY), [], "by way of --data"),
         ((STEP,), [("d", detection())], "dede found a backdoor in it (report d, p-value below 1e-15)"),
         ((STEP,), [("d", detection(flags="samples"))], "found poison in a training set"),
         ((STEP,), [("p", probe())], "97.0 % of triggered images are called ship, 90.0 points more than by a clean"),

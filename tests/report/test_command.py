@@ -40,14 +40,16 @@ def probe(asr=0.9731, digest="b" * 64, **more):
         "per_seed": [{"seed": 0, "asr": asr}],
     }
     history = (
+        POISON,
         {"command": "data", "version": "0.1.0", "args": {"@name": "shapes", "--count": 4000}, "inputs": []},
         {
             "command": "probe",
             "version": "0.1.0",
             "args": {"--head": "linear", "--precision": "fp32"},
             "inputs": [
-                {"option": "--train", "kind": "dataset", "sha256": "d" * 64, "history": [POISON]},
-                {"option": "--test", "kind": "dataset", "sha256": "d" * 64, "history": [POISON]},
+                {"option": "INPUT", "kind": "encoder", "sha256": "e" * 64},
+                {"option": "--train", "kind": "dataset", "sha256": "d" * 64, "made_by": 0},
+                {"option": "--test", "kind": "dataset", "sha256": "d" * 64, "made_by": 0},
             ],
             "device": "cpu",
             "torch": "2.6.0",
