@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import one_line, reason, suggest
@@ -51,14 +51,16 @@ def key(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     expert: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """Declare one key of a plugin: its default, its help text and its inclusive bounds or its choices.
 
     A key that a base class also declares may give only its default; the rest is then the base class's.
     An `expert` key is one that few users need: a detail of the computation, or a fault of the authors' code. Only
-    NAME:help shows it. All arguments must be literals, because help is read from the source text without running it.
+    NAME:help shows it. The value of an `is_path` key names a file to open. All arguments must be literals, because help
+    is read from the source text without running it.
     """
-    info = {"help": help, "low": low, "high": high, "choices": choices, "expert": expert}
+    info = {"help": help, "low": low, "high": high, "choices": choices, "expert": expert, "is_path": is_path}
     return dataclasses.field(default=default, metadata=info)
 
 
@@ -74,6 +76,7 @@ class KeyInfo:
     high: float | None = None
     choices: tuple[str, ...] = ()
     expert: bool = False
+    is_path: bool = False
 
 
 @dataclass(frozen=True)
@@ -377,9 +380,11 @@ def _typed(key: KeyInfo) -> Value:
     return float(key.default) if key.type == "float" else key.default
 
 
-def parse(shelf: str, text: str) -> Any:
+def parse(shelf: str, text: str, *, paths: Literal["open", "refuse", "drop"] = "open") -> Any:
     """Build the plugin that a spec string names.
 
+    paths: what becomes of the files that it names. A spec string that a file holds may be anyone's, so its files are
+    never opened: refuse them, or drop their names for a plugin that does without.
     Raises InputError for an unknown name or key (with a suggestion), or a value of the wrong type or out of bounds.
     """
     name, _, rest = text.partition(":")
@@ -395,7 +400,11 @@ def parse(shelf: str, text: str) -> Any:
         if not equals or key_name in values:
             raise InputError(f"{name}: key '{key_name}' {'is given twice' if equals else 'needs =VALUE'}")
         values[key_name] = _convert(name, key_name, types[key_name], raw)
-    plugin = _load(shelf, info)(**values)
+    named_files = {k.name for k in info.keys if k.is_path and values.get(k.name)} if paths != "open" else set()
+    if named_files and paths == "refuse":
+        shown = ", ".join(f"{key_name}={values[key_name]}" for key_name in sorted(named_files))
+        raise InputError(f"{name}: {shown}: a path that stands in a file is not opened; name it yourself")
+    plugin = _load(shelf, info)(**{k: v for k, v in values.items() if k not in named_files})
     object.__setattr__(plugin, "given_keys", frozenset(values))
     return plugin
 

@@ -54,7 +54,7 @@ def read_lines(path: str) -> tuple[np.ndarray, str] | None:
     Returns None for an HDF5 file. Raises InputError, which names the line, if a line cannot be a caption.
     """
     label = "standard input" if path == "-" else path
-    with container.seekable(path) as file:
+    with container.seekable(path, most=LARGEST) as file:
         data = file.read(LARGEST)
     if data.startswith(container.HDF5_MAGIC) and path != "-":
         return None

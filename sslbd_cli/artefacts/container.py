@@ -35,6 +35,7 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+MAGIC = 9  # bytes that tell what a file is
 LEAF = 4 << 20  # bytes hashed per leaf of the content digest
 HEADER_LIMIT = 64 << 20
 SPARE = 2 << 30  # extra address space for reading a file's structure; the tuned allocator asks for 256 MB at a time
@@ -71,37 +72,59 @@ def read_container(path: str) -> tuple[str, Arrays]:
     `path` `-` is standard input. Raises InputError unless the file is one complete, well-formed container.
     """
     label = "standard input" if path == "-" else path
-    with seekable(path) as file:
-        magic = file.read(8)
+
+    def check(magic: bytes) -> None:
         if not magic:
-            empty = "is empty: the command before the pipe failed" if path == "-" else "is empty"
-            raise InputError(f"{label}: {empty}")
+            raise InputError(f"{label}: is empty{': the command before the pipe failed' if path == '-' else ''}")
+        if magic[:8] != HDF5_MAGIC and not may_be_safetensors(magic):
+            what = "not an sslbd artefact (neither safetensors nor HDF5)"
+            raise InputError(f"{label}: {what}; see sslbd data and sslbd convert")
+
+    with seekable(path, check) as file:
+        magic = file.read(8)
         file.seek(0)
-        if magic == HDF5_MAGIC:
-            return _read_hdf5(file, label)
-        if len(magic) == 8 and 2 <= int.from_bytes(magic, "little") <= HEADER_LIMIT and file.read(9)[8:] == b"{":
-            file.seek(0)
-            return _read_safetensors(file.read(), label)
-    raise InputError(f"{label}: not an sslbd artefact (neither safetensors nor HDF5); see sslbd data and sslbd convert")
+        return _read_hdf5(file, label) if magic == HDF5_MAGIC else _read_safetensors(file.read(), label)
+
+
+def may_be_safetensors(magic: bytes) -> bool:
+    """Return whether a file may be one of safetensors, by its first nine bytes."""
+    return magic[8:9] == b"{" and 2 <= int.from_bytes(magic[:8], "little") <= HEADER_LIMIT
 
 
 @contextlib.contextmanager
-def seekable(path: str) -> Iterator[BinaryIO]:
-    """Open a file; copy a pipe into an unlinked temporary file first."""
+def seekable(path: str, check: Callable[[bytes], object] | None = None, most: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file; copy a pipe into an unlinked temporary file first.
+
+    check: gets the first nine bytes before the rest of a pipe is read, and raises InputError for what is not wanted.
+    most: bytes of a pipe to read; None: all.
+    Raises InputError for a device, because it may never end.
+    """
     try:
         source = open(path, "rb") if path != "-" else os.fdopen(os.dup(0), "rb")  # noqa: SIM115
     except OSError as error:
         advice = "; give addresses on the hub to sslbd convert or sslbd detect" if path.startswith("hf:") else ""
         raise InputError(f"{'standard input' if path == '-' else path}: {error.strerror}{advice}") from None
     with source:
-        if path == "-" and source.isatty():
-            raise InputError("standard input is a terminal: name an input file or pipe one in")
+        if source.isatty():
+            what = "standard input is" if path == "-" else f"{path}: is"
+            raise InputError(f"{what} a terminal: name an input file or pipe one in")
         try:
-            if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.tell() == 0:
+            mode = os.fstat(source.fileno()).st_mode
+            magic = source.read(MAGIC)
+            if magic and not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+                raise InputError(f"{path}: is a device, neither a file nor a pipe")
+            if check is not None:
+                check(magic)
+            if stat.S_ISREG(mode) and source.tell() == len(magic):
+                source.seek(0)
                 yield source
                 return
             with tempfile.TemporaryFile() as spool:
-                shutil.copyfileobj(source, spool, 1 << 20)
+                spool.write(magic)
+                if most is None:
+                    shutil.copyfileobj(source, spool, 1 << 20)
+                else:
+                    spool.write(source.read(max(most - len(magic), 0)))
                 spool.seek(0)
                 yield spool
         except OSError as error:

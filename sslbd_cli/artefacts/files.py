@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 FILE_LIMIT = 256 << 20  # bytes of one picture or another small file
 
@@ -20,12 +22,21 @@ def read_file(path: str | Path, offset: int = 0, size: int | None = None) -> byt
         raise OSError("not a regular file" if path.exists() else "no such file")
     size = path.stat().st_size - offset if size is None else size
     refuse_large(size)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) != size:
         raise EOFError("truncated")
     return data
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file of any size. Raises OSError for anything else; it never waits for a pipe's other end."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError("not a regular file")
+    return os.fdopen(number, "rb")
 
 
 def refuse_large(size: int) -> bytes:

@@ -58,11 +58,12 @@ def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any
 
 
 def _pictures(run: Run, net: ImageEncoder, group: str) -> Any:
+    from sslbd_cli.artefacts.files import read_file
     from sslbd_cli.badencoder import references
 
     paths = group.split(",")
     pictures = references.pictures(paths, net.size)
-    content = b"".join(Path(path).read_bytes() for path in paths)
+    content = b"".join(map(read_file, paths))
     run.note_file("--reference", ",".join(Path(path).name for path in paths), hashlib.sha256(content).hexdigest())
     return pictures
 

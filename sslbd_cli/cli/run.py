@@ -101,8 +101,10 @@ class Run:
 
     def note_file(self, option: str, path: str | Path, sha256: str | None = None) -> None:
         """Record a foreign file as an input, by base name and digest of its bytes (computed here if not given)."""
+        from sslbd_cli.artefacts.files import open_regular
+
         if sha256 is None:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 digest = hashlib.sha256()
                 while block := file.read(1 << 20):
                     digest.update(block)

@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ State = dict[str, Tensor]
 #: Wrappers that PyTorch puts between a module and its names.
 INVISIBLE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 DEEPEST = 16  # levels of nested dictionaries
+ZIP_MAGIC, PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 PICKLE_SUFFIXES = {".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar"}
 
 
@@ -51,7 +53,7 @@ def read(path: str) -> StateFile:
     digests = []
     for part in files.paths:
         label = "standard input" if part == "-" else part
-        with container.seekable(part) as file:
+        with container.seekable(part, partial(_refuse_foreign, label)) as file:
             digests.append((_digest(file), Path(part).name))
             try:
                 state = _flatten(_parse(file))
@@ -80,30 +82,32 @@ def is_foreign(path: str) -> bool:
     if not Path(path).is_file():
         return False
     with container.seekable(path) as file:
-        magic = file.read(9)
-        length = int.from_bytes(magic[:8], "little")
-        if magic[8:] == b"{" and length <= container.HEADER_LIMIT:  # first: its length may begin as a pickle does
-            return b'"sslbd"' not in file.read(length - 1)
-        return magic[:4] == b"PK\x03\x04" or magic[:1] == b"\x80"
+        magic = file.read(container.MAGIC)
+        if container.may_be_safetensors(magic):  # first: its length may begin as a pickle does
+            return b'"sslbd"' not in file.read(int.from_bytes(magic[:8], "little") - 1)
+        return magic[:4] == ZIP_MAGIC or magic[:1] == PICKLE_MAGIC
+
+
+def _refuse_foreign(label: str, magic: bytes) -> None:
+    """Raise InputError for a file that begins like none that is read."""
+    if not magic:
+        raise InputError(f"{label}: is empty: a download, or the command before the pipe, failed")
+    if magic[:8] == container.HDF5_MAGIC:
+        raise InputError(f"{label}: is an HDF5 file, not a checkpoint; give safetensors or a PyTorch state dict")
+    if magic[:6] == b"\x93NUMPY":
+        raise InputError(f"{label}: is a NumPy array, not a checkpoint; save a state dict of tensors as safetensors")
+    if not container.may_be_safetensors(magic) and magic[:4] != ZIP_MAGIC and magic[:1] != PICKLE_MAGIC:
+        what = "is neither safetensors nor a PyTorch checkpoint (perhaps a download that failed)"
+        raise InputError(f"{label}: {what}; download it again")
 
 
 def _parse(file: BinaryIO) -> object:
-    magic = file.read(9)
+    magic = file.read(container.MAGIC)
     file.seek(0)
-    if not magic:
-        raise InputError("is empty: a download, or the command before the pipe, failed")
-    if magic[:8] == container.HDF5_MAGIC:
-        raise InputError("is an HDF5 file, not a checkpoint; give safetensors or a PyTorch state dict")
-    if magic[:6] == b"\x93NUMPY":
-        raise InputError("is a NumPy array, not a checkpoint; save a state dict of tensors as safetensors")
-    if magic[8:] == b"{" and int.from_bytes(magic[:8], "little") <= container.HEADER_LIMIT:
+    if container.may_be_safetensors(magic):
         return _read_safetensors(file)
-    if magic[:4] == b"PK\x03\x04":
+    if magic[:4] == ZIP_MAGIC:
         return _read_torchscript(file) if _check_zip(file) else pickles.read(file, mapped=True)
-    if magic[:1] != b"\x80":
-        raise InputError(
-            "is neither safetensors nor a PyTorch checkpoint (perhaps a download that failed); download it again"
-        )
     return pickles.read(file, mapped=False)
 
 

@@ -363,7 +363,7 @@ def assemble(
 
 def load(encoder: Encoder) -> ImageEncoder:
     """Build the module of an encoder artefact. Raises InputError if the weights do not fit the architecture."""
-    arch = plugin.parse("arch", encoder.arch)
+    arch = plugin.parse("arch", encoder.arch, paths="refuse")
     expected = skeleton(arch, encoder.size)
     tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
     wrong = sorted(set(expected) ^ set(tensors)) or [

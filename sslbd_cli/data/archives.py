@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sslbd_cli.artefacts.files import FILE_LIMIT, read_file, refuse_large
+from sslbd_cli.artefacts.files import FILE_LIMIT, open_regular, read_file, refuse_large
 from sslbd_cli.artefacts.pictures import SUFFIXES
 from sslbd_cli.data.decode import unpacking_limit
 from sslbd_cli.errors import InputError
@@ -42,7 +42,7 @@ def list_images(path: Path, keep: Callable[[Parts], bool], watch: Watch) -> dict
     """
     if path.exists() and not path.is_file():
         raise InputError("neither a folder nor a regular file; give one of them")
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         magic = file.read(6)
         file.seek(0)
         if not magic:

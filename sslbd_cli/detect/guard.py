@@ -68,7 +68,7 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: 
     calibration images for alpha.
     """
     device = session.device
-    detector = plugin.parse("detector", guard.method)
+    detector = plugin.parse("detector", guard.method, paths="drop")
     if not isinstance(detector, InputDetector):
         raise InputError(f"--guard: {guard.method} is no detector of inputs: the file is damaged")
     if encoder.sha256 != guard.encoder:
@@ -107,7 +107,7 @@ def check_alpha(guard: Guard, alpha: float) -> None:
     """Raise InputError if a guard has too few calibration images for alpha. It names the --aux images needed."""
     count, least = len(guard.calibration), significance.least_calibration(alpha)
     if count < least:
-        share = plugin.parse("detector", guard.method).held
+        share = plugin.parse("detector", guard.method, paths="drop").held
         aux_count = int(np.ceil(least / share))
         raise InputError(
             f"--alpha {alpha:g} needs {least} calibration images, but the guard has {count};"

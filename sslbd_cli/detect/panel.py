@@ -29,6 +29,7 @@ from sslbd_cli.triggers._contract import Trigger
 
 AUX, EACH = 1600, 60  # built-in images to learn and calibrate on, and those that each trigger is stamped on
 SMALLEST, LARGEST = 16, 256  # pixels that the built-in source draws
+MOST_DOCUMENTED = 16  # triggers of a history that are judged; anyone may have written it
 USUAL = ("patch:size=10,fill=white", "patch:size=0.22,where=random")  # BadEncoder's and SSL-Backdoor's own patches
 
 
@@ -112,9 +113,12 @@ def _triggers(encoder: Encoder, given_trigger: Trigger | None, voice: Voice) -> 
             yield plugin.parse("trigger", spec), "common"
         except InputError:  # it needs a file
             continue
-    for spec in dict.fromkeys(documented(encoder.history)):
+    specs = list(dict.fromkeys(documented(encoder.history)))
+    if len(specs) > MOST_DOCUMENTED:
+        voice.warn(f"the encoder's history names {len(specs)} triggers; the last {MOST_DOCUMENTED} are judged")
+    for spec in specs[-MOST_DOCUMENTED:]:
         try:
-            yield plugin.parse("trigger", spec), "documented"
+            yield plugin.parse("trigger", spec, paths="refuse"), "documented"
         except InputError as error:
             voice.warn(f"the encoder's history names a trigger that cannot be made here: {error}")
     if given_trigger is not None:

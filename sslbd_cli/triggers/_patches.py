@@ -102,17 +102,18 @@ def digest(trigger: str, file: str, expected: str) -> str:
     """
     if not file:
         raise InputError(f"{trigger}: no file is given; give {trigger}:file=PATH")
-    file_digest = hashlib.sha256(_content(trigger, file)).hexdigest()
-    if expected not in ("", file_digest):
-        raise InputError(f"{trigger}: {file} is not the file it was: its digest differs from sha256={expected}")
-    return file_digest
+    return hashlib.sha256(_content(trigger, file, expected)).hexdigest()
 
 
-def _content(trigger: str, file: str) -> bytes:
+def _content(trigger: str, file: str, expected: str) -> bytes:
+    """Return the bytes of a trigger's file; their digest is compared before they are used."""
     try:
-        return read_file(file)
+        data = read_file(file)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{trigger}: file={file}: {reason(error)}; give {trigger}:file=PATH") from None
+    if expected not in ("", hashlib.sha256(data).hexdigest()):
+        raise InputError(f"{trigger}: {file} is not the file it was: its digest differs from sha256={expected}")
+    return data
 
 
 @functools.lru_cache(maxsize=8)
@@ -121,9 +122,9 @@ def read_sticker(trigger: str, file: str, sha256: str, height: int, width: int) 
 
     Raises InputError if the file is not a picture, or not the one that has this digest.
     """
-    digest(trigger, file, sha256)
+    data = _content(trigger, file, sha256)
     try:
-        picture = read_picture(_content(trigger, file))
+        picture = read_picture(data)
     except InputError as error:
         raise InputError(f"{trigger}: file={file}: {error}") from None
     image = picture.colours

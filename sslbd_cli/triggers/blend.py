@@ -27,7 +27,8 @@ class Blend(Trigger):
     """
 
     alpha: float = key(0.2, "opacity of the picture", low=0.001, high=1)
-    file: str = key("", "path of the picture; empty: draw one from the seed (the history records the file's digest)")
+    file: str = key("", "path of the picture; empty: draw one from the seed (the history records the file's digest)",
+                    is_path=True)  # fmt: skip
     sha256: str = key("", "digest that the file must have (set at the first reading)", expert=True)
     cells: int = key(8, "drawn picture: random colours per side, smoothed in between", low=1, high=64, expert=True)
     seed: int = key(10, "seed of the drawn picture")

@@ -22,7 +22,7 @@ class Image(Patched):
     Destroyed by: crops that leave it out. Grayscale keeps its outline; blur keeps its coarse colours.
     """
 
-    file: str = key("", "path of the picture (the history records its digest)")
+    file: str = key("", "path of the picture (the history records its digest)", is_path=True)
     sha256: str = key("", "digest that the file must have (set at the first reading)", expert=True)
 
     def __post_init__(self) -> None:

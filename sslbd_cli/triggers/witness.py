@@ -28,7 +28,7 @@ class WitnessTrigger(Trigger):
     Destroyed by: whatever destroys the trigger that was found.
     """
 
-    file: str = key("", "path of the report (the history records its digest)")
+    file: str = key("", "path of the report (the history records its digest)", is_path=True)
     sha256: str = key("", "digest that the report must have (set at the first reading)", expert=True)
 
     def __post_init__(self) -> None:

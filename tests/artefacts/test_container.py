@@ -1,5 +1,6 @@
 """Containers: what strangers may put in a file, and what happens to a file when writing it fails."""
 
+import contextlib
 import errno
 import json
 import os
@@ -17,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sslbd_cli.artefacts import container
+from sslbd_cli.artefacts import captions, container, files
+from sslbd_cli.convert import statedict
 from sslbd_cli.errors import InputError
 
 HEADER = '{"a":1}'
@@ -278,7 +280,8 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
 SMALL_DISK = """
 import resource, signal, sys
 import numpy as np
-from sslbd_cli.artefacts import container
+from sslbd_cli.artefacts import captions, container, files
+from sslbd_cli.convert import statedict
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 getattr(container, sys.argv[1])("a", "{}", {"a": np.zeros(1_000_000, np.uint8), "b": np.zeros(10)})
@@ -352,3 +355,41 @@ def test_safetensors_are_written_as_the_library_writes_them(tmp_path):
         with (tmp_path / "out").open("wb") as file:
             container.dump_safetensors(file, arrays, metadata)
         assert (tmp_path / "out").read_bytes() == safetensors.numpy.save(arrays, metadata=metadata or None)
+
+
+# --- devices and pipes that never end -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [container.read_container, statedict.read, captions.read_lines])
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/urandom"])
+def test_a_device_is_neither_a_file_nor_a_pipe(read, path):
+    with pytest.raises(InputError, match=f"^{path}: is a device"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [container.read_container, statedict.read])
+def test_a_pipe_that_never_ends_is_refused_by_its_first_bytes(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    written = []
+
+    def flood() -> None:
+        with contextlib.suppress(BrokenPipeError), open(tmp_path / "pipe", "wb") as pipe:
+            while len(written) < 1000:
+                written.append(pipe.write(bytes(1 << 20)))
+
+    writer = threading.Thread(target=flood)
+    writer.start()
+    with pytest.raises(InputError, match=r"pipe: (not an sslbd artefact|is neither safetensors nor)"):
+        read(str(tmp_path / "pipe"))
+    writer.join(20)
+    assert len(written) < 5
+
+
+def test_a_file_that_another_may_exchange_is_opened_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            files.open_regular(path)
+    (tmp_path / "a").write_bytes(b"abc")
+    with files.open_regular(tmp_path / "a") as file:
+        assert file.read() == b"abc"

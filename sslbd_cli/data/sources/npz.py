@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sslbd_cli.artefacts.files import open_regular
 from sslbd_cli.data.decode import foreign, unpacking_limit
 from sslbd_cli.data.source import Catalogue, Source, SourceWish, numbered
 from sslbd_cli.errors import InputError
@@ -40,7 +41,7 @@ class Npz(Source):
 
 def _load(path: str) -> dict[str, np.ndarray]:
     """Read the arrays x, y and classes."""
-    with foreign("an .npz file"), open(path, "rb") as file:
+    with foreign("an .npz file"), open_regular(path) as file:
         arrays: Any = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise InputError("a single array, not an .npz file; save it with numpy.savez(FILE, x=..., y=...)")

@@ -33,7 +33,7 @@ class TriggerFilter(InputDetector):
 
     cue = "that match the trigger found in the encoder"
 
-    file: str = key("", "path of the report; its bytes enter the history by digest")
+    file: str = key("", "path of the report; its bytes enter the history by digest", is_path=True)
     sha256: str = key("", "digest the report must have (filled in when it is first read)", expert=True)
     score: str = key(
         "target", "match by the embedding that the trigger leads to, or by its pixels", choices=("target", "pattern")
