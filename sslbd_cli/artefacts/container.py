@@ -1,4 +1,4 @@
-"""Bytes of artefacts: safetensors and HDF5 are read defensively, written reproducibly and put in place atomically.
+"""Bytes of artefacts: safetensors and HDF5 are read defensively and written reproducibly.
 
 This module does not know what the arrays mean; kinds.py does.
 """
@@ -15,7 +15,6 @@ import resource
 import shutil
 import signal
 import stat
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ import safetensors.numpy
 
 from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.canonical import canonical
+from sslbd_cli.artefacts.outputs import atomic_output
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
@@ -280,53 +280,3 @@ def write_hdf5(path: str, header: str, arrays: Arrays) -> None:
             place = h5.create_dataset(name, array.shape, array.dtype, track_times=False)
             for part in paging.parts(array) if array.ndim else [()]:
                 place[part] = array[part]
-
-
-@contextlib.contextmanager
-def atomic_output(path: str) -> Iterator[BinaryIO]:
-    """Yield a file to fill. On success it appears whole at `path` (`-` is standard output), on failure not at all."""
-    target = Path(path)
-    if path == "-" and sys.stdout.isatty():
-        raise InputError("standard output is a terminal: a binary artefact needs -o FILE or a pipe")
-    is_stream = path == "-" or (target.exists() and not target.is_file())
-    try:
-        with _spooled(path) if is_stream else _replacing(target.resolve()) as file:
-            yield file
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        where = "standard output" if path == "-" else path
-        raise InputError(f"cannot write {where}: {error.strerror or error}") from None
-
-
-@contextlib.contextmanager
-def _spooled(path: str) -> Iterator[BinaryIO]:
-    """Fill an unlinked temporary file, then copy it to a pipe or a device."""
-    with tempfile.TemporaryFile() as file:
-        yield file
-        file.seek(0)
-        with open(path, "wb") if path != "-" else os.fdopen(os.dup(1), "wb") as out:
-            shutil.copyfileobj(file, out, 1 << 20)
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """Fill a temporary file beside the target, then rename it to the target. Links are kept (/dev/stdout is one)."""
-    with tempfile.NamedTemporaryFile(
-        "w+b", dir=target.parent, prefix=f".{target.name}.", suffix=".partial", delete=False
-    ) as file:
-        try:
-            yield file  # type: ignore[misc]
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file.name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sslbd_cli.artefacts import container
+from sslbd_cli.artefacts.outputs import atomic_output
 from sslbd_cli.convert import pickles, shards, torchscript
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
@@ -235,7 +236,7 @@ def shape(tensor: Tensor) -> str:
 
 def write(tensors: dict[str, np.ndarray], path: str) -> None:
     """Write safetensors without metadata, completely or not at all; `-` is standard output. Bytes are reproducible."""
-    with container.atomic_output(path) as file:
+    with atomic_output(path) as file:
         container.dump_safetensors(file, {name: np.asarray(array, order="C") for name, array in tensors.items()}, {})
 
 

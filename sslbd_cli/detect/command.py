@@ -96,6 +96,7 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
     correction. It is inconclusive if the correction removes every finding, or if a part of the question stays open:
     no detector of encoders, or none of inputs, gave an answer.
     """
+    from sslbd_cli.artefacts.outputs import together
     from sslbd_cli.cli.output import print_results
     from sslbd_cli.errors import InputError, Unsound
 
@@ -103,17 +104,18 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
         raise InputError("--sarif -: standard output carries the report; name a file")
     run.claim(params["save_guard"], "--save-guard")
     run.claim(sarif, "--sarif")
-    report, resolved, speed = _by_guard(run, params) if params["guard"] else _by_methods(run, params)
-    if output != "-":  # with -o -, the report itself goes there
-        print_results(_shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
-    if output is not None:
-        run.write(report, output, **resolved)
-    doubt = report.results["doubt"]
-    is_stop = exit_code and report.results["verdict"] == "found" and not report.results.get("sees_truth")
-    if sarif is not None:
-        from sslbd_cli.detect.sarif import write
+    with together():
+        report, resolved, speed = _by_guard(run, params) if params["guard"] else _by_methods(run, params)
+        if output != "-":  # with -o -, the report itself goes there
+            print_results(_shown(report, json_lines=json_lines) | speed, json_lines=json_lines)
+        if output is not None:
+            run.write(report, output, **resolved)
+        doubt = report.results["doubt"]
+        is_stop = exit_code and report.results["verdict"] == "found" and not report.results.get("sees_truth")
+        if sarif is not None:
+            from sslbd_cli.detect.sarif import write
 
-        write(sarif, params["input"], report, status=3 if doubt else int(is_stop))
+            write(sarif, params["input"], report, status=3 if doubt else int(is_stop))
     if doubt:
         raise Unsound(f"inconclusive: {doubt}")
     if is_stop:

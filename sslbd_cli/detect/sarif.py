@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from sslbd_cli import __version__, plugin
-from sslbd_cli.artefacts.container import atomic_output
 from sslbd_cli.artefacts.kinds import Report
+from sslbd_cli.artefacts.outputs import atomic_output
 from sslbd_cli.artefacts.results import CombinedResults, DetectResults, read
 from sslbd_cli.words import chance, finite, number, one_line
 

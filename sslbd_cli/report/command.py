@@ -67,21 +67,22 @@ def command(run: Run, reports: tuple[str, ...], output: str, **params: Any) -> N
     most 3 points of accuracy lost). All runs of an ATTACK without probes count: use it for clean encoders and clean
     data, the controls.
     """
-    from sslbd_cli.artefacts.container import atomic_output
     from sslbd_cli.artefacts.kinds import Report
+    from sslbd_cli.artefacts.outputs import atomic_output, together
     from sslbd_cli.report import exhibits
 
     _check_options(output, params)
     paths = reports or (() if params["card"] is not None else ("-",))
     loaded = [run.read(path, Report, "REPORT") for path in paths]
-    if params["matrix"] is not None:
-        text = _matrix(paths, loaded, params["matrix"])
-    elif params["card"] is not None:
-        text = _card(run, exhibits.entries(paths, loaded), params)
-    else:
-        text = _draw(run, exhibits.entries(paths, loaded), params)
-    with atomic_output(output) as file:
-        file.write(text.encode())
+    with together():
+        if params["matrix"] is not None:
+            text = _matrix(paths, loaded, params["matrix"])
+        elif params["card"] is not None:
+            text = _card(run, exhibits.entries(paths, loaded), params)
+        else:
+            text = _draw(run, exhibits.entries(paths, loaded), params)
+        with atomic_output(output) as file:
+            file.write(text.encode())
 
 
 def _check_options(output: str, params: dict[str, Any]) -> None:
@@ -155,7 +156,7 @@ def _sample(run: Run, data: str, trigger: Trigger | None) -> Picture:
 
 def _write_figures(folder: Path, entries: list[Entry], shared: list[Picture]) -> None:
     """Write the figures of a report as FOLDER/REPORT-FIGURE.png, and those of all reports as FOLDER/FIGURE.png."""
-    from sslbd_cli.artefacts.container import atomic_output
+    from sslbd_cli.artefacts.outputs import atomic_output
     from sslbd_cli.errors import InputError
 
     if folder.exists() and not folder.is_dir():

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sslbd_cli.artefacts import captions, container, files
+from sslbd_cli.artefacts.outputs import atomic_output
 from sslbd_cli.convert import statedict
 from sslbd_cli.errors import InputError
 
@@ -254,7 +255,7 @@ def test_foreign_safetensors_point_to_convert(tmp_path):
 
 
 def test_a_failing_writer_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), container.atomic_output(str(tmp_path / "a")) as file:
+    with pytest.raises(RuntimeError), atomic_output(str(tmp_path / "a")) as file:
         file.write(b"half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -262,7 +263,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path):
 
 def test_a_failing_writer_keeps_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(KeyboardInterrupt), container.atomic_output(str(tmp_path / "a")) as file:
+    with pytest.raises(KeyboardInterrupt), atomic_output(str(tmp_path / "a")) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -270,7 +271,7 @@ def test_a_failing_writer_keeps_the_old_file(tmp_path):
 
 
 def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
-    with pytest.raises(InputError, match="No space left"), container.atomic_output(str(tmp_path / "a")):
+    with pytest.raises(InputError, match="No space left"), atomic_output(str(tmp_path / "a")):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="cannot write /dev/full: No space left"):
@@ -280,8 +281,7 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
 SMALL_DISK = """
 import resource, signal, sys
 import numpy as np
-from sslbd_cli.artefacts import captions, container, files
-from sslbd_cli.convert import statedict
+from sslbd_cli.artefacts import container
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 getattr(container, sys.argv[1])("a", "{}", {"a": np.zeros(1_000_000, np.uint8), "b": np.zeros(10)})

@@ -544,7 +544,7 @@ def test_images_per_trigger_do_not_limit_what_encoders_are_searched_with(look, s
 
 def test_triggers_that_a_history_names_are_found_wherever_they_stand():
     trained = {"command": "pretrain", "args": {}, "inputs": [{"option": "--data", "made_by": 0}]}
-    assert list(panel.documented((POISON, BADENCODER, trained))) == ["patch:size=2", TRIGGER, "ctrl"]
+    assert list(panel.documented((POISON, BADENCODER, trained))) == ["ctrl", "patch:size=2", TRIGGER]
     odd = {"command": "x", "args": {"--trigger": [3, None]}, "inputs": []}
     assert list(panel.documented((odd,))) == []
 

@@ -16,6 +16,7 @@ import pytest
 
 import warm
 from sslbd_cli.artefacts import container, kinds
+from sslbd_cli.artefacts.outputs import atomic_output
 
 DATA = "sslbd data shapes --count 20 --size 16 -q"
 
@@ -152,13 +153,13 @@ def test_an_artefact_is_not_read_from_a_terminal(where):
 WRITER = """
 import sys, time
 from sslbd_cli import main
-from sslbd_cli.artefacts import container
+from sslbd_cli.artefacts.outputs import atomic_output
 from sslbd_cli.cli import options
 
 @options.command("info", examples=())
 @options.output
 def command(run, output):
-    with container.atomic_output(output) as file:
+    with atomic_output(output) as file:
         file.write(b"half")
         file.flush()
         print("ready", file=sys.stderr, flush=True)
@@ -188,6 +189,9 @@ def test_a_kill_while_writing_leaves_no_file_under_the_final_name(tmp_path):
     assert interrupted(tmp_path, signal.SIGKILL)[0] == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.h5.") and left.name.endswith(".partial")
+    with atomic_output(str(tmp_path / "other.h5")):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["other.h5"]  # the next run tidies up
 
 
 @pytest.mark.parametrize(("number", "status"), [("INT", 130), ("TERM", 143)])
