@@ -14,8 +14,9 @@ from pathlib import Path
 
 import click
 
-from sslbd_cli import __version__
+from sslbd_cli import __version__, signals
 from sslbd_cli.errors import InputError, Unsound, is_out_of_memory
+from sslbd_cli.signals import Terminated
 from sslbd_cli.words import did_you_mean, reason
 
 
@@ -48,10 +49,6 @@ SECTIONS = {
     "defend": "Defend",
     "look": "Look",
 }
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Unwind, so that temporary files are removed, then end by the signal."""
 
 
 class Toolkit(click.Group):
@@ -138,6 +135,7 @@ def _bug(program: str, error: Exception, debug: bool) -> int:
 
 
 def _fail(program: str, message: str, status: ExitStatus) -> int:
+    signals.check()  # an exception that a library made of a signal's is no failure
     line = " ".join(message.split())
     sys.stderr.write(f"{program}: {line}\n")
     return status
@@ -145,7 +143,7 @@ def _fail(program: str, message: str, status: ExitStatus) -> int:
 
 def entry() -> None:
     """Run as the console script: set up signals, then end with the exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.listen()
     if sys.stdout is None or sys.stderr is None:  # after `>&-`, the next opened file would become the standard stream
         sys.exit(_fail("sslbd", "standard output is closed", ExitStatus.USAGE) if sys.stderr else ExitStatus.USAGE)
     try:
@@ -155,16 +153,15 @@ def entry() -> None:
     except (KeyboardInterrupt, click.Abort):
         _die_of(signal.SIGINT)
     except Terminated:
-        _die_of(signal.SIGTERM)
+        _die_of(signal.Signals(signals.arrived() or signal.SIGTERM))
+    signals.release()
+    if number := signals.arrived():
+        _die_of(signal.Signals(number))
     try:
         sys.stdout.flush()
     except OSError:  # already reported
         _drop_output()
     sys.exit(status)
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
 
 
 def _die_of(number: signal.Signals) -> None:

@@ -15,11 +15,12 @@ PACKAGE = Path(sslbd_cli.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 SHELVES = {folder for folder in plugin.SHELVES.values() if not folder.endswith(".py")}
 #: Room -> the rooms below it, which it may import. A shelf does not even see its own files.
-ROOT = {"errors", "plugin", "entrypoints", "words", "__version__"}
+ROOT = {"errors", "plugin", "entrypoints", "signals", "words", "__version__"}
 LIBRARY = ROOT | {"core", "artefacts", "triggers"}
 SEES = {
     "errors": set(),
     "words": set(),
+    "signals": set(),
     "entrypoints": set(),
     "plugin": {"errors", "words", "entrypoints"},
     "artefacts": ROOT,
@@ -44,7 +45,7 @@ SEES = {
 SCIENCE = {"psutil", "torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL"}
 SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub", "yaml"}
 #: No click, no rich, no figures.
-WITHOUT_TERMINAL = {"errors", "plugin", "entrypoints", "words", "artefacts", "core", "triggers"}
+WITHOUT_TERMINAL = {"errors", "plugin", "entrypoints", "signals", "words", "artefacts", "core", "triggers"}
 HEAVY = SCIENCE | SHOW - {"click"}
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from sslbd_cli import signals
 from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.canonical import canonical
 from sslbd_cli.artefacts.outputs import atomic_output
@@ -221,7 +222,7 @@ def _attempt(work: Callable[[], dict[str, Any]]) -> str:
 
 def _limit(seconds: int) -> None:
     """Bound the CPU seconds, wall time (20 times as long, for slow disks) and memory of this process; reset signals."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+    for number in (*signals.ENDING, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     faulthandler.disable()
     signal.alarm(20 * seconds)

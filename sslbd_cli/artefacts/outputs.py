@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from sslbd_cli import signals
 from sslbd_cli.errors import InputError
 
 LONGEST = 200  # bytes of a file's name that its temporary name repeats; 255 is the most that file systems take
@@ -72,6 +73,7 @@ def together() -> Iterator[None]:
 def _put(outputs: list[_Output]) -> None:
     """Put outputs in place, streams first, because writing to them may fail."""
     try:
+        signals.check()
         for output in sorted(outputs, key=lambda each: isinstance(each, _File)):
             with _complaint(output.path):
                 output.put()

@@ -11,6 +11,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from sslbd_cli import signals
+
 FIRST, THEN = 3.0, 30.0  # seconds of work until the first plain line, and from one line to the next
 
 
@@ -54,7 +56,8 @@ class Progress:
             Progress._has_bar = False
 
     def advance(self, count: int = 1) -> None:
-        """Count units as finished. Without a terminal, print a line now and then."""
+        """Count units as finished. Without a terminal, print a line now and then. Raises a signal that was lost."""
+        signals.check()
         self.done += count
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
