@@ -17,7 +17,7 @@ import click
 from sslbd_cli import __version__, signals
 from sslbd_cli.errors import InputError, Unsound, is_out_of_memory
 from sslbd_cli.signals import Terminated
-from sslbd_cli.words import did_you_mean, reason
+from sslbd_cli.words import did_you_mean, message, reason
 
 
 class ExitStatus(enum.IntEnum):
@@ -134,10 +134,9 @@ def _bug(program: str, error: Exception, debug: bool) -> int:
     return _fail(program, f"bug: {what} (--debug shows all)", ExitStatus.BUG)
 
 
-def _fail(program: str, message: str, status: ExitStatus) -> int:
+def _fail(program: str, text: str, status: ExitStatus) -> int:
     signals.check()  # an exception that a library made of a signal's is no failure
-    line = " ".join(message.split())
-    sys.stderr.write(f"{program}: {line}\n")
+    sys.stderr.write(f"{program}: {message(text)}\n")
     return status
 
 

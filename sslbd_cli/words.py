@@ -7,12 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 LEAST_CHANCE = 1e-15  # smaller p-values are lost in rounding, as differences of numbers near 1
+HEAD, TAIL = 1500, 500  # characters that are shown of a longer message; advice stands at its end
 LONGEST = 200  # characters to show of another library's error message
 
 
 def one_line(text: object, instead: str = " ") -> str:
     """Return text on one line and without terminal controls, because others may have written it."""
     return "".join(c if c.isprintable() else instead for c in str(text))
+
+
+def message(text: object) -> str:
+    """Return a message as the terminal may show it: on one line, short, and with escapes for what controls a terminal.
+
+    Every message goes through here, because names, headers and reasons in it may come from a file of anyone's.
+    """
+    line = " ".join(str(text).split())
+    if len(line) > HEAD + TAIL:
+        line = f"{line[:HEAD]} [...] {line[-TAIL:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def reason(error: BaseException | str) -> str:

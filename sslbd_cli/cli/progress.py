@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from sslbd_cli import signals
+from sslbd_cli.words import message
 
 FIRST, THEN = 3.0, 30.0  # seconds of work until the first plain line, and from one line to the next
 
@@ -36,13 +37,13 @@ class Progress:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn(self.label),
+                TextColumn(message(self.label), markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
@@ -73,7 +74,7 @@ class Progress:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.update(self._task, note=text)
+            self._bar.update(self._task, note=message(text))
             return
         self._line(f": {text}")
 
@@ -87,6 +88,6 @@ class Progress:
             return
         left = (self.total - self.done) / max(self.rate(), 1e-9)
         line = f"{self.label} {self.done}/{self.total} {self.unit}, {self.rate():,.0f}/s, ETA {left:.0f} s{text}"
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(message(line) + "\n")
         sys.stderr.flush()
         Progress._last_line = time.monotonic()

@@ -14,6 +14,7 @@ import click
 from sslbd_cli import __version__
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin
+from sslbd_cli.words import message
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.history import Lineage
@@ -147,11 +148,11 @@ class Run:
     def say(self, text: str) -> None:
         """Print a message on standard error, except with -q."""
         if not self.quiet:
-            click.echo(f"sslbd {self.name}: {text}", err=True)
+            click.echo(f"sslbd {self.name}: {message(text)}", err=True)
 
     def warn(self, text: str) -> None:
         """Print a warning on standard error, even with -q."""
-        click.echo(f"sslbd {self.name}: warning: {text}", err=True)
+        click.echo(f"sslbd {self.name}: warning: {message(text)}", err=True)
 
     # --- out
 

@@ -8,7 +8,7 @@ import click
 
 from sslbd_cli import plugin
 from sslbd_cli.errors import InputError
-from sslbd_cli.words import one_line, suggest
+from sslbd_cli.words import message, one_line, suggest
 
 
 class Spec(click.ParamType):  # type: ignore[type-arg]
@@ -99,7 +99,7 @@ def summary_line(row: plugin.PluginInfo) -> str:
 def warn(shelf: str, ctx: click.Context | None) -> None:
     """Print on standard error which entry points of other packages the shelf leaves out."""
     for text in plugin.complaints(shelf):
-        click.echo(f"{ctx.command_path if ctx else 'sslbd'}: warning: {text}", err=True)
+        click.echo(f"{ctx.command_path if ctx else 'sslbd'}: warning: {message(text)}", err=True)
 
 
 def key_line(info: plugin.KeyInfo) -> str:

@@ -11,7 +11,6 @@ import click
 from sslbd_cli.cli import options
 from sslbd_cli.cli.run import Run, refuse_terminal
 from sslbd_cli.cli.spec import Spec
-from sslbd_cli.words import one_line
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset
@@ -114,7 +113,7 @@ def _report(run: Run, outcome: Made) -> None:
         if len(outcome.skipped) > SHOWN:
             run.warn(f"left out {len(outcome.skipped) - SHOWN} more")
     for doubt in outcome.doubts:
-        run.warn(one_line(doubt, "?"))
+        run.warn(doubt)
     run.say(_describe(outcome.dataset))
 
 
