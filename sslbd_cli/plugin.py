@@ -41,6 +41,8 @@ SHELVES = {
     "arch": "core/nets.py",
 }
 Value = bool | int | float | str
+HIGHEST = 10**9  # upper bound of a quantity whose key names none
+HUGEST = 2**63 - 1  # upper bound of any number, such as a seed
 
 
 def key(
@@ -144,6 +146,8 @@ def _format(value: Value) -> str:
 
 def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
     low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
+    if high is None:
+        high = HUGEST if low is None else HIGHEST
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{plugin}: {name}={value}: expected a finite number")
     if isinstance(value, str) and ("," in value or not value.isprintable()):
@@ -151,7 +155,7 @@ def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
     if choices and value not in choices:
         raise InputError(f"{plugin}: {name}={value}: {suggest(str(value), list(choices), 'choose one of')}")
     if not isinstance(value, str) and ((low is not None and value < low) or (high is not None and value > high)):
-        span = f">= {low}" if high is None else f"<= {high}" if low is None else f"from {low} to {high}"
+        span = f"<= {high}" if low is None else f"from {low} to {high}"
         raise InputError(f"{plugin}: {name}={value}: expected a value {span}")
 
 

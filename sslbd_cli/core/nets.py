@@ -177,10 +177,10 @@ class ViT(Arch):
     token.
     """
 
-    patch: int = key(4, "side of a patch in pixels; divides the image's side", low=1)
+    patch: int = key(4, "side of a patch in pixels; divides the image's side", low=1, high=4096)
     width: int = key(192, "channels and width of the embedding; a multiple of heads", low=4, high=4096)
     depth: int = key(6, "transformer blocks", low=1, high=100)
-    heads: int = key(3, "attention heads", low=1)
+    heads: int = key(3, "attention heads", low=1, high=4096)
     pool: str = key("token", "the embedding: the class token, or the mean of the patches",
                     choices=("token", "mean"))  # fmt: skip
 
@@ -206,10 +206,10 @@ class ViT(Arch):
 class ClipViT(Arch):
     """Use CLIP's vision transformer (timm's); the defaults are ViT-B/32's (512-d)."""
 
-    patch: int = key(32, "side of a patch in pixels; divides the image's side", low=1)
+    patch: int = key(32, "side of a patch in pixels; divides the image's side", low=1, high=4096)
     width: int = key(768, "channels; a multiple of heads", low=4, high=4096)
     depth: int = key(12, "transformer blocks", low=1, high=100)
-    heads: int = key(12, "attention heads", low=1)
+    heads: int = key(12, "attention heads", low=1, high=4096)
     dim: int = key(512, "width of the projection, which is the embedding; 0: no projection", low=0, high=8192)
     act: str = key("quickgelu", "OpenAI's x sigmoid(1.702 x), or GELU as in most of OpenCLIP's",
                    choices=("quickgelu", "gelu"))  # fmt: skip

@@ -13,7 +13,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect import significance
 from sslbd_cli.detect.contract import Findings, ImageDetector, InputDetector, Scores, Setting, State
-from sslbd_cli.errors import InputError
+from sslbd_cli.errors import InputError, Unsound, is_out_of_memory
 
 
 def make_guard(
@@ -50,8 +50,20 @@ class Post:
     def look(self, images: np.ndarray) -> Findings:
         """Score images uint8 N,3,H,W."""
         guard = self.guard
-        scores = self.detector.look(images, self.state, self.setting).score
+        try:  # anyone may have written the file
+            scores = self.detector.look(images, self.state, self.setting).score
+        except (InputError, Unsound):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise self.misfit() from error
         return Findings(Scores(scores, guard.calibration), guard.search_space, guard.doubt)
+
+    def misfit(self) -> InputError:
+        """Return the error of a guard whose tensors are not those of its method."""
+        what = f"--guard: its tensors do not fit {self.detector.name}"
+        return InputError(f"{what}: the file is damaged, or of an older sslbd; make it again")
 
     def rejects(self, images: np.ndarray, alpha: float) -> np.ndarray:
         """Return which images are rejected, bool N. alpha: the share of clean images that may be rejected."""
@@ -76,6 +88,8 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: 
             f"--guard: made for another encoder ({guard.encoder[:12]}, not {encoder.sha256[:12]});"
             " make one for this encoder with sslbd detect --save-guard"
         )
+    if guard.size != encoder.size:
+        raise InputError(f"--guard: it is of images of {guard.size} pixels, the encoder takes {encoder.size}: damaged")
     _check_reference(guard, reference)
     check_alpha(guard, alpha)
     second = None if reference is None else nets.load(reference)
@@ -83,14 +97,9 @@ def station(guard: Guard, encoder: Encoder, reference: Encoder | None, session: 
     setting = Setting(nets.load(encoder), stream, second)
     state = {name: torch.from_numpy(np.array(array)).to(device.torch) for name, array in guard.state.items()}
     post = Post(detector, guard, setting, state)
-    try:  # anyone may have written the file; two images show what does not fit
-        fits = np.isfinite(post.look(np.zeros((2, 3, guard.size, guard.size), np.uint8)).scores.values).all()
-    except (KeyError, IndexError, RuntimeError, ValueError, TypeError):
-        fits = False
-    if not fits:
-        raise InputError(
-            f"--guard: its tensors do not fit {detector.name}: the file is damaged, or of an older sslbd; make it again"
-        )
+    # two images show what does not fit
+    if not np.isfinite(post.look(np.zeros((2, 3, guard.size, guard.size), np.uint8)).scores.values).all():
+        raise post.misfit()
     return post
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts.kinds import Dataset, Guard, Report
 from sslbd_cli.core import nets
+from sslbd_cli.detect import guard as guard_module
 from sslbd_cli.detect import significance
+from sslbd_cli.errors import InputError
 from sslbd_cli.poison.plant import plant
 
 QUICK = "dede:width=32,decoder=1,epochs=15,batch=32,lr=0.005,neutral=32"
@@ -218,3 +221,59 @@ def test_another_encoder_behind_a_guard_is_refused(sslbd, files):
     refused(examine(sslbd, files, "--guard", files / "guard", encoder="good"), "made for another encoder")
     refused(examine(sslbd, files, "--reference", files / "good"), "give --guard, too")
     refused(examine(sslbd, files, "--alpha", "0.1"), "--alpha is the share that a guard may reject; give --guard, too")
+
+
+# --- guards of strangers ------------------------------------------------------------------------------------------
+
+
+def stranger(files, **changes):
+    """Write the guard again with other fields; `state` replaces some tensors."""
+    guard = artefact_kinds.read(str(files / "guard"), Guard)
+    state = guard.state | changes.pop("state", {})
+    artefact_kinds.write(dataclasses.replace(guard, state=state, **changes), str(files / "strange"))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("encoder=1", "encoder=999999", "encoder=999999: expected a value from 0 to 64"),
+        ("decoder=1", "decoder=999999", "decoder=999999: expected a value from 1 to 64"),
+        ("width=32", "width=999999", "width=999999: expected a value from 8 to 4096"),
+        ("width=32", "width=4096", "its tensors do not fit dede"),
+        ("lr=0.005", "lr=1e300", "expected a value from 0 to"),
+    ],
+)
+def test_keys_of_a_guard_are_bounded(sslbd, files, old, new, problem):
+    method = artefact_kinds.read(str(files / "guard"), Guard).method
+    assert old in method
+    start = time.process_time()
+    refused(watch(sslbd, stranger(files, method=method.replace(old, new)), guard="strange"), problem)
+    assert time.process_time() - start < 5
+
+
+def test_a_guard_of_another_size_is_refused_before_any_image_is_made(sslbd, files):
+    refused(watch(sslbd, stranger(files, size=4096), guard="strange"), "images of 4096 pixels, the encoder takes 16")
+
+
+def test_tensors_of_a_guard_that_do_not_fit_are_refused(sslbd, files):
+    state = artefact_kinds.read(str(files / "guard"), Guard).state
+    for name, tensor in {name: tensor for name, tensor in state.items() if tensor.size}.items():
+        if name.startswith("network.") and name != "network.place":
+            continue  # all are checked in one place
+        odd = np.zeros((0, *tensor.shape[1:]), tensor.dtype) if tensor.ndim else np.zeros(0, tensor.dtype)
+        refused(watch(sslbd, stranger(files, state={name: odd}), guard="strange"), "do not fit dede")
+    outside = np.full((1, 1), 10**6, np.int64)
+    refused(watch(sslbd, stranger(files, state={"masks": outside}), guard="strange"), "do not fit dede")
+
+
+def test_a_guard_that_fails_on_some_images_alone_is_refused_then(files, cpu):
+    class Odd:
+        name = "dede"
+
+        def look(self, images, state, setting):
+            raise IndexError if images.any() else ZeroDivisionError
+
+    post = guard_module.Post(Odd(), artefact_kinds.read(str(files / "guard"), Guard), None, {})
+    with pytest.raises(InputError, match="do not fit dede"):
+        post.look(np.ones((2, 3, SIZE, SIZE), np.uint8))

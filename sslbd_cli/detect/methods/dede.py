@@ -59,14 +59,14 @@ class DeDe(InputDetector):
                      choices=("rank", "relative", "absolute", "feature", "feature-relative"))  # fmt: skip
     embedding: str = key("standard", "standard: zero mean and unit deviation on --aux; raw as published",
                          choices=("standard", "raw"), expert=True)  # fmt: skip
-    patch: int = key(0, "side of a patch in pixels; 0: 8, or a seventh of images above 56 pixels", low=0)
-    width: int = key(128, "channels of both transformers (192 in the paper)", low=8)
-    encoder: int = key(1, "blocks of the patch encoder (12 in the paper)", low=0)
-    decoder: int = key(2, "blocks of the decoder (4 in the paper)", low=1)
+    patch: int = key(0, "side of a patch in pixels; 0: 8, or a seventh of images above 56 pixels", low=0, high=4096)
+    width: int = key(128, "channels of both transformers (192 in the paper)", low=8, high=4096)
+    encoder: int = key(1, "blocks of the patch encoder (12 in the paper)", low=0, high=64)
+    decoder: int = key(2, "blocks of the decoder (4 in the paper)", low=1, high=64)
     mask: float = key(0.9, "share of patches hidden in training", low=0.01, high=1)
     test_mask: float = key(0.99, "share of patches hidden when judging; rounded: of 99 or fewer, all are",
                            low=0.01, high=1)  # fmt: skip
-    draws: int = key(3, "masks averaged when judging, if a patch is visible", low=1, expert=True)
+    draws: int = key(3, "masks averaged when judging, if a patch is visible", low=1, high=1000, expert=True)
     neutral: int = key(128, "other images' embeddings that an image is compared with", low=2, expert=True)
     epochs: int = key(0, "passes over the learning part of --aux; 0: 70,000 images shown, in 60 passes at most", low=0)
     batch: int = key(64, "images per step", low=2)
@@ -147,6 +147,8 @@ class DeDe(InputDetector):
             network = self._network(encoder.size, feats.shape[1])
         network.load_state_dict(_part(state, "network."), assign=True)
         masks, bank = list(state["masks"]), state["neutral"]
+        if any(bool(((mask < 0) | (mask >= network.tokens)).any()) for mask in masks):
+            raise ValueError("a mask names a patch that is not there")  # a GPU would not survive it
         inverter = dede_decoder.Inverter(network.eval(), encoder, bank, masks, setting.reference, setting.device)
         spreads = {kind: float(value) for kind, value in _part(state, "spread.").items()}
         if min(spreads.values()) < 0 or bool((state["scale"] <= 0).any()):
