@@ -142,7 +142,9 @@ def shelf(monkeypatch):
 
     def put(*names):
         monkeypatch.setattr(plugin, "listing", lambda s: dict.fromkeys(names, own) if s == "detector" else listing(s))
-        monkeypatch.setattr(plugin, "parse", lambda s, text: SHELF[text]() if text in SHELF else parse(s, text))
+        monkeypatch.setattr(
+            plugin, "parse", lambda s, text, **how: SHELF[text]() if text in SHELF else parse(s, text, **how)
+        )
 
     return put
 
