@@ -118,8 +118,8 @@ def few_epochs(patch: pytest.MonkeyPatch) -> None:
     """Limit everything that a spec string makes to two epochs or ten steps, and to few images."""
     parse = plugin.parse
 
-    def shortened(shelf, text):
-        made = parse(shelf, text)
+    def shortened(shelf, text, **how):
+        made = parse(shelf, text, **how)
         most = {"epochs": 2, "steps": 10, "rounds": 2, "tests": 60, "masks": 60, "models": 1}
         return dataclasses.replace(  # 0 means an open number
             made, **{k: min(getattr(made, k) or n, n) for k, n in most.items() if type(getattr(made, k, None)) is int}
