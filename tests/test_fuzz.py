@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fuzz import commands
 from micro import make_dataset, make_encoder
 from sslbd_cli.artefacts import captions, kinds
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard, Truth
@@ -64,3 +65,12 @@ def test_mutations_are_refused_or_read_correctly(tmp_path, make, count, seed):
     assert seen["refused"] > count // 2  # and some are read: both ways are taken
     assert seen["read"] > 0
     assert seen["slowest"] < 70 and seen["megabytes"] < 400
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(2100, marks=pytest.mark.slow)])
+def test_commands_refuse_mutants_or_work(tmp_path, monkeypatch, capsys, count):
+    """A very small share of `python tests/fuzz/commands.py SEED COUNT`."""
+    monkeypatch.chdir(tmp_path)
+    seen = commands.everything(0, count)
+    assert [counts["faults"] for counts in seen.values()] == [0] * 7, capsys.readouterr().err
+    assert all(sum(counts.values()) == count for counts in seen.values())

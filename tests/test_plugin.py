@@ -53,9 +53,9 @@ def test_a_shelf_is_described_from_its_source(tmp_path, monkeypatch):
     assert (info.name, info.class_name, info.module) == ("half-tone", "HalfTone", "sslbd_cli.triggers.half_tone")
     assert info.summary == "Print in dots." and "Further words." in info.doc
     assert [dataclasses.astuple(k) for k in info.keys] == [
-        ("dots", "int", 3, "how many", 1, 9, (), False),
-        ("mode", "str", "round", "their form", None, None, ("round", "square"), False),
-        ("fast", "bool", True, "or slow", None, None, (), True),
+        ("dots", "int", 3, "how many", 1, 9, (), False, False),
+        ("mode", "str", "round", "their form", None, None, ("round", "square"), False, False),
+        ("fast", "bool", True, "or slow", None, None, (), True, False),
     ]
 
 
