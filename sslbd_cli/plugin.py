@@ -146,16 +146,17 @@ def _format(value: Value) -> str:
 
 def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
     low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
-    if high is None:
-        high = HUGEST if low is None else HIGHEST
+    bound = high if high is not None else HUGEST if low is None else HIGHEST
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{plugin}: {name}={value}: expected a finite number")
     if isinstance(value, str) and ("," in value or not value.isprintable()):
         raise InputError(f"{plugin}: {name}={value!r}: a spec string cannot hold commas or control characters")
     if choices and value not in choices:
         raise InputError(f"{plugin}: {name}={value}: {suggest(str(value), list(choices), 'choose one of')}")
-    if not isinstance(value, str) and ((low is not None and value < low) or (high is not None and value > high)):
-        span = f"<= {high}" if low is None else f"from {low} to {high}"
+    if not isinstance(value, str) and ((low is not None and value < low) or value > bound):
+        span = (
+            f"<= {bound}" if low is None else f">= {low}" if high is None and value < low else f"from {low} to {bound}"
+        )
         raise InputError(f"{plugin}: {name}={value}: expected a value {span}")
 
 

@@ -302,15 +302,16 @@ def test_a_missing_folder_and_a_folder_are_input_errors(tmp_path):
             container.write_safetensors(str(path), HEADER, {"a": np.arange(3)})
 
 
-def test_output_replaces_a_file_whole_with_the_usual_mode(tmp_path):
+def test_output_replaces_a_file_whole_and_a_new_one_has_the_usual_mode(tmp_path):
     (tmp_path / "a").write_bytes(b"old" * 10_000)
     before = os.umask(0o027)
     try:
-        container.write_safetensors(str(tmp_path / "a"), HEADER, {"a": np.arange(3)})
+        for name in "ab":
+            container.write_safetensors(str(tmp_path / name), HEADER, {"a": np.arange(3)})
     finally:
         os.umask(before)
     assert container.read_container(str(tmp_path / "a"))[0] == HEADER
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o640
 
 
 def test_output_over_its_own_input(tmp_path):

@@ -241,7 +241,7 @@ def stranger(files, **changes):
         ("decoder=1", "decoder=999999", "decoder=999999: expected a value from 1 to 64"),
         ("width=32", "width=999999", "width=999999: expected a value from 8 to 4096"),
         ("width=32", "width=4096", "its tensors do not fit dede"),
-        ("lr=0.005", "lr=1e300", "expected a value from 0 to"),
+        ("lr=0.005", "lr=1e300", "expected a value from 0 to 1000000000"),
     ],
 )
 def test_keys_of_a_guard_are_bounded(sslbd, files, old, new, problem):
