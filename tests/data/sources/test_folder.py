@@ -246,12 +246,81 @@ def test_links_and_climbing_paths_in_archives_are_left_out(tmp_path: Path) -> No
     assert sorted(tmp_path.iterdir()) == before
 
 
+def linked(path: Path, links: dict[str, tuple[bytes, str]]) -> Path:
+    """Write two images and links (kind, target) as a tar; a zip holds the symbolic ones only."""
+    if path.suffix == ".zip":
+        pack({"store/.blobs/1": png(1), "cat/2.png": png(2)}, path)
+        with zipfile.ZipFile(path, "a") as archive:
+            for name, (kind, target) in links.items():
+                if kind == tarfile.SYMTYPE:
+                    link = zipfile.ZipInfo(name)
+                    link.external_attr = 0o120777 << 16
+                    archive.writestr(link, target)
+        return path
+    with tarfile.open(path, "w:xz" if path.suffix == ".xz" else "w") as archive:
+        for name, (kind, target) in links.items():
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            archive.addfile(link)
+        for name, data in {"store/.blobs/1": png(1), "cat/2.png": png(2)}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("container", ["a.tar", "a.tar.xz", "a.zip"])
+def test_links_inside_an_archive_are_followed_and_others_counted(tmp_path: Path, container: str) -> None:
+    sym, hard = tarfile.SYMTYPE, tarfile.LNKTYPE
+    links = {"cat/1.png": (sym, "../store/.blobs/1"), "cat/3.png": (sym, "1.png"), "dog": (sym, "./cat"),
+             "cat/out.png": (sym, "../../secret.png"), "cat/gone.png": (sym, "no.png"), "cat/me.png": (sym, "me.png"),
+             "emu/4.png": (hard, "cat/2.png")}  # fmt: skip
+    made = read(linked(tmp_path / container, links))
+    names = [f"{folder}/{number}.png" for folder in ("cat", "dog") for number in (1, 2, 3)]
+    shades = [1, 2, 1, 1, 2, 1]
+    if container != "a.zip":
+        names, shades = [*names[:3], "dog/2.png", "emu/4.png"], [1, 2, 1, 2, 2]
+    expected = pack({name: png(shade) for name, shade in zip(names, shades, strict=True)}, tmp_path / "plain")
+    assert made.dataset.sha256 == read(expected).dataset.sha256
+    assert made.doubts == ("left out 3 links to nothing in the source, pipes and devices counted as such",)
+
+
+def test_a_link_may_lead_to_another_split_of_a_compressed_archive(tmp_path: Path) -> None:
+    path = linked(tmp_path / "a.tar.xz", {"train/cat/7.png": (tarfile.SYMTYPE, "../../cat/2.png")})
+    assert len(read(path, split="train").dataset.images) == 1
+
+
+def test_links_that_multiply_files_are_a_bomb(tmp_path: Path) -> None:
+    links = {f"l{number}": (tarfile.SYMTYPE, "cat") for number in range(100)}
+    with pytest.raises(InputError, match="its links give each file more than 20 paths: taken for a bomb"):
+        read(linked(tmp_path / "a.tar", links))
+
+
+@pytest.mark.parametrize("container", ["plain", "a.zip", "a.tar.gz"])
+def test_suffixes_that_are_not_read_are_counted(tmp_path: Path, container: str) -> None:
+    tree = FLAT | {"cat/5.jfif": jpeg(), "cat/6.avif": b"x", "dog/7.AVIF": b"x", "dog/8.foo": b"x", "dog/README": b"x"}
+    made = read(pack(tree, tmp_path / container), size=6)
+    assert len(made.dataset.images) == 5
+    assert made.doubts == ("left out 3 files of other suffixes than images that are read: 2 .avif, 1 .foo",)
+    with pytest.raises(InputError, match="no images here; left out 1 file of other suffixes"):
+        read(pack({"cat/1.avif": b"x"}, tmp_path / f"none-{container}"))
+
+
+def jpeg() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (6, 6)).save(out, "jpeg")
+    return out.getvalue()
+
+
 def test_links_in_the_users_own_folder_are_followed_and_pipes_are_not(tmp_path: Path) -> None:
     pack(FLAT, tmp_path / "store")
     (tmp_path / "view").mkdir()
     (tmp_path / "view" / "cat").symlink_to(tmp_path / "store" / "cat")
     os.mkfifo(tmp_path / "store" / "cat" / "pipe.png")
-    assert len(read(tmp_path / "view").dataset.images) == 2
+    (tmp_path / "view" / "dog").mkdir()
+    (tmp_path / "view" / "dog" / "gone.png").symlink_to(tmp_path / "absent.png")
+    made = read(tmp_path / "view")
+    assert len(made.dataset.images) == 2 and made.doubts[0].startswith("left out 2 links to nothing")
     (tmp_path / "view" / "loop").symlink_to(tmp_path / "view")
     with pytest.raises(InputError, match="cannot tell the layout"):
         read(tmp_path / "view")
