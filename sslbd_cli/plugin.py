@@ -3,7 +3,8 @@
 Other packages add to a shelf by entry points. If a name is offered twice, sslbd's own plugin is used.
 
 A plugin is a frozen keyword-only dataclass whose fields are made by `key`. The spec string
-`NAME[:key=value[,key=value...]]` and the object are two forms of the same thing: `parse(shelf, str(obj)) == obj`.
+`NAME[:key=value[,key=value...]]` and the object are two forms of the same thing: `parse(shelf, str(obj)) == obj`. In a
+value, a backslash stands before each comma and each backslash.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from sslbd_cli.errors import InputError
-from sslbd_cli.words import one_line, reason, suggest
+from sslbd_cli.words import escape_commas, one_line, reason, split_commas, suggest
 
 if TYPE_CHECKING:
     from sslbd_cli.entrypoints import Offer
@@ -141,7 +142,7 @@ def _is_ours(module: str) -> bool:
 def _format(value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else escape_commas(str(value))
 
 
 def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
@@ -149,8 +150,8 @@ def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
     bound = high if high is not None else HUGEST if low is None else HIGHEST
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{plugin}: {name}={value}: expected a finite number")
-    if isinstance(value, str) and ("," in value or not value.isprintable()):
-        raise InputError(f"{plugin}: {name}={value!r}: a spec string cannot hold commas or control characters")
+    if isinstance(value, str) and not value.isprintable():
+        raise InputError(f"{plugin}: {name}={value!r}: a spec string cannot hold control characters")
     if choices and value not in choices:
         raise InputError(f"{plugin}: {name}={value}: {suggest(str(value), list(choices), 'choose one of')}")
     if not isinstance(value, str) and ((low is not None and value < low) or value > bound):
@@ -376,8 +377,9 @@ def brief(shelf: str, text: str) -> str:
     if known is None:
         return text
     usual = {f"{key.name}={_format(_typed(key))}" for key in known.keys}
-    words = ",".join(word for word in rest.split(",") if word and word not in usual)
-    return f"{name}:{words}" if words else name
+    words = [escape_commas(word) for word in split_commas(rest)]
+    kept_words = ",".join(word for word in words if word and word not in usual)
+    return f"{name}:{kept_words}" if kept_words else name
 
 
 def _typed(key: KeyInfo) -> Value:
@@ -396,7 +398,7 @@ def parse(shelf: str, text: str, *, paths: Literal["open", "refuse", "drop"] = "
     info = _find(shelf, name)
     if info is None:
         raise InputError(_unknown(shelf, name))
-    pairs = [item.partition("=") for item in rest.split(",")] if rest else []
+    pairs = [item.partition("=") for item in split_commas(rest)] if rest else []
     values: dict[str, Value] = {}
     types = {k.name: k.type for k in info.keys}
     for key_name, equals, raw in pairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,22 @@ def did_you_mean(got: str, known: Sequence[str]) -> str:
 def suggest(got: str, known: Sequence[str], intro: str) -> str:
     """Return what a wrong name may have meant, and the known names."""
     return f"{did_you_mean(got, known)}{intro} {', '.join(known)}"
+
+
+def split_commas(text: str) -> list[str]:
+    """Split a list at its commas. A backslash before a comma or a backslash makes it a part of the item."""
+    items = [""]
+    for piece in re.findall(r"\\[\\,]|.", text, re.DOTALL):
+        if piece == ",":
+            items.append("")
+        else:
+            items[-1] += piece[1:] if len(piece) == 2 else piece
+    return items
+
+
+def escape_commas(item: str) -> str:
+    """Return an item as it is written in a list that `split_commas` splits."""
+    return item.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def first_names(names: Sequence[str], most: int) -> str:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sslbd_cli import plugin
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin, key
+from sslbd_cli.words import escape_commas, split_commas
 
 SOURCE = '''"""A module."""
 from dataclasses import dataclass
@@ -111,6 +114,28 @@ def test_a_value_may_hold_equals_signs_and_colons(tmp_path):
     Image.new("RGB", (3, 3)).save(path)
     trigger = plugin.parse("trigger", f"image:file={path}")
     assert trigger.file == str(path) and plugin.parse("trigger", str(trigger)) == trigger
+
+
+def test_a_backslash_takes_its_meaning_from_a_comma(tmp_path):
+    from PIL import Image
+
+    for name in ("lr=0.1,bs=32", "a\\,b", "end\\", "a\\b", ",", "\\\\"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "t.png"
+        Image.new("RGB", (3, 3)).save(path)
+        typed = str(path).replace("\\", "\\\\").replace(",", "\\,")
+        trigger = plugin.parse("trigger", f"image:file={typed},size=2")
+        assert (trigger.file, trigger.size) == (str(path), 2)
+        assert plugin.parse("trigger", str(trigger)) == trigger
+        short = plugin.brief("trigger", str(trigger))
+        assert "opacity" not in short and plugin.parse("trigger", short) == trigger
+    with pytest.raises(InputError, match="unknown key 'bs'"):
+        plugin.parse("trigger", f"image:file={tmp_path}/lr=0.1,bs=32/t.png")
+
+
+@given(st.lists(st.text("a,\\=", max_size=5), min_size=1, max_size=4))
+def test_lists_of_any_words_are_split_as_they_were_joined(items):
+    assert split_commas(",".join(map(escape_commas, items))) == items
 
 
 @pytest.mark.parametrize(("text", "short"), [

@@ -56,7 +56,7 @@ PRESETS = {
     multiple=True,
     type=options.ArtefactPath(),
     metavar="IMAGE[,IMAGE...]",
-    help="Reference image files of a trigger.",
+    help="Reference image files of a trigger. Write \\, for a comma in a name.",
 )
 @options.artefact("--reference-data", multiple=True,
                   help="Dataset of reference images: one for all triggers, or one per trigger.")  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslbd_cli.errors import InputError
+from sslbd_cli.words import escape_commas, split_commas
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,10 +62,11 @@ def _pictures(run: Run, net: ImageEncoder, group: str) -> Any:
     from sslbd_cli.artefacts.files import read_file
     from sslbd_cli.badencoder import references
 
-    paths = group.split(",")
+    paths = split_commas(group)
     pictures = references.pictures(paths, net.size)
     content = b"".join(map(read_file, paths))
-    run.note_file("--reference", ",".join(Path(path).name for path in paths), hashlib.sha256(content).hexdigest())
+    names = ",".join(escape_commas(Path(path).name) for path in paths)
+    run.note_file("--reference", names, hashlib.sha256(content).hexdigest())
     return pictures
 
 

@@ -11,6 +11,7 @@ import click
 from sslbd_cli.cli import options
 from sslbd_cli.cli.run import Run, refuse_terminal
 from sslbd_cli.cli.spec import Spec
+from sslbd_cli.words import split_commas
 
 if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset
@@ -36,7 +37,7 @@ SHOWN = 20  # corrupt images to name; the rest are counted
 @click.option("--size", type=click.IntRange(4, 4096), metavar="PIXELS",
               help="Scale the shorter side to PIXELS and keep the centre square.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1, 1 << 30), metavar="N", help="Draw N images (shapes).")
-@click.option("--classes", metavar="NAME,NAME,...", help="Keep only these classes.")
+@click.option("--classes", metavar="NAME,NAME,...", help="Keep only these classes. Write \\, for a comma in a name.")
 @options.artefact("--classes-of", help="Number the classes as this dataset does, by name, such as a training set.")
 @click.option("--part", metavar="K/N", help="Take the K-th of N random parts; J-K/N takes parts J to K.")
 @click.option("--per-class", type=click.IntRange(min=1), metavar="N", help="Take N random images of each class.")
@@ -70,7 +71,7 @@ def command(
     from sslbd_cli.data.source import SourceWish
 
     refuse_terminal(output)
-    names = tuple(filter(None, (params.pop("classes") or "").split(",")))
+    names = tuple(filter(None, split_commas(params.pop("classes") or "")))
     named_as = _classes_of(run, classes_of) if classes_of else ()
     wish = SourceWish(
         path=_path(source), root=_path(root), watch=run.progress, classes=names, named_as=named_as, **params

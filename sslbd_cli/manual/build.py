@@ -43,8 +43,9 @@ the history as a shell script that makes the file again.
 """,
     "SPEC STRINGS": """
 Methods, triggers, architectures and the like are given as NAME or NAME:key=value,key=value. A key that is left out has
-its default. Booleans are yes or no. `help` instead of a name lists the names, and NAME:help explains one name and its
-keys:
+its default. Booleans are yes or no. In a value, a backslash before a comma makes it a part of the value, as in
+`image:file=lr=0.1\\,bs=32/t.png` (between quotes of the shell); two backslashes stand for one. `help` instead of a name
+lists the names, and NAME:help explains one name and its keys:
 
     sslbd pretrain --method help
     sslbd poison --trigger patch:help

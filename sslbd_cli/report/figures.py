@@ -16,6 +16,7 @@ from sslbd_cli.detect.image_verdict import BEYOND_CHANCE
 from sslbd_cli.report import contact, plots
 from sslbd_cli.report.contact import Suspects
 from sslbd_cli.report.plots import CLEAN, INK, TRIGGERED, PictureRows
+from sslbd_cli.words import split_commas
 
 SHEET = 12  # sample images shown
 FOUND = 20  # images of highest score shown for a detector of training images
@@ -111,7 +112,7 @@ def _panel(report: Report) -> Picture | None:
         if row.flagged is None or row.n is None or not 0 <= row.flagged <= row.n or row.n < 1:
             return None
         origin = {"documented": " (documented)", "given": " (given)"}.get(row.origin or "", "")
-        name = "no trigger" if row.trigger is None else row.trigger.split(",")[0] + origin
+        name = "no trigger" if row.trigger is None else split_commas(row.trigger)[0] + origin
         is_beyond = row.p_value_adjusted is not None and row.p_value_adjusted < BEYOND_CHANCE
         rows.append((name, row.flagged / row.n, is_beyond))
     if not rows or results.alpha is None:

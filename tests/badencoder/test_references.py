@@ -1,11 +1,14 @@
 """References are the images deepest inside their class, or the command says that there are none."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from sslbd_cli.badencoder import inputs
 from sslbd_cli.badencoder.references import Placing, margins, prototypical
 from sslbd_cli.core import nets
 from sslbd_cli.core.features import Labelled
@@ -49,3 +52,13 @@ def test_a_class_that_the_clean_probe_does_not_know_is_refused(net, dataset, cpu
     labels[:3] = 1  # and given to one image of each pattern
     with pytest.raises(InputError, match="F05"):
         prototypical(Placing(net, Session(cpu)), dataclasses.replace(dataset, labels=labels), 1, 3)
+
+
+def test_a_comma_in_the_name_of_a_reference_is_escaped(tmp_path):
+    for shade, name in enumerate(("a.png", "lr=0.1,bs=32.png")):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / name)
+    rows = []
+    run = SimpleNamespace(note_file=lambda *row: rows.append(row))
+    found = inputs._pictures(run, SimpleNamespace(size=8), rf"{tmp_path}/a.png,{tmp_path}/lr=0.1\,bs=32.png")
+    assert found[:, 0, 0, 0].tolist() == [0, 1]
+    assert [row[:2] for row in rows] == [("--reference", r"a.png,lr=0.1\,bs=32.png")]

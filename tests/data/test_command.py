@@ -122,6 +122,13 @@ def test_classes_are_numbered_as_in_another_dataset(
     assert "class 'cat' is none of the 4 given classes; they are 0, 1, 2, 3" in capsys.readouterr().err
 
 
+def test_a_backslash_keeps_the_comma_in_a_class(tmp_path: Path, photos: Path) -> None:
+    (photos / "train" / "cat").rename(photos / "train" / "cat, wild")
+    found = make(tmp_path, "folder", photos, "--split", "train", "--classes", r"dog,cat\, wild")
+    assert found.classes == ("cat, wild", "dog")
+    assert found.history[0]["args"]["--classes"] == r"dog,cat\, wild"
+
+
 def test_corrupt_images_are_counted_and_the_first_named(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
