@@ -72,8 +72,9 @@ def serve() -> Iterator[SmallHub]:
 def _answer(handler: BaseHTTPRequestHandler, hub: SmallHub) -> None:
     path = urlsplit(handler.path).path
     hub.requests.append(f"{handler.command} {unquote(path)}")
-    is_api = path.startswith("/api/models/")
-    parts = [unquote(part) for part in path.removeprefix("/api/models").strip("/").split("/")]
+    is_api = path.startswith("/api/")
+    place = path.removeprefix("/api/models").removeprefix("/api").removeprefix("/datasets")
+    parts = [unquote(part) for part in place.strip("/").split("/")]
     repo, word, revision = hub.repos.get("/".join(parts[:2])), *(parts[2:4] or ["revision", "main"])
     if repo is None or repo.fault == "private":
         return _refuse(handler, 401, "RepoNotFound")

@@ -27,7 +27,7 @@ SEES = {
     "core": ROOT | {"artefacts"},
     "triggers": ROOT | {"core", "artefacts"},
     "cli": ROOT | {"core", "artefacts"},
-    "data": LIBRARY | {"cli"},
+    "data": LIBRARY | {"cli", "convert"},
     "info": LIBRARY | {"cli"},
     "embed": LIBRARY | {"cli"},
     "convert": LIBRARY | {"cli"},
@@ -42,7 +42,8 @@ SEES = {
     "main": ROOT,
     "__main__": {"main"},
 }
-SCIENCE = {"psutil", "torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL"}
+SCIENCE = {"psutil", "torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL",
+           "pyarrow"}  # fmt: skip
 SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub", "yaml"}
 #: No click, no rich, no figures.
 WITHOUT_TERMINAL = {"errors", "plugin", "entrypoints", "signals", "words", "artefacts", "core", "triggers"}

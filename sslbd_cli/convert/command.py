@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sslbd_cli.convert.reading import ConvertWish
 
 
+#: Forms of exported datasets.
+DATASETS = ("folder", "npz", "webdataset")
+
+
 class ArchSpec(Spec):
     """A spec of --arch, which may be a model's name on the hub: timm/NAME.tag."""
 
@@ -32,12 +36,14 @@ class ArchSpec(Spec):
         "sslbd convert --to torchvision resnet.safetensors -o weights.safetensors",
         "sslbd convert weights.safetensors --arch resnet18:stem=cifar --size 32 --normalise cifar10"
         " -o encoder.safetensors",
+        "sslbd convert --to folder poisoned.h5 -o poisoned-images",
     ),
 )
 @options.input_argument("CHECKPOINT")
 @click.option("--from", "source", type=Listed(layouts.describe()), metavar="LAYOUT", default="auto", show_default=True,
               help="Layout of the checkpoint; auto: recognise it by its tensor names. 'help' lists.")  # fmt: skip
-@click.option("--to", "target", type=click.Choice(list(layouts.EXPORTS)), help="Export the encoder in this layout.")
+@click.option("--to", "target", type=click.Choice([*layouts.EXPORTS, *DATASETS]),
+              help="Export the encoder in this layout, or a dataset as folder, npz or webdataset.")  # fmt: skip
 @click.option("--arch", type=ArchSpec("arch"), metavar="SPEC",
               help="Architecture, if the weights do not tell it (timm:model=NAME or timm/NAME). Keys that you "
                    "give are fixed; the weights tell the rest. 'help' lists.")  # fmt: skip
@@ -55,7 +61,7 @@ class ArchSpec(Spec):
                                  "activation, normalisation) by kNN accuracy.")  # fmt: skip
 @options.output
 def command(run: Run, input: str, output: str, source: str, target: str | None, data: str | None, **known: Any) -> None:
-    """Import a foreign checkpoint as an encoder, or export an encoder (--to).
+    """Import a foreign checkpoint as an encoder, or export an encoder or a dataset (--to).
 
     CHECKPOINT is a state dict in safetensors or from torch.save (.pth, .pt, .bin), a TorchScript archive such as
     OpenAI's CLIP, or a folder with one of these. Of a sharded checkpoint, give the folder, the index or one shard. No
@@ -78,6 +84,12 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     convolution, so that the features stay the same. A convolution that pads with zeros (a ResNet's) cannot take it up
     at the border of the image. Its export has a 1x1 convolution in front; a message says how to load it.
 
+    --to folder, npz or webdataset exports a dataset, poisoned or not, for other trainers. folder: CLASS/ROW.png
+    (without labels ROW.png), and list.txt of all images in order, for sslbd data filelist. npz: one file with x, y,
+    classes and captions. webdataset: shards of 10,000 images with ROW.png, ROW.cls and ROW.txt, and classnames.txt. The
+    truth of a poisoned dataset lies beside the images: truth.csv, or the arrays truth_* of the .npz file. sslbd data
+    reads each form back to the same pixels.
+
     If a checkpoint leaves something open, an error lists the candidates. Example: the normalisation of a ResNet-50 in
     safetensors. Only the order of names tells SimCLR's from torchvision's, and this format loses it; --from decides.
     With --data, each candidate is tried on up to 2,000 labelled images. The best one is taken if it beats all others
@@ -95,8 +107,21 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
         _import(run, input, output, ConvertWish(source, **known), judges)
     elif source != "auto" or judges is not None or any(known[name] is not None for name in ("arch", "size", "prefix")):
         raise InputError("--from, --arch, --prefix, --size and --data describe an import; --to goes without them")
+    elif target in DATASETS:
+        _export_images(run, input, output, target, known["normalise"])
     else:
         _export(run, input, output, target, known["normalise"])
+
+
+def _export_images(run: Run, path: str, output: str, target: str, normalise: str | None) -> None:
+    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.convert import images
+    from sslbd_cli.errors import InputError
+
+    if normalise is not None:
+        raise InputError(f"--normalise is for encoders; --to {target} writes the pixels as they are")
+    dataset = run.read(path, Dataset)
+    run.say(f"read it back by {images.export(dataset, target, output, run.progress)}")
 
 
 def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset | None) -> None:

@@ -1,18 +1,20 @@
-"""Checkpoints on the Hugging Face hub: `hf://OWNER/NAME[@REVISION][/FILE]`.
+"""Checkpoints and datasets on the Hugging Face hub: `hf://[datasets/]OWNER/NAME[@REVISION][/FILE]`.
 
-Only weights and JSON files are downloaded, into the hub library's own cache (HF_HOME). No code of a repository is
-fetched or run. HF_HUB_OFFLINE and HF_ENDPOINT count as everywhere, and so does the token of a user who is logged in.
+Of a model only weights and JSON files are downloaded, of a dataset only the files that are read, into the hub library's
+own cache (HF_HOME). No code of a repository is fetched or run. HF_HUB_OFFLINE and HF_ENDPOINT count as everywhere, and
+so does the token of a user who is logged in.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -38,15 +40,22 @@ TIMEOUT = 10  # seconds to wait for the hub's first answer
 
 @dataclass(frozen=True)
 class Address:
-    """Hold the parts of `hf://OWNER/NAME[@REVISION][/FILE]`. `revision` is a branch, a tag or a commit."""
+    """Hold the parts of an address. `revision` is a branch, a tag or a commit; `kind` is model or dataset."""
 
     repo: str
     revision: str | None = None
     file: str | None = None
+    kind: str = "model"
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
-        return f"hf://{self.repo}{revision}" + (f"/{self.file}" if self.file else "")
+        place = f"{self.place}{revision}"
+        return f"hf://{place}" + (f"/{self.file}" if self.file else "")
+
+    @property
+    def place(self) -> str:
+        """The repository as the hub's pages write it."""
+        return f"datasets/{self.repo}" if self.kind == "dataset" else self.repo
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,43 @@ def fetch(text: str, configs: Iterable[str], say: Callable[[str], None], bars: b
         _remember(address, listing, file)
     full = Address(address.repo, listing.commit, file)
     return Download(path, str(full), {name: content for name, content in contents.items() if content})
+
+
+def fetch_files(
+    text: str, expand: Callable[[str], list[str]], suffixes: tuple[str, ...], say: Callable[[str], None]
+) -> list[tuple[str, str]]:
+    """Download files of a dataset repository: (name, local path) of each, in the order of names.
+
+    text: `hf://datasets/OWNER/NAME[@REVISION][/PATTERN]`; the pattern is a file, a folder, or a pattern with * or what
+    `expand` expands; without one, all files with these suffixes. Raises InputError as `fetch` does.
+    """
+    start = "hf://datasets/"
+    if not text.startswith(start):
+        raise InputError(f"{one_line(text, '?')}: expected {start}OWNER/NAME[@REVISION][/FILE OR PATTERN]")
+    place = f"hf://{text[len(start) :].rstrip('/')}"
+    match = _ADDRESS.fullmatch(place)
+    pattern = match[4] if match else None  # it only chooses among the repository's own names
+    address = parse(place if pattern is None else place.removesuffix(f"/{pattern}"))
+    address = replace(address, file=pattern, kind="dataset")
+    with _library(False):
+        listing = _listing(address)
+        names = [name for name in sorted(listing.files) if is_plain(name) and name.endswith(suffixes)]
+        wanted = _matching(names, address.file, expand)
+        if not wanted:
+            raise InputError(f"{address}: has no such file; it has {_list(names)}")
+        say(f"reading {len(wanted)} of the files of hf://{address.place}@{listing.commit}")
+        return [(name, _get(address, listing, name)) for name in wanted]
+
+
+def _matching(names: list[str], pattern: str | None, expand: Callable[[str], list[str]]) -> list[str]:
+    """Return the names that a pattern means: itself, what lies in this folder, or what it matches."""
+    if pattern is None:
+        return names
+    patterns = expand(pattern)
+    return [
+        name for name in names
+        if any(name == one or name.startswith(f"{one}/") or fnmatch.fnmatchcase(name, one) for one in patterns)
+    ]  # fmt: skip
 
 
 def choose(files: Iterable[str], address: Address) -> str:
@@ -186,7 +232,8 @@ def _listing(address: Address) -> Listing:
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi().model_info(address.repo, revision=address.revision, timeout=TIMEOUT, files_metadata=True)
+        ask = HfApi().dataset_info if address.kind == "dataset" else HfApi().model_info
+        info = ask(address.repo, revision=address.revision, timeout=TIMEOUT, files_metadata=True)
     except Exception as error:
         if _is_answer(error):
             raise _refusal(error, address) from None
@@ -211,7 +258,7 @@ def _cached(address: Address) -> Listing | None:
         return None
     wanted = address.revision or "main"
     for repo in repos:
-        for revision in repo.revisions if (repo.repo_type, repo.repo_id) == ("model", address.repo) else ():
+        for revision in repo.revisions if (repo.repo_type, repo.repo_id) == (address.kind, address.repo) else ():
             if wanted == revision.commit_hash or wanted in revision.refs:
                 paths = (file.file_path.relative_to(revision.snapshot_path) for file in revision.files)
                 return Listing(revision.commit_hash, dict.fromkeys(path.as_posix() for path in paths), is_cached=True)
@@ -223,9 +270,9 @@ def _get(address: Address, listing: Listing, file: str) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        path = hf_hub_download(address.repo, file, revision=listing.commit)
+        path = hf_hub_download(address.repo, file, revision=listing.commit, repo_type=address.kind)
     except Exception as error:
-        raise _refusal(error, Address(address.repo, address.revision, file)) from None
+        raise _refusal(error, replace(address, file=file)) from None
     expected = listing.files[file]
     if expected is not None and _sha256(path) != expected:
         advice = f"an answer was cut short or changed; delete {Path(path).resolve()} and try again"
@@ -301,13 +348,13 @@ def _refusal(error: Exception, address: Address) -> InputError:
     """Return what the hub library's error means, and what to do."""
     from huggingface_hub import errors
 
-    page = f"https://huggingface.co/{address.repo}"
+    page = f"https://huggingface.co/{address.place}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         what = f"the repository is gated; ask for access at {page}, then log in (hf auth login, or HF_TOKEN)"
     elif isinstance(error, errors.RepositoryNotFoundError):
         what = (
-            "there is no such model repository, or it is private; check the spelling, "
+            f"there is no such {address.kind} repository, or it is private; check the spelling, "
             "or log in as one of its readers (hf auth login, or HF_TOKEN)"
         )
     elif isinstance(error, errors.RevisionNotFoundError):

@@ -74,12 +74,14 @@ def command(
     names = tuple(filter(None, split_commas(params.pop("classes") or "")))
     named_as = _classes_of(run, classes_of) if classes_of else ()
     wish = SourceWish(
-        path=_path(source), root=_path(root), watch=run.progress, classes=names, named_as=named_as, **params
-    )
+        path=_path(source), typed=source or "", root=_path(root), watch=run.progress, say=run.say, classes=names,
+        named_as=named_as, **params,
+    )  # fmt: skip
     outcome = name(wish)
     _report(run, outcome)
     if source is not None:
-        run.note_file("INPUT", os.path.abspath(source), outcome.digest)
+        place = source if source.startswith("hf:") else os.path.abspath(source)
+        run.note_file("INPUT", place, outcome.digest)
     elif root is not None:
         run.note_file("--root", os.path.abspath(root), outcome.digest)
     height, width = outcome.dataset.images.shape[2:]

@@ -36,23 +36,22 @@ def target_of(folder: Parts, text: str) -> Parts | None:
 
 
 def follow(files: set[Parts], links: dict[Parts, Parts | None]) -> Followed:
-    """Follow all links to files, and to folders with the files in them; links inside these are not followed again.
+    """Follow all links to files, and to folders with the files in them; links to folders inside these are left out.
 
     Raises InputError if the links multiply the files absurdly.
     """
-    paths, lost = dict[Parts, Parts](), list[Parts]()
-    below = _below(files) if links else {}
-    for name, target in links.items():
-        place = _resolve(target, links)
-        if place in files:
-            paths[name] = place
-        elif place in below:
-            paths |= {(*name, *inner[len(place) :]): inner for inner in below[place] if inner[: len(name)] != name}
-        else:
-            lost.append(name)
-        if len(paths) > MOST_COPIES * (len(files) + 1):
+    places = {name: _resolve(target, links) for name, target in links.items()}
+    paths = {name: place for name, place in places.items() if place in files and name not in files}
+    below = _below(files | paths.keys()) if links else {}
+    copies = dict[Parts, Parts]()
+    for name, place in places.items():
+        for inner in below.get(place, []):
+            if inner[: len(name)] != name:  # a link to a folder above itself
+                copies[name + inner[len(place) :]] = paths.get(inner, inner)
+        if len(copies) > MOST_COPIES * (len(files) + 1):
             raise InputError(f"its links give each file more than {MOST_COPIES} paths: taken for a bomb")
-    return Followed({name: source for name, source in paths.items() if name not in files}, tuple(lost))
+    lost = tuple(name for name, place in places.items() if place not in files and place not in below)
+    return Followed({name: source for name, source in copies.items() if name not in files} | paths, lost)
 
 
 def _below(files: set[Parts]) -> dict[Parts, list[Parts]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
@@ -32,10 +32,12 @@ LABEL_LIMIT = 100_000  # a label L makes L + 1 classes, so an absurd label must 
 class SourceWish:
     """Hold what the user asked of a source; None for options that were not given.
 
-    size: in pixels of a side. named_as: the classes that the dataset shall have, matched by name.
+    typed: SOURCE as it was typed, which may be a pattern or an address. size: in pixels of a side. named_as: the
+    classes that the dataset shall have, matched by name.
     """
 
     path: Path | None = None
+    typed: str = ""
     root: Path | None = None
     download: bool = False
     split: str | None = None
@@ -53,6 +55,12 @@ class SourceWish:
     captions: bool = False
     caption: tuple[str, ...] = ()
     watch: Watch = unwatched
+    say: Callable[[str], None] = lambda text: None
+
+    @property
+    def source(self) -> str:
+        """SOURCE as a text."""
+        return self.typed or str(self.path)
 
     @property
     def rules(self) -> PictureRules:
@@ -110,7 +118,7 @@ class Source(Plugin):
         Raises InputError for options that the source does not take, and for missing, damaged or empty input.
         """
         self._check(wish)
-        place = str(wish.path or wish.root or self.name)
+        place = wish.typed or str(wish.path or wish.root or self.name)
         try:
             catalogue = self.catalogue(wish)
             return _make(catalogue, choose(catalogue, wish), wish)
@@ -290,3 +298,16 @@ def numbered(labels: np.ndarray) -> tuple[str, ...]:
             f"label {low if low < 0 else high} is not a number from 0 to {LABEL_LIMIT - 1}; number the classes from 0"
         )
     return tuple(map(str, range(high + 1)))
+
+
+def named(labels: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return class names and labels int64 N: whole numbers are class numbers, otherwise the sorted names are classes.
+
+    Raises InputError for a number that cannot be a class.
+    """
+    if all(label.isascii() and label.removeprefix("-").isdigit() and len(label) < 18 for label in labels):
+        numbers = np.array([int(label) for label in labels], np.int64)
+        return numbered(numbers), numbers
+    names = tuple(sorted(set(labels)))
+    index = {name: number for number, name in enumerate(names)}
+    return names, np.array([index[label] for label in labels], np.int64)

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from sslbd_cli.artefacts.captions import fault
 from sslbd_cli.artefacts.files import read_file, read_text
 from sslbd_cli.artefacts.pictures import SUFFIXES
 from sslbd_cli.data.decode import ImageFile, foreign
-from sslbd_cli.data.source import FILE_OPTIONS, Catalogue, Source, SourceWish, numbered
+from sslbd_cli.data.source import FILE_OPTIONS, Catalogue, Source, SourceWish, named
 from sslbd_cli.errors import InputError
 
 LARGEST = 1 << 30  # bytes of a list
@@ -47,7 +45,7 @@ class Filelist(Source):
         has_labels = _has_labels(lines, rows)
         folder = wish.root or wish.path.parent
         files = [ImageFile(path, functools.partial(read_file, Path(folder, path))) for path, _ in rows]
-        classes, labels = _classes([label for _, label in rows]) if has_labels else ((), None)
+        classes, labels = named([label for _, label in rows]) if has_labels else ((), None)
         return Catalogue(classes=classes, labels=labels, files=files, captions=texts)
 
 
@@ -78,13 +76,3 @@ def _has_labels(lines: list[tuple[int, str]], rows: list[tuple[str, str]]) -> bo
         rule = "PATH LABEL" if with_label[0] else "PATH"
         raise InputError(f"line {number}: expected {rule} as in the lines before, got '{line.strip()[:80]}'")
     return with_label[0]
-
-
-def _classes(labels: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return class names and labels int64 N. Raises InputError for a number that cannot be a class."""
-    if all(label.isascii() and label.removeprefix("-").isdigit() and len(label) < 18 for label in labels):
-        numbers = np.array([int(label) for label in labels], np.int64)
-        return numbered(numbers), numbers
-    names = tuple(sorted(set(labels)))
-    index = {name: number for number, name in enumerate(names)}
-    return names, np.array([index[label] for label in labels], np.int64)

@@ -168,7 +168,7 @@ def test_only_the_layout_of_the_split_is_judged_and_a_few_strays_are_left_out() 
 
 def test_strays_are_named_and_unlabelled_images_become_a_dataset(tmp_path: Path) -> None:
     made = read(pack({**FLAT, "stray.png": png(1)}, tmp_path / "stray"))
-    assert made.doubts == ("left out an image that lies beside the folders: stray.png",)
+    assert made.doubts == ("left out 1 image beside the folders: stray.png",)
     assert len(made.dataset.images) == 4
     bare = read(pack({"b.png": png(1), "a.png": png(2)}, tmp_path / "bare.zip")).dataset
     assert (bare.labels, bare.classes, len(bare.images)) == (None, (), 2)
@@ -279,7 +279,7 @@ def test_links_inside_an_archive_are_followed_and_others_counted(tmp_path: Path,
     names = [f"{folder}/{number}.png" for folder in ("cat", "dog") for number in (1, 2, 3)]
     shades = [1, 2, 1, 1, 2, 1]
     if container != "a.zip":
-        names, shades = [*names[:3], "dog/2.png", "emu/4.png"], [1, 2, 1, 2, 2]
+        names, shades = [*names, "emu/4.png"], [*shades, 2]
     expected = pack({name: png(shade) for name, shade in zip(names, shades, strict=True)}, tmp_path / "plain")
     assert made.dataset.sha256 == read(expected).dataset.sha256
     assert made.doubts == ("left out 3 links to nothing in the source, pipes and devices counted as such",)
