@@ -1,18 +1,12 @@
-"""Files and folders: bounded reading of what others have made, and folders that appear whole or not at all."""
+"""Read files that others have made: regular files of bounded size only, because a pipe or a device may never end."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import os
-import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-from sslbd_cli.errors import InputError
 
 FILE_LIMIT = 256 << 20  # bytes of one picture or another small file
 
@@ -70,23 +64,3 @@ def read_text(path: str | Path, most: int) -> str:
 def without_mark(data: bytes) -> bytes:
     """Return text in UTF-8 without the byte order mark that some editors put before it."""
     return data.removeprefix(codecs.BOM_UTF8)
-
-
-@contextlib.contextmanager
-def new_folder(path: str) -> Iterator[Path]:
-    """Yield a folder to fill. On success it appears whole at `path`, which must be free; on failure not at all."""
-    target = Path(path)
-    if target.exists() or target.is_symlink():
-        raise InputError(f"{path}: exists already; name a new folder")
-    try:
-        folder = Path(tempfile.mkdtemp(dir=target.resolve().parent, prefix=f".{target.name}.", suffix=".partial"))
-        try:
-            yield folder
-            mask = os.umask(0)
-            os.umask(mask)
-            folder.chmod(0o777 & ~mask)
-            folder.rename(target)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None

@@ -51,6 +51,30 @@ def atomic_output(path: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def new_folder(path: str) -> Iterator[Path]:
+    """Yield a folder to fill. On success it appears whole at `path`, which must be free; on failure not at all."""
+    target = Path(path)
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{path}: exists already; name a new folder")
+    with _complaint(path):
+        parent = target.resolve().parent
+        _tidy(parent)
+        folder = Path(tempfile.mkdtemp(suffix=".partial", prefix=_prefix(target), dir=parent))
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _complaint(path):
+            yield folder
+            signals.check()
+            folder.chmod(0o777 & ~_mask())
+            folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
 def together() -> Iterator[None]:
     """Hold back all outputs that are written inside. They appear at its end; none does if anything fails."""
     global _group
@@ -134,9 +158,7 @@ class _File(_Output):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.target = Path(path).resolve()
-        if self.target.parent not in _tidied_folders:
-            _tidied_folders.add(self.target.parent)
-            _remove_stale(self.target.parent)
+        _tidy(self.target.parent)
         self.file, self.partial = _new_partial(self.target)
 
     def close(self) -> None:
@@ -157,10 +179,8 @@ class _File(_Output):
 
 def _new_partial(target: Path) -> tuple[BinaryIO, str]:
     """Create the temporary file. It is locked while it is filled, which shows other runs that it is no remnant."""
-    stem = target.name.encode("utf-8", "surrogateescape")[:LONGEST].decode("utf-8", "ignore")
     while True:
-        prefix = f".{stem}.sslbd-{os.getpid()}-"
-        number, name = tempfile.mkstemp(suffix=".partial", prefix=prefix, dir=target.parent)
+        number, name = tempfile.mkstemp(suffix=".partial", prefix=_prefix(target), dir=target.parent)
         with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(number, fcntl.LOCK_EX)
         if os.fstat(number).st_nlink:
@@ -169,8 +189,21 @@ def _new_partial(target: Path) -> tuple[BinaryIO, str]:
         os.close(number)  # another run took it for a remnant, before it was locked
 
 
+def _prefix(target: Path) -> str:
+    """Return how the temporary name of an output begins."""
+    stem = target.name.encode("utf-8", "surrogateescape")[:LONGEST].decode("utf-8", "ignore")
+    return f".{stem}.sslbd-{os.getpid()}-"
+
+
+def _tidy(folder: Path) -> None:
+    """Remove, once for each folder, what killed runs left in it."""
+    if folder not in _tidied_folders:
+        _tidied_folders.add(folder)
+        _remove_stale(folder)
+
+
 def _remove_stale(folder: Path) -> None:
-    """Remove the temporary files of runs that were killed."""
+    """Remove the temporary files and folders of runs that were killed."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = PARTIAL.fullmatch(entry.name)
@@ -180,10 +213,13 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _remove_unlocked(path: str) -> None:
-    number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if a run on another machine fills it
-        os.unlink(path)
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
     finally:
         os.close(number)
 
@@ -206,6 +242,10 @@ def _mode(target: Path) -> int:
     try:
         return stat.S_IMODE(target.stat().st_mode) & 0o777
     except OSError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
+        return 0o666 & ~_mask()
+
+
+def _mask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from sslbd_cli.artefacts import captions, container, files
+from sslbd_cli.artefacts import captions, outputs
 from sslbd_cli.artefacts.kinds import Dataset
 from sslbd_cli.core.watch import Watch
 from sslbd_cli.errors import InputError
@@ -39,7 +39,7 @@ def export(dataset: Dataset, target: str, path: str, watch: Watch) -> str:
         return f"sslbd data npz {path}"
     if path == "-":
         raise InputError(f"--to {target} writes a folder; name a new one by -o")
-    with files.new_folder(path) as folder:
+    with outputs.new_folder(path) as folder:
         write = _write_folders if target == "folder" else _write_shards
         write(dataset, folder, watch)
         if dataset.truth is not None:
@@ -58,7 +58,7 @@ def _write_npz(dataset: Dataset, path: str) -> None:
         arrays["captions"] = np.array(captions.decode(dataset.captions))
     if dataset.truth is not None:
         arrays |= {f"truth_{name}": array for name, array in dataset.truth.arrays().items()}
-    with container.atomic_output(path) as file:
+    with outputs.atomic_output(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

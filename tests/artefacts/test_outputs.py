@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sslbd_cli.artefacts import outputs
-from sslbd_cli.artefacts.outputs import atomic_output, together
+from sslbd_cli.artefacts.outputs import atomic_output, new_folder, together
 from sslbd_cli.errors import InputError
 
 DEAD = 2**22 + 1  # no process has this number
@@ -77,3 +77,21 @@ def test_remnants_of_killed_runs_go_and_files_in_work_stay(tmp_path):
 def test_names_may_be_as_long_as_the_file_system_takes(tmp_path, name):
     write(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    remnant = tmp_path / f".x.sslbd-{DEAD}-abcdefgh.partial"
+    (remnant / "deep").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), new_folder(str(tmp_path / "out")) as folder:
+        (folder / "a").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(str(tmp_path / "out")) as folder:
+        (folder / "a").touch()
+        outputs._tidied_folders.clear()
+        write(tmp_path / "other")
+    assert (tmp_path / "out" / "a").exists() and stat.S_IMODE((tmp_path / "out").stat().st_mode) & 0o700 == 0o700
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+    for path, problem in ((tmp_path / "out", "exists already"), (tmp_path / "no" / "out", "cannot write")):
+        with pytest.raises(InputError, match=problem), new_folder(str(path)):
+            pass
