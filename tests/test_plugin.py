@@ -80,9 +80,7 @@ def test_the_spec_of_an_object_spells_every_key_exactly():
     )
 
 
-@pytest.mark.parametrize(
-    "keys", [{"whole": -1}, {"real": 1.01}, {"real": float("nan")}, {"word": "a,b"}, {"word": "a\nb"}]
-)
+@pytest.mark.parametrize("keys", [{"whole": -1}, {"real": 1.01}, {"real": float("nan")}, {"word": "a\nb"}])
 def test_values_that_no_spec_may_hold_are_refused(keys):
     with pytest.raises(InputError, match="test-plugin: "):
         Sample(**keys)

@@ -116,8 +116,7 @@ def test_classes_are_numbered_as_in_another_dataset(
     words = ["filelist", photos / "test.txt", "--classes-of", train]
     found = make(tmp_path, *words)
     assert found.classes == ("0", "1", "2", "3") and found.labels.tolist() == [2]
-    (entry,) = found.history
-    assert [row["option"] for row in entry["inputs"]] == ["--classes-of", "INPUT"]
+    assert [row["option"] for row in found.history[-1]["inputs"]] == ["--classes-of", "INPUT"]
     assert run(["data", "folder", str(photos), "--split", "test", *map(str, words[2:]), "-o", "/dev/null"]) == 2
     assert "class 'cat' is none of the 4 given classes; they are 0, 1, 2, 3" in capsys.readouterr().err
 
@@ -159,7 +158,7 @@ def test_corrupt_images_are_counted_and_the_first_named(
         (["folder", "absent.zip"], "absent.zip: No such file or directory"),
         (["shapes", "PHOTOS"], "shapes takes no SOURCE"),
         (["shapes", "--root", "."], "shapes takes no --root"),
-        (["npz", "PHOTOS"], "PHOTOS: Is a directory"),
+        (["npz", "PHOTOS"], "PHOTOS: not a regular file"),
         (["cifar10", "--split", "train"], "cifar10 needs --root"),
         (["cifar10", "--root", "PHOTOS", "--split", "train"], "PHOTOS: no complete CIFAR10 in this folder"),
         (["folders"], "name folders: unknown source 'folders': did you mean 'folder'?"),
