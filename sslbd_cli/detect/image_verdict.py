@@ -193,10 +193,11 @@ def rule(findings: Findings, case: Case) -> Ruling:
     return Ruling(findings, flagged, threshold, counted_flags, tail, least)
 
 
-def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
+def verdict(ruling: Ruling, clean: Ruling | None, limit: float = BEYOND_CHANCE) -> tuple[str, str]:
     """Return the verdict, and the reason if it is `inconclusive`.
 
-    Inputs: found if more of them are flagged than chance explains and, with a clean encoder, more than by that encoder.
+    Inputs: found if more of them are flagged than chance explains and, with a clean encoder, more than by that encoder,
+    by a p-value below `limit`.
     Samples: found if any is flagged and flags are evidence. A clean encoder plays no part, because a sample that it
     flags as well is poisoned all the same.
     """
@@ -206,7 +207,7 @@ def verdict(ruling: Ruling, clean: Ruling | None) -> tuple[str, str]:
         return ("found" if ruling.flagged.any() and ruling.findings.scores.is_evidence else "nothing found"), ""
     if ruling.p_value >= BEYOND_CHANCE:
         return few(int(ruling.counted_flags.sum()), len(ruling.counted_flags), ruling.least)
-    if clean is not None and ruling.excess(clean) >= BEYOND_CHANCE:
+    if clean is not None and ruling.excess(clean) >= limit:
         return "inconclusive", "the clean encoder flags as many: the judged images differ from --aux for any encoder"
     return "found", ""
 
@@ -224,7 +225,7 @@ def is_foreign(flagged: np.ndarray, clean_flagged: np.ndarray, n_calibration: in
 
 def needs_kin(ruling: Ruling, clean: Ruling | None, case: Case) -> bool:
     """Tell whether a finding depends on the trigger's kin: if it is one, and no clean encoder settles it."""
-    if verdict(ruling, clean)[0] != "found" or case.alpha is None:
+    if case.alpha is None or verdict(ruling, clean, case.alpha)[0] != "found":
         return False
     if clean is None:
         return True
@@ -239,7 +240,8 @@ def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, case: C
     from its kin by a p-value of at most alpha, the share of clean encoders that may be found to have a backdoor.
     Without either, flags say no more than that the images differ from --aux, for whatever encoder.
     """
-    answer, doubt = verdict(ruling, clean)
+    limit = BEYOND_CHANCE if kinship is None or case.alpha is None else case.alpha
+    answer, doubt = verdict(ruling, clean, limit)
     if answer != "found" or ruling.p_value is None:
         return answer, doubt
     if kinship is not None:

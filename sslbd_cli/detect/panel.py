@@ -166,11 +166,11 @@ class _Row:
     kinship: Kinship | None = None
     more_than_kin: float = 1.0
 
-    def is_flagged(self) -> bool:
-        return max(self.adjusted, self.excess) < BEYOND_CHANCE
+    def is_flagged(self, alpha: float) -> bool:
+        return self.adjusted < BEYOND_CHANCE and self.excess <= alpha
 
     def stands_out(self, alpha: float) -> bool:
-        return self.is_flagged() and (self.is_foreign or self.more_than_kin <= alpha)
+        return self.is_flagged(alpha) and (self.is_foreign or self.more_than_kin <= alpha)
 
     def p_value(self) -> float:
         return max(self.adjusted, self.excess, 0.0 if self.is_foreign else self.more_than_kin)
@@ -185,23 +185,23 @@ def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None, m
     share of clean encoders that may be found to have a backdoor. A bound, which is told where the triggers are, needs
     no kin. The verdict holds for the triggers of the panel alone.
     """
-    rows = _rows(report, panel, ruling, control)
+    rows, alpha = _rows(report, panel, ruling, control), report.results["alpha"]
     is_sound = not ruling.findings.doubt and rows[0].tail >= BEYOND_CHANCE
     if meet is None:
         for row in rows:
             row.more_than_kin = 0.0
     elif is_sound:
-        _meet_kin(rows, panel, ruling, meet, report.results["alpha"])
+        _meet_kin(rows, panel, ruling, meet, alpha)
     best = min(range(1, len(rows)), key=lambda at: (rows[at].p_value(), rows[at].tail))
     verdict, doubt = _verdict(report, panel, ruling, rows, best)
     search_space = f"{len(rows) - 1} triggers on {panel.each} images each: {report.results['search_space']}"
-    shown = panel.triggers[best] if rows[best].is_flagged() and is_sound else None
+    shown = panel.triggers[best] if rows[best].is_flagged(alpha) and is_sound else None
     lacks_control = verdict != "found" and any(row.kinship is not None and bool(row.kinship.doubt) for row in rows)
-    false_alarms = None if meet is None or rows[best].is_foreign else report.results["alpha"]
+    false_alarms = None if meet is None or rows[best].is_foreign else alpha
     changed = {"verdict": verdict, "doubt": doubt or None, "lacks_control": lacks_control,
                "false_alarms": false_alarms, "p_value": rows[best].p_value(), "panel_trigger": shown,
                "search_space": search_space}  # fmt: skip
-    entries = [_entry(panel, at, row, control is not None, report.results["alpha"]) for at, row in enumerate(rows)]
+    entries = [_entry(panel, at, row, control is not None, alpha) for at, row in enumerate(rows)]
     return replace(report, results=report.results | changed | {"panel": entries})
 
 
@@ -217,7 +217,9 @@ def _rows(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None) 
         excess = significance.holm([more_than(flagged[at], theirs[at]) for at in range(1, len(rows))])
         for at, more in enumerate(excess, start=1):
             rows[at].excess = more
-            rows[at].is_foreign = is_foreign(flagged[at], theirs[at], *_scale(report, panel)[1:])
+            rows[at].is_foreign = more < BEYOND_CHANCE and is_foreign(
+                flagged[at], theirs[at], *_scale(report, panel)[1:]
+            )
     return rows
 
 
@@ -229,7 +231,7 @@ def _scale(report: Report, panel: Panel) -> tuple[int, int, float]:
 def _meet_kin(rows: list[_Row], panel: Panel, ruling: Ruling, meet: Meet, alpha: float) -> None:
     """Compare the triggers that are flagged with their kin, those flagged most first, until one stands out."""
     for at in sorted(range(1, len(rows)), key=lambda at: (max(rows[at].adjusted, rows[at].excess), rows[at].tail)):
-        if not rows[at].is_flagged():
+        if not rows[at].is_flagged(alpha):
             return
         if not rows[at].is_foreign:
             rows[at].kinship = kinship = meet(panel.suspect(at), ruling.findings.scores.values[panel.rows(at)])
