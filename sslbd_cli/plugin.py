@@ -155,9 +155,9 @@ def _check_bounds(plugin: str, name: str, value: Any, meta: Any) -> None:
     if choices and value not in choices:
         raise InputError(f"{plugin}: {name}={value}: {suggest(str(value), list(choices), 'choose one of')}")
     if not isinstance(value, str) and ((low is not None and value < low) or value > bound):
-        span = (
-            f"<= {bound}" if low is None else f">= {low}" if high is None and value < low else f"from {low} to {bound}"
-        )
+        span = f"<= {bound}" if low is None else f"from {low} to {bound}"
+        if low is not None and high is None and value < low:
+            span = f">= {low}"
         raise InputError(f"{plugin}: {name}={value}: expected a value {span}")
 
 

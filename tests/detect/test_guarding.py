@@ -223,6 +223,12 @@ def test_another_encoder_behind_a_guard_is_refused(sslbd, files):
     refused(examine(sslbd, files, "--alpha", "0.1"), "--alpha is the share that a guard may reject; give --guard, too")
 
 
+def test_report_and_log_appear_together_or_not_at_all(sslbd, files):
+    status, _, err = watch(sslbd, files, "-o", files / "half.h5", "--sarif", "/dev/full")
+    assert status == 2 and "cannot write /dev/full: No space left" in err
+    assert not [path for path in files.iterdir() if "half" in path.name]
+
+
 # --- guards of strangers ------------------------------------------------------------------------------------------
 
 
