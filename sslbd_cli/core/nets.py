@@ -273,9 +273,8 @@ class Timm(Arch):
         changes = {}
         for text in texts:
             name, _, value = text.partition("=")
-            if name not in TIMM_ARGUMENTS or not re.fullmatch(
-                r"[a-z_]{1,20}|\d{1,5}(\.\d{1,3})?|\d{1,5}(-\d{1,5})+", value
-            ):
+            form = r"\d{1,3}(-\d{1,3})*" if "depth" in name else r"[a-z_]{1,20}|\d{1,5}(\.\d{1,3})?|\d{1,5}(-\d{1,5})+"
+            if name not in TIMM_ARGUMENTS or not re.fullmatch(form, value):
                 known = ", ".join(TIMM_ARGUMENTS)
                 raise InputError(f"timm: +{text}: expected one of {known} with a number, such as +depth=2")
             parts = [float(part) if "." in part else int(part) if part.isdigit() else part for part in value.split("-")]

@@ -41,6 +41,6 @@ def stemmed(model: nn.Module, stem: str, size: int) -> nn.Module:
 def four(text: str) -> tuple[int, ...]:
     """Parse the blocks of four layers. Raises InputError for other texts."""
     parts = text.split("-")
-    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and 0 < int(part[:9]) <= 1000 for part in parts):
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and len(part) < 4 and int(part) for part in parts):
         raise InputError(f"blocks={text}: expected four whole numbers joined by dashes, such as 3-4-6-3")
     return tuple(map(int, parts))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -123,3 +124,14 @@ def test_embedding_in_batches_changes_nothing(encoder, dataset, cpu):
     assert torch.equal(embed(net, torch.from_numpy(dataset.images), Session(cpu)), whole)
     black = embed(net, dataset.images, Session(cpu), change=torch.zeros_like)
     assert torch.allclose(black, black[:1].expand_as(black), atol=1e-6) and not torch.allclose(black, whole, atol=0.01)
+
+
+@pytest.mark.parametrize("spec", [
+    "resnet:blocks=000000001999999-1-1-1", "resnet:blocks=1000-1-1-1", "resnet:blocks=²-1-1-1", "vit:heads=999999",
+    "timm:model=vit_tiny_patch16_224+depth=99999", "timm:model=convnext_tiny+depths=1-1-99999-1",
+])  # fmt: skip
+def test_an_architecture_that_a_file_names_is_bounded(spec):
+    start = time.process_time()
+    with pytest.raises(InputError):
+        nets.skeleton(plugin.parse("arch", spec, paths="refuse"), 32)
+    assert time.process_time() - start < 2
