@@ -82,8 +82,8 @@ def command(run: Run, output: str | None, json_lines: bool, exit_code: bool, sar
     how fast it is. A guard fits one encoder alone. The report holds a p-value for each image.
 
     Without --data, a part of --aux, or of built-in synthetic images, is judged with common triggers, with the triggers
-    that the encoder's history names, and with --trigger. Each trigger is judged by itself. A training set is only
-    judged if it is given.
+    that the encoder's history names, and with --trigger. Each trigger is judged by itself. No file that the history
+    names is opened: name it by --trigger. A training set is only judged if it is given.
 
     Any change moves embeddings somewhat. So a trigger is only found if it does what its kin do not: harmless changes of
     the same strength, such as its pattern shuffled, recoloured or turned. With a clean encoder as --baseline, it must
