@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import nearest_rows
 from sslbd_cli.errors import InputError, OutOfTime, Unsound
-
-if TYPE_CHECKING:
-    from sslbd_cli.core.nets import ImageEncoder
 
 DISTINCT = 512  # images to check that an encoder tells images apart
 NUMBERS = 9216  # 12 x 12 x 64: numbers that an inner layer is pooled to
@@ -51,22 +48,30 @@ class Layer:
 
 
 def layers(net: ImageEncoder) -> dict[str, nn.Module]:
-    """Return the inner layers that a probe may read, from the pixels up; {} for unknown families.
+    """Return the inner layers that methods may read, from the pixels up; {} for unknown families.
 
     `tiny`: stage1 to stage4. ResNets: stem (after its pooling, if any) and layer1 to layer4. Vision transformers:
-    block1 and up.
+    block1 and up. Other convolutional networks of timm: the last module of each resolution, by timm's name.
     """
     body = net.encoder
     if isinstance(body, nn.Sequential):
         stages: list[nn.Module] = [module for module in body if isinstance(module, nn.ReLU)]
         return {f"stage{number}": module for number, module in enumerate(stages, 1)}
-    blocks = getattr(body, "blocks", None)
-    if isinstance(blocks, nn.Sequential) and hasattr(body, "num_prefix_tokens"):
+    if blocks := transformer_blocks(body):
         return {f"block{number}": module for number, module in enumerate(blocks, 1)}
     names = {"stem": "maxpool"} | {f"layer{number}": f"layer{number}" for number in range(1, 5)}
     if all(hasattr(body, inner) for inner in names.values()):
         return {name: getattr(body, inner) for name, inner in names.items()}
+    modules, last = dict(body.named_modules()), [str(row["module"]) for row in getattr(body, "feature_info", [])]
+    if getattr(body, "output_fmt", "NCHW") == "NCHW" and all(name in modules for name in last):
+        return {name: modules[name] for name in last}
     return {}
+
+
+def transformer_blocks(body: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a vision transformer, [] for other networks."""
+    blocks = getattr(body, "blocks", None)
+    return list(blocks) if isinstance(blocks, nn.Sequential) and hasattr(body, "num_prefix_tokens") else []
 
 
 def find_layers(net: ImageEncoder, names: tuple[str, ...]) -> list[str]:
@@ -159,14 +164,21 @@ def embed_once(net: ImageEncoder, images: np.ndarray, session: Session) -> Tenso
 
 
 def need_distinct(net: ImageEncoder, images: np.ndarray, session: Session) -> None:
-    """Raise InputError if an encoder embeds all images uint8 N,3,H,W alike, or if embeddings are not finite."""
+    """Raise InputError if an encoder embeds different images uint8 N,3,H,W alike, or if embeddings are not finite."""
+    sample = paging.take(images, spread(len(images), DISTINCT))
     try:
-        feats = embed_once(net, paging.take(images, spread(len(images), DISTINCT)), session)
+        feats = embed_once(net, sample, session)
     except OutOfTime:
         raise
     except Unsound as error:
         raise InputError(f"the encoder cannot be examined: {error}") from None
-    if len(feats) > 1 and checks.collapsed(feats):
+    check_distinct(feats, sample)
+
+
+def check_distinct(feats: Tensor, images: np.ndarray) -> None:
+    """Raise InputError if the features N,D of different images uint8 N,3,H,W are (nearly) constant."""
+    sample = paging.take(images, spread(len(images), DISTINCT))
+    if len(feats) > 1 and checks.collapsed(feats) and (sample != sample[:1]).any():
         raise InputError(
             f"the encoder cannot be examined: its features are constant (spread {checks.spread(feats):.4f});"
             " give an encoder that tells images apart"
@@ -195,12 +207,17 @@ def _reading(net: ImageEncoder, layer: Layer | None) -> Iterator[Callable[[Tenso
         hook.remove()
 
 
-def as_maps(body: nn.Module, out: Tensor) -> Tensor:
-    """Return a transformer's tokens B,T,C as maps B,C,H,W without prefix tokens; return maps unchanged."""
-    if out.ndim == 4:
+def as_maps(body: nn.Module, out: Any) -> Tensor:
+    """Return a transformer's tokens B,T,C as maps B,C,H,W without prefix tokens; return maps unchanged.
+
+    Raises InputError for a layer that puts out neither.
+    """
+    if isinstance(out, Tensor) and out.ndim == 4:
         return out
-    patches = out[:, int(body.num_prefix_tokens) :]  # type: ignore[arg-type]
-    return patches.mT.reshape(len(out), out.shape[2], *body.patch_embed.grid_size)  # type: ignore[union-attr,misc]
+    rows, columns = getattr(getattr(body, "patch_embed", None), "grid_size", (0, 0))
+    if not isinstance(out, Tensor) or not 0 < rows * columns <= out.shape[1]:
+        raise InputError(f"the inner layers of {type(body).__name__} put out no maps that can be read")
+    return out[:, -rows * columns :].mT.reshape(len(out), out.shape[2], rows, columns)
 
 
 @torch.inference_mode()

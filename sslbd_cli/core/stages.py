@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sslbd_cli.core.features import as_maps, layers
+from sslbd_cli.core.features import as_maps, layers, transformer_blocks
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.errors import InputError
 
@@ -65,27 +65,18 @@ def stages(net: ImageEncoder) -> list[Stage]:
 
 
 def _outputs(net: ImageEncoder) -> dict[str, nn.Module]:
-    known = layers(net) or _resolutions(net.encoder)
+    known = layers(net)
     if not known:
         raise InputError(
             f"{net.arch} has no stages that we know; use a ResNet, a vision transformer, tiny, or one of timm's "
             "convolutional networks"
         )
-    if "block1" not in known:
+    blocks = transformer_blocks(net.encoder)
+    if not blocks:
         return known
-    blocks = list(known.values())
     ends = sorted({round(len(blocks) * part / GROUPS) for part in range(1, GROUPS + 1)} - {0})
     stem: nn.Module = net.encoder.patch_embed  # type: ignore[assignment]
     return {"stem": stem} | {f"block{end}": blocks[end - 1] for end in ends}
-
-
-def _resolutions(body: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose outputs timm names as a convolutional network's features, one per resolution, or {}."""
-    names = [str(row["module"]) for row in getattr(body, "feature_info", [])]
-    modules = dict(body.named_modules())
-    if getattr(body, "output_fmt", "NCHW") != "NCHW" or not all(name in modules for name in names):
-        return {}
-    return {name: modules[name] for name in names}
 
 
 def channels(net: ImageEncoder, last: int) -> list[Channels]:

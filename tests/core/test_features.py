@@ -1,14 +1,17 @@
 """Neighbours vote, and splits are fair."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from micro import make_encoder
 from sslbd_cli.core import features, nets
 from sslbd_cli.core.device import generator
-from sslbd_cli.core.features import Layer, embed, find_layers, knn_predict, split_rows, stratified_rows
+from sslbd_cli.core.features import Layer, as_maps, embed, find_layers, knn_predict, layers, split_rows, stratified_rows
 from sslbd_cli.core.session import Session
 from sslbd_cli.errors import InputError
 
@@ -101,6 +104,30 @@ def test_every_family_names_its_layers():
     assert find_layers(resnet, ("layer2", "stem", "layer2")) == ["layer2", "stem"]
     with pytest.raises(InputError, match="--layer layer5: resnet18 has stem, layer1, layer2, layer3, layer4; choose"):
         find_layers(resnet, ("layer5",))
+
+
+def test_timms_convolutional_networks_have_their_resolutions_as_layers(cpu):
+    net = nets.load(make_encoder(size=32, arch=nets.Timm(model="test_efficientnet")))
+    assert find_layers(net, ("all",)) == [f"blocks.{number}" for number in range(5)]
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    read = {name: embed(net, images, Session(cpu), layer=Layer(name, 2)) for name in layers(net)}
+    assert [feats.shape[1] for feats in read.values()] == [16 * 4, 24 * 4, 32 * 4, 48 * 4, 64]
+
+
+def test_a_layer_without_maps_is_refused():
+    """LeViT's tokens have no grid that timm tells; the blocks of TNT and CrossViT put out tuples and lists."""
+    for out in (torch.zeros(2, 4, 5), (torch.zeros(2, 4, 5),), [torch.zeros(2, 4, 5)]):
+        with pytest.raises(InputError, match="Identity put out no maps that can be read"):
+            as_maps(torch.nn.Identity(), out)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_tokens_are_maps_without_those_before_the_grid(prefix):
+    """Some transformers add their class token in the last blocks only."""
+    body = torch.nn.Module()
+    body.patch_embed = types.SimpleNamespace(grid_size=(2, 3))
+    tokens = torch.arange(6 + prefix).float().expand(4, 5, -1).mT
+    assert torch.equal(as_maps(body, tokens)[3, 4], torch.arange(6).view(2, 3) + float(prefix))
 
 
 def test_the_plane_of_most_variance_is_that_of_sklearn():

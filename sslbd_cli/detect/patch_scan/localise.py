@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.device import send
-from sslbd_cli.core.features import as_maps, layers
+from sslbd_cli.core.features import as_maps, layers, transformer_blocks
 from sslbd_cli.detect.patch_scan.lens import ScanImages, window
 from sslbd_cli.errors import InputError
 
@@ -224,10 +224,10 @@ class CamLocaliser(Localiser):
         inner_layers = list(layers(self.lens.net).values())
         if not inner_layers:
             raise self._unreadable()
-        blocks = getattr(self.lens.net.encoder, "blocks", None)
-        self.is_transformer = isinstance(blocks, nn.Sequential)
+        blocks: list[Any] = transformer_blocks(self.lens.net.encoder)
+        self.is_transformer = bool(blocks)
         # after the last attention of a transformer, only the class token reaches the embedding
-        self.layer: Any = blocks[-1].norm1 if isinstance(blocks, nn.Sequential) else inner_layers[-1]
+        self.layer: nn.Module = blocks[-1].norm1 if blocks else inner_layers[-1]
         self.raw = raw and self.is_transformer
 
     def together(self) -> int:
@@ -258,7 +258,8 @@ class CamLocaliser(Localiser):
         maps = as_maps(self.lens.net.encoder, layer_outputs[0])
         centers = self.clusters.centers.clone()
         own = F.normalize(centers[self.clusters.labels[send(rows, centers.device)].clone()], dim=1)
-        if not self.is_transformer and torch.allclose(maps.mean((2, 3)), feats, atol=1e-4, rtol=1e-3):
+        is_mean = maps.shape[:2] == feats.shape and torch.allclose(maps.mean((2, 3)), feats, atol=1e-4, rtol=1e-3)
+        if is_mean and not self.is_transformer:
             weights = cam_weights(feats.detach(), own)
         else:
             target = feats.max(1).values if self.raw else F.cosine_similarity(feats, own)

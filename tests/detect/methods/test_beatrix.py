@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from micro import make_dataset, make_encoder
 from sslbd_cli import plugin
-from sslbd_cli.core import features, loader
+from sslbd_cli.core import features, loader, nets
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Setting
 from sslbd_cli.detect.methods.beatrix import Gram
@@ -56,3 +57,12 @@ def test_the_encoder_is_digested_once_and_images_of_all_batches_get_the_bounds_o
     monkeypatch.setattr(features, "digest_of", lambda net: digests.append(net) or b"")
     assert method.look(images, state, setting).columns["score"] == pytest.approx(whole, rel=1e-4)
     assert len(digests) == 1
+
+
+def test_timms_convolutional_networks_are_read(cpu):
+    net = nets.load(make_encoder(size=32, arch=nets.Timm(model="test_efficientnet")))
+    method, images = plugin.parse("detector", "beatrix:orders=1,channels=4"), make_dataset(count=24, size=32).images
+    setting = Setting(net, Session(cpu))
+    state = method.learn(images, setting)
+    assert method._layer(setting) == "blocks.3"
+    assert np.isfinite(method.look(images, state, setting).score).all()

@@ -260,6 +260,17 @@ def test_transformers_explain_the_cluster_unless_raw(cpu):
     assert torch.equal(CamLocaliser(ScanImages(lens, pool, clusters, SIDE), False)(rows), fixed)
 
 
+def test_grad_cam_reads_networks_with_a_layer_behind_their_last_stage(cpu):
+    net, data = (
+        nets.load(make_encoder(size=32, arch=nets.Timm(model="test_efficientnet"))),
+        make_dataset(count=20, size=32),
+    )
+    lens, pool = Lens(net, Session(cpu)), Pool(data.images, cpu)
+    clusters = find_clusters(lens.embed_all(pool), 2, 20, 0)
+    windows = CamLocaliser(ScanImages(lens, pool, clusters, SIDE), False)(torch.arange(4))
+    assert windows.shape == (4, 4) and (windows[:, 2:] == SIDE).all()
+
+
 def test_an_encoder_without_known_maps_is_refused(cpu, monkeypatch, where):
     monkeypatch.setattr(localise, "layers", lambda net: {})
     with pytest.raises(InputError, match="localiser=mask"):

@@ -38,3 +38,9 @@ def test_the_student_comes_to_attend_like_the_original(arch, dataset, cpu):
         return sum(float((a - b).square().mean()) for a, b in zip(seen(net), seen(student), strict=True))
 
     assert distance(8, 3500.0) < distance(8, 0.0)
+
+
+def test_a_transformer_of_few_blocks_is_mimicked_from_its_patches_on(dataset, cpu):
+    net = nets.load(make_encoder(arch=plugin.parse("arch", "vit:width=12,depth=1,heads=1")))
+    student = plugin.parse("purifier", "mimic:epochs=1,batch=20").clean(net, Supplies(dataset.images), Session(cpu))
+    assert student.dim() == net.dim()
