@@ -114,6 +114,12 @@ def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -
     return gen
 
 
+def seed_torch(gen: torch.Generator) -> None:
+    """Seed torch's own generators as `gen` was. Without a GPU, `torch.manual_seed` keeps stack traces each time."""
+    on_gpu = torch.cuda.is_initialized() or torch.backends.mps.is_available()
+    (torch.manual_seed if on_gpu else torch.default_generator.manual_seed)(gen.initial_seed() % 2**63)
+
+
 def set_deterministic() -> None:
     """Ask torch for deterministic kernels everywhere. This matters on CUDA; the CPU code here is deterministic."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Encoder
 from sslbd_cli.core import bagnet, resnets
+from sslbd_cli.core.device import seed_torch
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin, key
 from sslbd_cli.words import reason
@@ -333,7 +334,7 @@ class ImageEncoder(nn.Module):
 def new(arch: Arch, size: int, mean: tuple[float, ...], std: tuple[float, ...], gen: torch.Generator) -> ImageEncoder:
     """Build an encoder with random weights drawn from gen."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(gen.initial_seed() % 2**63)
+        seed_torch(gen)
         return ImageEncoder(arch, size, mean, std)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device, generator, send
+from sslbd_cli.core.device import Device, generator, seed_torch, send
 from sslbd_cli.core.features import Labelled
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Fit, Plan, Terms
@@ -16,7 +16,7 @@ from sslbd_cli.core.train import Fit, Plan, Terms
 
 def new_perceptron(dim: int, hidden: tuple[int, ...], classes: int, dropout: float, seed: int) -> nn.Sequential:
     """Build the network with weights drawn from the seed. Dropout follows the first hidden layer only (BadEncoder)."""
-    torch.manual_seed(generator(seed, "mlp").initial_seed())
+    seed_torch(generator(seed, "mlp"))
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(dim, width), nn.ReLU()] + ([] if layers else [nn.Dropout(dropout)])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sslbd_cli.artefacts import checkpoint as checkpoints
 from sslbd_cli.artefacts.checkpoint import Saved
 from sslbd_cli.core import checks
+from sslbd_cli.core.device import seed_torch
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Ticker
 from sslbd_cli.errors import InputError
@@ -118,6 +119,8 @@ class Fit:
     """
 
     def __init__(self, module: nn.Module, loss: Loss, count: int, plan: Plan, session: Session) -> None:
+        if count < 2:
+            raise InputError("a single image is too few to train on; give at least 2 images")
         if count < plan.batch:
             raise InputError(f"{count} images are fewer than one batch of {plan.batch}; give --batch {count} or less")
         self.module, self.loss, self.count, self.plan, self.session = module, loss, count, plan, session
@@ -158,7 +161,7 @@ class Fit:
         plan, session, device = self.plan, self.session, self.session.device
         order = torch.randperm(self.count, generator=session.generator("order", epoch))
         gen = session.generator("views", epoch, device=device.torch)
-        torch.manual_seed(session.generator("layers", epoch).initial_seed())  # dropout and the like
+        seed_torch(session.generator("layers", epoch))  # dropout and the like
         self.begin_epoch()
         sums, count = Terms(), 0
         for step in range(steps):

@@ -12,7 +12,7 @@ from torch import nn
 from sslbd_cli.artefacts import paging
 from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment, compiled
-from sslbd_cli.core.device import Device
+from sslbd_cli.core.device import Device, seed_torch
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.loader import Subset
 from sslbd_cli.core.nets import Arch, ImageEncoder, new
@@ -105,7 +105,7 @@ def _views(setup: Pretraining) -> list[Callable[[torch.Tensor, torch.Generator],
 
 def _learner(net: ImageEncoder, setup: Pretraining, session: Session) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(session.generator("heads").initial_seed())
+        seed_torch(session.generator("heads"))
         return setup.objective.learner(net, net.dim(), setup.plan.batch).to(session.device.torch)
 
 

@@ -1,5 +1,7 @@
 """Devices are there or refused; generators have names."""
 
+import traceback
+
 import pytest
 import torch
 
@@ -69,3 +71,13 @@ def test_bf16_is_for_gpus_that_have_it(rounding):
         assert device.pick("cuda", "auto").precision == "fp32"
         with pytest.raises(InputError, match=r"this GPU \(compute capability 7.5\) only emulates bf16.*; give fp32"):
             device.pick("cuda", "bf16")
+
+
+def test_torch_is_seeded_like_the_generator_without_a_trace(monkeypatch):
+    gen = device.generator(0, "x")
+    torch.manual_seed(gen.initial_seed())
+    expected = torch.rand(3)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(traceback, "format_stack", lambda *frame: pytest.fail("stack traces take time and memory"))
+    device.seed_torch(gen)
+    assert torch.equal(torch.rand(3), expected)

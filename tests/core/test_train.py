@@ -348,6 +348,12 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_epoch(cpu, tmp_path
     assert (tmp_path / "c").read_bytes() == (tmp_path / "good").read_bytes()
 
 
+def test_a_single_image_is_refused_without_advice_that_is_refused(cpu):
+    made = fit(cpu)
+    with pytest.raises(InputError, match="a single image is too few to train on; give at least 2"):
+        Fit(made.module, made.loss, 1, made.plan, made.session)
+
+
 def test_divergence_in_the_first_epoch_is_told_before_any_remark_and_promises_no_checkpoint(cpu, tmp_path):
     made = fit(cpu)
     learn = made.loss

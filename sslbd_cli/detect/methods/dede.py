@@ -11,7 +11,7 @@ from torch import Tensor
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.core import patching
 from sslbd_cli.core.checks import WARNINGS
-from sslbd_cli.core.device import generator, send
+from sslbd_cli.core.device import generator, seed_torch, send
 from sslbd_cli.core.train import Fit, Plan, Terms
 from sslbd_cli.detect import dede_decoder
 from sslbd_cli.detect.contract import (
@@ -180,7 +180,7 @@ class DeDe(InputDetector):
     def _train(self, images: np.ndarray, feats: Tensor, setting: Setting) -> dede_decoder.MaskedDecoder:
         device, encoder = setting.device, setting.encoder
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setting.session.generator("dede weights").initial_seed())
+            seed_torch(setting.session.generator("dede weights"))
             network = self._network(encoder.size, feats.shape[1])
         network.to(device.torch)
         pool, count = setting.session.pool(images), min(len(images), SHOWN)

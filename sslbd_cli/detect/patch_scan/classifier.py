@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from sslbd_cli.core.augment import Recipe, augment
+from sslbd_cli.core.device import seed_torch
 from sslbd_cli.core.features import forward
 from sslbd_cli.core.loader import Pool
 from sslbd_cli.core.nets import Tiny
@@ -45,7 +46,7 @@ def train(pool: Pool, rows: np.ndarray, patches: Tensor, lesson: Lesson, session
     for number in range(lesson.models):
         gen = session.generator("poison classifier", number)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(gen.initial_seed())
+            seed_torch(gen)
             model = _network(size).to(device.torch)
         count = min(len(rows), lesson.steps * lesson.batch)
         lesson_rows = torch.from_numpy(rows)[torch.randperm(len(rows), generator=gen)[:count]]

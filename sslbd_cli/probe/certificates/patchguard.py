@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import generator, send
+from sslbd_cli.core.device import generator, seed_torch, send
 from sslbd_cli.core.loader import at_once
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
@@ -211,7 +211,7 @@ class LocalHead(nn.Module):
         self.register_buffer("mean", sample.mean((0, 2, 3)))
         self.register_buffer("scale", (sample.var((0, 2, 3)) + 1e-5).rsqrt())
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, "local head").initial_seed())
+            seed_torch(generator(seed, "local head"))
             self.linear = nn.Linear(sample.shape[1], classes).to(sample.device)
 
     def votes(self, maps: Tensor) -> Tensor:

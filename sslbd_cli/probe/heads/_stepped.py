@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslbd_cli.core.device import Device, generator, send
+from sslbd_cli.core.device import Device, generator, seed_torch, send
 from sslbd_cli.core.features import Labelled, numbers
 from sslbd_cli.core.loader import room
 from sslbd_cli.core.session import Session
@@ -83,7 +83,7 @@ def linear_classifier(
 
     Epoch e uses the augmented views e mod V, or the features themselves if there are no views.
     """
-    torch.manual_seed(generator(seed, "linear").initial_seed())
+    seed_torch(generator(seed, "linear"))
     layer = nn.Linear(data.feats.shape[1], classes)
     net = nn.Sequential(first or nn.Identity(), layer).to(data.feats.device)
     turns = itertools.cycle([data.feats] if data.views is None else data.views.unbind())
