@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from sslbd_cli.convert import names
 from sslbd_cli.convert.names import Rule, fill, own_patterns, patterns, same
@@ -118,6 +119,12 @@ EFFICIENTNET_MODELS = {f"tf_efficientnet_b{number}": blocks
                        for number, blocks in enumerate((16, 23, 23, 26, 32, 39, 45, 55, 61))}  # fmt: skip
 LITE_MODELS = {f"tf_efficientnet_lite{number}": blocks for number, blocks in enumerate((16, 21, 21, 24, 30))}
 
+
+def _timm(name: str, source: str, rules: tuple[Rule, ...], models: dict[str, int], *marker: str, **more: Any) -> Layout:
+    """Return the layout of networks that timm builds. models: see `Layout`, as for all other fields."""
+    return Layout(name=name, source=source, family="timm", rules=rules, models=models, marker=marker, **more)
+
+
 # --- the table ----------------------------------------------------------------------------------------------------
 
 LAYOUTS: dict[str, Layout] = {
@@ -200,52 +207,39 @@ LAYOUTS: dict[str, Layout] = {
         Layout(name="hf-vit", source="Hugging Face ViTModel: ViT and DINO, which differ in normalisation",
                family="vit", rules=names.HF_VIT, marker=("embeddings.cls_token", "encoder.layer.0.output.dense.weight"),
                heads=("pooler", "classifier"), normalise=("imagenet", "half")),
-        Layout(name="dinov2", source="DINOv2: official backbones and teachers, with or without registers",
-               family="timm", rules=names.DINOV2, models=DINOV2_MODELS,
-               marker=("cls_token", "blocks.0.ls1.gamma", "blocks.0.attn.qkv.weight")),
-        Layout(name="dinov2-chunked", source="DINOv2, blocks in chunks, as its training saves them",
-               family="timm", rules=names.DINOV2_CHUNKED, models=DINOV2_MODELS,
-               marker=("cls_token", "blocks.0.0.ls1.gamma", "blocks.0.0.attn.qkv.weight")),
-        Layout(name="hf-dinov2", source="Hugging Face Dinov2Model, with or without registers",
-               family="timm", rules=names.HF_DINOV2, models=DINOV2_MODELS, heads=("classifier",),
-               marker=("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1")),
-        Layout(name="hf-deit", source="Hugging Face DeiTModel, distilled",
-               family="timm", rules=names.HF_DEIT, heads=("pooler", "cls_classifier", "distillation_classifier"),
-               marker=("embeddings.cls_token", "embeddings.distillation_token", "encoder.layer.0.output.dense.weight"),
-               models=DEIT_MODELS),
-        Layout(name="hf-siglip", source="Hugging Face SiglipModel and SiglipVisionModel",
-               family="timm", rules=names.HF_SIGLIP, normalise=("half",), change="act_layer=gelu_tanh",
-               marker=("embeddings.patch_embedding.weight", "head.probe"),
-               models=SIGLIP_MODELS),
-        Layout(name="pooled-vit", source="I-JEPA: ViTs without a class token, whose patches are averaged",
-               family="timm", rules=names.POOLED_VIT,
-               marker=("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"),
-               without=("cls_token", "blocks.0.ls1.gamma", "attn_pool.latent"),
-               models=POOLED_MODELS),
-        Layout(name="swin", source="Swin by Microsoft, timm, EsViT and SimMIM",
-               family="timm", rules=names.SWIN, models=SWIN_MODELS, heads=("head",),
-               marker=("patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table")),
-        Layout(name="hf-swin", source="Hugging Face SwinModel",
-               family="timm", rules=names.HF_SWIN, models=SWIN_MODELS, heads=("pooler", "classifier"),
-               marker=("embeddings.patch_embeddings.projection.weight",
-                       "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table")),
-        Layout(name="convnext", source="timm's ConvNeXt and ConvNeXt V2",
-               family="timm", rules=names.CONVNEXT, models=CONVNEXT_MODELS, heads=("head.fc",),
-               marker=("stem.0.weight", "stages.0.blocks.0.conv_dw.weight", "head.norm.weight")),
-        Layout(name="convnext-facebook", source="ConvNeXt and ConvNeXt V2 by Facebook",
-               family="timm", rules=names.FB_CONVNEXT, models=CONVNEXT_MODELS,
-               marker=("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight", "norm.weight")),
-        Layout(name="hf-convnext", source="Hugging Face ConvNextModel and ConvNextV2Model",
-               family="timm", rules=names.HF_CONVNEXT, models=CONVNEXT_MODELS, heads=("classifier",),
-               marker=("embeddings.patch_embeddings.weight", "encoder.stages.0.layers.0.dwconv.weight")),
-        Layout(name="efficientnet", source="efficientnet_pytorch, B0 to B8",
-               family="timm", rules=names.EFFICIENTNET, heads=("_fc",), normalise=("imagenet",),
-               marker=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_blocks.0._se_reduce.weight"),
-               models=EFFICIENTNET_MODELS),
-        Layout(name="efficientnet-lite", source="efficientnet_lite_pytorch",
-               family="timm", rules=names.EFFICIENTNET, heads=("_fc",), normalise=("half",),
-               marker=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight"),
-               models=LITE_MODELS),
+        _timm("dinov2", "DINOv2: official backbones and teachers, with or without registers",
+              names.DINOV2, DINOV2_MODELS,
+              "cls_token", "blocks.0.ls1.gamma", "blocks.0.attn.qkv.weight"),
+        _timm("dinov2-chunked", "DINOv2, blocks in chunks, as its training saves them",
+              names.DINOV2_CHUNKED, DINOV2_MODELS,
+              "cls_token", "blocks.0.0.ls1.gamma", "blocks.0.0.attn.qkv.weight"),
+        _timm("hf-dinov2", "Hugging Face Dinov2Model, with or without registers", names.HF_DINOV2, DINOV2_MODELS,
+              "embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1", heads=("classifier",)),
+        _timm("hf-deit", "Hugging Face DeiTModel, distilled", names.HF_DEIT, DEIT_MODELS,
+              "embeddings.cls_token", "embeddings.distillation_token", "encoder.layer.0.output.dense.weight",
+              heads=("pooler", "cls_classifier", "distillation_classifier")),
+        _timm("hf-siglip", "Hugging Face SiglipModel and SiglipVisionModel", names.HF_SIGLIP, SIGLIP_MODELS,
+              "embeddings.patch_embedding.weight", "head.probe", normalise=("half",), change="act_layer=gelu_tanh"),
+        _timm("pooled-vit", "I-JEPA: ViTs without a class token, whose patches are averaged",
+              names.POOLED_VIT, POOLED_MODELS,
+              "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight",
+              without=("cls_token", "blocks.0.ls1.gamma", "attn_pool.latent")),
+        _timm("swin", "Swin by Microsoft, timm, EsViT and SimMIM", names.SWIN, SWIN_MODELS,
+              "patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table", heads=("head",)),
+        _timm("hf-swin", "Hugging Face SwinModel", names.HF_SWIN, SWIN_MODELS,
+              "embeddings.patch_embeddings.projection.weight",
+              "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table", heads=("pooler", "classifier")),
+        _timm("convnext", "timm's ConvNeXt and ConvNeXt V2", names.CONVNEXT, CONVNEXT_MODELS,
+              "stem.0.weight", "stages.0.blocks.0.conv_dw.weight", "head.norm.weight", heads=("head.fc",)),
+        _timm("convnext-facebook", "ConvNeXt and ConvNeXt V2 by Facebook", names.FB_CONVNEXT, CONVNEXT_MODELS,
+              "downsample_layers.0.0.weight", "stages.0.0.dwconv.weight", "norm.weight"),
+        _timm("hf-convnext", "Hugging Face ConvNextModel and ConvNextV2Model", names.HF_CONVNEXT, CONVNEXT_MODELS,
+              "embeddings.patch_embeddings.weight", "encoder.stages.0.layers.0.dwconv.weight", heads=("classifier",)),
+        _timm("efficientnet", "efficientnet_pytorch, B0 to B8", names.EFFICIENTNET, EFFICIENTNET_MODELS,
+              "_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_blocks.0._se_reduce.weight", heads=("_fc",),
+              normalise=("imagenet",)),
+        _timm("efficientnet-lite", "efficientnet_lite_pytorch", names.EFFICIENTNET, LITE_MODELS,
+              "_conv_stem.weight", "_blocks.0._depthwise_conv.weight", heads=("_fc",), normalise=("half",)),
     )
 }  # fmt: skip
 #: Targets of --to: our family -> layout.

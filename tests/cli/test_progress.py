@@ -9,6 +9,20 @@ import pytest
 from sslbd_cli.cli.progress import Progress
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show(monkeypatch) -> Terminal:
+    """Make standard error a terminal. Called by the test itself, because pytest sets standard error after fixtures."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return screen
+
+
 def work(**how) -> None:
     with Progress(40, "images", "pretrain: simclr", **how) as progress:
         for epoch in range(2):
@@ -33,14 +47,7 @@ def test_quiet_is_quiet(capsys):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_bar_on_a_terminal_is_gone_afterwards(monkeypatch, fails):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    screen = show(monkeypatch)
     try:
         with Progress(40, "images", "pretrain: simclr", quiet=False) as progress:
             progress.advance(20)
@@ -74,14 +81,7 @@ def test_without_a_terminal_a_line_comes_soon_and_then_every_half_minute(monkeyp
 
 
 def test_work_within_work_shows_no_second_bar(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    screen = show(monkeypatch)
     with Progress(4, "images", "outer", quiet=False) as outer:
         with Progress(4, "images", "inner", quiet=False) as inner:
             inner.advance(2)
