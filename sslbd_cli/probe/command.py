@@ -49,11 +49,11 @@ if TYPE_CHECKING:
               help="Share of the training labels to use, drawn per class.")  # fmt: skip
 @click.option("--layer", "names", multiple=True, metavar="NAME|all",
               help="Probe an inner layer instead of the embedding; may be repeated.")  # fmt: skip
-@click.option("--pool", default=0, show_default=True, type=click.IntRange(0), metavar="SIDE",
+@click.option("--pool", default=0, show_default=True, type=options.Whole(0), metavar="SIDE",
               help="Side of the grid that a layer's maps are averaged on; 0: about 9216 numbers.")  # fmt: skip
 @click.option("--certify", type=Spec("certificate"), metavar="SPEC",
               help="Also certify a defended classifier, such as patchguard:size=5.")  # fmt: skip
-@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat the head with N seeds.")
+@click.option("--seeds", default=1, show_default=True, type=options.Whole(1), help="Repeat the head with N seeds.")
 @options.json_lines
 @options.seed
 @options.device()

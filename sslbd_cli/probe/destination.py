@@ -21,9 +21,13 @@ def most_affected(clean: Tables, triggered: Tables) -> int:
     return int(metrics.rise(list(clean), list(triggered)).argmax())
 
 
-def answered(clean: Tables, triggered: Tables, which: int) -> dict[str, Any]:
-    """Return the shares of clean and of triggered images that are answered by one class."""
-    return {"answered_clean": _share(clean, which), "answered_triggered": _share(triggered, which)}
+def answered(clean: Tables, triggered: Tables, which: int, total: int | None = None) -> dict[str, Any]:
+    """Return the shares of clean and of triggered images that are answered by one class; None where there is no image.
+
+    total: the number of images, if some of them got no answer.
+    """
+    tables = {"answered_clean": clean, "answered_triggered": triggered}
+    return {name: _share(each, which, total) if total or each[0].sum() else None for name, each in tables.items()}
 
 
 def rows(clean: Tables, triggered: Tables, classes: Sequence[str], control: tuple[Tables, Tables] | None) -> list[Any]:
@@ -54,7 +58,7 @@ def _row(clean: Tables, triggered: Tables, which: int) -> dict[str, Any]:
     return {"clean": _share(clean, which), "triggered": _share(triggered, which), "rise": rise}
 
 
-def _share(tables: Tables, which: int) -> dict[str, Any]:
+def _share(tables: Tables, which: int, total: int | None = None) -> dict[str, Any]:
     """Return a class's share of the answers. The interval holds for all classes together, so that one may be picked."""
-    counts = [(int(table[:, which].sum()), int(table.sum())) for table in tables]
+    counts = [(int(table[:, which].sum()), total or int(table.sum())) for table in tables]
     return metrics.share(counts, metrics.quantile(len(tables[0])))

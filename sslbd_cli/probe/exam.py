@@ -54,7 +54,8 @@ class Exam:
     def __post_init__(self) -> None:
         answers = self.test.need_labels("--test")
         if isinstance(self.train, Dataset):
-            self.train.need_labels("--train")
+            if len(np.unique(self.train.need_labels("--train"))) == 1:
+                raise InputError("--train has images of one class only, so no head can be wrong; add other classes")
             if self.train.classes != self.test.classes:
                 raise InputError(
                     "--train and --test have different classes; make them from one source, or with --classes-of"
@@ -267,11 +268,12 @@ def filtered(exam: Exam, train: np.ndarray, clean: np.ndarray, triggered: np.nda
     return replace(exam, train=exam.lesson.take(np.flatnonzero(~train)), kept_rows=passes)
 
 
-def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
+def behind_guard(answers: Answers, exam: Exam, whole: Exam, bare: Answers) -> dict[str, Any]:
     """Return clean accuracy and ASR behind a guard, with rejections counted both ways.
 
     `kept`: over the images that pass. `all`: over all images; a rejected clean image is an error, a rejected triggered
-    image is a failure of the attack.
+    image is a failure of the attack. Without a target, the answers of the class are counted that the trigger affects
+    most without the guard (`bare`); a rejected image has no answer.
     """
     total = len(whole.test.images)
     right = [metrics.accuracy(table) for table in answers.clean]
@@ -282,6 +284,10 @@ def behind_guard(answers: Answers, exam: Exam, whole: Exam) -> dict[str, Any]:
         others = int((np.array(whole.test.labels) != exam.target).sum())
         passing["asr"] = metrics.share(hit) if hit[0][1] else None
         every["asr"] = metrics.share([(hits, others) for hits, _ in hit])
+    elif answers.triggered:
+        most = destination.most_affected(bare.clean, bare.triggered)
+        passing |= destination.answered(answers.clean, answers.triggered, most)
+        every |= destination.answered(answers.clean, answers.triggered, most, total)
     return {"kept": passing, "all": every}
 
 

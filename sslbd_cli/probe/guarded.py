@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sslbd_cli.core.features import Layer
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.detect.guard import Post
-    from sslbd_cli.probe.exam import Exam
+    from sslbd_cli.probe.exam import Answers, Exam
 
 
 class GuardFilter:
@@ -30,9 +30,9 @@ class GuardFilter:
         self.exam = exams.filtered(exam, train, clean, triggered)
 
     def measure(
-        self, net: ImageEncoder, stamped: np.ndarray | None, session: Session, layer: Layer | None
+        self, net: ImageEncoder, bare: Answers, stamped: np.ndarray | None, session: Session, layer: Layer | None
     ) -> dict[str, Any]:
-        """Fit the head on the images that pass, and count rejected images both ways."""
+        """Fit the head on the images that pass, and count rejected images both ways. bare: without the guard."""
         from sslbd_cli.probe import exam as exams
 
         answers = exams.measure(net, self.exam, stamped, session, layer)
@@ -40,5 +40,5 @@ class GuardFilter:
             "guard": {"method": self.post.guard.method, "sha256": self.post.guard.sha256},
             "alpha": self.alpha,
             "rejected": {kind: float(rows.mean()) for kind, rows in self.rejected.items()},
-            **exams.behind_guard(answers, self.exam, self.whole),
+            **exams.behind_guard(answers, self.exam, self.whole, bare),
         }

@@ -102,7 +102,7 @@ class Sitting:
         row = {"layer": layer and layer.name} | exams.compare(answers, self.exam)
         if is_named:
             row.pop("answers", None)  # a table of its own, which a row of layers has no room for
-        return row | {"guarded": behind and behind.measure(self.nets[0], *common[1:], layer)}
+        return row | {"guarded": behind and behind.measure(self.nets[0], answers[0], *common[1:], layer)}
 
     def _header(self) -> dict[str, Any]:
         exam, encoder = self.exam, self.encoders[0]

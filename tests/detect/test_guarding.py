@@ -217,6 +217,18 @@ def test_a_guard_lowers_the_success_of_the_attack(sslbd, files):
     assert guarded["guarded"]["all"]["asr"]["value"] <= 0.2
 
 
+def test_behind_a_guard_a_trigger_without_a_target_is_followed(sslbd, files):
+    sets = "--train", files / "train.h5", "--test", files / "data.h5", "--trigger", TRIGGER, "--head", "knn:k=5", *HERE
+    results = json.loads(sslbd("probe", files / "bad", *sets, "--guard", files / "guard", "--json")[1])
+    kept, every = results["guarded"]["kept"], results["guarded"]["all"]
+    passing = 1 - results["guarded"]["rejected"]["triggered"]
+    assert every["answered_triggered"]["n"] == results["answered_triggered"]["n"] == 80
+    assert every["answered_triggered"]["value"] <= passing < results["answered_triggered"]["value"]
+    assert every["answered_clean"]["value"] * 80 == pytest.approx(
+        kept["answered_clean"]["value"] * kept["answered_clean"]["n"]
+    )
+
+
 def test_another_encoder_behind_a_guard_is_refused(sslbd, files):
     refused(examine(sslbd, files, "--guard", files / "guard", encoder="good"), "made for another encoder")
     refused(examine(sslbd, files, "--reference", files / "good"), "give --guard, too")

@@ -74,6 +74,12 @@ def test_one_image_per_class_is_enough_to_fit(sslbd, files, dataset, tmp_path):
     assert status == 0 and "clean_accuracy" in out and "n_labelled\t3\n" in out
 
 
+def test_a_training_set_of_one_class_is_refused(sslbd, files, dataset, tmp_path):
+    kinds.write(replace(dataset, labels=np.ones(60, np.int64)), str(tmp_path / "single"))
+    status, _, err = sslbd("probe", files["encoder"], "--train", tmp_path / "single", "--test", files["test"])
+    assert status == 2 and "--train has images of one class only" in err
+
+
 def test_layers_are_rows_and_one_layer_is_the_result(sslbd, files):
     words = ("probe", files["encoder"], "--train", files["train"], "--test", files["test"], "--head", "knn:k=3")
     words = (*words, "--json", "-q", "--pool", 1)

@@ -31,4 +31,6 @@ class KNN(Head):
 
         k = self.k or max(NEIGHBOURS, key=right)
         feats, labels = torch.cat([train.feats, valid.feats]), torch.cat([train.labels, valid.labels])
-        return Classifier(lambda test: knn_predict(feats, labels, test, classes, k, self.temperature), {"k": k})
+        return Classifier(
+            lambda test: knn_predict(feats, labels, test, classes, k, self.temperature), {"k": min(k, len(feats))}
+        )
