@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sslbd_cli.badencoder.portions import in_portions
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.stages import stages
 from sslbd_cli.errors import InputError
@@ -23,14 +24,22 @@ class Tail(nn.Module):
         self.net = net
         parts = stages(net) if last else []
         self.is_whole = last >= len(parts)
+        self._frozen: list[nn.Module] = []
         if self.is_whole:
             return
         self._entry = parts[-last - 1].output
-        for stage in parts[:-last]:
-            for module in stage.modules.values():
-                for weight in module.parameters(recurse=False):
-                    weight.requires_grad_(False)
+        self._frozen = [module for stage in parts[:-last] for module in stage.modules.values()]
+        for module in self._frozen:
+            for weight in module.parameters(recurse=False):
+                weight.requires_grad_(False)
         self._check(last)
+
+    def train(self, mode: bool = True) -> Tail:
+        """Set the mode of the stages that are trained. The frozen ones stay in eval mode, statistics and all."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     @torch.no_grad()
     def enter(self, pixels: Tensor) -> Tensor:
@@ -61,6 +70,12 @@ class Tail(nn.Module):
         finally:
             hook.remove()
         return embeddings[: len(entering)]
+
+    def embed(self, pixels: Tensor, rows: int) -> Tensor:
+        """Return the embeddings of pixels B,3,H,W, at most `rows` of them at once. Gradients reach the tail alone."""
+        if self.is_whole:
+            return in_portions(self, pixels, rows)
+        return in_portions(self, torch.cat([self.enter(part) for part in torch.split(pixels, rows)]), rows)
 
     @torch.no_grad()
     def _check(self, last: int) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from sslbd_cli.artefacts.kinds import spread
 from sslbd_cli.badencoder.portions import in_portions, step_rows
+from sslbd_cli.badencoder.tail import Tail
 from sslbd_cli.core import checks
 from sslbd_cli.core.augment import Recipe, augment
-from sslbd_cli.core.device import Device
-from sslbd_cli.core.features import embed
+from sslbd_cli.core.device import Device, seed_torch
+from sslbd_cli.core.features import embed, need_distinct
 from sslbd_cli.core.loader import Subset
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
@@ -61,9 +62,10 @@ class Change:
 
 
 def purify(method: EncoderPurifier, net: ImageEncoder, supplies: Supplies, session: Session) -> Cleaned:
-    """Purify an encoder. Raises InputError for a single image."""
+    """Purify an encoder. Raises InputError for a single image, and for an encoder that embeds all images alike."""
     if len(supplies.images) < 2:
         raise InputError("a single image is too few to purify with, because it cannot be contrasted; give at least 2")
+    need_distinct(net, supplies.images, session)
     images_seen, start = 0, time.monotonic()
 
     def counting(total: int, unit: str, label: str) -> AbstractContextManager[Ticker]:
@@ -109,7 +111,7 @@ def trial(net: ImageEncoder) -> Tensor:
 def projector(dim: int, out: int, session: Session) -> nn.Module:
     """Build a new projector of two layers with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(session.generator("projector").initial_seed())
+        seed_torch(session.generator("projector"))
         return mlp(dim, dim, out).to(session.device.torch)
 
 
@@ -157,24 +159,31 @@ class Recovery(TrainingKeys, SelfSupervised):
     weight_decay: float = key(0.0001, "weight decay", low=0, expert=True)
     temperature: float = key(0.5, "temperature of NT-Xent", low=0.001)
 
-    def recovery(self, pair: tuple[ImageEncoder, ImageEncoder], supplies: Supplies, session: Session) -> Fit:
-        """Prepare the training of the second of (original, student), both on the device, on the supplied images."""
+    def recovery(
+        self, pair: tuple[ImageEncoder, ImageEncoder], supplies: Supplies, session: Session, last: int = 0
+    ) -> Fit:
+        """Prepare the training of the second of (original, student), both on the device, on the supplied images.
+
+        last: how many of the student's last stages are trained (see Tail); 0: all.
+        """
         original, student = pair
-        pool, recipe = session.pool(supplies.images), Recipe(size=student.size)
-        rows_at_once = step_rows(student, trial(student), session)
+        pool, recipe, tail = session.pool(supplies.images), Recipe(size=student.size), Tail(student, last)
+        rows_at_once = step_rows(tail, tail.enter(trial(student)), session)
         module = nn.ModuleList([student, projector(student.dim(), 128, session)])
 
         def contrast(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
             views = torch.cat([augment(batch, recipe, gen), augment(batch, recipe, gen)])
-            feats = in_portions(student, views, rows_at_once)
+            feats = tail.embed(views, rows_at_once)
             return {"loss": nt_xent(module[1](feats).float(), self.temperature)}
 
         def follow(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
             with torch.no_grad():
                 teacher_feats = in_portions(original, batch, rows_at_once)
-            return {"loss": cosine_loss(in_portions(student, augment(batch, recipe, gen), rows_at_once), teacher_feats)}
+            return {"loss": cosine_loss(tail.embed(augment(batch, recipe, gen), rows_at_once), teacher_feats)}
 
         loss = contrast if self.objective == "simclr" else follow
-        return training(module, loss, supplies, self.plan(len(pool), weight_decay=self.weight_decay), session)
+        fit = training(module, loss, supplies, self.plan(len(pool), weight_decay=self.weight_decay), session)
+        fit.begin_epoch = lambda: (module.train(), tail.train())
+        return fit

@@ -32,3 +32,10 @@ class TrainingKeys(Plugin):
             optimiser=self.optimiser,
             **more,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningKeys(TrainingKeys):
+    """The keys of a purifier that goes on training the encoder itself, of which it can freeze the first stages."""
+
+    stages: int = key(0, "number of last stages to train, which is faster; 0: the whole encoder", low=0)

@@ -14,6 +14,7 @@ from sslbd_cli.core import nets
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import mean_cosine
+from sslbd_cli.core.stages import stages
 from sslbd_cli.core.train import Checkpoint
 from sslbd_cli.purify.contract import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.triggers._contract import triggered_images
@@ -74,6 +75,16 @@ def test_the_output_loads_and_differs(purifier, net, dataset, cpu, tmp_path):
     kinds.write(nets.save(purified), str(tmp_path / "a"))
     loaded = nets.load(kinds.read(str(tmp_path / "a"), kinds.Encoder))
     assert loaded.size == net.size and loaded.dim() == net.dim() and str(loaded.arch) == str(net.arch)
+
+
+def test_frozen_stages_keep_their_weights_and_statistics(net, dataset, cpu):
+    """Of the last stage, and only of it, weights change; all purifiers that tune the encoder know the key."""
+    outside = {f"encoder.{name}" for stage in stages(net)[:-1] for name in stage.modules}
+    for name in ("finetune", "bcu", "unlearn"):
+        method = plugin.parse("purifier", f"{name}:stages=1,epochs=2,batch=20")
+        before, after = weights(net), weights(method.clean(net, supplies(dataset), Session(cpu)))
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert changed and not {key for key in changed if key.rpartition(".")[0] in outside}, name
 
 
 def test_one_seed_is_one_encoder(purifier, net, dataset, cpu):

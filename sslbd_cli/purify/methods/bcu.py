@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslbd_cli.badencoder.portions import in_portions, step_rows
+from sslbd_cli.badencoder.tail import Tail
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.device import generator
 from sslbd_cli.core.nets import ImageEncoder, new
@@ -19,19 +20,20 @@ from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 from sslbd_cli.purify.repair import original_of, relational, training, trial
-from sslbd_cli.purify.training_keys import TrainingKeys
+from sslbd_cli.purify.training_keys import TuningKeys
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCU(TrainingKeys, EncoderPurifier):
+class BCU(TuningKeys, EncoderPurifier):
     """Reset a part of the weights at random, most in the last stages, and relearn it from the original (BCU).
 
     Each weight of stage l is drawn anew with the stage's probability. For the five stages of a ResNet these are the
     paper's .01, .01, .03, .09 and .27 (its classifier's .10 has no counterpart). Norms are kept. Then the student
     learns the original's output on the same view of clean images. The paper's KL of class probabilities needs a
-    classifier; here the loss is 2 - 2 cos of the embeddings plus the KL of their similarities within the batch.
+    classifier; here the loss is 2 - 2 cos of the embeddings plus the KL of their similarities within the batch. With
+    `stages`, no weight of the frozen stages is drawn anew.
     """
 
     epochs: int = key(100)
@@ -56,14 +58,15 @@ class BCU(TrainingKeys, EncoderPurifier):
         student = student.to(session.device.torch)
         original = original_of(encoder, session.device)
         pool = session.pool(supplies.images)
-        rows_at_once = step_rows(student.train(), trial(student), session)
+        tail = Tail(student, self.stages).train()
+        rows_at_once = step_rows(tail, tail.enter(trial(student)), session)
         recipe = Recipe(size=encoder.size, scale=(self.scale, 1.0), jitter=0.0, gray=0.0)  # crop and flip
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             view = augment(pool.batch(rows), recipe, gen)
             with torch.no_grad():
                 teacher_feats = in_portions(original, view, rows_at_once)
-            student_feats = in_portions(student, view, rows_at_once)
+            student_feats = tail.embed(view, rows_at_once)
             terms = {
                 "cosine": cosine_loss(student_feats, teacher_feats),
                 "relations": relational(teacher_feats, student_feats, self.temperature),
@@ -71,7 +74,9 @@ class BCU(TrainingKeys, EncoderPurifier):
             return {"loss": terms["cosine"] + self.relations * terms["relations"], **terms}
 
         plan = self.plan(len(pool), weight_decay=self.weight_decay)
-        training(student, loss, supplies, plan, session).run(self.name)
+        fit = training(student, loss, supplies, plan, session)
+        fit.begin_epoch = tail.train
+        fit.run(self.name)
         return student.eval()
 
     def chances(self, count: int) -> list[float]:
@@ -86,7 +91,8 @@ class BCU(TrainingKeys, EncoderPurifier):
         gen = generator(seed, "fresh weights")
         fresh = stages(new(student.arch, student.size, mean, std, gen))
         parts = stages(student)
-        for stage, other, chance in zip(parts, fresh, self.chances(len(parts)), strict=True):
+        rows = list(zip(parts, fresh, self.chances(len(parts)), strict=True))
+        for stage, other, chance in rows[-self.stages :]:
             for name, module in stage.modules.items():
                 if isinstance(module, NORMS):
                     continue

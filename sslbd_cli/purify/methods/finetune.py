@@ -8,10 +8,11 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.purify.contract import Supplies
 from sslbd_cli.purify.repair import Recovery, original_of
+from sslbd_cli.purify.training_keys import TuningKeys
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Recovery):
+class Finetune(TuningKeys, Recovery):
     """Continue training on clean unlabeled images, by contrast or towards the original embeddings.
 
     This is the simplest purifier and a baseline for the others: training may forget what clean images do not show.
@@ -21,5 +22,5 @@ class Finetune(Recovery):
     def clean(self, encoder: ImageEncoder, supplies: Supplies, session: Session) -> ImageEncoder:
         original = original_of(encoder, session.device)
         student = encoder.twin().to(session.device.torch).requires_grad_(True)
-        self.recovery((original, student), supplies, session).run(self.name)
+        self.recovery((original, student), supplies, session, self.stages).run(self.name)
         return student.eval()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.badencoder.portions import in_portions, step_rows
+from sslbd_cli.badencoder.tail import Tail
 from sslbd_cli.core.augment import Recipe, augment
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
@@ -18,12 +19,12 @@ from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import cosine_loss
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 from sslbd_cli.purify.repair import original_of, training, trial
-from sslbd_cli.purify.training_keys import TrainingKeys
+from sslbd_cli.purify.training_keys import TuningKeys
 from sslbd_cli.triggers._found import Witness
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlearn(TrainingKeys, EncoderPurifier):
+class Unlearn(TuningKeys, EncoderPurifier):
     """Train the encoder to embed images with the trigger that was found like images without it (SSL-Cleanse's SCU).
 
     loss = mean of 2 - 2 cos(g(x + trigger), g0(x)) + utility * mean of 2 - 2 cos(g(view), g0(view)); g0 is the frozen
@@ -60,7 +61,8 @@ class Unlearn(TrainingKeys, EncoderPurifier):
         student = encoder.twin().to(session.device.torch).eval().requires_grad_(True)
         witness = Witness(witness.keep.to(session.device.torch), witness.add.to(session.device.torch))
         pool, recipe = session.pool(supplies.images), Recipe(size=side)
-        rows_at_once = step_rows(student, trial(student), session)
+        tail = Tail(student, self.stages)
+        rows_at_once = step_rows(tail, tail.enter(trial(student)), session)
 
         def loss(rows: Tensor, gen: torch.Generator) -> Terms:
             batch = pool.batch(rows)
@@ -68,7 +70,7 @@ class Unlearn(TrainingKeys, EncoderPurifier):
             view = augment(batch, recipe, gen)
             with torch.no_grad():
                 restored, view_feats = (in_portions(original, some, rows_at_once) for some in (batch, view))
-            stamped_feats, still = in_portions(student, torch.cat([stamped, view]), rows_at_once).chunk(2)
+            stamped_feats, still = tail.embed(torch.cat([stamped, view]), rows_at_once).chunk(2)
             terms = {"restore": cosine_loss(stamped_feats, restored), "utility": cosine_loss(still, view_feats)}
             return {"loss": terms["restore"] + self.utility * terms["utility"], **terms}
 
