@@ -49,15 +49,20 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
 
     refuse_terminal(output)
     training.apply_preset(run.ctx)
+    training.settle_warmup(run.ctx)
     run.claim_checkpoint()
     dataset = run.read(input, Dataset)
     size = dataset.size
     monitor = _monitor(run, params["monitor"], size)
     method = run.ctx.params["method"]
     captions = dataset.need_captions(f"--method {method.name}") if method.captions else None
+    if doubt := training.settle_queue(run.ctx.params, len(dataset.images)):
+        run.warn(doubt)
     setup = _setup(run.ctx.params, size)
     if training.unreached(run.ctx.params):
         run.warn("the training ends before the preset's last milestone, so its learning rate never falls that far")
+    if training.is_endless(run.ctx.params):
+        run.warn("the preset's warm-up lasts as long as the training; give a shorter --warmup, or more --epochs")
     session = run.session()
     net = pretrain(dataset.images, setup, session, run.checkpoint(), monitor, captions)
     run.write(save(net.cpu()), output)

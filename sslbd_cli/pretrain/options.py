@@ -89,7 +89,7 @@ preset = click.option(
 )  # fmt: skip
 
 schedule = _stack(
-    click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the images."),
+    click.option("--epochs", default=60, show_default=True, type=options.Whole(1), help="Passes over the images."),
     click.option("--lr", default=0.24, show_default=True, type=options.Number(0, min_open=True),
                  help="Learning rate; with sgd and lars it is for a batch of 256 and scales with the batch."),
     click.option("--optimiser", type=click.Choice(["sgd", "lars", "adam", "adamw"]), default="sgd", show_default=True,
@@ -150,12 +150,49 @@ def apply_preset(ctx: click.Context) -> None:
 def _merged(method: Any, keys: str) -> Any:
     """Return the method with the preset's keys, except the keys in the user's own spec string."""
     preset = plugin.parse("objective", f"{method.name}:{keys}" if keys else method.name)
-    return replace(method, **{key: getattr(preset, key) for key in preset.given_keys - method.given_keys})
+    return method.with_keys(**{key: getattr(preset, key) for key in preset.given_keys - method.given_keys})
 
 
 def _idle(params: dict[str, Any]) -> list[str]:
     """Return the options that have no effect with the values of the others."""
     return [option for option, (other, values) in BOUND.items() if params[other] not in values]
+
+
+def settle_warmup(ctx: click.Context) -> None:
+    """Shorten the default warm-up to half of a short training. Raises InputError if a given one never ends."""
+    if not is_endless(ctx.params):
+        return
+    epochs = ctx.params["epochs"]
+    if ctx.get_parameter_source("warmup") is not click.core.ParameterSource.DEFAULT:
+        raise InputError(
+            f"--warmup {ctx.params['warmup']:g}: the learning rate would still rise at the end of --epochs {epochs}; "
+            "give a shorter warm-up"
+        )
+    if ctx.params["preset"] is None:
+        ctx.params["warmup"] = epochs / 2
+
+
+def is_endless(params: dict[str, Any]) -> bool:
+    """Return whether the warm-up lasts as long as the training."""
+    return bool(params["warmup"] >= params["epochs"])
+
+
+def settle_queue(params: dict[str, Any], count: int) -> str:
+    """Shorten the method's default queue if it is longer than half of `count` images. Return a warning, or "".
+
+    A longer queue holds older embeddings of the images of a batch, which the loss pushes away, or takes for neighbours.
+    A given queue, or that of a preset, is left as it is; the warning says if it is longer than the dataset.
+    """
+    method, batch = params["method"], params["batch"]
+    queue = getattr(method, "queue", 0)
+    if queue and "queue" not in method.given_keys:
+        params["method"] = replace(method, queue=min(queue, max(1, count // 2 // batch) * batch))
+    elif queue > count:
+        return (
+            f"{method.name}: queue={queue} is longer than the {count} images, so that it holds each image's own "
+            f"embeddings of earlier epochs; give queue={max(1, count // 2 // batch) * batch}"
+        )
+    return ""
 
 
 def unreached(params: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds
 from sslbd_cli.core.train import Plan, optimiser
+from sslbd_cli.errors import InputError
 from sslbd_cli.pretrain import options, presets
 from sslbd_cli.pretrain.command import command
 
@@ -189,3 +190,51 @@ def test_help_shows_recipes_as_options_that_can_be_typed(sslbd):
     typed, named = params(*line.split()), params("--method", "byol", "--preset", "imagenet100")
     assert {k: v for k, v in typed.items() if k != "preset"} == {k: v for k, v in named.items() if k != "preset"}
     assert "cifar10-lightly" in sslbd("pretrain", "--preset", "help")[1]
+
+
+def settled(*words: str) -> dict:
+    with command.make_context("pretrain", [*words, "-"]) as ctx:
+        options.apply_preset(ctx)
+        options.settle_warmup(ctx)
+        return ctx.params
+
+
+def test_a_warm_up_ends_before_the_training():
+    for words in (("--epochs", "5", "--warmup", "5"), ("--epochs", "1", "--warmup", "1.5"),
+                  ("--preset", "cifar10", "--method", "simsiam", "--epochs", "3", "--warmup", "3")):  # fmt: skip
+        with pytest.raises(InputError, match=r"--warmup \S+: the learning rate would still rise at the end"):
+            settled(*words)
+    assert settled("--epochs", "5", "--warmup", "4.5")["warmup"] == 4.5
+    assert [settled("--epochs", epochs)["warmup"] for epochs in ("1", "2")] == [0.5, 1]
+    preset = settled("--preset", "cifar10", "--method", "simsiam", "--epochs", "3")
+    assert preset["warmup"] == 10 and options.is_endless(preset)
+
+
+@pytest.mark.parametrize("method", ["moco-v2", "msf"])
+def test_a_default_queue_holds_at_most_half_of_the_images(method):
+    """A longer one holds an image's own embeddings of the epoch before."""
+    for count, batch, queue in ((2000, 64, 960), (100, 64, 64), (10**6, 64, 4096), (1000, 96, 480)):
+        found = params("--method", method, "--batch", str(batch))
+        assert options.settle_queue(found, count) == "" and found["method"].queue == queue, (count, batch)
+
+
+def test_a_queue_that_is_asked_for_stays_and_is_warned_of():
+    for words in (("--method", "msf:queue=4096"), ("--method", "msf", "--preset", "ssl-backdoor")):
+        found = params(*words, "--batch", "64")
+        queue = found["method"].queue
+        assert "queue" in found["method"].given_keys and options.settle_queue(found, queue) == ""
+        assert "give queue=448" in options.settle_queue(found, 1000) and found["method"].queue == queue
+
+
+def test_the_command_settles_warm_up_and_queue(sslbd, dataset, tmp_path):
+    kinds.write(dataset, str(tmp_path / "data"))
+    given = "pretrain", tmp_path / "data", "--arch", "tiny:width=4", "--batch", "16", "--device", "cpu", "--epochs", 1
+    status, _, err = sslbd(*given, "--method", "moco-v2", "-o", tmp_path / "encoder")
+    args = kinds.read(str(tmp_path / "encoder"), kinds.Encoder).history[-1]["args"]
+    assert status == 0 and "queue=16" in args["--method"] and float(args["--warmup"]) == 0.5, err
+    status, _, err = sslbd(*given, "--method", "moco-v2:queue=64", "-o", tmp_path / "encoder")
+    assert status == 0 and "queue=64 is longer than the 60 images" in err
+    status, _, err = sslbd(
+        *given, "--method", "simsiam", "--preset", "cifar10", "--batch", 16, "-o", tmp_path / "encoder"
+    )
+    assert "the preset's warm-up lasts as long as the training" in err
