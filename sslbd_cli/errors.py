@@ -1,5 +1,9 @@
 """The errors that end a command although the program itself works. main.py maps them to exit statuses."""
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class InputError(Exception):
     """Usage or input is wrong (exit 2). The message names the object, what is wrong and what to do, in one line."""

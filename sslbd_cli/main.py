@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import errno
 import importlib
 import os
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 import click
 
 from sslbd_cli import __version__, signals
-from sslbd_cli.errors import InputError, Unsound, is_out_of_memory
+from sslbd_cli.errors import DISK_FULL, InputError, Unsound, is_out_of_memory
 from sslbd_cli.signals import Terminated
 from sslbd_cli.words import did_you_mean, message, reason
 
@@ -32,7 +31,6 @@ class ExitStatus(enum.IntEnum):
 
 #: Shells ask for completions through this variable.
 COMPLETION = "_SSLBD_COMPLETE"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Group -> its commands, in the order of the pipeline. Each has its own room in the package.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -117,13 +115,24 @@ def run(argv: Sequence[str]) -> int:
     except (BrokenPipeError, KeyboardInterrupt, Terminated, click.Abort):
         raise
     except OSError as error:
-        if error.errno not in DISK_FULL:
-            return _bug(program, error, "--debug" in argv)
-        return _fail(program, f"cannot write: {error.strerror}", ExitStatus.USAGE)
+        if problem := _problem_of_files(error):
+            return _fail(program, problem, ExitStatus.USAGE)
+        return _bug(program, error, "--debug" in argv)
     except Exception as error:
         if is_out_of_memory(error):
             return _fail(program, "not enough memory; lower --memory, --batch, the width or --limit", ExitStatus.USAGE)
         return _bug(program, error, "--debug" in argv)
+
+
+def _problem_of_files(error: OSError) -> str:
+    """Say what is wrong with the user's files or folders, or "" if the error does not say it."""
+    if error.errno in DISK_FULL:
+        return f"cannot write: {error.strerror}"
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "the working directory was removed; change to another one"
+    return f"{os.fsdecode(error.filename)}: {error.strerror}" if isinstance(error.filename, (str, bytes)) else ""
 
 
 def _bug(program: str, error: Exception, debug: bool) -> int:

@@ -50,6 +50,8 @@ def test_a_status_given_to_click_is_kept(ending):
         (InputError("two\nlines"), 2, "two lines"),
         (click.UsageError("no such option"), 2, "no such option"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "cannot write: No space left on device"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 9), 2, "aaaaaaaaa: File name too long"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", b"a"), 2, "a: Too many levels of symbolic links"),
         (Unsound("F01 diverged"), 3, "F01 diverged"),
     ],
 )
@@ -64,6 +66,15 @@ def test_a_bug_is_one_line_that_names_the_place(ending, error):
     assert re.fullmatch(
         rf"sslbd info: bug: {type(error).__name__} at test_exit_status\.py:\d+: .*\(--debug shows all\)\n", err
     )
+
+
+def test_a_working_directory_that_was_removed_is_named(ending, tmp_path, monkeypatch):
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    status, _, err = ending(FileNotFoundError(errno.ENOENT, "No such file or directory"))
+    assert (status, err) == (2, "sslbd info: the working directory was removed; change to another one\n")
 
 
 def test_debug_shows_the_traceback_of_a_bug(ending):

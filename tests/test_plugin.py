@@ -175,3 +175,10 @@ def test_keys_of_several_bases_stand_as_a_dataclass_orders_them():
             assert [k.name for k in info.keys] == [f.name for f in fields], name
             for one, field in zip(info.keys, fields, strict=True):
                 assert (one.default, one.help) == (field.default, field.metadata["help"]), f"{name}: {one.name}"
+
+
+def test_numbers_that_overflow_a_tensor_are_refused():
+    for shelf, spec in (("trigger", f"patch:margin={10**20}"), ("attack", "badencoder:lr=1e300")):
+        with pytest.raises(InputError, match=r"expected a (whole )?number up to 1"):
+            plugin.parse(shelf, spec)
+    assert plugin.parse("trigger", f"patch:fill=noise,seed={10**20}").seed == 10**20

@@ -31,7 +31,7 @@ import safetensors.numpy
 from sslbd_cli import signals
 from sslbd_cli.artefacts import paging
 from sslbd_cli.artefacts.canonical import canonical
-from sslbd_cli.artefacts.outputs import atomic_output
+from sslbd_cli.artefacts.outputs import atomic_output, temporary_space
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
@@ -121,12 +121,13 @@ def seekable(path: str, check: Callable[[bytes], object] | None = None, most: in
                 yield source
                 return
             with tempfile.TemporaryFile() as spool:
-                spool.write(magic)
-                if most is None:
-                    shutil.copyfileobj(source, spool, 1 << 20)
-                else:
-                    spool.write(source.read(max(most - len(magic), 0)))
-                spool.seek(0)
+                with temporary_space():
+                    spool.write(magic)
+                    if most is None:
+                        shutil.copyfileobj(source, spool, 1 << 20)
+                    else:
+                        spool.write(source.read(max(most - len(magic), 0)))
+                    spool.seek(0)
                 yield spool
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sslbd_cli import signals
-from sslbd_cli.errors import InputError
+from sslbd_cli.errors import DISK_FULL, InputError
 
 LONGEST = 200  # bytes of a file's name that its temporary name repeats; 255 is the most that file systems take
 PARTIAL = re.compile(r"\..*\.sslbd-(\d+)-\w{8}\.partial", re.DOTALL)  # the number of the process that fills it
@@ -38,7 +38,7 @@ def atomic_output(path: str) -> Iterator[BinaryIO]:
     with _complaint(path):
         output = _Stream(path) if is_stream else _File(path)
     try:
-        with _complaint(path):
+        with _complaint(path), temporary_space() if is_stream else contextlib.nullcontext():
             yield output.file
             output.close()
     except BaseException:
@@ -116,6 +116,18 @@ def _complaint(path: str) -> Iterator[None]:
     except OSError as error:
         where = "standard output" if path == "-" else path
         raise InputError(f"cannot write {where}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def temporary_space() -> Iterator[None]:
+    """Turn the error of a full disk into an InputError that names the folder of temporary files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        folder = tempfile.gettempdir()
+        raise InputError(f"the folder of temporary files, {folder}, is full; name another one by TMPDIR") from None
 
 
 class _Output:

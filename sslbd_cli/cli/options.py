@@ -17,9 +17,30 @@ import click
 from sslbd_cli.cli.run import Run
 from sslbd_cli.cli.spec import Spec
 from sslbd_cli.core.pixels import NORMALISATIONS
+from sslbd_cli.plugin import LARGEST, MOST
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMON = ("quiet", "verbose", "debug")
+
+
+class Number(click.FloatRange):
+    """A finite number in a range. (click's own range accepts NaN.)"""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number) or abs(number) > LARGEST:
+            self.fail(f"{value} is not a finite number up to {LARGEST:g}.", param, ctx)
+        return number
+
+
+class Whole(click.IntRange):
+    """A whole number from `min` on, up to what arithmetic of tensors holds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number > MOST:
+            self.fail(f"{value} is more than {MOST}.", param, ctx)
+        return number
 
 
 class ArtefactPath(click.ParamType):  # type: ignore[type-arg]
@@ -94,7 +115,7 @@ report_output = click.option(
 )
 json_lines = click.option("--json", "json_lines", is_flag=True, help="Print one JSON object per line.")
 seed = click.option("-s", "--seed", default=0, show_default=True, type=int, help="Seed of all random draws.")
-limit = click.option("--limit", type=click.IntRange(min=1), help="Use only N images, spread evenly over the dataset.")
+limit = click.option("--limit", type=Whole(1), help="Use only N images, spread evenly over the dataset.")
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg]
@@ -148,9 +169,7 @@ def device(batch: int = 0) -> Callable[[F], F]:
 
 
 def _batch(default: int) -> Callable[[F], F]:
-    return click.option(
-        "--batch", default=default, show_default=True, type=click.IntRange(min=2), help="Images per step."
-    )
+    return click.option("--batch", default=default, show_default=True, type=Whole(2), help="Images per step.")
 
 
 def checkpoint(function: F) -> F:
@@ -162,16 +181,6 @@ def checkpoint(function: F) -> F:
         metavar="FILE",
         help="Save the training's state in FILE after each epoch.",
     )(resume(function))
-
-
-class Number(click.FloatRange):
-    """A finite number in a range. (click's own range accepts NaN.)"""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 def spec(shelf: str, what: str, default: str | None = None, name: str = "--method") -> Callable[[F], F]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -254,7 +255,14 @@ def plain(value: Any) -> Any:
 
 
 def _refuse_place(path: str, option: str) -> None:
-    folder = Path(path).resolve().parent
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).stat()  # notices a loop of links, a name that is too long, a file where a folder should be
+        folder = Path(path).resolve().parent
+    except FileNotFoundError:
+        raise  # there is no working directory
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}; name another file") from None
     if not folder.is_dir() or Path(path).is_dir():
         raise InputError(f"{option} {path}: {'is a folder' if folder.is_dir() else 'no such folder'}; name a file")
     if not os.access(folder, os.W_OK):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--rate", type=options.Number(0, 1, min_open=True), help="Poison this share of the dataset.")
 @click.option("--class-rate", type=options.Number(0, 1, min_open=True),
               help="Poison this share of the target class (default 0.5), or of an average class.")  # fmt: skip
-@click.option("--count", type=click.IntRange(1), help="Make this many poisons.")
+@click.option("--count", type=options.Whole(1), help="Make this many poisons.")
 @click.option("--mode", type=click.Choice(["replace", "append"]),
               help="Replace the chosen images by poisons (default of --craft stamp), or append poisons.")  # fmt: skip
 @options.seed

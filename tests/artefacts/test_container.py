@@ -4,10 +4,12 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 
 import h5py
@@ -394,3 +396,24 @@ def test_a_file_that_another_may_exchange_is_opened_without_waiting(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     with files.open_regular(tmp_path / "a") as file:
         assert file.read() == b"abc"
+
+
+def test_a_full_folder_of_temporary_files_is_named(monkeypatch, tmp_path, capfd):
+    """Pipes are spooled there, in both directions; a device that is full itself is named itself."""
+
+    def fill(*files: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    full = f"the folder of temporary files, {tmp_path}, is full; name another one by TMPDIR"
+    with pytest.raises(InputError, match=full), container.atomic_output("-"):
+        fill()
+    with pytest.raises(InputError, match="cannot write /dev/full"), container.atomic_output("/dev/full") as file:
+        file.write(b"x" * 10)
+    reading, writing = os.pipe()
+    os.close(writing)
+    monkeypatch.setattr(shutil, "copyfileobj", fill)
+    with pytest.raises(InputError, match=full), container.seekable(f"/dev/fd/{reading}"):
+        pass
+    os.close(reading)

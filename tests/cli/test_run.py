@@ -97,6 +97,29 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(sslbd, tmp_
         assert (status, err) == (2, f"sslbd data: --output {output}: {problem}; name a file\n")
 
 
+def test_an_output_of_a_bad_name_or_in_a_loop_of_links_is_refused_before_the_work(sslbd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    cases = {
+        "x" * 256: "File name too long; name another file",
+        "loop": "Too many levels of symbolic links; name another file",
+        "loop/x": "Too many levels of symbolic links; name another file",
+    }
+    for name, problem in cases.items():
+        status, _, err = sslbd("data", "shapes", "--count", "1", "-o", name)
+        assert (status, err) == (2, f"sslbd data: --output {name}: {problem}\n")
+    assert sslbd("data", "shapes", "--count", "1", "-o", "x" * 255)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "x" * 255]
+
+
+def test_a_removed_working_directory_is_named(sslbd, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    status, _, err = sslbd("data", "shapes", "--count", "1", "-o", "x")
+    assert status == 2 and err.endswith("the working directory was removed; change to another one\n")
+
+
 @pytest.mark.parametrize(
     "words",
     [
