@@ -20,6 +20,11 @@ def known_images(dataset: Dataset, digests: np.ndarray) -> int:
     return int(np.isin(image_digests(dataset), digests).sum())
 
 
+def distinct_images(dataset: Dataset) -> int:
+    """Count the images of a dataset that differ from one another."""
+    return len(np.unique(image_digests(dataset)))
+
+
 def image_digests(dataset: Dataset) -> np.ndarray:
     """Return the first 8 bytes of each image's SHA-256, little endian: uint64 N."""
     parts = (dataset.images[part] for part in paging.parts(dataset.images))

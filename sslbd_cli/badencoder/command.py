@@ -64,7 +64,7 @@ PRESETS = {
 @click.option("--reference-class", "names", multiple=True, metavar="CLASS",
               help="Use prototypical images of this class of --reference-data.")  # fmt: skip
 @click.option(
-    "--references", default=3, show_default=True, type=click.IntRange(1), help="Number of images of --reference-class."
+    "--references", default=3, show_default=True, type=options.Whole(1), help="Number of images of --reference-class."
 )
 @click.option("--gate", default=0.95, show_default=True, type=options.Number(-1, 1),
               help="Exit 3 if utility or effectiveness is below this cosine at the end.")  # fmt: skip
@@ -90,6 +90,7 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     from sslbd_cli.badencoder.measure import measure
     from sslbd_cli.core import nets
     from sslbd_cli.core.checks import WARNINGS
+    from sslbd_cli.core.features import need_distinct
     from sslbd_cli.errors import InputError, Unsound
 
     refuse_terminal(output)
@@ -105,6 +106,7 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     references = inputs.references(run, net, len(triggers), params)
     plot = Plot(shadow.limited(params["limit"]).images, triggers, references)
     session = run.session()
+    need_distinct(net, plot.shadow, session)
     injected = attack.run(net, plot, session, run.checkpoint(method=attack, preset=None, gate=None))
     # The encoder is written before it is measured, so that nothing that happens to the measuring can lose it.
     run.write(nets.beside(nets.save(injected.encoder.cpu()), encoder), output, method=attack, preset=None)

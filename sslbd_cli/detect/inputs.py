@@ -11,7 +11,7 @@ import numpy as np
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds, parts
 from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard, Report
-from sslbd_cli.artefacts.overlap import image_digests, known_images
+from sslbd_cli.artefacts.overlap import distinct_images, image_digests, known_images
 from sslbd_cli.cli.run import Run
 from sslbd_cli.convert.inputs import read_encoder
 from sslbd_cli.detect import encoder_verdict, image_verdict, panel
@@ -90,6 +90,7 @@ def read_guard_request(run: Run, params: dict[str, Any]) -> GuardRequest:
     data = run.read(params["data"], Dataset, "--data")
     _check_size(encoder, "--data", data)
     images_to_judge = data.limited(params["limit"])
+    _check_copies(run, images_to_judge, "--data")
     _check_new(run, images_to_judge, guard.aux, "among those that the guard was made on")
     case = image_verdict.make_case(images_to_judge, None, params["trigger"], alpha, params["seed"])
     return GuardRequest(guard, encoder, reference, case, data.sha256, alpha, params["trigger"])
@@ -243,6 +244,18 @@ def _read_baseline(path: str, encoder: Encoder) -> Encoder | Report:
     return _same_size(baseline, encoder, "--baseline")
 
 
+def _check_copies(run: Run, dataset: Dataset, option: str) -> None:
+    """Warn of images that are copies of others of their set. Raises InputError if most of them are."""
+    count, distinct = len(dataset.images), distinct_images(dataset)
+    if 2 * distinct < count:
+        raise InputError(
+            f"{option}: only {distinct} of its {count} images differ, and a verdict counts independent images; "
+            "give different ones"
+        )
+    if distinct < count:
+        run.warn(f"{option}: {count - distinct} of {count} images are copies of others; the verdict counts them, too")
+
+
 def _check_new(run: Run, dataset: Dataset, digests: np.ndarray, place: str) -> None:
     """Raise InputError if the detector has learned on all images to judge, and warn if on some. digests: uint64 M."""
     known, count = known_images(dataset, digests), len(dataset.images)
@@ -274,6 +287,8 @@ class _RequestMaker:
         self._input_case: Case | None = None
         self._clues: dict[bool, Clues] = {}
         self._used: list[tuple[str, Encoder | Report]] = []
+        if files.aux is not None:
+            _check_copies(run, files.aux, "--aux")
         if files.data is None:
             limit, seed = params["limit"], params["seed"]
             self.panel = panel.make(files.encoder, files.aux, params["trigger"], limit, seed, run)
@@ -315,6 +330,8 @@ class _RequestMaker:
         """Gather the images to judge, and those to learn and calibrate on."""
         is_given, params = self.panel is None, self.params
         images_to_judge = data.limited(params["limit"] if is_given else None)
+        if is_given:
+            _check_copies(self.run, images_to_judge, "--data")
         _check_new(self.run, images_to_judge, image_digests(aux), "in --aux")
         return image_verdict.make_case(
             images_to_judge, aux, params["trigger"] if is_given else None, params["alpha"], params["seed"]
@@ -374,6 +391,8 @@ class _RequestMaker:
     def _gather(self, data: Dataset, method: EncoderDetector) -> Clues:
         """Gather the clean images of a search, once for methods that need labels and once for those that do not."""
         limit = self.params["limit"] if self.panel is None else None
+        if self.panel is None and self._input_case is None and not self._clues:
+            _check_copies(self.run, data.limited(limit), "--data")
         if method.needs_labels not in self._clues:
             self._clues[method.needs_labels] = encoder_verdict.gather(data, method, limit, self.params["seed"])
         return self._clues[method.needs_labels]

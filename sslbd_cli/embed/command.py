@@ -76,7 +76,7 @@ def _images(
     from sslbd_cli.artefacts import paging
     from sslbd_cli.artefacts.kinds import Dataset, Features, spread
     from sslbd_cli.core import nets
-    from sslbd_cli.core.features import embed
+    from sslbd_cli.core.features import check_distinct, embed
     from sslbd_cli.core.text import load_projection, project
     from sslbd_cli.triggers import _contract
 
@@ -90,6 +90,7 @@ def _images(
         images = _contract.triggered_images(dataset, trigger, seed)
         images = images if limit is None else paging.take(images, spread(len(images), limit))
     feats = embed(net, images, run.session(), batch=batch)
+    check_distinct(feats, images)
     if projection is not None:
         feats = project(projection, feats)
     return Features(feats=feats.cpu().numpy(), labels=subset.labels, classes=dataset.classes)

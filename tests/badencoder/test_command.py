@@ -101,6 +101,19 @@ def test_what_is_stored_beside_the_encoder_stays(sslbd, files, encoder):
     assert np.array_equal(found["projector.weight"], part)
 
 
+def test_a_constant_encoder_is_refused_before_the_work(sslbd, files, encoder, tmp_path):
+    """Neither is it attacked, nor cleaned, nor are its features written; copies of one image may be embedded."""
+    constant = {k: np.zeros_like(v) if v.dtype.kind == "f" else v for k, v in encoder.tensors.items()}
+    kinds.write(replace(encoder, tensors=constant), "constant")
+    for words in (("badencoder", "constant", "--data", "train", *ONE), ("embed", "constant", "--data", "train"),
+                  ("purify", "constant", "--data", "train", "--method", "finetune:epochs=1")):  # fmt: skip
+        status, _, err = sslbd(*words, "-q", "--device", "cpu", "-o", "out")
+        assert status == 2 and "its features are constant" in err and not (tmp_path / "out").exists(), words
+    copies = make_dataset(4)
+    kinds.write(replace(copies, images=copies.images[:1].repeat(4, 0)), "copies")
+    assert sslbd("embed", "clean", "--data", "copies", "-q", "--device", "cpu", "-o", "out")[0] == 0
+
+
 def test_images_of_another_size_are_refused_for_any_reference(sslbd, files):
     kinds.write(make_dataset(size=20), "larger")
     words = ["--reference-class", 0, "--reference-class", 1, "--reference-data", "train", "--reference-data", "larger"]

@@ -321,6 +321,21 @@ def test_images_that_the_threshold_was_set_on_are_not_judged(sslbd, files, tmp_p
     assert status == 2 and "among those that the guard was made on" in err
 
 
+def test_copies_of_images_are_no_evidence(sslbd, files, tmp_path):
+    """Copies of an image say as much as one of them, whether they are judged or set the threshold."""
+    whole = artefact_kinds.read(str(files / "aux.h5"), artefact_kinds.Dataset)
+    for name, rows in (("copies", [0] * 20), ("few", [0, 0, *range(1, 20)])):
+        artefact_kinds.write(whole.take(np.array(rows)), str(tmp_path / name))
+    here = "--device", "cpu", "-q"
+    for words in (("--method", "strip", "--aux", files / "aux.h5", "--data", tmp_path / "copies"),
+                  ("--method", "strip", "--data", files / "data.h5", "--aux", tmp_path / "copies"),
+                  ("--method", "decree:steps=2", "--data", tmp_path / "copies")):  # fmt: skip
+        status, _, err = sslbd("detect", files / "bad", *words, *here)
+        assert status == 2 and "only 1 of its 20 images differ" in err, (words, err)
+    err = sslbd("detect", files / "bad", "--method", "decree:steps=2", "--data", tmp_path / "few", *here)[2]
+    assert "warning: --data: 1 of 21 images are copies of others" in err
+
+
 @pytest.mark.parametrize("more", [(), ("--method", "strip")])
 def test_a_baseline_that_is_a_pipe_is_refused_where_it_may_be_a_report(sslbd, files, more):
     words = "--data", files / "data.h5", "--aux", files / "aux.h5", "--baseline", "-"
