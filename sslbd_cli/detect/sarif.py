@@ -18,6 +18,14 @@ from sslbd_cli.artefacts.results import CombinedResults, DetectResults, read
 from sslbd_cli.words import chance, finite, number, one_line
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+MANUAL = "man:sslbd-detect(1)"  # the scheme of uri(7): pages are installed with the program
+#: What scanners show beside a finding.
+HELP = (
+    "Do not use what was judged before you have looked further. Look at the evidence: sslbd report REPORT. Ask other "
+    "methods: sslbd detect --method all. See where the trigger that was found leads: sslbd probe --trigger. Clean an "
+    "encoder with sslbd purify, a training set with sslbd purify --method filter. What this method looks for and its "
+    "settings: sslbd detect --method {name}:help."
+)
 #: The numbers of a method that its property bag holds, if they are there.
 PROPERTIES = (
     "flags", "p_value", "p_value_adjusted", "statistic", "threshold", "alpha", "flagged", "n_judged", "search_space",
@@ -55,7 +63,10 @@ def log(source: str, report: Report, status: int) -> dict[str, Any]:
     invocation: dict[str, Any] = {"executionSuccessful": status in (0, 1), "exitCode": status}
     if notifications:
         invocation["toolExecutionNotifications"] = notifications
-    driver = {"name": "sslbd", "version": __version__, "semanticVersion": __version__, "rules": rules}
+    driver = {
+        "name": "sslbd", "version": __version__, "semanticVersion": __version__, "informationUri": MANUAL,
+        "rules": rules,
+    }  # fmt: skip
     run = {
         "tool": {"driver": driver},
         "invocations": [invocation],
@@ -74,6 +85,7 @@ def _rule(name: str) -> dict[str, Any]:
         "name": info.class_name,
         "shortDescription": {"text": one_line(info.summary)},
         "fullDescription": {"text": one_line(info.doc)},
+        "help": {"text": HELP.format(name=name)},
         "defaultConfiguration": {"level": "error"},
         "properties": {"tags": ["security", "backdoor"]},
     }

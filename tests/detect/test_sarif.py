@@ -2,7 +2,7 @@
 
 import json
 import os
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -62,11 +62,13 @@ def check(log):
         fits(run["tool"], "tool")
         fits(run["tool"]["driver"], "component")
         rules = run["tool"]["driver"]["rules"]
+        assert urlsplit(run["tool"]["driver"]["informationUri"]).scheme
         assert len({rule["id"] for rule in rules}) == len(rules)
         for rule in rules:
             fits(rule, "rule")
             check_text(rule["shortDescription"])
             check_text(rule["fullDescription"])
+            check_text(rule["help"])  # GitHub's validator asks for it (GH2012), and for the next (SARIF2005)
             assert rule["defaultConfiguration"]["level"] in LEVELS
         for artifact in run["artifacts"]:
             fits(artifact, "artifact")
