@@ -66,10 +66,13 @@ def has_gpu() -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_threads():
+def tuned():
     import torch
 
+    from sslbd_cli.core.device import tune_allocator
+
     torch.set_num_threads(min(2, torch.get_num_threads()))
+    tune_allocator()  # as every command does; else pages that are mapped again and again take half of the time
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -91,7 +94,7 @@ def seeded():
 
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture
