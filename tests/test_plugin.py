@@ -181,4 +181,4 @@ def test_numbers_that_overflow_a_tensor_are_refused():
     for shelf, spec in (("trigger", f"patch:margin={10**20}"), ("attack", "badencoder:lr=1e300")):
         with pytest.raises(InputError, match=r"expected a (whole )?number up to 1"):
             plugin.parse(shelf, spec)
-    assert plugin.parse("trigger", f"patch:fill=noise,seed={10**20}").seed == 10**20
+    assert plugin.parse("trigger", f"patch:seed={10**20}").seed == 10**20

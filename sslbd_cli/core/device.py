@@ -116,7 +116,7 @@ def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -
 
 def seed_torch(gen: torch.Generator) -> None:
     """Seed torch's own generators as `gen` was. Without a GPU, `torch.manual_seed` keeps stack traces each time."""
-    on_gpu = torch.cuda.is_initialized() or torch.backends.mps.is_available()
+    on_gpu = torch.cuda.is_initialized() or torch.backends.mps.is_available()  # type: ignore[no-untyped-call]
     (torch.manual_seed if on_gpu else torch.default_generator.manual_seed)(gen.initial_seed() % 2**63)
 
 

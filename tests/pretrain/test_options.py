@@ -219,7 +219,7 @@ def test_a_default_queue_holds_at_most_half_of_the_images(method):
 
 
 def test_a_queue_that_is_asked_for_stays_and_is_warned_of():
-    for words in (("--method", "msf:queue=4096"), ("--method", "msf", "--preset", "ssl-backdoor")):
+    for words in (("--method", "msf:queue=4096"), ("--method", "msf", "--preset", "imagenet100")):
         found = params(*words, "--batch", "64")
         queue = found["method"].queue
         assert "queue" in found["method"].given_keys and options.settle_queue(found, queue) == ""
