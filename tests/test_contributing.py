@@ -82,7 +82,6 @@ def test_the_commands_exist():
 
 
 @pytest.mark.story
-@pytest.mark.slow  # tests/test_examples_plugin.py runs the same laws on another package
 def test_the_example_obeys_the_laws_of_its_shelf(tmp_path):
     """Put the page's detector on the shelf of a copy of this project, and run the contract tests as the page says."""
     leave = shutil.ignore_patterns("__pycache__", "*.pyc")

@@ -33,7 +33,7 @@ ln images.h5 clean.h5
 ln images.h5 own.h5
 ln test.h5 incoming.h5
 sslbd poison images.h5 --target 3 -o poisoned.h5
-sslbd pretrain images.h5 --epochs 3 -o encoder.safetensors
+sslbd pretrain images.h5 --epochs 6 --seed 1 -o encoder.safetensors
 sslbd badencoder encoder.safetensors --data images.h5 --reference-data images.h5 --reference-index 3 --gate -1 \
     --method badencoder:epochs=1 -o backdoored.safetensors
 ln backdoored.safetensors purified.safetensors

@@ -122,9 +122,7 @@ def make(paper: str, folder: Path, more: str = "") -> Done:
 
 
 @pytest.mark.story
-@pytest.mark.parametrize(  # the longest one by far, whose plan is checked above
-    "paper", [pytest.param(paper, marks=[pytest.mark.slow] * (paper == "badencoder")) for paper in RUNS]
-)
+@pytest.mark.parametrize("paper", RUNS)
 def test_a_micro_run(paper, tmp_path, monkeypatch):
     few_epochs(monkeypatch)
     done = make(paper, tmp_path)
