@@ -111,6 +111,12 @@ class Plugin:
             if isinstance(field, dataclasses.Field) and name in above and not field.metadata["help"]:
                 field.metadata = above[name].metadata
 
+    def with_keys(self, **values: Any) -> Plugin:
+        """Return a copy with other values, as if its spec string gave them, too."""
+        copy = dataclasses.replace(self, **values)
+        object.__setattr__(copy, "given_keys", self.given_keys | values.keys())
+        return copy
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_bounds(self.name, field.name, getattr(self, field.name), field.metadata)

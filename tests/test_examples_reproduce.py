@@ -108,7 +108,9 @@ RUNS = {
     "poisoncam": "DETECTORS='poisoncam oracle-window random' UNSEEN=blend "
     "DETECT=,clusters=10,tests=40,models=1,steps=4,capture=1",
     "ssl-quality": "METHODS=simclr",
-    "badencoder": "SEEDS=2 ATTACKS='badencoder two' PURIFIERS='distill unlearn' "
+    # a narrower encoder places too few references
+    "badencoder": "PRETRAIN='--arch tiny:width=32 --epochs 1 --batch 60' SEEDS=2 ATTACKS='badencoder two' "
+    "PURIFIERS='distill unlearn' "
     "SPEC_unlearn=unlearn:epochs=1 SPEC_distill=distill:epochs=1,batch=30 "
     "'SHADOW=shapes --count 120' 'DEFENCE=shapes --count 80' SPEC_decree=decree:steps=4 "
     "'TASK-TRAIN=shapes --count 120' 'TASK-TEST=shapes --count 60 --seed 3' "

@@ -17,7 +17,7 @@ import click
 from sslbd_cli.cli.run import Run
 from sslbd_cli.cli.spec import Spec
 from sslbd_cli.core.pixels import NORMALISATIONS
-from sslbd_cli.plugin import LARGEST, MOST
+from sslbd_cli.plugin import HIGHEST
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMON = ("quiet", "verbose", "debug")
@@ -28,8 +28,8 @@ class Number(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
-        if not math.isfinite(number) or abs(number) > LARGEST:
-            self.fail(f"{value} is not a finite number up to {LARGEST:g}.", param, ctx)
+        if not math.isfinite(number) or abs(number) > HIGHEST:
+            self.fail(f"{value} is not a finite number up to {HIGHEST:g}.", param, ctx)
         return number
 
 
@@ -38,8 +38,8 @@ class Whole(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
-        if number > MOST:
-            self.fail(f"{value} is more than {MOST}.", param, ctx)
+        if number > HIGHEST:
+            self.fail(f"{value} is more than {HIGHEST}.", param, ctx)
         return number
 
 
