@@ -67,7 +67,8 @@ def test_help_read_from_the_source_is_the_class(shelf, name, spec):
     assert [key.name for key in info.keys] == list(fields)
     for key in info.keys:
         assert key.default == fields[key.name].default and key.type == fields[key.name].type
-        assert {n: getattr(key, n) for n in ("help", "low", "high", "choices", "expert")} == fields[key.name].metadata
+        told = {n: getattr(key, n) for n in ("help", "low", "high", "choices", "expert", "is_path")}
+        assert told == fields[key.name].metadata
         assert key.help
 
 
