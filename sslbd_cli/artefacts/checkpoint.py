@@ -68,7 +68,7 @@ def _parse(text: str, arrays: dict[str, np.ndarray]) -> Saved:
 def _fields(text: str) -> dict[str, Any]:
     """Return the fields of a checkpoint's header; {} if the text is no header."""
     try:
-        fields = json.loads(text, parse_constant=header.finite, parse_float=header.finite)
+        fields = json.loads(text, parse_constant=header.finite, parse_float=header.finite, parse_int=header.whole)
     except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) and header.is_shallow(fields) else {}

@@ -25,7 +25,7 @@ def parse(text: str) -> tuple[dict[str, Any], str | None, History]:
     if len(text) > LONGEST:
         raise InputError(f"its header is longer than {LONGEST >> 20} MB")
     try:
-        header = json.loads(text, parse_float=finite, parse_constant=finite)
+        header = json.loads(text, parse_float=finite, parse_int=whole, parse_constant=finite)
     except (ValueError, RecursionError):
         raise InputError("its sslbd header is not JSON: the file is damaged") from None
     if not isinstance(header, dict) or header.pop("format", None) not in FORMATS:
@@ -57,6 +57,13 @@ def finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(text)
     return value
+
+
+def whole(text: str) -> int:
+    """Parse a whole number of JSON. Raises ValueError if it is beyond float64's range, as no number of ours is."""
+    if len(text) > 300:
+        raise ValueError("a number beyond all bounds")
+    return int(text)
 
 
 def is_shallow(value: Any) -> bool:

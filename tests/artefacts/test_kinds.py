@@ -216,6 +216,7 @@ HEADERS = {
     "NaN": (lambda h: json.dumps(h | {"x": float("nan")}), "not JSON"),
     "infinite number": (lambda h: json.dumps(h)[:-1] + ',"x":1e999}', "not JSON"),
     "endless number": (lambda h: json.dumps(h)[:-1] + ',"x":' + "1" * 5000 + "}", "not JSON"),
+    "absurd number": (lambda h: json.dumps(h)[:-1] + ',"x":' + "1" * 400 + "}", "not JSON"),
     "deep": (lambda h: h.update(x=DEEP), "absurdly deep"),
     "absurdly deep": (lambda h: "[" * 100_000, "not JSON"),
     "history of text": (lambda h: h.update(history="data"), "history is damaged"),
