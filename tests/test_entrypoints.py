@@ -114,7 +114,7 @@ def test_a_base_class_is_known_however_it_is_imported(base, install):
     files = {**HEAVY, "methods.py": text}
     install("spelled", files, {"sslbd.detectors": "quite-near = spelled.methods:Close"})
     keys = [key.name for key in plugin.listing("detector")["quite-near"].keys]
-    assert keys == ["held", *(["k"] if base == "KnnDistance" else ["reach"] if "Near" in base else [])]
+    assert keys == ["held", *(["k", "side"] if base == "KnnDistance" else ["reach"] if "Near" in base else [])]
 
 
 def test_a_page_that_lists_a_shelf_lists_other_packages_and_warns_of_broken_ones(install, sslbd):
