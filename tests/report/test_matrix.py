@@ -164,7 +164,7 @@ def test_numbers_that_are_none_are_left_out(tmp_path):
     strange = {"tpr": 1.7e308, "controls": [1, 2], "tpr_at_fpr": 5, "fpr": "much"}
     found = tables(drawn(tmp_path, {
         "bad/0/dede": on_inputs(0.9, **strange), "bad/1/dede": on_inputs(0.8), "bad/2/dede": on_inputs(0.5, auroc=None),
-        "bad/0/decree": on_encoder(10**308, "found"), "bad/1/decree": on_encoder(-1.7e308, "found"),
+        "bad/0/decree": on_encoder(1.7e308, "found"), "bad/1/decree": on_encoder(-1.7e308, "found"),
         "bad/0/strip": on_inputs(0.7), "bad/1/strip": on_inputs(0.75), "bad/2/strip": on_inputs(0.71),
     }))  # fmt: skip
     row = found["Detectors of inputs"][1]
