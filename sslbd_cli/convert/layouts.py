@@ -6,6 +6,7 @@ read it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -248,12 +249,17 @@ EXPORTS: dict[str, dict[str, str]] = {
     "timm": {"resnet": "torchvision", "vit": "vit", "clip-vit": "timm-clip-vit", "clip-resnet": "timm-clip-resnet"},
     "huggingface": {"resnet": "hf-resnet", "vit": "hf-vit", "clip-vit": "hf-clip-vit"},
 }
+COMPARED = 2000  # names of a file that are compared with those of every layout
 _TEXT = re.compile(r"(.*\.)?(token_embedding|word_embeddings|embed_tokens|wte)\.weight")
 
 
 def nearest(names: Iterable[str]) -> tuple[str, int]:
-    """Return the layout that shares most names with these, under any prefix, and the number of shared names."""
-    tails = [{name.split(".", cut)[-1] for cut in range(min(4, name.count(".") + 1))} for name in names]
+    """Return the layout that shares most names with these, under any prefix, and the number of shared names.
+
+    No more than the first COMPARED names are looked at: encoders have fewer, and all names are tried in every layout.
+    """
+    some = itertools.islice(names, COMPARED)
+    tails = [{name.split(".", cut)[-1] for cut in range(min(4, name.count(".") + 1))} for name in some]
     shared = {key: sum(any(map(layout.find, tail)) for tail in tails) for key, layout in LAYOUTS.items()}
     best = max(shared, key=lambda key: shared[key])
     return best, shared[best]

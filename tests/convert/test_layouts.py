@@ -695,3 +695,8 @@ def test_real_clip_and_simclr_sizes_are_told():
     assert families.candidates(LAYOUTS["clip-resnet"], clip, None) == ([nets.ClipResNet()], 224)
     assert families.candidates(LAYOUTS["openai-vit"], vit, None) == ([nets.ClipViT()], 224)
     assert families.candidates(LAYOUTS["simclr"], wide, None) == ([nets.ResNet(stem="imagenet", width=128)], 224)
+
+
+def test_of_very_many_names_some_tell_the_nearest_layout():
+    left = iter([f"module.{number}" for number in range(2 * layouts.COMPARED)])
+    assert layouts.nearest(left)[1] == 0 and next(left) == f"module.{layouts.COMPARED}"

@@ -1,6 +1,7 @@
 """Figures: equal bytes for equal input, pixels enlarged exactly, curves that agree with an independent reference."""
 
 import io
+import logging
 import warnings
 
 import numpy as np
@@ -211,3 +212,7 @@ def test_retrieval_of_extreme_scores(scores, flagged):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ("retrieval" in names(report)) == (not np.isnan(scores).all())
+
+
+def test_matplotlib_does_not_warn_of_a_home_that_it_cannot_write():
+    assert logging.getLogger("matplotlib").getEffectiveLevel() == logging.ERROR
