@@ -7,6 +7,8 @@ range (floats, 32-bit integers) are refused. A picture is turned as its EXIF ori
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import io
 import threading
 import warnings
@@ -134,9 +136,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@functools.cache
+def _silence_libtiff() -> None:
+    """Take libtiff's lines on damaged files off stderr: Pillow raises what they say. Only Linux says where it lies."""
+    with contextlib.suppress(OSError, AttributeError), open("/proc/self/maps") as maps:
+        for path in {line.split(maxsplit=5)[-1].strip() for line in maps if "libtiff" in line}:
+            library = ctypes.CDLL(path)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+
+
 @contextlib.contextmanager
 def strict_pillow() -> Iterator[None]:
     """Silence Pillow's warnings, and its own limit of pixels, which `decode_picture` replaces."""
+    _silence_libtiff()
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from sslbd_cli.artefacts import files
 from sslbd_cli.artefacts.files import read_file
-from sslbd_cli.artefacts.pictures import PictureRules, decode_picture
+from sslbd_cli.artefacts.pictures import PictureRules, decode_picture, strict_pillow
 from sslbd_cli.core.watch import unwatched
 from sslbd_cli.data import decode
 from sslbd_cli.data.decode import ImageFile, fit, read_picture, resize
@@ -223,3 +223,12 @@ def test_a_picture(tmp_path: Path) -> None:
     path.write_bytes(BOMB)
     with pytest.raises(InputError, match=r"a\.png: has more than 89,478,485 pixels; make it smaller"):
         read_picture(str(path), 6)
+
+
+def test_libtiff_writes_no_lines_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    picture = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+    damaged = bytearray(encode(picture, "tiff", compression="tiff_lzw"))
+    damaged[200::97] = bytes(byte ^ 0x5A for byte in damaged[200::97])
+    with strict_pillow(), pytest.raises(OSError, match="decoder error"):
+        decode_picture(bytes(damaged))
+    assert capfd.readouterr().err == ""
