@@ -161,7 +161,8 @@ class _Stream(_Output):
             shutil.copyfileobj(self.file, out, 1 << 20)
 
     def discard(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):
+            self.file.close()
 
 
 class _File(_Output):
@@ -183,10 +184,11 @@ class _File(_Output):
         os.replace(self.partial, self.target)
 
     def discard(self) -> None:
-        self.file.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.partial)
         _own_partials.discard(self.partial)
+        with contextlib.suppress(OSError):  # of a full disk, which has no room for what is still buffered
+            self.file.close()
 
 
 def _new_partial(target: Path) -> tuple[BinaryIO, str]:

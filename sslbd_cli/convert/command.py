@@ -121,7 +121,11 @@ def _export_images(run: Run, path: str, output: str, target: str, normalise: str
     if normalise is not None:
         raise InputError(f"--normalise is for encoders; --to {target} writes the pixels as they are")
     dataset = run.read(path, Dataset)
-    run.say(f"read it back by {images.export(dataset, target, output, run.progress)}")
+    way_back = images.export(dataset, target, output, run.progress)
+    if changed := images.changed_names(dataset, target):
+        name, written = next(iter(changed.items()))
+        run.warn(f"--to {target} cannot keep {len(changed)} class names: '{name}' becomes '{written}'; --to npz can")
+    run.say(f"read it back by {way_back}")
 
 
 def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset | None) -> None:

@@ -49,6 +49,14 @@ def export(dataset: Dataset, target: str, path: str, watch: Watch) -> str:
     return f"sslbd data folder {path}, or in the same order sslbd data filelist {Path(path) / 'list.txt'}"
 
 
+def changed_names(dataset: Dataset, target: str) -> dict[str, str]:
+    """Return the class names that `export` cannot keep, each with what it writes instead. An npz file keeps all."""
+    if dataset.labels is None or target == "npz":
+        return {}
+    write = _folder_name if target == "folder" else _line
+    return {name: write(name) for name in dataset.classes if write(name) != name}
+
+
 def _write_npz(dataset: Dataset, path: str) -> None:
     """Write x uint8 N,H,W,3, y int64 N, classes and captions (text), and the truth as truth_poisoned and so on."""
     arrays: dict[str, np.ndarray] = {"x": dataset.images.transpose(0, 2, 3, 1)}
@@ -110,8 +118,13 @@ def _write_shards(dataset: Dataset, folder: Path, watch: Watch) -> None:
             if texts is not None:
                 _add(shard, f"{key}.txt", texts[row].encode())
     if dataset.labels is not None:
-        names = "".join(" ".join(name.split()) + "\n" for name in dataset.classes)
+        names = "".join(f"{_line(name)}\n" for name in dataset.classes)
         (folder / "classnames.txt").write_text(names, encoding="utf-8", newline="\n")
+
+
+def _line(name: str) -> str:
+    """Return a class name on one line."""
+    return " ".join(name.split())
 
 
 def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -31,7 +31,7 @@ LIFT = 0.5  # an attack speaks for a backdoor if its ASR exceeds that of a clean
 MEASURED = ("clean_accuracy", "patched_accuracy", "asr", "lift", "fp_clean", "fp_triggered")
 LIMITS = (
     "The verdict `nothing found` holds for the search space beside it alone; no test shows an encoder to be clean."
-    " Accuracy and attack success are those of a classifier on frozen features, on the test set named above."
+    " Accuracy and attack success, where they were measured, are those of a classifier on frozen features."
 )
 
 

@@ -1,5 +1,6 @@
 """Outputs: several appear together or not at all, remnants of killed runs go, and an old file's mode stays."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -95,3 +96,27 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     for path, problem in ((tmp_path / "out", "exists already"), (tmp_path / "no" / "out", "cannot write")):
         with pytest.raises(InputError, match=problem), new_folder(str(path)):
             pass
+
+
+def test_a_full_disk_leaves_nothing_and_names_the_output(tmp_path, monkeypatch):
+    honest = outputs._new_partial
+
+    class Full:
+        """A file on a full disk: what is buffered cannot be flushed when it is closed either."""
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            self.write(b"")
+
+    def new_partial(target):
+        file, name = honest(target)
+        file.close()
+        return Full(), name
+
+    monkeypatch.setattr(outputs, "_new_partial", new_partial)
+    place = str(tmp_path / "out")
+    with pytest.raises(InputError, match=f"cannot write {place}: No space left"), atomic_output(place) as file:
+        file.write(b"much")
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import pytest
 
 from sslbd_cli.artefacts import captions
 from sslbd_cli.artefacts.kinds import Dataset, Truth, read, write
+from sslbd_cli.convert import images
 from sslbd_cli.main import run
 
 RNG = np.random.default_rng(0)
@@ -105,3 +106,10 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(sslbd, poisoned,
         (line,) = capsys.readouterr().err.splitlines()
         assert problem in line
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_class_names_that_a_form_cannot_keep_are_named():
+    odd = Dataset(images=np.zeros((2, 3, 4, 4), np.uint8), labels=np.array([0, 1]), classes=("cat/dog", "a\u2028b"))
+    assert images.changed_names(odd, "npz") == {}
+    assert images.changed_names(odd, "folder") == {"cat/dog": "cat%2Fdog", "a\u2028b": "a%E2%80%A8b"}
+    assert images.changed_names(odd, "webdataset") == {"a\u2028b": "a b"}
