@@ -132,6 +132,8 @@ class Source(Plugin):
         """List the source's images of `wish.split`, in an order that depends on their content only."""
 
     def _check(self, wish: SourceWish) -> None:
+        if wish.part is not None:
+            _part(wish.part)  # before the images are read or drawn
         options_given = {
             "SOURCE": wish.path is not None,
             "--root": wish.root is not None,

@@ -209,3 +209,9 @@ assert run(["data", "shapes", "--count", "10", "-q", "-o", "/dev/null"]) == 0
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_part_that_is_none_is_refused_before_anything_is_drawn(sslbd, tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "draw", lambda *given: pytest.fail("drawn"))
+    status, _, err = sslbd("data", "shapes", "--part", "0/3", "-o", tmp_path / "d.h5")
+    assert status == 2 and "--part 0/3: expected a part such as 1/5" in err
