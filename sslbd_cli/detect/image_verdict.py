@@ -25,9 +25,7 @@ from sslbd_cli.poison.plant import plant
 from sslbd_cli.triggers._contract import Trigger
 
 BEYOND_CHANCE = 0.001  # verdict found: so many flags among images like --aux have a smaller probability
-LOUD = (
-    0.5  # share of a trigger's images that a backdoored encoder flags at least, if its clean encoder is to vouch for it
-)
+LOUD = 0.5  # share of a trigger's images that are flagged at least, if a clean encoder alone is to settle it
 SETTLE = "give a clean encoder of the same kind as --baseline"  # what settles most doubts
 
 
@@ -212,6 +210,11 @@ def verdict(ruling: Ruling, clean: Ruling | None, limit: float = BEYOND_CHANCE) 
     return "found", ""
 
 
+def settle(clean: Ruling | None) -> str:
+    """Return what settles a doubt that a trigger's kin leave, or why a clean encoder has not settled it."""
+    return SETTLE if clean is None else "the clean encoder reacts, too, or the encoder misses most of the images"
+
+
 def is_foreign(flagged: np.ndarray, clean_flagged: np.ndarray, n_calibration: int, alpha: float) -> bool:
     """Tell whether an encoder reacts to a trigger as its clean encoder does not, bool N each, the same images.
 
@@ -246,8 +249,7 @@ def vouch(ruling: Ruling, clean: Ruling | None, kinship: Kinship | None, case: C
         return answer, doubt
     if kinship is not None:
         is_own = case.alpha is not None and kinship.p_value <= case.alpha
-        settle = SETTLE if clean is None else "the clean encoder reacts, too, or the encoder misses most of the images"
-        return ("found", "") if is_own else ("inconclusive", f"{kinship.reason(str(case.trigger))}; {settle}")
+        return ("found", "") if is_own else ("inconclusive", f"{kinship.reason(str(case.trigger))}; {settle(clean)}")
     if clean is not None:
         return "found", ""
     flagged, count = int(ruling.counted_flags.sum()), len(ruling.counted_flags)

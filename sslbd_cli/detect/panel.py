@@ -21,7 +21,7 @@ from sslbd_cli.core.device import generator
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.data.source import SourceWish
 from sslbd_cli.detect import significance
-from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, SETTLE, Ruling, few, is_foreign, more_than
+from sslbd_cli.detect.image_verdict import BEYOND_CHANCE, SETTLE, Ruling, few, is_foreign, more_than, settle
 from sslbd_cli.detect.kin import Suspect
 from sslbd_cli.detect.kinship import Kinship
 from sslbd_cli.errors import InputError
@@ -189,11 +189,11 @@ def rule(report: Report, panel: Panel, ruling: Ruling, control: Ruling | None, m
     is_sound = not ruling.findings.doubt and rows[0].tail >= BEYOND_CHANCE
     if meet is None:
         for row in rows:
-            row.more_than_kin = 0.0
+            row.more_than_kin = 0.0 if row.excess < BEYOND_CHANCE else 1.0
     elif is_sound:
         _meet_kin(rows, panel, ruling, meet, alpha)
     best = min(range(1, len(rows)), key=lambda at: (rows[at].p_value(), rows[at].tail))
-    verdict, doubt = _verdict(report, panel, ruling, rows, best)
+    verdict, doubt = _verdict(report, panel, ruling, control, rows, best)
     search_space = f"{len(rows) - 1} triggers on {panel.each} images each: {report.results['search_space']}"
     shown = panel.triggers[best] if rows[best].is_flagged(alpha) and is_sound else None
     lacks_control = verdict != "found" and any(row.kinship is not None and bool(row.kinship.doubt) for row in rows)
@@ -250,7 +250,9 @@ def _weight(panel: Panel, at: int) -> int:
     return alike if alike == len(is_common) else 2 * alike
 
 
-def _verdict(report: Report, panel: Panel, ruling: Ruling, rows: list[_Row], best: int) -> tuple[str, str]:
+def _verdict(
+    report: Report, panel: Panel, ruling: Ruling, control: Ruling | None, rows: list[_Row], best: int
+) -> tuple[str, str]:
     """Return the verdict, and the reason if it is `inconclusive`. best: the trigger of the smallest p-value."""
     count, row = panel.each * (len(rows) - 1), rows[best]
     if ruling.findings.doubt:
@@ -261,7 +263,7 @@ def _verdict(report: Report, panel: Panel, ruling: Ruling, rows: list[_Row], bes
         return "found", ""
     if row.kinship is not None:
         reason = row.kinship.reason(panel.triggers[best], row.more_than_kin)
-        return "inconclusive", f"{reason}; {SETTLE}, or images of your own as --data"
+        return "inconclusive", f"{reason}; {settle(control)}, or give images of your own as --data"
     if min(each.adjusted for each in rows[1:]) < BEYOND_CHANCE:
         return "inconclusive", "the clean encoder is flagged as much: triggers alone draw attention"
     all_flagged = significance.exceedance_tail(panel.each, *_scale(report, panel))
