@@ -7,11 +7,13 @@ trigger has them, those of other packages too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.core.device import generator
@@ -19,10 +21,11 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.triggers._contract import Trigger
 
 LEVEL = 1.5 / 255  # what is read of a trigger may miss the pixels that it stamps by so much, on average
-WEAKEST, STRONGEST = 0.9, 1.25  # strength of kin relative to the trigger: root mean square of the pixels' change
+WEAKEST, STRONGEST = 0.98, 1.25  # strength of kin relative to the trigger: root mean square of the pixels' change
 LIKE = 0.6  # a pattern is another one if no shift brings its correlation with the trigger's above this
 DRAWS = 8  # draws for one kin, until it is another pattern of the same strength
 PLACES, OVERLAP = 16, 0.25  # places drawn for a change, of which the first that covers less of the trigger's is taken
+GROWTH, MOST_GROWTH = 1.05, 1.5  # sides of kin are stretched by so much at once, and in all, to reach the strength
 MISSES = 3  # fruitless kin of a kind in a row, after which the kind is left out
 COMPARED = 4  # images on which patterns that differ by image are compared
 
@@ -74,6 +77,15 @@ class HarmlessChange:
             part += factor * (self.keep * part + add - part)
         return out.clamp_(0, 1)
 
+    def stretched(self, sides: list[int], shape: torch.Size) -> HarmlessChange:
+        """Return the change on boxes of other sides (height, width), inside images N,3,H,W, around the same centres."""
+        keep = F.interpolate(self.keep[None], sides)[0]
+        add = F.interpolate(self.add if self.add.ndim == 4 else self.add[None], sides)
+        more = torch.tensor([sides[1] - self.add.shape[-1], sides[0] - self.add.shape[-2]])
+        room = torch.tensor([shape[3] - sides[1], shape[2] - sides[0]])
+        corners = (self.corners - more // 2).clamp(min=0).minimum(room)
+        return HarmlessChange(keep, add if self.add.ndim == 4 else add[0], corners)
+
     def pattern(self) -> Tensor:
         """Return what the change does to grey pixels, float32 K,3,h,w."""
         pattern = self.add - (1 - self.keep) / 2
@@ -110,10 +122,26 @@ def _draw(kind: str, suspect: Suspect, known: HarmlessChange, gen: torch.Generat
         change = KINDS[kind](known, suspect, gen)
         if change is None or likeness(change.pattern(), known.pattern()) > LIKE:
             continue
-        images, share = _as_strong(_moved(change, clean.shape, gen), clean, strength)
+        images, share = _at_strength(_moved(change, clean.shape, gen), clean, strength)
         if WEAKEST <= share <= STRONGEST:
             return Kin(kind, images.numpy(), share)
     return None
+
+
+def _at_strength(change: HarmlessChange, clean: Tensor, strength: float) -> tuple[Tensor, float]:
+    """Return images with a change as strong as asked, uint8, and their strength relative to that.
+
+    Colours end at black and white: a white patch on a dark ground is as strong as any patch of its size can be. So a
+    change that is too weak in the brightest colours is made larger. Weaker kin would make every bright trigger stand
+    out.
+    """
+    images, share = _as_strong(change, clean, strength)
+    sides, grown = change.add.shape[-2:], 1.0
+    while share < WEAKEST and grown * GROWTH <= MOST_GROWTH and max(sides) < min(clean.shape[-2:]) / 2:
+        grown *= GROWTH
+        larger = change.stretched([math.ceil(side * grown) for side in sides], clean.shape)
+        images, share = _as_strong(larger, clean, strength)
+    return images, share
 
 
 def _as_strong(change: HarmlessChange, clean: Tensor, strength: float) -> tuple[Tensor, float]:
@@ -184,12 +212,16 @@ def _moved(change: HarmlessChange, shape: torch.Size, gen: torch.Generator) -> H
     """Put a change that has one place at another, the same in all images.
 
     A backdoor may answer to whatever lies at the trigger's own place, so what lies there is not known to be harmless.
+    The place is the trigger's own as seen in a mirror: a patch in a corner has other grounds than one in the middle of
+    photographs, and networks pad their borders. Only where the mirrored places overlap is any place drawn.
     """
     room = torch.tensor([shape[3] - change.add.shape[-1], shape[2] - change.add.shape[-2]])
     home = change.corners[:1]
     if not (change.corners == home).all() or not room.any():
         return change
-    places = (torch.rand(PLACES, 2, generator=gen) * (room + 1)).long()
+    flips = torch.tensor([[1, 0], [0, 1], [1, 1]])
+    mirrored = torch.where(flips.bool(), room - home, home)[torch.randperm(3, generator=gen)]
+    places = torch.cat([mirrored, (torch.rand(PLACES, 2, generator=gen) * (room + 1)).long()])
     apart = (places - home).abs() / torch.tensor([change.add.shape[-1], change.add.shape[-2]])
     overlaps = (1 - apart).clamp(min=0).prod(1)
     first = int((overlaps < OVERLAP).int().argmax()) if (overlaps < OVERLAP).any() else int(overlaps.argmin())

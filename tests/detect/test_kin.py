@@ -57,7 +57,7 @@ def test_every_trigger_has_kin_of_its_strength_with_other_patterns(tmp_path):
         assert len({each.kind for each in relations}) >= 2, name
         for each in relations:
             strength = (((each.images.astype(float) - suspect.clean) ** 2).mean() / change.mean()) ** 0.5
-            assert strength == pytest.approx(each.strength, rel=1e-5) and 0.9 <= strength <= 1.25, (name, each.kind)
+            assert strength == pytest.approx(each.strength, rel=1e-5) and 0.98 <= strength <= 1.25, (name, each.kind)
             assert each.images.dtype == np.uint8 and each.images.shape == suspect.clean.shape
             apart = ((each.images.astype(float) - suspect.stamped) ** 2).mean() / change.mean()
             assert apart > 0.2, f"{each.kind} of {name} is nearly the trigger"
@@ -72,7 +72,7 @@ def test_kin_of_a_trigger_with_one_place_lie_apart_from_it_and_others_in_their_b
     for each in islice(kin.kin_of(suspect, 0), 16):
         for image, clean, box in zip(each.images, suspect.clean, suspect.boxes, strict=True):
             rows, columns = np.nonzero((image != clean).any(0))
-            assert np.ptp(rows) < 4 and np.ptp(columns) < 4
+            assert np.ptp(rows) < 6 and np.ptp(columns) < 6
             apart = [max(0, 4 - abs(int(low.min()) - int(at))) for low, at in ((columns, box[0]), (rows, box[1]))]
             places.add((rows.min(), columns.min()))
             assert where == "random" or apart[0] * apart[1] <= kin.OVERLAP * 16
