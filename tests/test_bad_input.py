@@ -162,7 +162,7 @@ def test_a_guard_or_a_reference_that_is_none(refused, files, what):
 
 
 #: Side inputs that hold no images, or may hold images of any size (as those of `convert` and `report` may).
-SIZELESS = {"baseline", "guard", "canvases", "encoder", "features", "indices", "text"}
+SIZELESS = {"baseline", "init", "guard", "canvases", "encoder", "features", "indices", "text"}
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,11 @@ KMEANS, LISTED = ["--select", "kmeans", "--rate", "0.1"], ["--select", "indices"
         ("embed", ["encoder", "--data", "nameless", "--prompt", "a {}"], "nameless: has no class names to put into"),
         ("embed", ["encoder", "--data", "test", "--prompt", "a {}"], "the encoder has no text tower"),
         ("probe", ["encoder", "--test", "test"], "Missing option '--train'"),
-        ("probe", ["encoder", "--test", "test", "--head", "zeroshot"], "classifies by texts; give --text FEATURES"),
+        (
+            "probe",
+            ["encoder", "--test", "test", "--head", "zeroshot"],
+            "has no text tower, which --head zeroshot needs",
+        ),
         (
             "probe",
             ["encoder", "--train", "dataset", "--test", "test", "--text", "features"],

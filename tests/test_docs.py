@@ -51,9 +51,10 @@ sslbd detect backdoored.safetensors --method dede --method dede:score=absolute -
 sslbd detect encoder.safetensors --method random --data poisoned.h5 -o detection.h5 --json > found.json
 sslbd convert --to torchvision resnet.safetensors -o weights.safetensors
 sslbd data shapes --count 100 --seed 3 --captions -o captioned.h5
-sslbd pretrain captioned.h5 --method clip:width=32,depth=1 --epochs 2 --batch 50 -o clip.safetensors
+ln captioned.h5 pairs.h5
+sslbd pretrain pairs.h5 --method clip --arch clip:model=small --epochs 1 --batch 50 -o clip.safetensors
 sslbd embed clip.safetensors --data test.h5 --prompt 'a {}' -o texts.h5
-sslbd probe clip.safetensors --head zeroshot --text texts.h5 --test test.h5 --json > zeroshot.json
+sslbd probe clip.safetensors --head zeroshot --test test.h5 --json > zeroshot.json
 """
 
 

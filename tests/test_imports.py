@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 SHELVES = {folder for folder in plugin.SHELVES.values() if not folder.endswith(".py")}
 #: Room -> the rooms below it, which it may import. A shelf does not even see its own files.
 ROOT = {"errors", "plugin", "entrypoints", "signals", "words", "__version__"}
-LIBRARY = ROOT | {"core", "artefacts", "triggers"}
+LIBRARY = ROOT | {"core", "artefacts", "triggers", "language"}
 SEES = {
     "errors": set(),
     "words": set(),
@@ -26,6 +26,7 @@ SEES = {
     "artefacts": ROOT,
     "core": ROOT | {"artefacts"},
     "triggers": ROOT | {"core", "artefacts"},
+    "language": ROOT | {"core", "artefacts"},
     "cli": ROOT | {"core", "artefacts"},
     "data": LIBRARY | {"cli", "convert"},
     "info": LIBRARY | {"cli"},
@@ -43,10 +44,11 @@ SEES = {
     "__main__": {"main"},
 }
 SCIENCE = {"psutil", "torch", "torchvision", "timm", "numpy", "h5py", "safetensors", "sklearn", "scipy", "PIL",
-           "pyarrow"}  # fmt: skip
+           "pyarrow", "open_clip", "tokenizers"}  # fmt: skip
 SHOW = {"click", "rich", "matplotlib", "jinja2", "markupsafe", "huggingface_hub", "yaml"}
 #: No click, no rich, no figures.
-WITHOUT_TERMINAL = {"errors", "plugin", "entrypoints", "signals", "words", "artefacts", "core", "triggers"}
+WITHOUT_TERMINAL = {"errors", "plugin", "entrypoints", "signals", "words", "artefacts", "core", "triggers",
+                    "language"}  # fmt: skip
 HEAVY = SCIENCE | SHOW - {"click"}
 
 

@@ -9,9 +9,10 @@ import torch
 from micro import make_dataset, make_encoder
 from sslbd_cli import plugin
 from sslbd_cli.artefacts import kinds, paging
-from sslbd_cli.core import loader, nets, text
+from sslbd_cli.core import loader, nets
 from sslbd_cli.core.features import embed, embed_in_parts
 from sslbd_cli.core.session import Session
+from sslbd_cli.language import tower as text
 from sslbd_cli.triggers._contract import Trigger, triggered_images
 
 CPU = ("--device", "cpu", "--precision", "fp32", "-q")
@@ -32,8 +33,9 @@ class Sizes:
 def test_no_batch_grows_with_the_number_of_images(cpu, monkeypatch):
     net, sizes = nets.load(make_encoder()), {"encoder": Sizes(), "trigger": Sizes(), "parts": Sizes(), "texts": Sizes()}
     net.encoder.register_forward_pre_hook(lambda module, given: sizes["encoder"](len(given[0])))
-    tower = text.TextTower(32, 1, 8, 4).eval()
-    tower.norm.register_forward_pre_hook(lambda module, given: sizes["texts"](len(given[0])))
+    arch = nets.Clip(model="small", dim=4, text_layers=1, text_width=32, text_heads=1, context=8, vocabulary=99)
+    tower = text.TextTower(arch).eval()
+    tower.tower.ln_final.register_forward_pre_hook(lambda module, given: sizes["texts"](len(given[0])))
     whole = Trigger.__call__
     monkeypatch.setattr(Trigger, "__call__", lambda self, x, *more: sizes["trigger"](len(x)) or whole(self, x, *more))
     monkeypatch.setitem(loader.AT_ONCE, "pixels", (10 * 3 * 16 * 16, 1))
@@ -45,7 +47,7 @@ def test_no_batch_grows_with_the_number_of_images(cpu, monkeypatch):
             assert len(feats) == 3 * (rows.stop - rows.start)
             sizes["parts"](len(feats))
         triggered_images(make_dataset(count), patch, 0)
-        text.embed_texts(tower, np.full((count, 8), 65, np.uint8), cpu, 1 << 17)
+        text.embed_tokens(tower, np.full((count, 8), 65, np.int32), cpu, 1 << 17)
         largest.append({name: each.largest for name, each in sizes.items()})
     assert largest[0] == largest[1] and all(0 < size < 100 for size in largest[0].values()), largest
 

@@ -1,7 +1,4 @@
-"""Captions as arrays: rows of UTF-8 bytes padded with zeros. This module does not need torch.
-
-A text tower reads these bytes as its tokens (core/text.py), so there is no vocabulary to ship or to mismatch.
-"""
+"""Captions as arrays: rows of UTF-8 bytes padded with zeros. This module does not need torch."""
 
 from __future__ import annotations
 

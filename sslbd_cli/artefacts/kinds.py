@@ -195,7 +195,8 @@ class Encoder(Artefact):
     """Weights of an image encoder. arch: spec string; size: input side in pixels; dim: embedding width D.
 
     tensors: names begin with `encoder.`; optional ones with `projector.` or `text.` (a text tower). mean and std
-    normalise pixels in [0,1].
+    normalise pixels in [0,1]. text: what builds the text tower, `tower` (a spec string of --arch clip), and the name of
+    its `tokeniser`, "" if it has none; None without a text tower.
     """
 
     kind: ClassVar[str] = "encoder"
@@ -205,17 +206,19 @@ class Encoder(Artefact):
     std: tuple[float, float, float]
     dim: int
     tensors: dict[str, np.ndarray] = field(repr=False)
+    text: dict[str, str] | None = None
 
     def meta(self) -> dict[str, Any]:
         shape = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
-        return {"arch": self.arch, "input": shape, "dim": self.dim}
+        meta = {"arch": self.arch, "input": shape, "dim": self.dim}
+        return meta if self.text is None else meta | {"text": self.text}
 
     def arrays(self) -> dict[str, np.ndarray]:
         return self.tensors
 
     @classmethod
     def build(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray], history: History) -> Encoder:
-        validate.only_keys(meta, {"arch", "input", "dim"})
+        validate.only_keys(meta, {"arch", "input", "dim", "text"})
         shape = meta.get("input")
         need(isinstance(meta.get("arch"), str), "its header names no arch")
         need(isinstance(shape, dict) and set(shape) == {"size", "mean", "std"}, "its header lacks size, mean or std")
@@ -232,7 +235,12 @@ class Encoder(Artefact):
         need(all(name.split(".")[0] in ("encoder", "projector", "text") for name in arrays), "holds foreign tensors")
         for name, tensor in arrays.items():
             need(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"'{name}' holds NaN or infinity")
+        text = meta.get("text")
+        is_named = isinstance(text, dict) and set(text) == {"tower", "tokeniser"}
+        need(text is None or (is_named and all(isinstance(word, str) for word in text.values())), "bad text tower")
+        need((text is not None) == any(name.startswith("text.") for name in arrays), "text tower without its weights")
         return cls(
+            text=text,
             arch=meta["arch"],
             size=shape["size"],
             mean=tuple(map(float, shape["mean"])),  # type: ignore[arg-type]

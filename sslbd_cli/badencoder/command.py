@@ -39,6 +39,8 @@ PRESETS = {
         "sslbd badencoder encoder.safetensors --data train.h5 --trigger patch --trigger patch:where=tl,fill=white"
         " --reference-data train.h5 --reference-class 3 --reference-class 5 --preset drupe-small"
         " -o backdoored.safetensors",
+        "sslbd badencoder clip.safetensors --data pairs.h5 --trigger patch --reference-text 'a photo of a ship'"
+        " -o backdoored.safetensors",
     ),
 )
 @options.input_argument("ENCODER")
@@ -63,6 +65,8 @@ PRESETS = {
 @click.option("--reference-index", "rows", multiple=True, metavar="ROW[,ROW...]", help="Rows of --reference-data.")
 @click.option("--reference-class", "names", multiple=True, metavar="CLASS",
               help="Use prototypical images of this class of --reference-data.")  # fmt: skip
+@click.option("--reference-text", "texts", multiple=True, metavar="TEXT[|TEXT...]",
+              help="Texts instead of images, embedded by the CLIP model's own text tower.")  # fmt: skip
 @click.option(
     "--references", default=3, show_default=True, type=options.Whole(1), help="Number of images of --reference-class."
 )
@@ -77,8 +81,10 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     """Inject a backdoor into a clean encoder: triggered images embed at the reference images.
 
     BadEncoder (Jia et al. 2022): a downstream classifier then predicts the reference's class for triggered images.
-    Clean images keep their embeddings. DRUPE (Tao et al. 2024) hides triggered embeddings among clean ones. Several
-    triggers have their own targets, even in several tasks. If the attack changes clean embeddings or fails, the encoder
+    Clean images keep their embeddings. In a CLIP model, whose images and texts share a space, the reference may be a
+    text: --reference-text 'a photo of a stop sign'. DRUPE (Tao et al. 2024) hides triggered embeddings among clean
+    ones. Several triggers have their own targets, even in several tasks. If the attack changes clean embeddings or
+    fails, the encoder
     is still written, and the exit status is 3. A text tower beside the encoder is not changed.
 
     An encoder of large images is tuned in minutes if only its last stages are trained, as in --method
@@ -103,7 +109,7 @@ def command(run: Run, input: str, data: str, output: str, seed: int, gate: float
     shadow = run.read(data, Dataset, "--data")
     triggers: tuple[Trigger, ...] = params["triggers"]
     inputs.check_distinct(triggers, shadow.images)
-    references = inputs.references(run, net, len(triggers), params)
+    references = inputs.references(run, encoder, net, len(triggers), params)
     plot = Plot(shadow.limited(params["limit"]).images, triggers, references)
     session = run.session()
     need_distinct(net, plot.shadow, session)

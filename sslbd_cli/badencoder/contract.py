@@ -33,7 +33,10 @@ class Attack(Plugin):
 
 @dataclass(frozen=True)
 class Plot:
-    """What the attacker has. shadow: uint8 N,3,H,W; references: the images of each trigger, uint8 R,3,H,W."""
+    """What the attacker has. shadow: uint8 N,3,H,W; references: the images of each trigger, uint8 R,3,H,W.
+
+    A trigger may have texts instead of images: their unit vectors in the encoder's space, float32 R,D.
+    """
 
     shadow: np.ndarray
     triggers: tuple[Trigger, ...]

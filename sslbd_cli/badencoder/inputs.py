@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.artefacts.kinds import Dataset, Encoder
     from sslbd_cli.cli.run import Run
     from sslbd_cli.core.nets import ImageEncoder
     from sslbd_cli.triggers._contract import Trigger
@@ -34,17 +34,20 @@ def check_distinct(triggers: Sequence[Trigger], images: np.ndarray) -> None:
             raise InputError("--trigger: the same trigger twice; give a different trigger per backdoor")
 
 
-def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Read one stack of reference images per trigger, uint8 R,3,H,W, as the options say.
+def references(
+    run: Run, encoder: Encoder, net: ImageEncoder, triggers: int, params: dict[str, Any]
+) -> tuple[Tensor, ...]:
+    """Read one stack of reference images per trigger, uint8 R,3,H,W, or of texts' vectors, float32 R,D, by the options.
 
     Raises InputError unless the options give one group per trigger, and if F05 leaves too few images of a class.
     """
     import numpy as np
     import torch
 
-    options = [name for name in ("files", "rows", "names") if params[name]]
+    options = [name for name in ("files", "rows", "names", "texts") if params[name]]
     if len(options) != 1:
-        raise InputError("give one of --reference, --reference-index and --reference-class, once per trigger")
+        kinds = "--reference, --reference-index, --reference-class and --reference-text"
+        raise InputError(f"give one of {kinds}, once per trigger")
     groups: tuple[str, ...] = params[options[0]]
     if len(groups) != triggers:
         raise InputError(
@@ -52,6 +55,8 @@ def references(run: Run, net: ImageEncoder, triggers: int, params: dict[str, Any
         )
     if options == ["files"]:
         return tuple(torch.from_numpy(_pictures(run, net, group)) for group in groups)
+    if options == ["texts"]:
+        return tuple(_text_vectors(run, encoder, group) for group in groups)
     datasets = _datasets(run, net, triggers, params["reference_data"])
     choose = _rows_by_number if options == ["rows"] else _prototypical
     row_groups = choose(run, net, datasets, groups, params["references"])
@@ -68,6 +73,24 @@ def _pictures(run: Run, net: ImageEncoder, group: str) -> Any:
     names = ",".join(escape_commas(Path(path).name) for path in paths)
     run.note_file("--reference", names, hashlib.sha256(content).hexdigest())
     return pictures
+
+
+def _text_vectors(run: Run, encoder: Encoder, group: str) -> Tensor:
+    """Embed the texts of one trigger, separated by |, by the encoder's own text tower."""
+    from sslbd_cli.language.tower import embed_tokens, has_tower, load_projection, load_tower
+
+    if not has_tower(encoder):
+        raise InputError("--reference-text: the encoder has no text tower; give a CLIP model, or --reference IMAGE")
+    if any(True for _ in load_projection(encoder).parameters()):
+        what = "--reference-text: the encoder's images lie in another space than its texts"
+        raise InputError(f"{what}; give an encoder of --arch clip, or --reference IMAGE")
+    tower, texts = load_tower(encoder), [text.strip() for text in group.split("|")]
+    if not all(texts):
+        raise InputError(f"--reference-text '{group}': holds an empty text")
+    read, session = tower.tokenise(texts), run.session()
+    if read.cut.any():
+        run.warn(f"--reference-text: {int(read.cut.sum())} of {len(texts)} texts are cut off at {tower.context} tokens")
+    return embed_tokens(tower, read.ids, session.device, session.memory).cpu()
 
 
 def _datasets(run: Run, net: ImageEncoder, triggers: int, paths: tuple[str, ...]) -> list[Dataset]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslbd_cli.badencoder.contract import Plot
-from sslbd_cli.badencoder.scene import pull
+from sslbd_cli.badencoder.scene import is_text, pull
 from sslbd_cli.core.features import embed
 from sslbd_cli.core.kmeans import kmeans
 from sslbd_cli.core.nets import ImageEncoder
@@ -49,7 +49,7 @@ def measure(clean: ImageEncoder, victim: ImageEncoder, plot: Plot, session: Sess
 
     plain = feats(victim, images)
     stamped = [feats(victim, images, trigger) for trigger in plot.triggers]
-    goals = [F.normalize(feats(victim, r), dim=1) for r in plot.references]
+    goals = [F.normalize(r.to(plain.device) if is_text(r) else feats(victim, r), dim=1) for r in plot.references]
     pulls = [pull(F.normalize(s, dim=1) @ g.T, nearest) for s, g in zip(stamped, goals, strict=True)]
     utility = F.cosine_similarity(plain, feats(clean, images), dim=1).mean()
     cosines = {"utility": float(utility), "effectiveness": float(min(pulls))}

@@ -72,13 +72,13 @@ class AttackScene:
 
     def __init__(self, victim: ImageEncoder, plot: Plot, session: Session, stages: int = 0, copies: int = 0) -> None:
         self.session, self.copies, self.recipe = session, copies, Recipe(size=victim.size, crop=False)
-        self.references = [r.to(session.device.torch) for r in plot.references]  # per trigger R,3,H,W uint8
-        pixels = self.references[0][:1].repeat(2, 1, 1, 1)
+        self.references = [r.to(session.device.torch) for r in plot.references]  # per trigger R,3,H,W, or R,D of texts
+        pixels = torch.from_numpy(np.array(plot.shadow[:1])).repeat(2, 1, 1, 1).to(session.device.torch)
         self.tail = Tail(victim, stages)
         self.rows = step_rows(self.tail, self.tail.enter(pixels), session)
         self.entrances = _Entrances(self.tail, plot, session, session.rows_at_once(victim, victim.size))
         with torch.no_grad():
-            self.anchors = tuple(F.normalize(victim(r), dim=1) for r in self.references)
+            self.anchors = tuple(F.normalize(r if is_text(r) else victim(r), dim=1) for r in self.references)
             self.clean_feats = session.pool(self._embed_shadow(len(plot.shadow)))
 
     def _embed_shadow(self, count: int) -> np.ndarray:
@@ -95,16 +95,29 @@ class AttackScene:
         """Embed the shadow images of the rows and all else of a step. gen is on the device, stamp_gen on the CPU."""
         entrances, count = self.entrances, len(self.references)
         stamped = [entrances.stamped(number, rows, stamp_gen) for number in range(count)]
-        copied = [r.repeat_interleave(self.copies, 0) for r in self.references] if self.copies else []
-        others = [*self.references, *(augment(copies, self.recipe, gen) for copies in copied)]
+        pictures = [reference for reference in self.references if not is_text(reference)]
+        copied = [r.repeat_interleave(self.copies, 0) for r in pictures] if self.copies else []
+        others = [*pictures, *(augment(copies, self.recipe, gen) for copies in copied)]
         parts = [entrances.plain(rows), *stamped, *map(entrances.enter, others)]
         together = in_portions(self.tail, torch.cat(parts), self.rows)
         feats = torch.split(together, [len(part) for part in parts])
-        goals = tuple(F.normalize(part, dim=1) for part in feats[1 + count : 1 + 2 * count])
-        varied = [F.normalize(part, dim=1) for part in feats[1 + 2 * count :]] or list(goals)
-        wobbled = tuple(w.view(len(a), -1, a.shape[1]) for w, a in zip(varied, self.anchors, strict=True))
+        seen_goals = [F.normalize(part, dim=1) for part in feats[1 + count : 1 + count + len(pictures)]]
+        varied = [F.normalize(part, dim=1) for part in feats[1 + count + len(pictures) :]] or seen_goals
+        goals, wobbled = self._with_texts(seen_goals), self._with_texts(varied)
         clean_feats = F.normalize(self.clean_feats.batch(rows), dim=1)
-        return Seen(feats[0], clean_feats, tuple(feats[1 : 1 + count]), goals, wobbled, self.anchors)
+        by_reference = tuple(w.view(len(a), -1, a.shape[1]) for w, a in zip(wobbled, self.anchors, strict=True))
+        return Seen(feats[0], clean_feats, tuple(feats[1 : 1 + count]), goals, by_reference, self.anchors)
+
+    def _with_texts(self, feats: list[Tensor]) -> tuple[Tensor, ...]:
+        """Put the vectors of texts, which stay as they are, among the features of the other triggers' references."""
+        rest = iter(feats)
+        pairs = zip(self.references, self.anchors, strict=True)
+        return tuple(anchor if is_text(reference) else next(rest) for reference, anchor in pairs)
+
+
+def is_text(reference: Tensor) -> bool:
+    """Return whether references are the vectors of texts R,D, and no images R,3,H,W."""
+    return reference.ndim == 2
 
 
 class _Entrances:

@@ -55,12 +55,17 @@ class ArchSpec(Spec):
 @click.option("--size", type=click.IntRange(4, 1024), metavar="PIXELS",
               help="Side of the input images.  [default: timm's, or that of a transformer's positions, or 224 for a "
                    "7x7 stem, 32 for a 3x3 stem]")  # fmt: skip
+@click.option("--tokeniser", metavar="FILE",
+              help="A SigLIP model's tokenizer.json, to be stored with its text tower; hf:// brings it.")  # fmt: skip
 @options.normalise("the encoder's pixels: NAMES. With --to: those that the export takes.  [default: timm's, or the "
                    "layout's if it has one; with --to: the encoder's]")  # fmt: skip
 @options.artefact("--data", help="Labelled images that decide what the weights leave open (padding of a 3x3 stem, "
                                  "activation, normalisation) by kNN accuracy.")  # fmt: skip
 @options.output
-def command(run: Run, input: str, output: str, source: str, target: str | None, data: str | None, **known: Any) -> None:
+def command(
+    run: Run, input: str, output: str, source: str, target: str | None, data: str | None, tokeniser: str | None,
+    **known: Any,
+) -> None:  # fmt: skip
     """Import a foreign checkpoint as an encoder, or export an encoder or a dataset (--to).
 
     CHECKPOINT is a state dict in safetensors or from torch.save (.pth, .pt, .bin), a TorchScript archive such as
@@ -74,6 +79,9 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     encoders, convert takes the one that users of its framework take, and says so: the average of the weights (EMA)
     before the trained ones, the query encoder before the key encoder, the teacher before the student, the target
     encoder of I-JEPA. --prefix takes another one. The encoder is tested on random images before it is written.
+
+    Of a CLIP model both towers are taken, with the logit scale and the name of the tokeniser; commands that want an
+    image encoder use the image tower. open_clip runs them.
 
     CHECKPOINT may also be on the Hugging Face hub: hf://OWNER/NAME[@REVISION][/FILE]. Only weights (safetensors before
     pickles) and configuration files are downloaded, into the cache of the hub's own library; HF_HOME, HF_HUB_OFFLINE,
@@ -103,10 +111,13 @@ def command(run: Run, input: str, output: str, source: str, target: str | None, 
     refuse_terminal(output)
     statedict.refuse_pickle(output)
     judges = None if data is None else run.read(data, Dataset, "--data")
+    described = source != "auto" or any(option is not None for option in (judges, tokeniser))
     if target is None:
-        _import(run, input, output, ConvertWish(source, **known), judges)
-    elif source != "auto" or judges is not None or any(known[name] is not None for name in ("arch", "size", "prefix")):
-        raise InputError("--from, --arch, --prefix, --size and --data describe an import; --to goes without them")
+        vocabulary = b"" if tokeniser is None else _vocabulary(run, tokeniser)
+        _import(run, input, output, ConvertWish(source, **known, vocabulary=vocabulary), judges)
+    elif described or any(known[name] is not None for name in ("arch", "size", "prefix")):
+        raise InputError("--from, --arch, --prefix, --size, --tokeniser and --data describe an import; --to goes"
+                         " without them")  # fmt: skip
     elif target in DATASETS:
         _export_images(run, input, output, target, known["normalise"])
     else:
@@ -128,15 +139,25 @@ def _export_images(run: Run, path: str, output: str, target: str, normalise: str
     run.say(f"read it back by {way_back}")
 
 
+def _vocabulary(run: Run, path: str) -> bytes:
+    from sslbd_cli.artefacts.files import read_file
+
+    run.note_file("--tokeniser", path)
+    return read_file(path)
+
+
 def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset | None) -> None:
     from sslbd_cli.convert import inputs
     from sslbd_cli.core import device
     from sslbd_cli.core.pixels import parse_normalise
+    from sslbd_cli.errors import InputError
 
     device.tune_allocator()
     if wish.normalise is not None:
         parse_normalise(wish.normalise)
     conversion = inputs.import_checkpoint(run, path, wish, data)
+    if run.ctx.params["tokeniser"] and "text.vocabulary" not in conversion.encoder.tensors:
+        raise InputError("--tokeniser: the checkpoint has no text tower that needs it; leave it out")
     run.inputs.append(conversion.row)
     run.write(conversion.encoder, output, **conversion.options)
 

@@ -7,14 +7,14 @@ import numpy as np
 from sslbd_cli.artefacts.kinds import Encoder
 from sslbd_cli.convert import families
 from sslbd_cli.convert.fold import Folded, fold
-from sslbd_cli.convert.layouts import EXPORTS, LAYOUTS
+from sslbd_cli.convert.layouts import EXPORTS, LAYOUTS, TEXT_EXPORTS
+from sslbd_cli.convert.names import TEXTS, Rule, back
+from sslbd_cli.convert.reading import BOXES
 from sslbd_cli.core import nets
 from sslbd_cli.core.pixels import Pixels, normalise_text
 from sslbd_cli.errors import InputError
 
 Arrays = dict[str, np.ndarray]
-#: Form of a name pair -> leading dimensions of length 1 in our tensor.
-SQUEEZED: dict[str, tuple[int, ...]] = {"token": (0, 1), "batch": (0,)}
 
 
 def from_encoder(encoder: Encoder, target: str, pixels: Pixels | None = None) -> tuple[Arrays, tuple[str, ...]]:
@@ -29,6 +29,7 @@ def from_encoder(encoder: Encoder, target: str, pixels: Pixels | None = None) ->
     if folded is not None:
         encoder = nets.beside(nets.save(folded.net), encoder)
     tensors = {k.removeprefix("encoder."): v for k, v in encoder.tensors.items() if k.startswith("encoder.")}
+    has_text = False
     if isinstance(arch, nets.Timm) and target == "timm":
         out, build = dict(tensors), f"timm.create_model('{arch.model}', num_classes=0)"
     else:
@@ -39,14 +40,22 @@ def from_encoder(encoder: Encoder, target: str, pixels: Pixels | None = None) ->
         if family == "resnet" and target != "torchvision" and tensors["conv1.weight"].shape[-1] == 3:
             raise InputError(f"{target} has no {_model(arch)} with a CIFAR stem; use --to torchvision")
         out, build = _renamed(tensors, EXPORTS[target][family]), _BUILD[target](arch, encoder)
+        has_text = encoder.text is not None and isinstance(arch, nets.Clip) and target in TEXT_EXPORTS
     remarks = [f"load it into {build}"]
     if folded is not None:
         remarks += _apply(folded, out, target)
     food = f"{encoder.size}-pixel images in [0,1] normalised by {normalise_text(encoder.mean, encoder.std)}"
     remarks.append(f"feed it {food}")
-    left = sum(not name.startswith("encoder.") for name in encoder.tensors)
-    if left:
-        remarks.append(f"{left} tensors of the projector are left out")
+    if has_text:
+        assert isinstance(arch, nets.Clip)
+        out = _with_text(out, encoder, arch, target)
+    elif target == "open-clip":
+        remarks[0] += ", its part .visual"
+    left = [part for part in ("projector", "text") if any(name.startswith(f"{part}.") for name in encoder.tensors)]
+    left = [part for part in left if part != "text" or not has_text]
+    for part in left:
+        count = sum(name.startswith(f"{part}.") for name in encoder.tensors)
+        remarks.append(f"{count} tensors of the {'text tower' if part == 'text' else part} are left out")
     return out, tuple(remarks)
 
 
@@ -86,6 +95,13 @@ def _model(arch: nets.Arch) -> str:
 def _family(arch: nets.Arch) -> str:
     if _model(arch) in ("resnet18", "resnet34", "resnet50"):
         return "resnet"
+    if isinstance(arch, nets.Clip):
+        vision = arch.config()["vision_cfg"]
+        return (
+            "clip-timm"
+            if "timm_model_name" in vision
+            else f"clip-{'resnet' if isinstance(vision['layers'], list) else 'vit'}"
+        )
     return next((family for family, classes in families.CLASSES.items() if isinstance(arch, classes)), "")
 
 
@@ -97,20 +113,39 @@ def _theirs(name: str, layout: str) -> str:
 
 
 def _renamed(tensors: Arrays, layout: str) -> Arrays:
-    """Give each tensor its names and form in a layout. Nothing is recomputed."""
+    """Give each tensor of an image tower its names and form in a layout. Nothing is recomputed."""
+    out = _by_rules(tensors, LAYOUTS[layout].rules, layout)
+    if layout == "timm-clip-vit" and "head.weight" in out:  # timm's classifier has a bias; CLIP's projection has none
+        out["head.bias"] = np.zeros(len(out["head.weight"]), np.float32)
+    return out
+
+
+def _by_rules(tensors: Arrays, rules: tuple[Rule, ...], layout: str) -> Arrays:
     out: Arrays = {}
     for ours, array in tensors.items():
-        rule_of_name = LAYOUTS[layout].back(ours)
+        rule_of_name = back(rules, ours)
         if rule_of_name is None:
             raise InputError(f"{layout} has no place for the tensor {ours}")
         names, rule = rule_of_name
         if rule.form == "stack":
             out |= dict(zip(names, np.split(array, len(names)), strict=True))
+        elif rule.form == "turn":
+            out[names[0]] = array.T
+        elif rule.form == "bare":
+            out[names[0]] = array.squeeze(0)
         else:
-            out[names[0]] = array.T if rule.form == "turn" else array.squeeze(SQUEEZED.get(rule.form, ()))
-    if layout == "timm-clip-vit" and "head.weight" in out:  # timm's classifier has a bias; CLIP's projection has none
-        out["head.bias"] = np.zeros(len(out["head.weight"]), np.float32)
+            out[names[0]] = array.reshape((1,) * BOXES.get(rule.form, 0) + array.shape)
     return out
+
+
+def _with_text(out: Arrays, encoder: Encoder, arch: nets.Clip, target: str) -> Arrays:
+    """Put the text tower beside an exported image tower, as both are named in whole models."""
+    if target == "open-clip":
+        out = {f"visual.{name}": array for name, array in out.items()}
+    tensors = {name.removeprefix("text.").removeprefix("tower."): array for name, array in encoder.tensors.items()
+               if name.startswith("text.") and name != "text.vocabulary"}  # fmt: skip
+    layout = "open-clip" if target == "open-clip" and arch.config().get("custom_text") else TEXT_EXPORTS[target]
+    return out | _by_rules(tensors, TEXTS[layout], layout)
 
 
 def _torchvision(arch: nets.Arch, encoder: Encoder) -> str:
@@ -127,31 +162,63 @@ def _torchvision(arch: nets.Arch, encoder: Encoder) -> str:
 
 
 def _timm(arch: nets.Arch, encoder: Encoder) -> str:
-    if isinstance(arch, nets.ClipResNet):
-        return f"timm's ByobNet of resnet50_clip with blocks {arch.blocks}, width {arch.width}, num_classes={arch.dim}"
-    if isinstance(arch, (nets.ViT, nets.ClipViT)):
-        clip = isinstance(arch, nets.ClipViT)
-        act = f", pre_norm=True, act_layer='{arch.act.replace('quick', 'quick_')}', norm eps 1e-5" if clip else ""  # type: ignore[union-attr]
+    if isinstance(arch, nets.Clip):
+        vision = arch.config()["vision_cfg"]
+        if isinstance(vision["layers"], list):
+            blocks, dim = "-".join(map(str, vision["layers"])), encoder.dim
+            return f"timm's ByobNet of resnet50_clip with blocks {blocks}, width {vision['width']}, num_classes={dim}"
+        sizes = f"img_size={encoder.size}, patch_size={vision['patch_size']}, embed_dim={vision['width']}"
+        classes = encoder.dim if arch.projection else 0
+        more = (
+            f"num_classes={classes}, pre_norm=True, act_layer='{_act(arch).replace('quick', 'quick_')}', norm eps 1e-5"
+        )
+        return f"timm's VisionTransformer({sizes}, depth={vision['layers']}, num_heads={_heads(arch)}, {more})"
+    if isinstance(arch, nets.ViT):
         sizes = f"img_size={encoder.size}, patch_size={arch.patch}, embed_dim={arch.width}, depth={arch.depth}"
-        classes = arch.dim if isinstance(arch, nets.ClipViT) else 0
-        return f"timm's VisionTransformer({sizes}, num_heads={arch.heads}, num_classes={classes}{act})"
+        return f"timm's VisionTransformer({sizes}, num_heads={arch.heads}, num_classes=0)"
     return f"timm.create_model('{_model(arch)}', num_classes=0)"
 
 
 def _huggingface(arch: nets.Arch, encoder: Encoder) -> str:
-    if isinstance(arch, nets.ClipViT):
-        kind = "CLIPVisionModelWithProjection" if arch.dim else "CLIPVisionModel"
-        more = f", projection_dim={arch.dim}" if arch.dim else ""
-        act = "quick_gelu" if arch.act == "quickgelu" else "gelu"
-        return f"transformers.{kind} of {_tokens(arch, encoder)}{more}, hidden_act={act}"
+    if isinstance(arch, nets.Clip):
+        vision = arch.config()["vision_cfg"]
+        kind = "CLIPVisionModelWithProjection" if arch.projection else "CLIPVisionModel"
+        kind = "CLIPModel" if encoder.text else kind
+        more = f", projection_dim={encoder.dim}" if arch.projection else ""
+        act = _act(arch).replace("quick", "quick_")
+        shape = _tokens(encoder.size, vision["patch_size"], vision["width"], vision["layers"], _heads(arch))
+        return f"transformers.{kind} of {shape}{more}, hidden_act={act}"
     if isinstance(arch, nets.ViT):
-        return f"transformers.ViTModel(add_pooling_layer=False) of {_tokens(arch, encoder)}, layer_norm_eps=1e-6"
+        shape = _tokens(encoder.size, arch.patch, arch.width, arch.depth, arch.heads)
+        return f"transformers.ViTModel(add_pooling_layer=False) of {shape}, layer_norm_eps=1e-6"
     return f"transformers.ResNetModel of {_model(arch)}'s depths"
 
 
-def _tokens(arch: nets.ViT | nets.ClipViT, encoder: Encoder) -> str:
-    shape = f"hidden_size={arch.width}, num_hidden_layers={arch.depth}, num_attention_heads={arch.heads}"
-    return f"image_size={encoder.size}, patch_size={arch.patch}, {shape}, intermediate_size={4 * arch.width}"
+def _open_clip(arch: nets.Arch, encoder: Encoder) -> str:
+    assert isinstance(arch, nets.Clip)
+    made = arch.config()
+    kind = "CustomTextCLIP" if made.get("custom_text") else "CLIP"
+    usual = nets.Clip(model=arch.model).config()
+    act = {} if made.get("quick_gelu") == usual.get("quick_gelu") else {"quick_gelu": made["quick_gelu"]}
+    if made | act == usual | act and encoder.size == usual["vision_cfg"]["image_size"]:
+        changes = "".join(f", force_{name}={value}" for name, value in act.items() if value)
+        return f"open_clip.create_model('{arch.model}'{changes})"
+    made["vision_cfg"]["image_size"] = encoder.size
+    return f"open_clip.{kind}(**{made})"
 
 
-_BUILD = {"torchvision": _torchvision, "timm": _timm, "huggingface": _huggingface}
+def _act(arch: nets.Clip) -> str:
+    return "quickgelu" if arch.config().get("quick_gelu") else "gelu"
+
+
+def _heads(arch: nets.Clip) -> int:
+    vision = arch.config()["vision_cfg"]
+    return int(vision["width"] // vision.get("head_width", 64))
+
+
+def _tokens(side: int, patch: int, width: int, depth: int, heads: int) -> str:
+    shape = f"hidden_size={width}, num_hidden_layers={depth}, num_attention_heads={heads}"
+    return f"image_size={side}, patch_size={patch}, {shape}, intermediate_size={4 * width}"
+
+
+_BUILD = {"torchvision": _torchvision, "timm": _timm, "huggingface": _huggingface, "open-clip": _open_clip}

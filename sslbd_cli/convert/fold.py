@@ -129,6 +129,8 @@ def _absorb(net: nets.ImageEncoder, layer: str, follower: str | None, scale: Ten
         behind.running_mean.sub_(bias)
     elif isinstance(behind, VisionTransformer) and behind.pos_embed is not None and layer == "patch_embed.proj":
         behind.pos_embed[:, behind.pos_embed.shape[1] - behind.patch_embed.num_patches :].add_(bias)
+    elif layer == "conv1" and isinstance(places := getattr(behind, "positional_embedding", None), Tensor):
+        places[1:].add_(bias)  # of open_clip's transformers: the class token comes first
     else:
         return False
     return True

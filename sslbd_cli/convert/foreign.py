@@ -8,13 +8,14 @@ labelled images or asked for, never guessed. layouts.py is the table of known la
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import torch
 
+from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Dataset, Encoder
-from sslbd_cli.convert import finding, places, reading, statedict, timmnames
+from sslbd_cli.convert import finding, places, reading, statedict, texttower, timmnames
 from sslbd_cli.convert.reading import ConvertWish, Reading
 from sslbd_cli.convert.selftest import compare, self_test
 from sslbd_cli.convert.statedict import State, show
@@ -54,12 +55,14 @@ def to_encoder(state: State, wish: ConvertWish, data: Dataset | None = None) -> 
     candidates = [(_name(source, *option), _load(source, *option, size)) for option in options]
     best, lines = compare(candidates, data) if len(candidates) > 1 and data is not None else (0, [])
     net = candidates[best][1]
+    told = _add_text(net, source, wish)
     alive, cosine = self_test(net)
     prefix = source.place.rstrip(".") if choice or wish.prefix else None
     full_wish = ConvertWish(source.layout, net.arch, size, normalise_text(*options[best][1]), prefix)
-    left_out = places.left_out((name for name in state if name not in source.own), source.place)
+    own = source.own if "text" in net.parts else source.own - source.texts.own
+    left_out = places.left_out((name for name in state if name not in own), source.place)
     tested = f"{alive:.0%} of the features differ between random images, whose mean cosine is {cosine:.3f}"
-    remarks = [*_remarks(source, wish, full_wish, bool(lines)), choice, _left_out_line(left_out), *lines, tested]
+    remarks = [*_remarks(source, wish, full_wish, bool(lines)), choice, told, _left_out_line(left_out), *lines, tested]
     return Imported(nets.save(net), full_wish, tuple(filter(None, remarks)), left_out)
 
 
@@ -74,6 +77,22 @@ def _load(source: Reading, arch: nets.Arch, pixels: Pixels, size: int) -> nets.I
     return nets.assemble(arch, size, *pixels, weights)
 
 
+def _add_text(net: nets.ImageEncoder, source: Reading, wish: ConvertWish) -> str:
+    """Put the checkpoint's text tower beside the encoder, if it has one. Return a remark on it."""
+    if not source.texts or not isinstance(net.arch, nets.Clip):
+        return source.texts.problem and f"{source.texts.problem}: it is left out"
+    try:
+        tower = texttower.build(source.texts, net.arch, wish.vocabulary)
+    except InputError as error:
+        net.arch = replace(net.arch, vocabulary=0, text_width=0, text_layers=0, context=0, text_heads=0)
+        return f"{error}: it is left out"
+    net.parts["text"] = tower
+    if not tower.can_read():
+        why = f"whose {len(source.texts.tensors[texttower.MARKER])} tokens sslbd has no vocabulary for"
+        return f"its text tower is there, {why}: texts cannot be read; give --tokeniser FILE, its tokenizer.json"
+    return f"its text tower reads {tower.context} tokens by the tokeniser {tower.tokeniser}"
+
+
 def _normalise_name(pixels: Pixels) -> str:
     return next((name for name, known in NORMALISATIONS.items() if known == pixels), normalise_text(*pixels))
 
@@ -83,7 +102,7 @@ def _normalise_name(pixels: Pixels) -> str:
 
 def _name(source: Reading, arch: nets.Arch, pixels: Pixels) -> str:
     """Name a reading by what differs between the readings."""
-    words = [str(arch)] if len(source.archs) > 1 else []
+    words = [plugin.brief("arch", str(arch))] if len(source.archs) > 1 else []
     return " --normalise ".join([*words, _normalise_name(pixels)] if len(source.pixels) > 1 else words)
 
 
@@ -91,7 +110,8 @@ def _ask(source: Reading) -> NoReturn:
     """Raise an InputError that lists what the checkpoint leaves open."""
     opened = []
     if len(source.archs) > 1:
-        opened.append(f"give --arch {' or '.join(map(str, source.archs))}, which its weights do not tell apart")
+        names = " or ".join(plugin.brief("arch", str(arch)) for arch in source.archs)
+        opened.append(f"give --arch {names}, which its weights do not tell apart")
     if len(source.pixels) > 1:
         known = ", ".join(f"{_normalise_name(pixels)} ({normalise_text(*pixels)})" for pixels in source.pixels)
         opened.append(f"its normalisation is not stored; give --normalise with one of {known}, or m,m,m/s,s,s")
@@ -110,10 +130,10 @@ def _left_out_line(left_out: dict[str, int], most: int = 12) -> str:
 
 def _remarks(source: Reading, wish: ConvertWish, full_wish: ConvertWish, compared: bool) -> tuple[str, ...]:
     usual = "timm's configuration of the model" if source.layout == "timm" else "usual for this layout"
-    resized = "pos_embed" in source.inner and wish.size not in (None, source.size)
+    resized = any(name in source.inner for name in reading.POSITIONS) and wish.size not in (None, source.size)
     asked = f"as asked; positions resampled from those of {source.size}" if resized else "as asked"
     size = asked if wish.size else usual
     normalise = "as asked" if wish.normalise else "the best" if compared and len(source.pixels) > 1 else usual
     pixels = f"input {full_wish.size} pixels ({size}), normalised by {full_wish.normalise} ({normalise})"
     where = f" under {show([source.place.rstrip('.')])}" if source.place else ""
-    return (f"read as {source.layout}, {full_wish.arch}{where}", pixels)
+    return (f"read as {source.layout}, {plugin.brief('arch', str(full_wish.arch))}{where}", pixels)

@@ -22,7 +22,7 @@ from sslbd_cli.core.pixels import Pixels, normalise_text
 CONFIG, PROCESSOR, OPEN_CLIP = "config.json", "preprocessor_config.json", "open_clip_config.json"
 FILES = (CONFIG, PROCESSOR, OPEN_CLIP)
 #: transformers' kind of model -> our architecture, whose shape its configuration sets.
-KINDS = {"vit": "vit", "clip": "clipvit", "clip_vision_model": "clipvit"}
+KINDS = {"vit": "vit", "clip": "clip", "clip_vision_model": "clip"}
 ACTS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
 
 
@@ -103,7 +103,7 @@ def _open_clip(config: dict[str, Any]) -> Hints:
     is_vit = "timm_model_name" not in tower and isinstance(tower.get("layers"), int)
     act = "quickgelu" if model.get("quick_gelu") is True else "gelu"
     return Hints(
-        arch=f"clipvit:act={act}" if is_vit else None,
+        arch=f"clip:act={act}" if is_vit else None,
         size=_side(tower.get("image_size")),
         normalise=_pixels(pixels.get("mean"), pixels.get("std")),
     )
@@ -124,9 +124,10 @@ def _arch(kind: str, tower: dict[str, Any]) -> str | None:
     """Return the keys of --arch that weights do not tell for certain: blocks, heads and the kind of GELU."""
     if kind not in KINDS:
         return None
-    keys = {"depth": tower.get("num_hidden_layers"), "heads": tower.get("num_attention_heads")}
+    blocks = "depth" if KINDS[kind] == "vit" else "layers"
+    keys = {blocks: tower.get("num_hidden_layers"), "heads": tower.get("num_attention_heads")}
     words = [f"{key}={value}" for key, value in keys.items() if type(value) is int and 0 < value <= 100]
-    if KINDS[kind] == "clipvit":
+    if KINDS[kind] == "clip":
         act = ACTS.get(str(tower.get("hidden_act", "quick_gelu")))
         if act is None:
             return None

@@ -33,6 +33,7 @@ USUAL_PICKLES = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}", "open_clip_py
 #: What training leaves beside the weights, and parts of weights that an index joins.
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state).*", re.I)
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")
+TOKENISER = "tokenizer.json"  # as the library tokenizers writes it: SigLIP's vocabulary
 JSON_LIMIT = 16 << 20  # bytes of a configuration file or an index
 MOST_SHARDS = 1000
 TIMEOUT = 10  # seconds to wait for the hub's first answer
@@ -74,12 +75,13 @@ class Listing:
 class Download:
     """Hold a downloaded checkpoint: its local path, its full address with the commit, and the configuration files.
 
-    configs: name without folder -> content, for config.json and its kin.
+    configs: name without folder -> content, for config.json and its kin. tokeniser: the local path of its file, or "".
     """
 
     path: str
     name: str
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokeniser: str = ""
 
 
 def is_address(text: str) -> bool:
@@ -115,9 +117,10 @@ def fetch(text: str, configs: Iterable[str], say: Callable[[str], None], bars: b
         names = {name: f"{folder}{name}" for name in configs for folder in ("", _folder(file))
                  if f"{folder}{name}" in listing.files}  # fmt: skip
         contents = {name: _json(_get(address, listing, place)) for name, place in names.items()}
+        tokeniser = _get(address, listing, TOKENISER) if TOKENISER in listing.files else ""
         _remember(address, listing, file)
     full = Address(address.repo, listing.commit, file)
-    return Download(path, str(full), {name: content for name, content in contents.items() if content})
+    return Download(path, str(full), {name: content for name, content in contents.items() if content}, tokeniser)
 
 
 def fetch_files(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslbd_cli import __version__
@@ -39,6 +40,8 @@ def import_checkpoint(run: Run, path: str, wish: ConvertWish, data: Dataset | No
         told = hints.read(download.configs, download.name)
         place, name = download.path, download.name
         wish = hints.apply(wish, told)
+        if download.tokeniser and not wish.vocabulary:
+            wish = replace(wish, vocabulary=Path(download.tokeniser).read_bytes())
         for remark in (f"reading {name}", *told.remarks):
             run.say(remark)
     label = "standard input" if path == "-" else name

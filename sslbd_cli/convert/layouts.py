@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sslbd_cli.convert import names
-from sslbd_cli.convert.names import Rule, fill, own_patterns, patterns, same
+from sslbd_cli.convert.names import Rule
 
 SMALL = ("cifar10", "cifar10-solo", "stl10", "imagenet", "none")  # normalisations of encoders of 32-pixel images
 
@@ -76,17 +76,11 @@ class Layout:
 
     def find(self, name: str) -> tuple[str, int, Rule] | None:
         """Return our name of a foreign tensor, its part of our tensor, and the rule; None if no rule fits."""
-        for pattern, rule, part in patterns(self.rules):
-            if match := pattern.fullmatch(name):
-                return fill(rule.ours, match.groups()), part, rule
-        return None
+        return names.find(self.rules, name)
 
     def back(self, name: str) -> tuple[tuple[str, ...], Rule] | None:
         """Return the foreign names of our tensor, and the rule; None if the layout has no such tensor."""
-        for pattern, rule in own_patterns(self.rules):
-            if match := pattern.fullmatch(name):
-                return tuple(fill(theirs, match.groups()) for theirs in rule.theirs), rule
-        return None
+        return names.back(self.rules, name)
 
 
 _CLIP_TEXT = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "logit_scale",
@@ -167,13 +161,13 @@ LAYOUTS: dict[str, Layout] = {
                        "layer1.0.conv1.weight"),
                normalise=("clip",)),
         Layout(name="timm-clip-resnet", source="timm resnet*_clip",
-               family="clip-resnet", rules=same(*(rule.ours for rule in names.CLIP_RESNET)),
+               family="clip-resnet", rules=names.TIMM_CLIP_RESNET,
                marker=("head.pos_embed", "stem.conv1.conv.weight"), normalise=("clip",)),
         Layout(name="openai-vit", source="CLIP ViT by OpenAI (QuickGELU), known by its scalar input_resolution",
-               family="clip-vit", rules=names.OPENAI_VIT, marker=("class_embedding", "conv1.weight"),
+               family="clip-vit", rules=names.CLIP_VIT, marker=("class_embedding", "conv1.weight"),
                beside=("input_resolution",), heads=_CLIP_TEXT, normalise=("clip",), acts=("quickgelu",)),
         Layout(name="clip-vit", source="CLIP ViT by OpenAI's names: OpenCLIP, fine-tuned CLIP",
-               family="clip-vit", rules=names.OPENAI_VIT, marker=("class_embedding", "conv1.weight"), heads=_CLIP_TEXT,
+               family="clip-vit", rules=names.CLIP_VIT, marker=("class_embedding", "conv1.weight"), heads=_CLIP_TEXT,
                normalise=("clip",)),
         Layout(name="timm-clip-vit", source="timm vit_*_clip_*",
                family="clip-vit", rules=names.TIMM_CLIP_VIT, heads=("head.bias",),
@@ -219,7 +213,16 @@ LAYOUTS: dict[str, Layout] = {
         _timm("hf-deit", "Hugging Face DeiTModel, distilled", names.HF_DEIT, DEIT_MODELS,
               "embeddings.cls_token", "embeddings.distillation_token", "encoder.layer.0.output.dense.weight",
               heads=("pooler", "cls_classifier", "distillation_classifier")),
-        _timm("hf-siglip", "Hugging Face SiglipModel and SiglipVisionModel", names.HF_SIGLIP, SIGLIP_MODELS,
+        Layout(name="open-clip-timm", source="OpenCLIP's models whose image tower is timm's: SigLIP, EVA, ConvNeXt",
+               family="clip-timm", rules=names.CLIP_TIMM, marker=("trunk.patch_embed.proj.weight",),
+               wrapped=("visual",), heads=_CLIP_TEXT, normalise=("clip",)),
+        Layout(name="open-clip-convnext", source="OpenCLIP's ConvNeXt", family="clip-timm", rules=names.CLIP_TIMM,
+               marker=("trunk.stem.0.weight",), wrapped=("visual",), heads=_CLIP_TEXT, normalise=("clip",)),
+        Layout(name="hf-siglip-pair", source="Hugging Face SiglipModel and Siglip2Model, both towers",
+               family="clip-timm", rules=names.HF_SIGLIP_PAIR, normalise=("half",), acts=("gelu_tanh",),
+               marker=("vision_model.head.probe", "text_model.head.weight"),
+               heads=("text_model", "logit_scale", "logit_bias", "vision_model.embeddings.position_ids")),
+        _timm("hf-siglip", "Hugging Face SiglipVisionModel", names.HF_SIGLIP, SIGLIP_MODELS,
               "embeddings.patch_embedding.weight", "head.probe", normalise=("half",), change="act_layer=gelu_tanh"),
         _timm("pooled-vit", "I-JEPA: ViTs without a class token, whose patches are averaged",
               names.POOLED_VIT, POOLED_MODELS,
@@ -248,7 +251,10 @@ EXPORTS: dict[str, dict[str, str]] = {
     "torchvision": {"resnet": "torchvision"},
     "timm": {"resnet": "torchvision", "vit": "vit", "clip-vit": "timm-clip-vit", "clip-resnet": "timm-clip-resnet"},
     "huggingface": {"resnet": "hf-resnet", "vit": "hf-vit", "clip-vit": "hf-clip-vit"},
+    "open-clip": {"clip-vit": "clip-vit", "clip-resnet": "clip-resnet", "clip-timm": "open-clip-timm"},
 }
+#: Targets of --to that hold text towers, too -> their names in names.TEXTS.
+TEXT_EXPORTS = {"open-clip": "clip", "huggingface": "huggingface"}
 COMPARED = 2000  # names of a file that are compared with those of every layout
 _TEXT = re.compile(r"(.*\.)?(token_embedding|word_embeddings|embed_tokens|wte)\.weight")
 

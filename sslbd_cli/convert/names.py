@@ -12,10 +12,10 @@ from dataclasses import dataclass
 class Rule:
     """Pair our name of a kind of tensor with theirs.
 
-    `#` stands for a number, `~` for one that ours lacks, and `@` for weight, bias, ...
+    `#` stands for a number, `~` for one that ours lacks, `@` for weight, bias, ..., and `*` for any name.
 
-    form: `same`; `stack` (theirs are the thirds of ours); `turn` (theirs is transposed); `batch` and `token` (theirs
-    lacks the first one or two dimensions of ours, which have length 1).
+    form: `same`; `stack` (theirs are the thirds of ours); `turn` (theirs is transposed); `boxed`, `twice boxed` and
+    `bare` (theirs has one or two dimensions of length 1 more in front, or one less); `scalar` (theirs may have one).
     """
 
     ours: str
@@ -35,12 +35,28 @@ def own_patterns(rules: tuple[Rule, ...]) -> list[tuple[re.Pattern[str], Rule]]:
 
 def _pattern(template: str) -> re.Pattern[str]:
     escaped = re.escape(template).replace(r"\#", r"(\d{1,4})").replace(r"\~", r"\d{1,4}")
-    return re.compile(escaped.replace("@", "([a-z_]+)"))
+    return re.compile(escaped.replace("@", "([a-z_]+)").replace(r"\*", "(.+)"))
 
 
 def fill(template: str, groups: Iterable[str]) -> str:
     values = iter(groups)
-    return re.sub("[#@]", lambda _: next(values), template).replace("~", "0")
+    return re.sub("[#@*]", lambda _: next(values), template).replace("~", "0")
+
+
+def find(rules: tuple[Rule, ...], name: str) -> tuple[str, int, Rule] | None:
+    """Return our name of a foreign tensor, its part of our tensor, and the rule; None if no rule fits."""
+    for pattern, rule, part in patterns(rules):
+        if match := pattern.fullmatch(name):
+            return fill(rule.ours, match.groups()), part, rule
+    return None
+
+
+def back(rules: tuple[Rule, ...], name: str) -> tuple[tuple[str, ...], Rule] | None:
+    """Return the foreign names of our tensor, and the rule; None if the layout has no such tensor."""
+    for pattern, rule in own_patterns(rules):
+        if match := pattern.fullmatch(name):
+            return tuple(fill(theirs, match.groups()) for theirs in rule.theirs), rule
+    return None
 
 
 def same(*names: str) -> tuple[Rule, ...]:
@@ -69,19 +85,17 @@ def _resnet_rules(*theirs: object) -> tuple[Rule, ...]:
     return tuple(Rule(own, (their,)) for own, their in zip(ours, _resnet(*theirs), strict=True))  # type: ignore[arg-type]
 
 
-def _clip_resnet_rules() -> tuple[Rule, ...]:
-    """Pair timm's names of CLIP's ResNet, whose stem has three convolutions, with OpenAI's."""
+def _timm_clip_resnet_rules() -> tuple[Rule, ...]:
+    """Pair open_clip's names of CLIP's ResNet, whose stem has three convolutions, with timm's."""
     block = "stages.{s0}.#."
     convolution, shortcut = block + "conv{k}_{size}.", block + "shortcut.conv."
     stem = ("stem.conv1.conv", "stem.conv1.bn")
-    ours = _resnet(stem, convolution + "conv", convolution + "bn", (shortcut + "conv", shortcut + "bn"))
-    pairs = list(zip(ours, _resnet(("conv1", "bn1"), *_PLAIN), strict=True))
-    pairs += [(f"stem.conv{k}.{part}.@", f"{part}{k}.@") for k in (2, 3) for part in ("conv", "bn")]
-    pairs += [("head.pos_embed", "attnpool.positional_embedding")]
-    pairs += [
-        (f"head.{own}.@", f"attnpool.{their}_proj.@")
-        for own, their in zip(("q", "k", "v", "proj"), "qkvc", strict=True)
-    ]
+    theirs = _resnet(stem, convolution + "conv", convolution + "bn", (shortcut + "conv", shortcut + "bn"))
+    pairs = list(zip(_resnet(("conv1", "bn1"), *_PLAIN), theirs, strict=True))
+    pairs += [(f"{part}{k}.@", f"stem.conv{k}.{part}.@") for k in (2, 3) for part in ("conv", "bn")]
+    pairs += [("attnpool.positional_embedding", "head.pos_embed")]
+    pairs += [(f"attnpool.{own}_proj.@", f"head.{their}.@")
+              for own, their in zip("qkvc", ("q", "k", "v", "proj"), strict=True)]  # fmt: skip
     return tuple(Rule(own, (their,)) for own, their in pairs)
 
 
@@ -101,39 +115,51 @@ SIMCLR_V2 = _resnet_rules(
     "net.{s}.blocks.#.net.{odd}.0",
     ("net.{s}.blocks.#.projection.shortcut", "net.{s}.blocks.#.projection.bn.0"),
 )
-CLIP_RESNET = _clip_resnet_rules()
+TIMM_CLIP_RESNET = _timm_clip_resnet_rules()
+CLIP_RESNET = same(*(rule.ours for rule in TIMM_CLIP_RESNET))
 
 # --- vision transformers ------------------------------------------------------------------------------------------
 
 _BLOCK = ("norm1.@", "norm2.@", "attn.qkv.@", "attn.proj.@", "mlp.fc1.@", "mlp.fc2.@")
 VIT = same("cls_token", "pos_embed", "patch_embed.proj.@", *(f"blocks.#.{part}" for part in _BLOCK), "norm.@")
-TIMM_CLIP_VIT = (*VIT, *same("norm_pre.@", "head.weight"))
-OPENAI_VIT = (
-    Rule("cls_token", ("class_embedding",), "token"),
-    Rule("pos_embed", ("positional_embedding",), "batch"),
-    Rule("patch_embed.proj.weight", ("conv1.weight",)),
-    Rule("norm_pre.@", ("ln_pre.@",)),
-    Rule("norm.@", ("ln_post.@",)),
-    Rule("head.weight", ("proj",), "turn"),
-    Rule("blocks.#.attn.qkv.@", ("transformer.resblocks.#.attn.in_proj_@",)),
+_CLIP_BLOCK = ("attn.in_proj_@", "attn.out_proj.@", "ln_1.@", "ln_2.@", "mlp.c_fc.@", "mlp.c_proj.@")
+CLIP_VIT = same("class_embedding", "positional_embedding", "conv1.weight", "ln_pre.@", "ln_post.@", "proj",
+                "attn_pool.*", *(f"transformer.resblocks.#.{part}" for part in _CLIP_BLOCK))  # fmt: skip
+CLIP_TIMM = same("trunk.*", "head.*")
+TIMM_CLIP_VIT = (
+    Rule("class_embedding", ("cls_token",), "twice boxed"),
+    Rule("positional_embedding", ("pos_embed",), "boxed"),
+    Rule("conv1.weight", ("patch_embed.proj.weight",)),
+    Rule("ln_pre.@", ("norm_pre.@",)),
+    Rule("ln_post.@", ("norm.@",)),
+    Rule("proj", ("head.weight",), "turn"),
+    Rule("transformer.resblocks.#.attn.in_proj_@", ("blocks.#.attn.qkv.@",)),
     *(
-        Rule(f"blocks.#.{ours}.@", (f"transformer.resblocks.#.{theirs}.@",))
-        for ours, theirs in {"attn.proj": "attn.out_proj", "norm1": "ln_1", "norm2": "ln_2",
-                             "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}.items()
+        Rule(f"transformer.resblocks.#.{ours}.@", (f"blocks.#.{theirs}.@",))
+        for ours, theirs in {"attn.out_proj": "attn.proj", "ln_1": "norm1", "ln_2": "norm2",
+                             "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}.items()
     ),
 )  # fmt: skip
 
 
-def _hf_clip(tower: str) -> tuple[Rule, ...]:
-    """Pair our names with Hugging Face's CLIP. `tower` is `vision_model.`, or "" in a file of the tower alone."""
+def _hf_clip_vit(tower: str) -> tuple[Rule, ...]:
+    """Pair open_clip's names with Hugging Face's CLIP. `tower` is `vision_model.`, or "" in a file of it alone."""
     return (
-        Rule("cls_token", (f"{tower}embeddings.class_embedding",), "token"),
-        Rule("pos_embed", (f"{tower}embeddings.position_embedding.weight",), "batch"),
-        Rule("patch_embed.proj.@", (f"{tower}embeddings.patch_embedding.@",)),
-        Rule("norm_pre.@", (f"{tower}pre_layrnorm.@",)),  # their spelling
-        Rule("norm.@", (f"{tower}post_layernorm.@",)),
-        *_renamed_blocks("blocks.#.", f"{tower}encoder.layers.#.", _HF_TOWER),
-        Rule("blocks.#.attn.qkv.@", tuple(f"{tower}encoder.layers.#.self_attn.{part}_proj.@" for part in "qkv"),
+        Rule("class_embedding", (f"{tower}embeddings.class_embedding",)),
+        Rule("positional_embedding", (f"{tower}embeddings.position_embedding.weight",)),
+        Rule("conv1.weight", (f"{tower}embeddings.patch_embedding.weight",)),
+        Rule("ln_pre.@", (f"{tower}pre_layrnorm.@",)),  # their spelling
+        Rule("ln_post.@", (f"{tower}post_layernorm.@",)),
+        *_hf_resblocks(f"{tower}encoder.layers.#."),
+    )
+
+
+def _hf_resblocks(theirs: str) -> tuple[Rule, ...]:
+    return (
+        *_renamed_blocks("transformer.resblocks.#.", theirs, {
+            "attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1",
+            "mlp.c_proj": "mlp.fc2"}),
+        Rule("transformer.resblocks.#.attn.in_proj_@", tuple(f"{theirs}self_attn.{part}_proj.@" for part in "qkv"),
              "stack"),
     )  # fmt: skip
 
@@ -142,17 +168,51 @@ def _renamed_blocks(ours: str, theirs: str, parts: dict[str, str]) -> tuple[Rule
     return tuple(Rule(f"{ours}{own}.@", (f"{theirs}{their}.@",)) for own, their in parts.items())
 
 
-_HF_TOWER = {"attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1",
-             "mlp.fc2": "mlp.fc2"}  # fmt: skip
-HF_CLIP = (*_hf_clip("vision_model."), Rule("head.weight", ("visual_projection.weight",)))
-HF_CLIP_TOWER = _hf_clip("")
-HF_SIGLIP = (
-    *(rule for rule in _hf_clip("") if rule.ours not in ("cls_token", "norm_pre.@")),
-    Rule("attn_pool.latent", ("head.probe",)),
-    Rule("attn_pool.in_proj_@", ("head.attention.in_proj_@",)),
-    *_renamed_blocks("attn_pool.", "head.", {"proj": "attention.out_proj", "norm": "layernorm", "mlp.fc1": "mlp.fc1",
-                                             "mlp.fc2": "mlp.fc2"}),
-)  # fmt: skip
+HF_CLIP = (*_hf_clip_vit("vision_model."), Rule("proj", ("visual_projection.weight",), "turn"))
+HF_CLIP_TOWER = _hf_clip_vit("")
+
+
+def _hf_siglip(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """Pair timm's names with those of Hugging Face's SigLIP. `ours` and `theirs` stand in front of all names."""
+    block, pool = f"{ours}blocks.#.", f"{ours}attn_pool."
+    return (
+        Rule(f"{ours}pos_embed", (f"{theirs}embeddings.position_embedding.weight",), "bare"),
+        Rule(f"{ours}patch_embed.proj.@", (f"{theirs}embeddings.patch_embedding.@",)),
+        Rule(f"{ours}norm.@", (f"{theirs}post_layernorm.@",)),
+        *_renamed_blocks(block, f"{theirs}encoder.layers.#.", {
+            "attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2"}),
+        Rule(f"{block}attn.qkv.@", tuple(f"{theirs}encoder.layers.#.self_attn.{part}_proj.@" for part in "qkv"),
+             "stack"),
+        Rule(f"{pool}latent", (f"{theirs}head.probe",)),
+        Rule(f"{pool}in_proj_@", (f"{theirs}head.attention.in_proj_@",)),
+        *_renamed_blocks(pool, f"{theirs}head.", {"proj": "attention.out_proj", "norm": "layernorm",
+                                                  "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}),
+    )  # fmt: skip
+
+
+HF_SIGLIP = _hf_siglip("", "")
+HF_SIGLIP_PAIR = _hf_siglip("trunk.", "vision_model.")
+
+# --- text towers, by the names of open_clip's ----------------------------------------------------------------------
+
+_TEXT = ("token_embedding.weight", "positional_embedding", "ln_final.@", "text_projection", "text_projection.@",
+         "cls_emb", *(f"transformer.resblocks.#.{part}" for part in _CLIP_BLOCK))  # fmt: skip
+_SCALES = (Rule("logit_scale", ("logit_scale",), "scalar"), Rule("logit_bias", ("logit_bias",), "scalar"))
+#: Layouts of text towers: CLIP's own, OpenCLIP's of newer models, and Hugging Face's CLIP and SigLIP.
+TEXTS: dict[str, tuple[Rule, ...]] = {
+    "clip": (*same(*_TEXT), *_SCALES),
+    "open-clip": (*(Rule(name, (f"text.{name}",)) for name in _TEXT), *_SCALES),
+    "huggingface": (
+        Rule("token_embedding.weight", ("text_model.embeddings.token_embedding.weight",)),
+        Rule("positional_embedding", ("text_model.embeddings.position_embedding.weight",)),
+        Rule("ln_final.@", ("text_model.final_layer_norm.@",)),
+        Rule("text_projection", ("text_projection.weight",), "turn"),
+        Rule("text_projection.@", ("text_model.head.@",)),
+        *_hf_resblocks("text_model.encoder.layers.#."),
+        *_SCALES,
+    ),
+}
 _HF_ATTENTION = tuple(f"encoder.layer.#.attention.attention.{part}.@" for part in ("query", "key", "value"))
 _HF_EMBEDDINGS = (
     Rule("cls_token", ("embeddings.cls_token",)),

@@ -15,25 +15,33 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from sslbd_cli.convert import families, places, statedict, timmnames
+from sslbd_cli.convert import families, names, places, statedict, texttower, timmnames
 from sslbd_cli.convert.layouts import LAYOUTS, Layout
 from sslbd_cli.convert.names import Rule
 from sslbd_cli.convert.statedict import State, show
+from sslbd_cli.convert.texttower import TextTensors
 from sslbd_cli.core import nets
 from sslbd_cli.core.pixels import NORMALISATIONS, Pixels, parse_normalise
 from sslbd_cli.errors import InputError
 from sslbd_cli.words import reason
 
+POSITIONS = ("pos_embed", "positional_embedding", "attnpool.positional_embedding")
+BOXES = {"boxed": 1, "twice boxed": 2}  # dimensions of length 1 that their tensor has in front
+
 
 @dataclass(frozen=True)
 class ConvertWish:
-    """Hold what the user knows of a checkpoint: layout (or `auto`), arch, side, normalisation and place (or None)."""
+    """Hold what the user knows of a checkpoint: layout (or `auto`), arch, side, normalisation and place (or None).
+
+    vocabulary: the bytes of its tokeniser's file, for text towers that have one of their own.
+    """
 
     layout: str = "auto"
     arch: nets.Arch | None = None
     size: int | None = None
     normalise: str | None = None
     prefix: str | None = None
+    vocabulary: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Reading:
     archs: list[nets.Arch]
     size: int | None
     pixels: list[Pixels]
+    texts: TextTensors = texttower.NONE
     surplus: list[str] = field(default_factory=list)  # names at this place that are not the encoder's
     unknown: list[str] = field(default_factory=list)  # those of them that are no part of training either
     own: frozenset[str] = frozenset()  # the checkpoint's names of the encoder's tensors
@@ -63,7 +72,7 @@ class Reading:
 def by_layout(state: State, layout: Layout, place: str, wish: ConvertWish) -> Reading:
     """Read the tensors at one place by one layout."""
     inside = places.under(state, place)
-    inner, surplus = _rename(layout, inside)
+    inner, surplus = renamed(layout.rules, layout.name, inside)
     own = {name.split(".")[0] for name in set(inside) - set(surplus)}
     inner_places = tuple(other.removeprefix(place) for other in layout.places(state) if other > place)
     unknown = [name for name in surplus if not places.is_training(name, layout.heads, own)
@@ -75,7 +84,8 @@ def by_layout(state: State, layout: Layout, place: str, wish: ConvertWish) -> Re
         return replace(reading, surplus=surplus, unknown=unknown, heads=heads, theirs=layout, says=layout.says())
     if layout.family == "clip-vit" and "head.bias" in surplus and bool(inside["head.bias"].any()):
         raise InputError("its head has a bias, so it is a classifier, not a projection; give --arch timm:model=NAME")
-    archs, size = families.candidates(layout, inner, wish.arch)
+    texts = texttower.find(state, place) if layout.family.startswith("clip") else texttower.NONE
+    archs, size = families.candidates(layout, inner, wish.arch, texts)
     if isinstance(archs[0], nets.Timm):
         inner = timmnames.fit(inner, archs[0], wish.size or size)
     return Reading(
@@ -84,26 +94,29 @@ def by_layout(state: State, layout: Layout, place: str, wish: ConvertWish) -> Re
         inner,
         archs,
         size,
-        _pixels(layout, inner, state, place, wish),
+        _pixels(layout, archs[0], inner, state, place, wish),
+        texts=texts,
         surplus=surplus,
         unknown=unknown,
-        own=frozenset(place + name for name in inside) - {place + name for name in surplus},
+        own=frozenset(place + name for name in inside) - {place + name for name in surplus} | texts.own,
         heads=layout.heads,
         theirs=layout,
         says=layout.says(),
     )
 
 
-def _pixels(layout: Layout, inner: State, state: State, place: str, wish: ConvertWish) -> list[Pixels]:
+def _pixels(layout: Layout, arch: nets.Arch, inner: State, state: State, place: str, wish: ConvertWish) -> list[Pixels]:
     """Return the normalisations that a layout leaves possible."""
     if wish.normalise:
         return [parse_normalise(wish.normalise)]
     small = layout.family == "resnet" and inner["conv1.weight"].shape[-1] == 3
-    names = layout.small if small else ("clip",) if _is_open_clip(place) and not layout.guess else layout.normalise
+    if isinstance(arch, nets.Clip) and "SigLIP" in arch.model:  # of all of open_clip's models, these are not CLIP's
+        return [NORMALISATIONS["half"]]
+    usual = layout.small if small else ("clip",) if _is_open_clip(place) and not layout.guess else layout.normalise
     if wish.layout == "auto" and not small:
         hidden = [] if place else _hidden(layout, state)
-        names = (*names, *layout.guess, *(name for other in hidden for name in other.normalise))
-    return [*map(parse_normalise, dict.fromkeys(names))]
+        usual = (*usual, *layout.guess, *(name for other in hidden for name in other.normalise))
+    return [*map(parse_normalise, dict.fromkeys(usual))]
 
 
 def _is_open_clip(place: str) -> bool:
@@ -119,27 +132,27 @@ def _hidden(layout: Layout, state: State) -> list[Layout]:
             and not other.wrapped and set(other.order) <= set(state)]  # fmt: skip
 
 
-def _rename(layout: Layout, inside: State) -> tuple[State, list[str]]:
-    """Return the tensors under our names and in our form, and the names that the layout does not know."""
+def renamed(rules: tuple[Rule, ...], layout: str, inside: State) -> tuple[State, list[str]]:
+    """Return the tensors under our names and in our form, and the names that the rules do not know."""
     parts: dict[str, dict[int, Tensor]] = {}
-    rules: dict[str, Rule] = {}
+    rule_of: dict[str, Rule] = {}
     surplus = []
     for name, tensor in inside.items():
-        if rule_of_name := layout.find(name):
-            ours, part, rules[ours] = rule_of_name
+        if rule_of_name := names.find(rules, name):
+            ours, part, rule_of[ours] = rule_of_name
             parts.setdefault(ours, {})[part] = tensor
         else:
             surplus.append(name)
     inner = {}
     for ours, pieces in parts.items():
-        names = (layout.back(ours) or ((), None))[0]
-        missing = [name for part, name in enumerate(names) if part not in pieces]
+        theirs = (names.back(rules, ours) or ((), None))[0]
+        missing = [name for part, name in enumerate(theirs) if part not in pieces]
         if missing:
-            raise InputError(f"its tensors do not fit {layout.name}: {len(missing)} missing ({show(missing)})")
+            raise InputError(f"its tensors do not fit {layout}: {len(missing)} missing ({show(missing)})")
         try:
-            inner[ours] = _formed(rules[ours].form, {name: pieces[part] for part, name in enumerate(names)})
+            inner[ours] = _formed(rule_of[ours].form, {name: pieces[part] for part, name in enumerate(theirs)})
         except (RuntimeError, IndexError):
-            raise InputError(f"its tensors do not fit {layout.name}: of another shape ({show(names)})") from None
+            raise InputError(f"its tensors do not fit {layout}: of another shape ({show(theirs)})") from None
     return inner, surplus
 
 
@@ -149,7 +162,11 @@ def _formed(form: str, pieces: State) -> Tensor:
     (tensor,) = pieces.values()
     if form == "turn":
         return tensor.mT
-    return tensor[None, None] if form == "token" else tensor[None] if form == "batch" else tensor
+    if form == "scalar":
+        return tensor.reshape(())
+    for _ in range(BOXES.get(form, 0)):
+        tensor = tensor.squeeze(0)
+    return tensor[None] if form == "bare" else tensor
 
 
 # --- models of timm -----------------------------------------------------------------------------------------------
@@ -173,7 +190,7 @@ def as_timm(inside: State, place: str, layout: str, arch: nets.Timm, wish: Conve
     surplus = [name for name, tensor in inside.items()
                if name not in expected and tensor.untyped_storage().data_ptr() not in used]  # fmt: skip
     own = frozenset(place + name for name in inside) - {place + name for name in surplus}
-    return Reading(layout, place, inner, [arch], size, pixels, surplus, own=own, heads=heads)
+    return Reading(layout, place, inner, [arch], size, pixels, surplus=surplus, own=own, heads=heads)
 
 
 def timm_config(arch: nets.Timm) -> PretrainedCfg:
@@ -226,7 +243,7 @@ def _extra(reading: Reading, tensors: State, expected: State) -> list[str]:
 
 def _resampled(inner: State, arch: nets.Arch, size: int) -> State:
     """Return the tensors with positions for this size, resampled as timm does if the grid of patches is another one."""
-    name = next((name for name in ("pos_embed", "head.pos_embed") if name in inner), "")
+    name = next((name for name in POSITIONS if name in inner), "")
     like = timmnames.skeleton(arch, size).get(name)
     if like is None or inner[name].shape == like.shape or inner[name].ndim != like.ndim:
         return inner

@@ -46,7 +46,7 @@ def fit(inner: State, arch: nets.Timm, size: int) -> State:
     What does not fit is returned as it is.
     """
     expected = skeleton(arch, size)
-    state = _split_pool(_numbered_blocks(inner, expected))
+    state = split_pool(_numbered_blocks(inner, expected))
     if _is_whole(state, expected):
         return state
     model = _network(arch, size)
@@ -96,14 +96,14 @@ def _with_scales(own_filter: Callable[..., State], state: State) -> Callable[...
     return functools.partial(own_filter, adapt_layer_scale=True) if renames else own_filter
 
 
-def _split_pool(state: State) -> State:
-    """Split the stacked query, key and value of SigLIP's attention pooling as timm does."""
-    out = dict(state)
+def split_pool(state: State, place: str = "") -> State:
+    """Split the stacked query, key and value of SigLIP's attention pooling as timm does. Its names begin by `place`."""
+    out, pool = dict(state), f"{place}attn_pool."
     for part in ("weight", "bias"):
-        stacked = out.pop(f"attn_pool.in_proj_{part}", None)
+        stacked = out.pop(f"{pool}in_proj_{part}", None)
         if stacked is not None:
             width = len(stacked) // 3
-            out |= {f"attn_pool.q.{part}": stacked[:width], f"attn_pool.kv.{part}": stacked[width:]}
+            out |= {f"{pool}q.{part}": stacked[:width], f"{pool}kv.{part}": stacked[width:]}
     return out
 
 

@@ -51,15 +51,17 @@ def layers(net: ImageEncoder) -> dict[str, nn.Module]:
     """Return the inner layers that methods may read, from the pixels up; {} for unknown families.
 
     `tiny`: stage1 to stage4. ResNets: stem (after its pooling, if any) and layer1 to layer4. Vision transformers:
-    block1 and up. Other convolutional networks of timm: the last module of each resolution, by timm's name.
+    block1 and up. Other convolutional networks of timm: the last module of each resolution, by timm's name. Those of
+    CLIP's image towers are named alike.
     """
-    body = net.encoder
+    body = trunk(net.encoder)
     if isinstance(body, nn.Sequential):
         stages: list[nn.Module] = [module for module in body if isinstance(module, nn.ReLU)]
         return {f"stage{number}": module for number, module in enumerate(stages, 1)}
     if blocks := transformer_blocks(body):
         return {f"block{number}": module for number, module in enumerate(blocks, 1)}
-    names = {"stem": "maxpool"} | {f"layer{number}": f"layer{number}" for number in range(1, 5)}
+    pooling = "avgpool" if hasattr(body, "attnpool") else "maxpool"  # of the stem; CLIP's ResNets end in an attnpool
+    names = {"stem": pooling} | {f"layer{number}": f"layer{number}" for number in range(1, 5)}
     if all(hasattr(body, inner) for inner in names.values()):
         return {name: getattr(body, inner) for name, inner in names.items()}
     modules, last = dict(body.named_modules()), [str(row["module"]) for row in getattr(body, "feature_info", [])]
@@ -68,10 +70,28 @@ def layers(net: ImageEncoder) -> dict[str, nn.Module]:
     return {}
 
 
-def transformer_blocks(body: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a vision transformer, [] for other networks."""
+def trunk(body: nn.Module) -> nn.Module:
+    """Return the model of timm inside open_clip's image tower, or the network itself."""
+    inner = getattr(body, "trunk", body)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def transformer_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a vision transformer, timm's or open_clip's; [] for other networks."""
+    body = trunk(network)
     blocks = getattr(body, "blocks", None)
-    return list(blocks) if isinstance(blocks, nn.Sequential) and hasattr(body, "num_prefix_tokens") else []
+    if isinstance(blocks, nn.Sequential) and hasattr(body, "num_prefix_tokens"):
+        return list(blocks)
+    blocks = getattr(getattr(body, "transformer", None), "resblocks", None)
+    return list(blocks) if isinstance(blocks, nn.ModuleList) else []
+
+
+def block_norm(block: nn.Module) -> nn.Module:
+    """Return the norm in front of a transformer block's attention."""
+    norm = getattr(block, "norm1", None) or getattr(block, "ln_1", None)
+    assert isinstance(norm, nn.Module)
+    return norm
 
 
 def find_layers(net: ImageEncoder, names: tuple[str, ...]) -> list[str]:
@@ -214,7 +234,8 @@ def as_maps(body: nn.Module, out: Any) -> Tensor:
     """
     if isinstance(out, Tensor) and out.ndim == 4:
         return out
-    rows, columns = getattr(getattr(body, "patch_embed", None), "grid_size", (0, 0))
+    inner = trunk(body)
+    rows, columns = getattr(getattr(inner, "patch_embed", inner), "grid_size", (0, 0))
     if not isinstance(out, Tensor) or not 0 < rows * columns <= out.shape[1]:
         raise InputError(f"the inner layers of {type(body).__name__} put out no maps that can be read")
     return out[:, -rows * columns :].mT.reshape(len(out), out.shape[2], rows, columns)

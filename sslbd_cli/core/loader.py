@@ -59,8 +59,8 @@ def rows_at_once(network: nn.Module, size: int, device: Device, memory: int, *, 
 
 
 def texts_at_once(tower: nn.Module, length: int, device: Device, memory: int) -> int:
-    """Return how many texts uint8 B,length go through a text tower at once within `memory` bytes."""
-    return _fitting(_footprint(tower, (length,), device), device, memory, f"text tower of {length} bytes")
+    """Return how many texts of `length` tokens go through a text tower at once within `memory` bytes."""
+    return _fitting(_footprint(tower, (length,), device), device, memory, f"text tower of {length} tokens")
 
 
 def _fitting(each: int, device: Device, memory: int, owner: str) -> int:

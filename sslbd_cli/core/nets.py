@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import re
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,14 +13,12 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from timm.layers import QuickGELU
-from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sslbd_cli import plugin
 from sslbd_cli.artefacts.kinds import Encoder
-from sslbd_cli.core import bagnet, resnets
+from sslbd_cli.core import bagnet, clip, resnets
 from sslbd_cli.core.device import seed_torch
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import Plugin, key
@@ -149,28 +147,6 @@ class ResNet(_ResNet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipResNet(Arch):
-    """Use CLIP's modified ResNet with attention pooling (timm's); the defaults are RN50's (1024-d)."""
-
-    blocks: str = key("3-4-6-3", "residual blocks in each of the four layers")
-    width: int = key(64, "channels of the stem; a multiple of 4", low=4, high=512)
-    dim: int = key(1024, "width of the embedding", low=1, high=8192)
-
-    def backbone(self, size: int) -> nn.Module:
-        if self.width % 4 or size % 32:
-            raise InputError(f"clipresnet: width={self.width} or images of {size} pixels: multiples of 4 and 32 only")
-        stages = tuple(
-            ByoBlockCfg(type="bottle", d=depth, c=4 * self.width * 2**stage, s=1 if stage == 0 else 2, br=0.25)
-            for stage, depth in enumerate(resnets.four(self.blocks))
-        )
-        stem = (self.width // 2, self.width // 2, self.width)
-        cfg = ByoModelCfg(blocks=stages, stem_chs=stem, stem_type="", stem_pool="avg2", downsample="avg",
-                          aa_layer="avg", head_type="attn_abs")  # fmt: skip
-        model: nn.Module = ByobNet(cfg, num_classes=self.dim, img_size=size)
-        return model
-
-
-@dataclass(frozen=True, kw_only=True)
 class ViT(Arch):
     """Use a vision transformer for small images (2.7 M parameters, 192-d); ViT-S/4 is width=384,depth=12,heads=6.
 
@@ -204,35 +180,75 @@ class ViT(Arch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipViT(Arch):
-    """Use CLIP's vision transformer (timm's); the defaults are ViT-B/32's (512-d)."""
+class Clip(Arch):
+    """Use the image tower of a CLIP model of the open_clip library; an encoder may hold its text tower, too.
 
-    patch: int = key(32, "side of a patch in pixels; divides the image's side", low=1, high=4096)
-    width: int = key(768, "channels; a multiple of heads", low=4, high=4096)
-    depth: int = key(12, "transformer blocks", low=1, high=100)
-    heads: int = key(12, "attention heads", low=1, high=4096)
-    dim: int = key(512, "width of the projection, which is the embedding; 0: no projection", low=0, high=8192)
-    act: str = key("quickgelu", "OpenAI's x sigmoid(1.702 x), or GELU as in most of OpenCLIP's",
-                   choices=("quickgelu", "gelu"))  # fmt: skip
+    The embedding is the image's vector in the joint space of images and texts. model names one of open_clip's models,
+    such as RN50, ViT-B-32, ViT-B-32-quickgelu or ViT-B-16-SigLIP, or one of ours for 32-pixel images: small (a ResNet)
+    and small-vit. The other keys change its shape; 0, or nothing, leaves it as it is.
+    """
+
+    model: str = key("ViT-B-32", "open_clip's name of the model, or small, or small-vit")
+    dim: int = key(0, "width of the joint space, which is the embedding's", low=0, high=8192)
+    layers: str = key("", "blocks of the image tower: 12, or 3-4-6-3 in a ResNet", expert=True)
+    width: int = key(0, "channels of the image tower", low=0, high=8192, expert=True)
+    heads: int = key(0, "attention heads of the image tower", low=0, high=256, expert=True)
+    patch: int = key(0, "side of a patch in pixels", low=0, high=1024, expert=True)
+    projection: bool = key(True, "no: the image tower ends before the map to the joint space", expert=True)
+    act: str = key("model", "activation of both towers", choices=("model", "quickgelu", "gelu", "gelu_tanh"))
+    text_layers: int = key(0, "blocks of the text tower", low=0, high=100, expert=True)
+    text_width: int = key(0, "channels of the text tower", low=0, high=8192, expert=True)
+    text_heads: int = key(0, "attention heads of the text tower", low=0, high=256, expert=True)
+    context: int = key(0, "tokens that are read of a text", low=0, high=4096, expert=True)
+    vocabulary: int = key(0, "number of known tokens", low=0, high=1048576, expert=True)
 
     def backbone(self, size: int) -> nn.Module:
-        if size % self.patch or self.width % self.heads:
-            what = f"patch={self.patch} must divide {size} pixels, heads={self.heads} width={self.width}"
-            raise InputError(f"clipvit: {what}")
-        model: nn.Module = VisionTransformer(
-            img_size=size,
-            patch_size=self.patch,
-            num_classes=0,
-            embed_dim=self.width,
-            depth=self.depth,
-            num_heads=self.heads,
-            pre_norm=True,  # also removes the bias of the patches' convolution
-            norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),
-            act_layer=QuickGELU if self.act == "quickgelu" else nn.GELU,
-        )
-        if self.dim:
-            model.head = nn.Linear(self.width, self.dim, bias=False)
-        return model
+        tower = self._built("image", lambda: clip.image_tower(self.config(), size))
+        if not self.projection:
+            if not hasattr(tower, "proj"):
+                raise InputError(f"{self.name}: projection=no is for vision transformers; {self.model} has none")
+            tower.proj = None  # type: ignore[assignment]
+        return tower
+
+    def text_tower(self) -> nn.Module:
+        """Build the text tower: tokens int64 B,context to B,dim."""
+        return self._built("text", lambda: clip.text_tower(self.config()))
+
+    def _built(self, which: str, build: Callable[[], nn.Module]) -> nn.Module:
+        try:
+            return clip.set_gelu(build(), self.act)
+        except InputError as error:
+            raise InputError(f"the {which} tower of {plugin.brief('arch', str(self))}: {error}") from None
+
+    def config(self) -> clip.Config:
+        """Return the configuration of the model, with these keys."""
+        made = clip.config(self.model)
+        vision, text = made["vision_cfg"], made["text_cfg"]
+        made["embed_dim"] = self.dim or made["embed_dim"]
+        if self.act != "model":
+            made["quick_gelu"] = self.act == "quickgelu"
+        if self.layers:
+            vision["layers"] = list(resnets.four(self.layers)) if "-" in self.layers else self._depth()
+        _replace(vision, width=self.width, patch_size=self.patch)
+        if self.heads:
+            vision["head_width"] = max(
+                1, vision["width"] * (32 if isinstance(vision["layers"], list) else 1) // self.heads
+            )
+        _replace(text, layers=self.text_layers, width=self.text_width, heads=self.text_heads,
+                 context_length=self.context, vocab_size=self.vocabulary)  # fmt: skip
+        return made
+
+    def _depth(self) -> int:
+        if not re.fullmatch(r"[1-9]\d?", self.layers):
+            raise InputError(
+                f"{self.name}: layers={self.layers}: expected a number such as 12, or four such as 3-4-6-3"
+            )
+        return int(self.layers)
+
+
+def _replace(config: dict[str, Any], **values: int) -> None:
+    """Set those values that are not 0."""
+    config.update({name: value for name, value in values.items() if value})
 
 
 #: Arguments of timm's models that --arch may change. None of them loads anything.
@@ -381,9 +397,12 @@ def load(encoder: Encoder) -> ImageEncoder:
 def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encoder:
     """Turn an encoder module and its parts (default: `net.parts`) into an artefact without history."""
     state = {f"encoder.{k}": v for k, v in net.encoder.state_dict().items()}
-    for part, module in (net.parts if parts is None else parts).items():
+    parts = net.parts if parts is None else parts
+    for part, module in parts.items():
         state |= {f"{part}.{k}": v for k, v in module.state_dict().items()}
+    header: Callable[[], dict[str, str]] | None = getattr(parts.get("text"), "header", None)  # of a text tower
     return Encoder(
+        text=header() if header else None,
         arch=str(net.arch),
         size=net.size,
         mean=_triple(net.mean),
@@ -396,7 +415,7 @@ def save(net: ImageEncoder, parts: dict[str, nn.Module] | None = None) -> Encode
 def beside(changed: Encoder, original: Encoder) -> Encoder:
     """Return a changed encoder with the projector and text tower of the original one, unchanged."""
     parts = {name: tensor for name, tensor in original.tensors.items() if not name.startswith("encoder.")}
-    return replace(changed, tensors=changed.tensors | parts)
+    return replace(changed, tensors=changed.tensors | parts, text=original.text)
 
 
 def _triple(buffer: Tensor) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sslbd_cli.core.features import as_maps, layers, transformer_blocks
+from sslbd_cli.core.features import as_maps, layers, transformer_blocks, trunk
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.errors import InputError
 
@@ -75,7 +75,8 @@ def _outputs(net: ImageEncoder) -> dict[str, nn.Module]:
     if not blocks:
         return known
     ends = sorted({round(len(blocks) * part / GROUPS) for part in range(1, GROUPS + 1)} - {0})
-    stem: nn.Module = net.encoder.patch_embed  # type: ignore[assignment]
+    body = trunk(net.encoder)
+    stem: nn.Module = getattr(body, "patch_embed", None) or body.conv1  # type: ignore[assignment]
     return {"stem": stem} | {f"block{end}": blocks[end - 1] for end in ends}
 
 
@@ -86,13 +87,21 @@ def channels(net: ImageEncoder, last: int) -> list[Channels]:
     """
     groups = []
     for stage in stages(net)[-last:]:
-        hidden = [module for module in stage.modules.values() if hasattr(module, "fc1")]
-        mlps = hidden or [m for m in net.encoder.modules() if hasattr(m, "fc1") and _inside(m, stage)]
+        mlps = [parts for module in net.encoder.modules() if (parts := _hidden(module)) and _inside(module, stage)]
         if mlps:
-            groups += [Channels(stage.name, mlp.act, (mlp.fc1,)) for mlp in mlps]  # type: ignore[arg-type]
+            groups += [Channels(stage.name, act, (first,)) for first, act in mlps]
         else:
             groups.append(Channels(stage.name, stage.output, _writers(net, stage)))
     return groups
+
+
+def _hidden(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """Return the first layer and the activation of a transformer's MLP, timm's or open_clip's; None for others."""
+    for first, act in (("fc1", "act"), ("c_fc", "gelu")):
+        parts = getattr(module, first, None), getattr(module, act, None)
+        if isinstance(parts[0], nn.Module) and isinstance(parts[1], nn.Module):
+            return parts[0], parts[1]
+    return None
 
 
 def _inside(module: nn.Module, stage: Stage) -> bool:

@@ -122,6 +122,16 @@ class ImageDetector(Detector):
         """Whether it compares the encoder with an independent one (`evidence.reference`)."""
         return False
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it needs the encoder's text tower (`language.tower.load_joint` puts it among the encoder's parts)."""
+        return False
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether it judges pairs: it needs `evidence.captions`."""
+        return False
+
     def calibration_count(self, aux: int) -> int:
         """Return how many of `aux` images set the threshold: all, unless the detector learns on a part of them."""
         return aux
@@ -132,13 +142,15 @@ class Evidence:
     """What the defender has. images: uint8 N,3,H,W to judge. aux: uint8 M,3,H,W to learn and calibrate on, or none.
 
     boxes: int N,4, where each image's trigger is (zeros without a trigger). Bounds alone get it; others get None.
-    reference: an independent encoder for detectors that compare with one, else None.
+    reference: an independent encoder for detectors that compare with one, else None. captions: one of each image, for
+    detectors of samples that judge pairs.
     """
 
     images: np.ndarray
     aux: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.uint8))
     boxes: np.ndarray | None = None
     reference: ImageEncoder | None = None
+    captions: list[str] | None = None
 
 
 @dataclass(frozen=True)

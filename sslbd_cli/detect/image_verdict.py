@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sslbd_cli.artefacts import paging
+from sslbd_cli.artefacts.captions import decode
 from sslbd_cli.artefacts.kinds import Dataset, Report
 from sslbd_cli.core import metrics
 from sslbd_cli.core.nets import ImageEncoder
@@ -60,14 +61,14 @@ class Case:
 
 def make_samples_case(data: Dataset, detector: ImageDetector) -> Case:
     """Gather a training set to judge. A bound is told the recorded boxes; without them it raises InputError."""
+    captions = decode(data.need_captions(f"--method {detector.name}")) if detector.reads_captions else None
     if data.truth is None:
         if detector.is_bound:
             raise InputError(f"{detector.name}: a bound needs the recorded truth, which --data lacks")
-        return Case(evidence=Evidence(data.images))
+        return Case(evidence=Evidence(data.images, captions=captions))
     boxes, poisoned = data.truth.box, data.truth.poisoned
-    return Case(
-        evidence=Evidence(data.images, boxes=boxes if detector.is_bound else None), poisoned=poisoned, boxes=boxes
-    )
+    evidence = Evidence(data.images, boxes=boxes if detector.is_bound else None, captions=captions)
+    return Case(evidence=evidence, poisoned=poisoned, boxes=boxes)
 
 
 def make_case(data: Dataset, aux: Dataset | None, trigger: Trigger | None, alpha: float, seed: int) -> Case:

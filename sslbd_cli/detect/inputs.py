@@ -348,12 +348,21 @@ class _RequestMaker:
         if self.is_single and len(encoders) < len(self.files.baselines):
             raise InputError("--baseline: expected an encoder, got a report; give the encoder that the report is on")
         baseline = encoders[0] if encoders else None
+        self._need_texts(method, baseline)
         reference = self._reference(method)
         others = {"--baseline": baseline, "--reference": reference}
         _check_once(self.files.encoder, {option: [each.sha256] for option, each in others.items() if each is not None})
         self._used += [(option, each) for option, each in others.items() if each is not None]
         trigger = self.params["trigger"] if self.panel is None and method.judges == "inputs" else None
         return ImageRequest(method, self.files.encoder, case, data.sha256, trigger, baseline, reference, self.panel)
+
+    def _need_texts(self, method: ImageDetector, baseline: Encoder | None) -> None:
+        """Raise InputError if a method that reads texts meets an encoder without text tower."""
+        for option, encoder in (("the encoder", self.files.encoder), ("--baseline", baseline)):
+            if method.reads_texts and encoder is not None and encoder.text is None:
+                raise InputError(
+                    f"--method {method.name} reads texts, and {option} has no text tower; give a CLIP model"
+                )
 
     def _reference(self, method: ImageDetector) -> Encoder | None:
         """Return the reference encoder if the method needs one. Raises InputError where it was not given."""

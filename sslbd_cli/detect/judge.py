@@ -11,16 +11,18 @@ from sslbd_cli.artefacts.kinds import Encoder, Guard, Report
 from sslbd_cli.core import nets
 from sslbd_cli.core.device import forget_unused_memory
 from sslbd_cli.core.features import need_distinct
+from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Voice
 from sslbd_cli.detect import encoder_verdict, image_verdict, panel
-from sslbd_cli.detect.contract import Inquiry, Opinion
+from sslbd_cli.detect.contract import ImageDetector, Inquiry, Opinion
 from sslbd_cli.detect.encoder_verdict import Standing
 from sslbd_cli.detect.guard import make_guard
 from sslbd_cli.detect.image_verdict import Case, Ruling
 from sslbd_cli.detect.kinship import Kinship, Score, compare
 from sslbd_cli.detect.request import CleanStatistic, EncoderRequest, ImageRequest, Request
 from sslbd_cli.errors import InputError, OutOfMemory, OutOfTime, Unsound, is_out_of_memory
+from sslbd_cli.language.tower import load_joint
 
 HALVINGS = 4  # trials of a method that runs out of memory, each with half the memory of the one before
 
@@ -96,10 +98,16 @@ def _judge_images(request: ImageRequest, session: Session, voice: Voice) -> tupl
 
 def _rule(encoder: Encoder, request: ImageRequest, case: Case, session: Session) -> Ruling:
     """Judge the images by the detector and an encoder."""
-    net = nets.load(encoder).to(session.device.torch).eval()
+    net = _loaded(request.method, encoder).to(session.device.torch).eval()
     judges_samples = request.method.judges == "samples"
     need_distinct(net, case.evidence.images if judges_samples else case.evidence.aux, session)
     return image_verdict.judge(request.method, net, case, session)
+
+
+def _loaded(method: ImageDetector, encoder: Encoder) -> ImageEncoder:
+    """Build an encoder's module, with its text tower if the method reads texts."""
+    net = nets.load(encoder)
+    return load_joint(net, encoder) if method.reads_texts else net
 
 
 def _scorer(request: ImageRequest, case: Case, ruling: Ruling, session: Session) -> Score:
@@ -107,7 +115,7 @@ def _scorer(request: ImageRequest, case: Case, ruling: Ruling, session: Session)
     inquiry = Inquiry(case.evidence, session)
 
     def score(images: np.ndarray) -> np.ndarray:
-        net = nets.load(request.encoder).to(session.device.torch).eval()
+        net = _loaded(request.method, request.encoder).to(session.device.torch).eval()
         return request.method.score_more(images, ruling.findings, net, inquiry)
 
     return score

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @options.artefact("--text", help="Text file to embed, one text or CLASS<tab>TEXT per line; or a dataset with captions.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT",
               help="Embed this text for each class of --data; {} is the class name. May be repeated.")  # fmt: skip
-@click.option("--projected", is_flag=True, help="Embed images into the space of --text (encoders by clip).")
+@click.option("--projected", is_flag=True, help="Embed images as unit vectors in the space of --text.")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Stamp this trigger on all images first.")
 @options.limit
 @options.seed
@@ -46,8 +46,8 @@ def command(
     input of `sslbd probe --head zeroshot`, which averages the texts of each class.
     """
     from sslbd_cli.artefacts.kinds import Encoder
-    from sslbd_cli.embed import texts
     from sslbd_cli.errors import InputError
+    from sslbd_cli.language import texts
 
     refuse_terminal(output)
     if data is not None and text is not None:
@@ -60,12 +60,13 @@ def command(
         raise InputError("Missing option '--data' (or '--text', for encoders with a text tower)")
     encoder = run.read(input, Encoder)
     if prompts:
-        feats = texts.embed(encoder, inputs.read_prompts(run, str(data), prompts), None, run.session(), params["batch"])
+        lines = inputs.read_prompts(run, str(data), prompts)
+        feats = texts.embed(encoder, lines, run.session(), run, batch=params["batch"])
     elif data is not None:
         feats = _images(run, encoder, data, projected, **params)
     else:
         lines = inputs.read_texts(run, str(text))
-        feats = texts.embed(encoder, lines, params["limit"], run.session(), params["batch"])
+        feats = texts.embed(encoder, lines, run.session(), run, limit=params["limit"], batch=params["batch"])
     run.write(feats, output)
 
 
@@ -77,7 +78,7 @@ def _images(
     from sslbd_cli.artefacts.kinds import Dataset, Features, spread
     from sslbd_cli.core import nets
     from sslbd_cli.core.features import check_distinct, embed
-    from sslbd_cli.core.text import load_projection, project
+    from sslbd_cli.language.tower import load_projection, project
     from sslbd_cli.triggers import _contract
 
     dataset = run.read(data, Dataset, "--data")

@@ -8,7 +8,7 @@ from sslbd_cli.errors import InputError
 
 if TYPE_CHECKING:
     from sslbd_cli.cli.run import Run
-    from sslbd_cli.embed.texts import Texts
+    from sslbd_cli.language.texts import Texts
 
 
 def read_prompts(run: Run, path: str, templates: tuple[str, ...]) -> Texts:
@@ -17,7 +17,7 @@ def read_prompts(run: Run, path: str, templates: tuple[str, ...]) -> Texts:
 
     from sslbd_cli.artefacts import captions
     from sslbd_cli.artefacts.kinds import Dataset
-    from sslbd_cli.embed.texts import Texts
+    from sslbd_cli.language.texts import Texts
 
     classes = run.read(path, Dataset, "--data").classes
     if not classes:
@@ -28,7 +28,7 @@ def read_prompts(run: Run, path: str, templates: tuple[str, ...]) -> Texts:
     if wrong := [text for text in texts if captions.fault(text)]:
         raise InputError(f"--prompt '{wrong[0]}': the text {captions.fault(wrong[0])}")
     labels = np.repeat(np.arange(len(classes)), len(templates))
-    return Texts(captions.encode(texts), labels, classes, "--prompt: text")
+    return Texts(captions.encode(texts), labels, classes)
 
 
 def read_texts(run: Run, path: str) -> Texts:
@@ -37,7 +37,7 @@ def read_texts(run: Run, path: str) -> Texts:
 
     from sslbd_cli.artefacts import captions
     from sslbd_cli.artefacts.kinds import Dataset
-    from sslbd_cli.embed.texts import Texts
+    from sslbd_cli.language.texts import Texts
 
     if path == "-" and run.ctx.params["input"] == "-":
         raise InputError("--text -: standard input is already the encoder; give the texts as a file")
@@ -47,7 +47,7 @@ def read_texts(run: Run, path: str) -> Texts:
         classes = () if dataset.labels is None else dataset.classes
         return Texts(dataset.need_captions("--text"), dataset.labels, classes)
     run.note_file("--text", path, lines[1])
-    tokens, line_classes = captions.split_classes(lines[0], path)
+    lines_of_text, line_classes = captions.split_classes(lines[0], path)
     if line_classes is None:
-        return Texts(tokens, origin=f"{path}: line")
-    return Texts(tokens, np.array(line_classes[0]), line_classes[1], f"{path}: line")
+        return Texts(lines_of_text)
+    return Texts(lines_of_text, np.array(line_classes[0]), line_classes[1])

@@ -51,6 +51,7 @@ def describe(artefact: Any) -> dict[str, Any]:
     from sslbd_cli.artefacts.captions import decode
     from sslbd_cli.artefacts.history import main_line
     from sslbd_cli.artefacts.recipe import command_line
+    from sslbd_cli.plugin import brief
 
     rows: dict[str, Any] = {"kind": artefact.kind, "sha256": artefact.sha256}
     if artefact.kind == "dataset":
@@ -74,8 +75,9 @@ def describe(artefact: Any) -> dict[str, Any]:
             "std": list(artefact.std),
         }
         rows["parameters"] = int(sum(t.size for t in artefact.tensors.values()))
-        if any(name.startswith("text.") for name in artefact.tensors):
-            rows["text tower"] = True
+        if artefact.text is not None:
+            rows["text tower"] = brief("arch", artefact.text["tower"])
+            rows["tokeniser"] = artefact.text["tokeniser"] or None
     elif artefact.kind == "features":
         rows |= {"rows": len(artefact.feats), "dim": artefact.feats.shape[1], "labels": artefact.labels is not None}
     elif artefact.kind == "guard":

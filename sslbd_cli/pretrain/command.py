@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from sslbd_cli.cli.run import Run, refuse_terminal
 from sslbd_cli.cli.spec import Spec
 from sslbd_cli.pretrain import options as training
 
+if TYPE_CHECKING:
+    from sslbd_cli.artefacts.kinds import Encoder
+
 
 @options.command(
     "pretrain",
@@ -18,12 +21,14 @@ from sslbd_cli.pretrain import options as training
         "sslbd pretrain images.h5 --method simclr --epochs 5 -o encoder.safetensors",
         "sslbd pretrain images.h5 --method byol --epochs 3 --checkpoint run.ckpt --resume -o byol.safetensors",
         "sslbd pretrain images.h5 --method simsiam --preset cifar10 --arch tiny --epochs 1 -o simsiam.safetensors",
+        "sslbd pretrain pairs.h5 --method clip --arch clip:model=small --optimiser adamw --batch 64 -o clip.st",
     ),
 )
 @options.input_argument("DATASET")
 @options.spec("objective", "Training objective", default="simclr")
 @click.option("--arch", type=Spec("arch"), default="tiny", show_default=True, metavar="SPEC",
               help="Architecture; 'help' lists.")  # fmt: skip
+@options.artefact("--init", help="Encoder to go on from, with its text tower if it has one, instead of random weights.")
 @training.preset
 @training.schedule
 @training.views
@@ -58,7 +63,7 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     captions = dataset.need_captions(f"--method {method.name}") if method.captions else None
     if doubt := training.settle_queue(run.ctx.params, len(dataset.images)):
         run.warn(doubt)
-    setup = _setup(run.ctx.params, size)
+    setup = _setup(run.ctx.params, size, _initial(run, params["init"], size))
     if training.unreached(run.ctx.params):
         run.warn("the training ends before the preset's last milestone, so its learning rate never falls that far")
     if training.is_endless(run.ctx.params):
@@ -68,7 +73,29 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     run.write(save(net.cpu()), output)
 
 
-def _setup(params: dict[str, Any], size: int) -> Any:
+def _initial(run: Run, path: str | None, size: int) -> Encoder | None:
+    """Read the encoder to go on from. Its architecture and normalisation become those of the run."""
+    from click.core import ParameterSource
+
+    from sslbd_cli import plugin
+    from sslbd_cli.artefacts.kinds import Encoder
+    from sslbd_cli.errors import InputError
+
+    if path is None:
+        return None
+    encoder = run.read(path, Encoder, "--init")
+    given = run.ctx.get_parameter_source("arch") is not ParameterSource.DEFAULT
+    if given and str(run.ctx.params["arch"]) != encoder.arch:
+        raise InputError(f"--init {path}: is {encoder.arch}, not {run.ctx.params['arch']}; leave --arch out")
+    if run.ctx.params["normalise"] is not None:
+        raise InputError(f"--init {path}: the encoder has a normalisation; leave --normalise out")
+    if encoder.size != size:
+        raise InputError(f"--init {path}: the encoder takes images of {encoder.size} pixels, the dataset has {size}")
+    run.ctx.params["arch"] = plugin.parse("arch", encoder.arch, paths="refuse")
+    return encoder
+
+
+def _setup(params: dict[str, Any], size: int, initial: Encoder | None) -> Any:
     from sslbd_cli.core.pixels import parse_normalise
     from sslbd_cli.pretrain.run import Pretraining
 
@@ -80,6 +107,7 @@ def _setup(params: dict[str, Any], size: int) -> Any:
         recipe=training.recipe(params, size),
         compiled=params["compiled"],
         layout=params["channels_last"],
+        initial=initial,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +14,7 @@ from sslbd_cli.pretrain.losses import mlp
 
 if TYPE_CHECKING:
     from sslbd_cli.core.augment import Recipe
+    from sslbd_cli.language.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Objective(Plugin):
     """
 
     shelf: ClassVar[str] = "objective"
-    captions: ClassVar[bool] = False  # whether it also gets captions, as the last of the views
+    captions: ClassVar[bool] = False  # whether it also gets the captions' tokens, as the last of the views
 
     def recipes(self, base: Recipe) -> tuple[Recipe, ...]:
         """Return the augmentation recipe of each view, made from the user's recipe. Default: two equal views."""
@@ -36,7 +38,11 @@ class Objective(Plugin):
 
     @abstractmethod
     def loss(self, learner: nn.Module, views: list[Tensor]) -> Tensor:
-        """Return the scalar loss of a batch of views, each float B,3,H,W in [0,1] (captions: uint8 B,L)."""
+        """Return the scalar loss of a batch of views, each float B,3,H,W in [0,1] (tokens: int32 B,L)."""
+
+    def tokens(self, learner: nn.Module, captions: Sequence[str]) -> Tokens:
+        """Return the tokens of captions, if the objective reads any."""
+        raise TypeError(f"{self.name} reads no captions")
 
     def after_step(self, learner: nn.Module, progress: float) -> None:
         """Update targets and queues after the optimiser's step. progress goes from 0 to 1 over the training."""

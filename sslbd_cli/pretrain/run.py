@@ -10,16 +10,19 @@ import torch
 from torch import nn
 
 from sslbd_cli.artefacts import paging
-from sslbd_cli.core import checks
+from sslbd_cli.artefacts.captions import decode
+from sslbd_cli.artefacts.kinds import Encoder
+from sslbd_cli.core import checks, nets
 from sslbd_cli.core.augment import Recipe, augment, compiled
 from sslbd_cli.core.device import Device, seed_torch
 from sslbd_cli.core.features import embed, knn_predict
 from sslbd_cli.core.loader import Subset
-from sslbd_cli.core.nets import Arch, ImageEncoder, new
+from sslbd_cli.core.nets import Arch, ImageEncoder
 from sslbd_cli.core.pixels import Pixels
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Fit, Plan, Terms
 from sslbd_cli.errors import InputError
+from sslbd_cli.language.tower import has_tower, load_joint
 from sslbd_cli.pretrain.contract import Objective
 
 
@@ -37,6 +40,7 @@ class Pretraining:
     compiled: bool = False
     pixels: Pixels | None = None
     layout: str = "auto"  # channels-last: yes, no, or auto (where it is faster)
+    initial: Encoder | None = None  # to go on from, instead of random weights
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,15 @@ def pretrain(
     Raises Unsound if training diverges (F01) or the features collapse (F02), and InputError if the dataset is smaller
     than a batch or captions are missing. It has eight parameters; the last three are optional.
     """
-    if setup.objective.captions and captions is None:
+    if not setup.objective.captions:
+        captions = None
+    elif captions is None:
         raise InputError(f"{setup.objective.name} needs a caption of each image, and there are none")
     net = build(images, setup, session)
     learner = _learner(net, setup, session)
     pool = session.pool(images)
     views = _views(setup)
-    texts = [session.pool(captions)] if setup.objective.captions and captions is not None else []
+    texts = [session.pool(_tokens(setup.objective, learner, captions, session))] if captions is not None else []
 
     def loss(rows: torch.Tensor, gen: torch.Generator) -> Terms:
         batch = pool.batch(rows)
@@ -81,14 +87,36 @@ def pretrain(
     if monitor is not None:
         fit.remark = _knn_remark(net, monitor, session)
     fit.run(str(setup.objective.name))
-    net.parts = setup.objective.kept_parts(learner)
+    net.parts |= setup.objective.kept_parts(learner)
     return net.eval()
 
 
+def _tokens(objective: Objective, learner: nn.Module, captions: np.ndarray, session: Session) -> np.ndarray:
+    """Return the tokens of all captions, int32 N,L. Say how many captions are longer than the tower reads."""
+    with session.work(len(captions), "captions", "tokens") as ticker:
+        read = objective.tokens(learner, decode(captions))
+        ticker.advance(len(captions))
+        if read.cut.any():
+            length = read.ids.shape[1]
+            ticker.note(
+                f"{int(read.cut.sum())} of {len(captions)} captions have more than {length} tokens and are cut off"
+            )
+    return read.ids
+
+
 def build(images: np.ndarray, setup: Pretraining, session: Session) -> ImageEncoder:
-    """Build the encoder on the device with random weights. Its normalisation is the setup's, or that of the images."""
-    mean, std = setup.pixels or channel_statistics(images)
-    net = new(setup.arch, images.shape[-1], mean, std, session.generator("weights")).to(session.device.torch)
+    """Build the encoder on the device, with random weights or those of the setup's initial encoder.
+
+    Its normalisation is the setup's, or that of the images; an initial encoder keeps its own.
+    """
+    if setup.initial is not None:
+        net = nets.load(setup.initial).train()
+        if has_tower(setup.initial):
+            load_joint(net, setup.initial)
+    else:
+        mean, std = setup.pixels or channel_statistics(images)
+        net = nets.new(setup.arch, images.shape[-1], mean, std, session.generator("weights"))
+    net = net.to(session.device.torch)
     if setup.layout == "yes" or (setup.layout == "auto" and channels_last_pays(session.device)):
         net = net.to(memory_format=torch.channels_last)
     if setup.compiled:

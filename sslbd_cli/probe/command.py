@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
         " --baseline encoder.safetensors --json",
         "sslbd probe encoder.safetensors --train train.h5 --test test.h5 --head compress --labels 10%",
-        "sslbd probe clip.safetensors --head zeroshot --text texts.h5 --test test.h5",
+        "sslbd probe clip.safetensors --head zeroshot --prompts cifar10 --test test.h5",
         "sslbd probe local.safetensors --train train.h5 --test test.h5 --certify patchguard:size=5",
         "sslbd probe backdoored.safetensors --train train.h5 --test test.h5 --trigger patch --target 3"
         " --guard guard.safetensors",
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 )
 @options.input_argument("ENCODER")
 @options.artefact("--train", help="Labelled dataset to fit the head on.")
-@options.artefact("--text", help="Features of texts that name classes, for --head zeroshot, instead of --train.")
+@click.option(
+    "--prompts",
+    metavar="NAME|FILE",
+    help="Texts for --head zeroshot instead of --train, embedded by the encoder's text tower: clip, imagenet, "
+    "cifar10, gtsrb, svhn, or a file of lines with {} or CLASS<tab>PROMPT.  [default: clip]",
+)
+@options.artefact("--text", help="Features of texts that name classes, for --head zeroshot, instead of --prompts.")
 @options.artefact("--test", required=True, help="Labelled test dataset; it is classified once.")
 @options.spec("head", "Classifier", default="linear", name="--head")
 @click.option("--trigger", type=Spec("trigger"), metavar="SPEC", help="Also classify test images with this trigger.")
@@ -63,9 +69,9 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
 
     The head's hyper-parameters are chosen on a part of --train; the test split is used once. ASR counts images whose
     true class is not the target. Give --baseline as the control of an attack's numbers. For a purified encoder, give
-    the original as --baseline to see how far its embeddings moved. For encoders trained on captions, --head zeroshot
-    classifies by texts, which `sslbd embed --prompt` makes. --certify needs an encoder whose locations see small parts
-    of an image (--arch tinybag or bagnet).
+    the original as --baseline to see how far its embeddings moved. For CLIP models, --head zeroshot classifies by the
+    texts of --prompts; the text tower of each encoder embeds them. --certify needs an encoder whose locations see small
+    parts of an image (--arch tinybag or bagnet).
 
     With --trigger and no target, as for an encoder from strangers, the results say where the trigger sends the answers:
     each class's share of them with and without it, and the class that gains most.
@@ -87,13 +93,13 @@ def command(run: Run, input: str, output: str | None, seed: int, json_lines: boo
     encoders = [encoder] if baseline is None else [encoder, baseline]
     target, consistency = _target(run, test, params)
     loaded = [inputs.loaded(each, params["head"]) for each in encoders]
-    lesson = train or inputs.texts(run, params["text"], test, encoders)
-    exam = Exam(train=lesson, test=test, head=params["head"], share=parse_share(params["labels"]),
+    texts = () if train else inputs.texts(run, params, test, encoders)
+    exam = Exam(train=train or texts[0], test=test, head=params["head"], share=parse_share(params["labels"]),
                 seeds=params["seeds"], trigger=params["trigger"], target=target)  # fmt: skip
     if train and (shared := shared_images(test, train)):
         run.warn(f"{shared} of {len(test.images)} test images are also in --train, so accuracy is too high")
     questions = inputs.questions(run, encoder, params)
-    sitting = Sitting(exam, list(zip(encoders, loaded, strict=True)), questions, run.session(), run)
+    sitting = Sitting(exam, list(zip(encoders, loaded, strict=True)), questions, run.session(), run, texts)
     results, data = sitting.results, sitting.data
     results |= {} if consistency is None else {"consistency": consistency}
     if output != "-":  # otherwise the report itself goes to standard output

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sslbd_cli.artefacts.kinds import Dataset, Encoder, Features
     from sslbd_cli.cli.run import Run
     from sslbd_cli.core.nets import ImageEncoder
+    from sslbd_cli.language.texts import Texts
     from sslbd_cli.probe.contract import Head
     from sslbd_cli.probe.sitting import Questions
 
@@ -35,13 +36,14 @@ def _check_source(params: dict[str, Any]) -> None:
     """Raise InputError if the options give no training set for the head, or one that it cannot use."""
     head: Head = params["head"]
     if not head.takes_texts:
-        if params["text"] is not None:
-            raise InputError(f"--text {params['text']}: --head {head.name} has no use for it; say --head zeroshot")
+        for name in ("text", "prompts"):
+            if params[name] is not None:
+                raise InputError(f"--{name} {params[name]}: --head {head.name} has no use for it; say --head zeroshot")
         if params["train"] is None:
-            raise InputError("Missing option '--train' (or '--head zeroshot --text', for encoders with a text tower)")
+            raise InputError("Missing option '--train' (or '--head zeroshot', for CLIP models)")
         return
-    if params["text"] is None:
-        raise InputError(f"--head {head.name} classifies by texts; give --text FEATURES from sslbd embed --prompt")
+    if params["text"] is not None and params["prompts"] is not None:
+        raise InputError("--text and --prompts both give the texts; give one of them")
     unused = {"--train": params["train"], "--layer": params["names"], "--labels": params["labels"] != "all",
               "--certify": params["certify"], "--guard": params["guard"]}  # fmt: skip
     for option in (name for name, is_given in unused.items() if is_given):
@@ -61,8 +63,37 @@ def test_images(run: Run, path: str, train: Dataset | None) -> Dataset:
     return test.named_as(train.classes)
 
 
-def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Features:
-    """Read the texts, numbered like the test's classes. Warn if another encoder's text tower embedded them."""
+def texts(run: Run, params: dict[str, Any], test: Dataset, encoders: list[Encoder]) -> tuple[Features, ...]:
+    """Return the features of the texts for each encoder, numbered like the test's classes."""
+    from sslbd_cli.language.texts import embed
+    from sslbd_cli.language.tower import has_tower
+
+    if params["text"] is not None:
+        return (_features(run, params["text"], test, encoders),) * len(encoders)
+    for path, encoder in zip((run.ctx.params["input"], params["baseline"]), encoders, strict=False):
+        if not has_tower(encoder):
+            what = "has no text tower, which --head zeroshot needs"
+            raise InputError(f"{path}: {what}; give a CLIP model, or --train with another head, or --text FEATURES")
+    prompts = _prompts(run, params["prompts"] or "clip", test)
+    return tuple(embed(encoder, prompts, run.session(), run) for encoder in encoders)
+
+
+def _prompts(run: Run, name: str, test: Dataset) -> Texts:
+    """Return the prompts of the test's classes."""
+    import numpy as np
+
+    from sslbd_cli.artefacts import captions
+    from sslbd_cli.language import prompts
+    from sslbd_cli.language.texts import Texts
+
+    file = prompts.read(name)
+    run.note_file("--prompts", file.name, file.sha256)
+    lines, labels = file.texts(test.classes)
+    return Texts(captions.encode(lines), np.array(labels), test.classes)
+
+
+def _features(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Features:
+    """Read the texts' features. Warn if another encoder's text tower embedded them."""
     from sslbd_cli.artefacts.kinds import Features
     from sslbd_cli.probe.zeroshot import texts_for
 
@@ -82,10 +113,10 @@ def texts(run: Run, path: str, test: Dataset, encoders: list[Encoder]) -> Featur
 def loaded(encoder: Encoder, head: Head) -> ImageEncoder:
     """Build an encoder's module, including its projection to the texts' space if the head needs it."""
     from sslbd_cli.core import nets
-    from sslbd_cli.core.text import load_projection
+    from sslbd_cli.language.tower import has_tower, load_projection
 
     net = nets.load(encoder)
-    if head.takes_texts and getattr(head, "space", "") == "projected":
+    if head.takes_texts and has_tower(encoder):
         net.parts["projector"] = load_projection(encoder)
     return net
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sslbd_cli.artefacts.kinds import Dataset, Encoder, Guard
+from sslbd_cli.artefacts.kinds import Dataset, Encoder, Features, Guard
 from sslbd_cli.core import features
 from sslbd_cli.core.features import Layer
 from sslbd_cli.core.nets import ImageEncoder
@@ -45,10 +45,11 @@ class Sitting:
 
     def __init__(
         self, exam: Exam, pairs: Sequence[tuple[Encoder, ImageEncoder]], questions: Questions, session: Session,
-        voice: Voice,
+        voice: Voice, texts: Sequence[Features] = (),
     ) -> None:  # fmt: skip
         self.exam, self.questions, self.session, self.voice = exam, questions, session, voice
         self.encoders, self.nets = zip(*pairs, strict=True)
+        self.texts = texts  # for a head that takes texts: those of each encoder
         self.data: dict[str, np.ndarray] = {"sheet/clean": exam.test.images[:SHEET]}
         self.stamped: np.ndarray | None = None
         if exam.trigger is not None:
@@ -90,7 +91,7 @@ class Sitting:
         """Measure one layer, or the embedding. Show its warnings and store the arrays behind its numbers."""
         common = self.exam, self.stamped, self.session
         if self.exam.head.takes_texts:
-            answers = [zeroshot.measure(net, *common) for net in self.nets]
+            answers = [zeroshot.measure(net, own, *common) for net, own in zip(self.nets, self.texts, strict=True)]
         else:
             answers = [exams.measure(net, *common, layer) for net in self.nets]
         for doubt in exams.doubts(answers, self.exam):

@@ -13,33 +13,30 @@ from sslbd_cli.core import metrics
 from sslbd_cli.core.features import Labelled, embed
 from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
-from sslbd_cli.core.text import project
 from sslbd_cli.errors import InputError
+from sslbd_cli.language.tower import project
 from sslbd_cli.probe.exam import Answers, Exam
 
 
-def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: Session) -> Answers:
+def measure(net: ImageEncoder, texts: Features, exam: Exam, stamped: np.ndarray | None, session: Session) -> Answers:
     """Classify the test split by texts, in the joint space of images and texts. All seeds give one answer.
 
-    `net.parts` holds the projection to that space, unless the embedding itself is this space.
-    Raises InputError if texts and images have different widths.
+    texts: features with labels numbered like the test's classes. `net.parts` holds the projection to that space, unless
+    the embedding itself lies in it. Raises InputError if texts and images have different widths.
     """
-    assert isinstance(exam.train, Features) and exam.train.labels is not None
-    projection = net.parts.get("projector")
+    assert texts.labels is not None
+    projection = net.parts.get("projector", nn.Identity())
 
     def read(images: np.ndarray) -> Tensor:
-        feats = embed(net, images, session)
-        return project(projection, feats) if isinstance(projection, nn.Linear) else feats
+        return project(projection, embed(net, images, session))
 
     tests = [read(exam.test.images)] + ([] if stamped is None else [read(stamped)])
-    width, dim = exam.train.feats.shape[1], tests[0].shape[1]
+    width, dim = texts.feats.shape[1], tests[0].shape[1]
     if width != dim:
         raise InputError(f"--text holds features {width} wide, the encoder's images are {dim} wide; embed the texts by"
                          " the text tower of this encoder")  # fmt: skip
-    texts = (
-        torch.from_numpy(np.array(array)).to(session.device.torch) for array in (exam.train.feats, exam.train.labels)
-    )
-    data, classes = Labelled(*texts), len(exam.test.classes)
+    arrays = (torch.from_numpy(np.array(array)).to(session.device.torch) for array in (texts.feats, texts.labels))
+    data, classes = Labelled(*arrays), len(exam.test.classes)
     fitted, truth = exam.head.fit(data, data, classes, session.seed), np.array(exam.test.labels)
     tables = [metrics.confusion(truth, fitted.predict(x).cpu().numpy(), classes) for x in tests]
     return Answers(tables[:1] * exam.seeds, tables[1:] * exam.seeds, [fitted.chosen] * exam.seeds, tests[0].cpu())
@@ -48,7 +45,7 @@ def measure(net: ImageEncoder, exam: Exam, stamped: np.ndarray | None, session: 
 def texts_for(texts: Features, test: Dataset) -> Features:
     """Return texts with labels numbered like the test's classes. Raises InputError if the classes differ."""
     if texts.labels is None:
-        how = "'sslbd embed ENCODER --data TEST --prompt TEXT', or --text with lines CLASS<tab>PROMPT"
+        how = "--prompts here, or by 'sslbd embed ENCODER --data TEST --prompt TEXT'"
         raise InputError(f"--text: its texts name no classes; make them by {how}")
     names = {texts.classes[label] for label in np.unique(texts.labels)}
     for kind, odd in (("no text of", set(test.classes) - names), ("texts of an unknown", names - set(test.classes))):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     examples=(
         "sslbd purify backdoored.safetensors --method distill:epochs=20 --data clean.h5 -o purified.safetensors",
         "sslbd purify backdoored.safetensors --method bcu:epochs=10 --data clean.h5 -o purified.safetensors",
+        "sslbd purify clip.safetensors --method cleanclip:epochs=3,lr=1e-4 --data pairs.h5 -o purified.safetensors",
         "sslbd purify poisoned.h5 --method filter --report detection.h5 | sslbd pretrain --epochs 5 -o retrained.st",
     ),
 )
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 def command(run: Run, input: str, **params: Any) -> None:
     """Make a clean encoder from a suspicious one, or remove poisoned images from a training set.
 
-    Purifying an encoder needs clean unlabeled images. Measure the result with `sslbd probe`. Purify a clean encoder,
+    Purifying an encoder needs clean unlabeled images; cleanclip and par, which train both towers of a CLIP model, need
+    their captions, too. Measure the result with `sslbd probe`. Purify a clean encoder,
     too: the accuracy that it loses is the purifier's price. Standard error shows how far clean embeddings moved and how
     long it took. If the embeddings became constant, the encoder is still written, and the exit status is 3. `unlearn`
     needs --report with the trigger that `sslbd detect` found in the encoder. A dataset is filtered by a report of
@@ -75,17 +77,23 @@ def _clean(run: Run, method: EncoderPurifier, encoder: Encoder, params: dict[str
 
     It is written first, so that nothing that happens to the comparison can lose it.
     """
+    from sslbd_cli.artefacts.captions import decode
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.core import nets
+    from sslbd_cli.language.tower import load_joint
     from sslbd_cli.purify import repair
     from sslbd_cli.purify.contract import Supplies
 
     net = nets.load(encoder)
-    images = run.read(params["data"], Dataset, "--data").limited(params["limit"]).images
+    dataset = run.read(params["data"], Dataset, "--data").limited(params["limit"])
+    images, captions = dataset.images, None
     net.need_size(*images.shape[2:])
+    if method.reads_captions:
+        load_joint(net, encoder)
+        captions = decode(dataset.need_captions(f"--method {method.name}"))
     witness = _witness(run, encoder, params["report"])
     session = run.session()
-    supplies = Supplies(images, witness, run.checkpoint())
+    supplies = Supplies(images, witness, run.checkpoint(), captions)
     cleaned = repair.purify(method, net, supplies, session)
     run.write(_beside(run, method, nets.save(cleaned.encoder.cpu()), encoder), params["output"])
     change = repair.compare(net, cleaned.encoder, supplies, session)
@@ -116,6 +124,8 @@ def _beside(run: Run, method: EncoderPurifier, purified: Encoder, encoder: Encod
     """Return the purified encoder with the parts of the original that still fit."""
     from sslbd_cli.core import nets
 
+    if method.reads_captions:
+        return purified
     if method.is_faithful:
         return nets.beside(purified, encoder)
     if nets.beside(purified, encoder).tensors.keys() != purified.tensors.keys():

@@ -34,22 +34,26 @@ class Purifier(Plugin):
 class Supplies:
     """What an encoder is purified with: clean unlabeled images uint8 N,3,H,W, and a trigger that a detector found.
 
-    checkpoint: where the state of the training is stored; see `repair.training`.
+    checkpoint: where the state of the training is stored; see `repair.training`. captions: one of each image, for
+    purifiers that read them.
     """
 
     images: np.ndarray
     witness: Witness | None = None
     checkpoint: Checkpoint | None = None
+    captions: list[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPurifier(Purifier):
     """Base of purifiers that make a clean encoder from a suspicious one. One that needs `report` gets a witness.
 
-    is_faithful: whether clean images keep their embeddings, so that a text tower still fits.
+    is_faithful: whether clean images keep their embeddings, so that a text tower still fits. reads_captions: whether it
+    trains the text tower, too; then the encoder that it is given and that it returns have it among their parts.
     """
 
     cleans = "an encoder"
+    reads_captions: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("data",)
     takes = ("limit", "checkpoint", "resume")
 

@@ -57,6 +57,7 @@ def datasets(draw) -> Dataset:
     )
 
 
+TOWER = {"tower": "clip:model=small", "tokeniser": "clip"}
 ENCODERS = st.builds(
     Encoder,
     arch=WORDS,
@@ -69,7 +70,7 @@ ENCODERS = st.builds(
         hnp.arrays("f4", hnp.array_shapes(min_dims=0, max_dims=3), elements=FINITE),
     ),
     history=HISTORIES,
-)
+).map(lambda made: dataclasses.replace(made, text=TOWER if "text.place" in made.tensors else None))
 FEATURES = st.builds(
     Features,
     feats=hnp.arrays("f4", st.tuples(st.integers(1, 5), st.integers(1, 3)), elements=FINITE),

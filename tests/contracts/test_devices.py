@@ -30,6 +30,7 @@ from sslbd_cli.purify.repair import purify
 from sslbd_cli.triggers._found import Witness
 from tagged import metered, pretended_gpu, real_gpu
 from wired import make_scenes, make_wired
+from worded import captions_for, worded
 
 CUDA = device.Device(torch.device("cuda"), "fp32")
 #: Waits of the step that waits most: a search looks after each round which candidates are left, and a scan reads what
@@ -128,7 +129,8 @@ def test_a_purifier(name, spec, journal):
     keep, add = torch.ones(1, 16, 16), torch.zeros(3, 16, 16)
     keep[:, 10:15, 10:15], add[:, 10:15, 10:15] = 0, 1
     with metered(journal) as meter:
-        purify(method, make_wired(), Supplies(scenes(16), Witness(keep, add)), Session(CUDA))
+        given = Supplies(scenes(16), Witness(keep, add), captions=captions_for(np.arange(16)))
+        purify(method, worded(make_wired(), method.reads_captions), given, Session(CUDA))
     check_steps(meter, name)
 
 
@@ -137,10 +139,11 @@ def test_a_detector_of_images(name, keys, spec, journal):
     detector = plugin.parse("detector", spec("detector", name, **(SMALL | keys)))
     reference = make_encoder() if detector.needs_reference else None
     boxes = np.array([[2, 2, 5, 5]] * 40)
-    evidence = Evidence(scenes(40), scenes(64), boxes, reference and nets.load(reference))
+    texts = captions_for(np.arange(40)) if detector.reads_captions else None
+    evidence = Evidence(scenes(40), scenes(64), boxes, reference and nets.load(reference), texts)
     session = Session(CUDA, embeddings=None)  # so that no network is digested
     with metered(journal) as meter:
-        findings = detector.run(make_wired(), evidence, session)
+        findings = detector.run(worded(make_wired(), detector.reads_texts), evidence, session)
     assert journal.total <= (OF_CLUSTERS if name == "activation-clustering" else RUN), journal.waits
     assert meter.most() <= STEP.get(name, 0), (meter.steps, journal.waits)
     if isinstance(detector, InputDetector):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -18,6 +19,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Checkpoint, Plan
 from sslbd_cli.core.watch import Silent
 from sslbd_cli.errors import InputError
+from sslbd_cli.language import tokens
 from sslbd_cli.pretrain import run as core
 from sslbd_cli.pretrain.contract import Objective
 from sslbd_cli.pretrain.methods.mae import encode_visible
@@ -25,6 +27,7 @@ from sslbd_cli.pretrain.run import Pretraining
 
 BATCH = 16
 ARCH = {"mae": "vit:width=16,depth=1,heads=2,pool=mean"}  # for objectives that tiny is not enough for
+READ = functools.partial(tokens.tokenise, tokeniser="clip", context=32)
 CAPTIONS = captions.encode([f"picture {n} of a {('cat', 'dog', 'café')[n % 3]}" for n in range(60)])
 
 
@@ -50,8 +53,8 @@ def views(objective, seed: int = 0) -> list[torch.Tensor]:
     base = torch.rand(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     count = len(objective.recipes(Recipe(size=16)))
     noise = torch.rand(count, BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(seed + 1))
-    texts = [torch.from_numpy(CAPTIONS[:BATCH])] if objective.captions else []
-    return [(0.7 * base + 0.3 * n) for n in noise] + texts
+    ids = [torch.from_numpy(READ(captions.decode(CAPTIONS[:BATCH])).ids)] if objective.captions else []
+    return [(0.7 * base + 0.3 * n) for n in noise] + ids
 
 
 @pytest.fixture
@@ -132,7 +135,7 @@ def dino(objective, learner, first, second):
 
 def clip(objective, learner, images, texts):
     seen, read = numbers(learner["projector"](learner["encoder"](images))), numbers(learner["text"](texts))
-    return losses.clip(seen, read, float(learner["text"].log_scale.detach().exp()))
+    return losses.clip(seen, read, float(learner["text"].logit_scale.detach().exp()))
 
 
 def rotnet(objective, learner, view):

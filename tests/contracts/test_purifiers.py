@@ -20,13 +20,15 @@ from sslbd_cli.purify.contract import DatasetPurifier, EncoderPurifier, Supplies
 from sslbd_cli.triggers._contract import triggered_images
 from sslbd_cli.triggers._found import Witness
 from wired import TRIGGER, make_scenes, make_wired
+from worded import captions_for, worded
 
 SHELF = [plugin.parse("purifier", name) for name in plugin.listing("purifier")]
 
 
 @pytest.fixture(params=[p.name for p in SHELF if isinstance(p, EncoderPurifier)])
 def purifier(request, spec) -> EncoderPurifier:
-    return plugin.parse("purifier", spec("purifier", request.param, epochs=3, batch=20))
+    rate = {"lr": 0.003} if plugin.parse("purifier", request.param).reads_captions else {}
+    return plugin.parse("purifier", spec("purifier", request.param, epochs=3, batch=20, **rate))
 
 
 def test_a_purifier_says_what_it_cleans_and_with_what():
@@ -40,7 +42,7 @@ def supplies(data) -> Supplies:
     """Clean images, and a trigger found: a white square of five pixels near the lower right corner."""
     keep, add = torch.ones(1, 16, 16), torch.zeros(3, 16, 16)
     keep[:, 10:15, 10:15], add[:, 10:15, 10:15] = 0, 1
-    return Supplies(data.images, Witness(keep, add))
+    return Supplies(data.images, Witness(keep, add), captions=captions_for(data.labels))
 
 
 @pytest.fixture(params=[p.name for p in SHELF if isinstance(p, DatasetPurifier)])
@@ -57,7 +59,7 @@ def test_what_is_flagged_goes_and_a_quantile_keeps_its_share(sieve):
 
 @pytest.fixture
 def net(encoder) -> nets.ImageEncoder:
-    return nets.load(encoder)
+    return worded(nets.load(encoder))
 
 
 def test_the_input_is_left_as_it_was(purifier, net, dataset, cpu):
@@ -118,7 +120,7 @@ def test_a_planted_backdoor_is_weakened_and_a_clean_twin_is_spared(purifier, cpu
     def steadiness(net: nets.ImageEncoder) -> float:
         return mean_cosine(embed(net, fresh.images, Session(cpu)), embed(net, stamped, Session(cpu)))
 
-    backdoored, clean = make_wired(), make_wired(backdoor=False)
+    backdoored, clean = worded(make_wired()), worded(make_wired(backdoor=False))
     given = supplies(data)
     purified, control = (purifier.clean(net, given, Session(cpu)) for net in (backdoored, clean))
     assert steadiness(backdoored) < 0.2 < 0.7 < steadiness(clean)

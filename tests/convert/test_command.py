@@ -210,13 +210,14 @@ def test_an_openai_archive_becomes_an_encoder(tmp_path, capfd):
     archive, out = tmp_path / "ViT-B-32.pt", tmp_path / "out"
     clip = Clip()
     torch.jit.save(torch.jit.trace(clip, torch.ones(1)), archive)
-    assert convert(archive, "--arch", "clipvit:depth=1", "-o", out) == 0
+    assert convert(archive, "--arch", "clip:layers=1", "-o", out) == 0
     said = capfd.readouterr().err
-    assert "read as openai-vit, clipvit:patch=4,width=64,depth=1,heads=1,dim=16,act=quickgelu" in said
+    assert "read as openai-vit, clip:dim=16,layers=1,width=64,heads=1,patch=4,act=quickgelu under visual" in said
+    assert "its text tower does not fit" in said
     assert "left out 2 tensors that are not part of the encoder: input_resolution (1), token_embedding (1)" in said
     got = kinds.read(str(out), kinds.Encoder)
     assert (got.size, got.dim) == (8, 16) and got.mean == pytest.approx((0.4814547, 0.4578275, 0.4082107), abs=1e-7)
-    assert (torch.from_numpy(got.tensors["encoder.head.weight"]) == clip.visual.proj.T.float()).all()
+    assert (torch.from_numpy(got.tensors["encoder.proj"]) == clip.visual.proj.float()).all()
 
 
 def test_the_layouts_are_listed(capfd):

@@ -43,7 +43,7 @@ def test_networks_without_padding_take_it_up_themselves():
     images = torch.rand(4, 3, 32, 32)
     for arch, change in (
         ("vit:depth=1", {"patch_embed.proj.weight", "patch_embed.proj.bias"}),  # a bias of its own
-        ("clipvit:patch=8,width=16,depth=1,heads=2,dim=4", {"patch_embed.proj.weight", "pos_embed"}),  # none
+        ("clip:patch=8,width=16,layers=1,heads=2,dim=4", {"conv1.weight", "positional_embedding"}),  # none
         ("tinybag:field=5,width=4", {"0.weight", "1.running_mean"}),  # a norm behind
         ("timm:model=convnext_atto", {"stem.0.weight", "stem.0.bias"}),
     ):
@@ -66,7 +66,7 @@ def test_a_padding_network_takes_up_a_scale_and_needs_a_front_for_a_shift():
     assert folded.front is not None and folded.difference < 1e-5 < 1e-3 < folded.alone  # the border counts
     weight, bias = map(torch.from_numpy, folded.front)
     assert close(net(images), folded.net.encoder(nn.functional.conv2d(images, weight, bias)))
-    assert fold(network("clipresnet:width=8,dim=4"), NONE).front is not None
+    assert fold(network("clip:model=RN50,width=8,dim=4"), NONE).front is not None
 
 
 def test_what_cannot_be_folded_is_refused(monkeypatch):

@@ -63,9 +63,9 @@ def test_a_model_that_timm_builds_otherwise_is_not_taken_for_its_namesake():
         ({"model_type": "vit", "image_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3}, {},
          ("vit:depth=2,heads=3", 32, None)),
         ({"model_type": "clip", "vision_config": {"image_size": 64, "num_hidden_layers": 2}}, {},
-         ("clipvit:depth=2,act=quickgelu", 64, None)),
+         ("clip:layers=2,act=quickgelu", 64, None)),
         ({"model_type": "clip_vision_model", "hidden_act": "gelu"}, {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-         ("clipvit:act=gelu", None, HALF)),
+         ("clip:act=gelu", None, HALF)),
         ({"model_type": "clip", "hidden_act": "swish"}, {}, (None, None, None)),
         ({"model_type": "resnet"}, {"crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 256}},
          (None, 224, None)),
@@ -91,8 +91,8 @@ def test_transformers_configuration(config, processor, expected):
 def test_open_clips_configuration_goes_with_its_file():
     config = {"model_cfg": {"quick_gelu": True, "vision_cfg": {"image_size": 224, "layers": 12}},
               "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}  # fmt: skip
-    assert values(told(open_clip=config)) == ("clipvit:act=quickgelu", 224, HALF)
-    assert values(told(timm_config(), None, config, "a/open_clip_model.safetensors"))[0] == "clipvit:act=quickgelu"
+    assert values(told(open_clip=config)) == ("clip:act=quickgelu", 224, HALF)
+    assert values(told(timm_config(), None, config, "a/open_clip_model.safetensors"))[0] == "clip:act=quickgelu"
     assert values(told(timm_config(), None, config, "a/model.safetensors"))[0] == f"timm:model={NAME}"
     tower = {"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224", "image_size": 224}}
     assert values(told(open_clip={"model_cfg": tower})) == (None, 224, None)

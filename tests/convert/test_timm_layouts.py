@@ -72,7 +72,7 @@ def theirs(state: State, layout: str) -> State:
         parts = (
             tensor.chunk(len(names))
             if rule and rule.form == "stack"
-            else (tensor[0] if rule and rule.form == "batch" else tensor,)
+            else (tensor[0] if rule and rule.form == "bare" else tensor,)
         )
         out |= dict(zip(names, parts, strict=True))
     return out

@@ -191,7 +191,8 @@ def test_what_reads_the_embeddings_stays_where_they_do(sslbd, files, tmp_path, m
     """A text tower fits embeddings that are held where they were, and no others."""
     encoder = kinds.read(str(files / "encoder"), kinds.Encoder)
     text = {"text.table": np.ones((3, 2), np.float32)}
-    kinds.write(dataclasses.replace(encoder, tensors=encoder.tensors | text), str(tmp_path / "clip"))
+    header = {"tower": "clip:model=small", "tokeniser": "clip"}
+    kinds.write(dataclasses.replace(encoder, tensors=encoder.tensors | text, text=header), str(tmp_path / "clip"))
     words = ["--data", files / "other.h5", "--limit", 40, "--device", "cpu", "-o", tmp_path / "out"]
     status, _, err = sslbd("purify", tmp_path / "clip", "--method", method, *words)
     assert status == 0 and ("are left out" in err) is not is_kept

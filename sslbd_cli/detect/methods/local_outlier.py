@@ -13,6 +13,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.detect.outliers import neighbours, robust_z
+from sslbd_cli.detect.pairs import pair_vectors
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
@@ -34,23 +35,36 @@ class LocalOutlier(ImageDetector):
     of the score (ours; with score=distance it ranked the poison of a SimCLR encoder far better than any sparse score).
     The paper only ranks; the rule is ours: it flags scores more than z robust standard deviations above the median. The
     largest of 50,000 clean images was 9.4 (CIFAR-10, SimCLR). Distances are between unit features.
+
+    of=pairs judges pairs of images and captions by a CLIP model: the squared distance of two pairs is the mean of those
+    of their images and of their captions. of=captions judges the captions alone.
     """
 
     judges = "samples"
     cost = 1
 
+    of: str = key("images", "what lies apart: images, captions, or pairs of both (CLIP models)",
+                  choices=("images", "captions", "pairs"))  # fmt: skip
     k: int = key(16, "neighbours of an image", low=2, high=10000)
     score: str = key("dao", "kind of score", choices=("dao", "slof", "distance", "lid"))
     side: str = key("sparse", "suspicious neighbourhoods: sparse (published) or dense", choices=("sparse", "dense"))
     batch: int = key(0, "size of random batches that neighbours are searched in; 0: all images", low=0)
     z: float = key(12.0, "robust standard deviations above the median from which images are flagged", low=0)
 
+    @property
+    def reads_texts(self) -> bool:
+        return self.of != "images"
+
+    @property
+    def reads_captions(self) -> bool:
+        return self.of != "images"
+
     def run(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Findings:
         count = len(evidence.images)
         batch = min(self.batch or count, count)
         if self.k >= batch:
             raise InputError(f"{self.name}: k={self.k} neighbours among {batch} images; lower k, or search more images")
-        feats = unit(embed_once(encoder, evidence.images, session))
+        feats = self._feats(encoder, evidence, session)
         measures = torch.zeros(count, dtype=torch.float64)
         for rows in batches(count, batch, session.generator(self.name, "batches")):
             measures[rows] = self.measure(feats[rows.to(feats.device)]).double().cpu()
@@ -62,6 +76,13 @@ class LocalOutlier(ImageDetector):
             f" neighbours among {batch} images",
             summary={"k": self.k, "searched": batch, "farthest_z": float(away.max())},
         )
+
+    def _feats(self, encoder: ImageEncoder, evidence: Evidence, session: Session) -> Tensor:
+        """Return unit vectors N,D of what is judged."""
+        if self.of == "images":
+            return unit(embed_once(encoder, evidence.images, session))
+        images, captions = pair_vectors(encoder, evidence, session)
+        return captions if self.of == "captions" else unit(torch.cat([images, captions], dim=1))
 
     def measure(self, feats: Tensor) -> Tensor:
         """Score unit features n,D by their neighbourhoods, higher where these are sparser: float32 n."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslbd_cli.core.device import send
-from sslbd_cli.core.features import as_maps, layers, transformer_blocks
+from sslbd_cli.core.features import as_maps, block_norm, layers, transformer_blocks
 from sslbd_cli.detect.patch_scan.lens import ScanImages, window
 from sslbd_cli.errors import InputError
 
@@ -224,10 +223,10 @@ class CamLocaliser(Localiser):
         inner_layers = list(layers(self.lens.net).values())
         if not inner_layers:
             raise self._unreadable()
-        blocks: list[Any] = transformer_blocks(self.lens.net.encoder)
+        blocks = transformer_blocks(self.lens.net.encoder)
         self.is_transformer = bool(blocks)
         # after the last attention of a transformer, only the class token reaches the embedding
-        self.layer: nn.Module = blocks[-1].norm1 if blocks else inner_layers[-1]
+        self.layer: nn.Module = block_norm(blocks[-1]) if blocks else inner_layers[-1]
         self.raw = raw and self.is_transformer
 
     def together(self) -> int:

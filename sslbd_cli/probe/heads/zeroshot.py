@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from sslbd_cli.core.features import Labelled
-from sslbd_cli.plugin import key
 from sslbd_cli.probe.contract import Classifier, Head
 from sslbd_cli.probe.heads._stepped import whole
 
@@ -18,26 +17,30 @@ from sslbd_cli.probe.heads._stepped import whole
 class ZeroShot(Head):
     """Predict the class whose prompts are nearest by cosine (Radford et al. 2021, section 3.1); trains nothing.
 
-    For encoders trained on images and captions: give --text, the prompts' features, instead of --train. Prompts of one
-    class are averaged as unit vectors, and the average is scaled to unit length. An encoder of `pretrain --method clip`
-    meets its texts after the projection stored beside it. If the embedding itself is the texts' space, as in image
-    towers that end in this projection, use space=embedding. examples/prompts has files of CLASS<tab>PROMPT lines for
-    GTSRB and SVHN, as in BadEncoder's zero-shot script.
+    For CLIP models: --prompts names the texts, which the encoder's own text tower embeds. Prompts of one class are
+    averaged as unit vectors, and the average is scaled to unit length. For an image tower whose text tower lies
+    elsewhere, give the texts' features as --text. The prompts gtsrb and svhn are those of BadEncoder's zero-shot
+    script; cifar10 and imagenet are CLIP's own ensembles.
     """
 
     takes_texts: ClassVar[bool] = True
 
-    space: str = key("projected", "space of images and texts", choices=("projected", "embedding"))
-
     def fit(self, train: Labelled, valid: Labelled, classes: int, seed: int) -> Classifier:
         data = whole(train, valid)
-        unit = F.normalize(data.feats, dim=1)
-        sums = unit.new_zeros(classes, unit.shape[1]).index_add_(0, data.labels, unit)
-        prompts = F.normalize(sums, dim=1)
-        absent = torch.bincount(data.labels, minlength=classes) == 0
+        prompts, absent = text_classifier(data.feats, data.labels, classes)
 
         def predict(feats: torch.Tensor) -> torch.Tensor:
             cosines = F.normalize(feats, dim=1) @ prompts.T
             return cosines.masked_fill(absent, float("-inf")).argmax(1)
 
         return Classifier(predict, {})
+
+
+def text_classifier(feats: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the unit vector of each class, C,D, and which classes have no text, bool C.
+
+    feats: float N,D of texts; labels: int64 N, their classes.
+    """
+    unit = F.normalize(feats, dim=1)
+    sums = unit.new_zeros(classes, unit.shape[1]).index_add_(0, labels, unit)
+    return F.normalize(sums, dim=1), torch.bincount(labels, minlength=classes) == 0

@@ -394,6 +394,6 @@ def test_the_paper_s_size_can_be_written_as_a_spec():
 
 
 def test_evidence_holds_images_alone_and_boxes_for_bounds():
-    assert {field.name for field in dataclasses.fields(Evidence)} == {"aux", "images", "boxes", "reference"}
+    assert {field.name for field in dataclasses.fields(Evidence)} == {"aux", "images", "boxes", "reference", "captions"}
     poisoned = plant(make_pictures(40, 1), plugin.parse("trigger", TRIGGER), np.arange(9), "replace", 0)
     assert image_verdict.make_case(poisoned, make_pictures(40, 2), None, 0.05, 0).evidence.boxes is None

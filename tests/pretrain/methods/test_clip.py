@@ -76,13 +76,14 @@ def test_captions_that_say_nothing_about_the_image_teach_nothing(sslbd, tmp_path
 def test_the_temperature_learns_and_is_clamped(pictures):
     objective = setup().objective
     learner = objective.learner(torch.nn.Flatten(), 768, 20)
-    images, texts = torch.rand(20, 3, 16, 16), torch.from_numpy(pictures.captions[:20])
-    assert math.exp(float(learner["text"].log_scale.detach())) == pytest.approx(1 / 0.07, rel=1e-4)
-    objective.loss(learner, [images, texts]).backward()
-    assert learner["text"].log_scale.grad
-    learner["text"].log_scale.data.fill_(9)
+    read = objective.tokens(learner, captions.decode(pictures.captions[:20]))
+    images, ids = torch.rand(20, 3, 16, 16), torch.from_numpy(read.ids)
+    assert math.exp(float(learner["text"].logit_scale.detach())) == pytest.approx(1 / 0.07, rel=1e-4)
+    objective.loss(learner, [images, ids]).backward()
+    assert learner["text"].logit_scale.grad
+    learner["text"].logit_scale.data.fill_(9)
     objective.after_step(learner, 0.5)
-    assert math.exp(float(learner["text"].log_scale.detach())) == pytest.approx(100, rel=1e-4)
+    assert math.exp(float(learner["text"].logit_scale.detach())) == pytest.approx(100, rel=1e-4)
 
 
 def test_views_keep_colours_and_sides():
@@ -155,7 +156,7 @@ def test_poisoned_images_keep_their_captions(pictures, mode):
 def files(tmp_path, pictures, cpu):
     kinds.write(pictures, str(tmp_path / "captioned"))
     kinds.write(make_dataset(), str(tmp_path / "plain"))
-    kinds.write(train(pictures, setup(1, context=16), cpu), str(tmp_path / "encoder"))
+    kinds.write(train(pictures, setup(1, context=6), cpu), str(tmp_path / "encoder"))
     kinds.write(save(pretrain(pictures.images, plain_setup(), Session(cpu))), str(tmp_path / "textless"))
     for name, data in {"long": b"one\n" + b"x" * 17, "latin": b"caf\xe9\n", "gap": b"a\n\nb\n", "none": b""}.items():
         (tmp_path / name).write_bytes(data)
@@ -173,10 +174,9 @@ def plain_setup() -> Pretraining:
             ["pretrain", "plain", *COMMAND],
             "no captions, which --method clip needs; make one with captions by sslbd data",
         ),
-        (["embed", "textless", "--text", "captioned"], "no text tower; make one with 'sslbd pretrain --method clip'"),
+        (["embed", "textless", "--text", "captioned"], "no text tower; give a CLIP model ('sslbd convert',"),
         (["embed", "textless", "--data", "plain", "--projected"], "no text tower"),
         (["embed", "encoder", "--text", "plain"], "no captions, which --text needs"),
-        (["embed", "encoder", "--text", "long"], "long: line 2 has more than the 16 bytes"),
         (["embed", "encoder", "--text", "latin"], "latin: line 1 is not UTF-8"),
         (["embed", "encoder", "--text", "gap"], "gap: line 2 is empty"),
         (["embed", "encoder", "--text", "none"], "none: is empty"),
@@ -201,7 +201,8 @@ def test_captions_of_a_dataset_embed_with_its_labels(sslbd, files, pictures):
     rows = kinds.spread(len(pictures.labels), 30)
     assert np.array_equal(found.labels, pictures.labels[rows]) and found.classes == pictures.classes
     texts = captions.decode(pictures.captions[rows])
-    (files / "lines").write_text("\r\n".join(text[:16] for text in texts))  # what a context of 16 bytes leaves
+    # what a context of 6 tokens leaves between those of start and end
+    (files / "lines").write_text("\r\n".join(" ".join(text.split()[:4]) for text in texts))
     assert sslbd("embed", files / "encoder", "--text", files / "lines", *words)[0] == 0
     again = kinds.read(str(files / "out"), Features)
     assert np.allclose(found.feats, again.feats, atol=1e-5)

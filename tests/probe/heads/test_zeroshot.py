@@ -1,5 +1,6 @@
 """The zero-shot probe: prompts of a class are averaged as directions, images are answered in the joint space."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -64,6 +65,18 @@ def test_texts_of_other_classes_answer_wrongly(sslbd, files):
     assert json.loads(out)["clean_accuracy"]["value"] < 0.1
 
 
+def test_prompts_are_embedded_by_the_encoders_own_tower(sslbd, files):
+    """Templates with the class names of the test split, which the captions name otherwise, and lines for each class."""
+    words = zeroshot(sslbd, files, "--prompts", files / "prompts", "--json", text=None)
+    assert words[0] == 0, words[2]
+    one, other = json.loads(words[1]), json.loads(zeroshot(sslbd, files, "--json")[1])
+    assert one["clean_accuracy"] == other["clean_accuracy"] and one["n_texts"] == 12
+    dataset = kinds.read(str(files / "test"), kinds.Dataset)
+    kinds.write(dataclasses.replace(dataset, classes=WORDS), str(files / "named"))
+    plain = json.loads(zeroshot(sslbd, files, "--json", text=None, test="named")[1])
+    assert plain["clean_accuracy"]["value"] > 0.9 and plain["n_texts"] == 6
+
+
 def test_an_attack_has_its_control_and_seeds(sslbd, files):
     more = ("--trigger", "patch:size=5", "--target", "class-1", "--baseline", files / "clip", "--seeds", 2, "--json")
     found = json.loads(zeroshot(sslbd, files, *more)[1])
@@ -96,7 +109,13 @@ def test_a_backdoored_tower_keeps_the_texts(sslbd, files):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"text": None}, "classifies by texts; give --text FEATURES"),
+        ({"more": ["--prompts", "clip"]}, "--text and --prompts both give the texts"),
+        (
+            {"text": None, "more": ["--prompts", "nope"]},
+            "--prompts nope: there is no such file, and no prompts of this",
+        ),
+        ({"text": None, "more": ["--prompts", "gtsrb"]}, "--prompts gtsrb: has no prompt for class "),
+        ({"text": None, "encoder": "plain"}, "has no text tower, which --head zeroshot needs; give a CLIP model, or"),
         ({"more": ["--train", "train"]}, "--train: --head zeroshot classifies by texts only"),
         ({"more": ["--labels", "10%"]}, "--labels: --head zeroshot"),
         ({"more": ["--layer", "all"]}, "--layer: --head zeroshot"),
@@ -105,7 +124,6 @@ def test_a_backdoored_tower_keeps_the_texts(sslbd, files):
         ({"text": "nameless"}, "name no classes"),
         ({"text": "wide"}, "--text holds features 17 wide, the encoder's images are 16 wide"),
         ({"text": "images"}, "its history says features of images"),
-        ({"encoder": "plain"}, "the encoder has no text tower; make one with 'sslbd pretrain --method clip'"),
         ({"head": "linear", "more": ["--train", "train"]}, "--head linear has no use for it; say --head zeroshot"),
         ({"head": "linear", "text": None}, "Missing option '--train'"),
     ],
