@@ -238,7 +238,9 @@ class Encoder(Artefact):
         text = meta.get("text")
         is_named = isinstance(text, dict) and set(text) == {"tower", "tokeniser"}
         need(text is None or (is_named and all(isinstance(word, str) for word in text.values())), "bad text tower")
-        need((text is not None) == any(name.startswith("text.") for name in arrays), "text tower without its weights")
+        has_weights = any(name.startswith("text.") for name in arrays)
+        need(text is None or has_weights, "its header names a text tower, and there is none")
+        need(text is not None or not has_weights, "its text tower is of an older sslbd; train or convert it again")
         return cls(
             text=text,
             arch=meta["arch"],

@@ -112,7 +112,8 @@ class Fit:
     """One training. `run` trains the epochs that are left and returns the last epoch's mean of each loss term.
 
     module holds the whole state. loss(rows, gen) returns the terms of one batch, including `loss`; rows are int64 on
-    the CPU, and gen is on the device. after_step(progress) follows each optimiser step. begin_epoch starts each epoch.
+    the CPU, and gen is on the device. after_step(progress) follows each optimiser step. begin_epoch starts each epoch,
+    whose number is `epoch`.
     end_epoch(terms) gets the epoch's mean terms. vet(epoch) returns after each epoch whether its state may be stored in
     the checkpoint, or raises. share: of the time that the session has left, what the training may take at most; 0: all.
     Then the schedule follows the clock where the steps are too slow, and ends in time.
@@ -132,6 +133,7 @@ class Fit:
         self.remark: Callable[[int], str] = lambda epoch: ""
         self.vet: Callable[[int], bool] = lambda epoch: True
         self.share = 0.0
+        self.epoch = 0
         self._pace = TimeShare(math.inf)
 
     def run(self, label: str) -> dict[str, float]:
@@ -162,6 +164,7 @@ class Fit:
         order = torch.randperm(self.count, generator=session.generator("order", epoch))
         gen = session.generator("views", epoch, device=device.torch)
         seed_torch(session.generator("layers", epoch))  # dropout and the like
+        self.epoch = epoch
         self.begin_epoch()
         sums, count = Terms(), 0
         for step in range(steps):

@@ -43,6 +43,13 @@ class Prompts:
             raise InputError(f"--prompts {self.name}: has no prompt for class {classes[absent[0]]}")
         return [text for text, _ in pairs], [number for _, number in pairs]
 
+    def by_class(self) -> dict[str, list[str]]:
+        """Return the prompts of each class that the file names, in its order; nothing for templates."""
+        groups: dict[str, list[str]] = {}
+        for owner, text in self.lines:
+            groups.setdefault(owner, []).append(text)
+        return groups
+
     def _filled(self, template: str, name: str) -> str:
         return template.replace("{}", name.replace("_", " ")) if self.templates else template
 

@@ -44,6 +44,9 @@ class Objective(Plugin):
         """Return the tokens of captions, if the objective reads any."""
         raise TypeError(f"{self.name} reads no captions")
 
+    def begin_epoch(self, learner: nn.Module, epoch: int) -> None:
+        """Prepare the learner for an epoch, counted from 0. Nothing that a checkpoint would need may be kept here."""
+
     def after_step(self, learner: nn.Module, progress: float) -> None:
         """Update targets and queues after the optimiser's step. progress goes from 0 to 1 over the training."""
 

@@ -30,7 +30,7 @@ from sslbd_cli.purify.repair import purify
 from sslbd_cli.triggers._found import Witness
 from tagged import metered, pretended_gpu, real_gpu
 from wired import make_scenes, make_wired
-from worded import captions_for, worded
+from worded import captions_for, fitting, worded
 
 CUDA = device.Device(torch.device("cuda"), "fp32")
 #: Waits of the step that waits most: a search looks after each round which candidates are left, and a scan reads what
@@ -143,7 +143,7 @@ def test_a_detector_of_images(name, keys, spec, journal):
     evidence = Evidence(scenes(40), scenes(64), boxes, reference and nets.load(reference), texts)
     session = Session(CUDA, embeddings=None)  # so that no network is digested
     with metered(journal) as meter:
-        findings = detector.run(worded(make_wired(), detector.reads_texts), evidence, session)
+        findings = detector.run(fitting(detector, make_wired()), evidence, session)
     assert journal.total <= (OF_CLUSTERS if name == "activation-clustering" else RUN), journal.waits
     assert meter.most() <= STEP.get(name, 0), (meter.steps, journal.waits)
     if isinstance(detector, InputDetector):
@@ -152,7 +152,7 @@ def test_a_detector_of_images(name, keys, spec, journal):
 
 def check_guard(detector: ImageDetector, findings: Findings, session: Session, reference) -> None:
     """Put a guard to work that keeps what the detector has learned."""
-    encoder = nets.save(make_wired())
+    encoder = nets.save(fitting(detector, make_wired()))
     kept = guard.make_guard(detector, findings, encoder, reference, np.zeros(0, np.uint64))
     scores = guard.station(kept, encoder, reference, session, 0.2).look(scenes(40)[:3]).scores
     assert np.allclose(scores.values, findings.scores.values[:3], rtol=1e-3, atol=1e-4)

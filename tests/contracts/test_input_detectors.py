@@ -23,7 +23,7 @@ from sslbd_cli.detect.contract import ImageDetector, InputDetector, Setting
 from sslbd_cli.errors import InputError
 from sslbd_cli.poison.plant import plant
 from wired import TRIGGER, make_scenes, make_wired
-from worded import worded
+from worded import fitting, worded
 
 
 def is_of_inputs(name: str) -> bool:
@@ -34,6 +34,7 @@ def is_of_inputs(name: str) -> bool:
 INPUTS = [name for name in plugin.listing("detector") if is_of_inputs(name)]
 TAUGHT = [name for name in INPUTS if name not in ("random", "oracle")]  # those that learn, and can be kept
 INNER = [name for name in TAUGHT if "layer" in {key.name for key in plugin.listing("detector")[name].keys}]
+MEANING = ("bdetclip", "subspace", "decomp")  # those that rank by texts or heads, which have no meaning here
 SMALL = {"of": "inputs", "width": 32, "decoder": 1, "epochs": 15, "batch": 32, "lr": 0.005, "neutral": 32,
          "overlays": 8, "clusters": 2, "images": 100, "orders": 3}  # fmt: skip
 
@@ -81,7 +82,7 @@ def look(detector, net, cpu, trigger=FIRM_TRIGGER, seed=0, data=None, aux=None):
         case = image_verdict.tell(case, detector)
     if detector.needs_reference:
         case = dataclasses.replace(case, evidence=dataclasses.replace(case.evidence, reference=make(Other)))
-    return image_verdict.judge(detector, worded(net, detector.reads_texts), case, Session(cpu, seed)), case
+    return image_verdict.judge(detector, fitting(detector, net), case, Session(cpu, seed)), case
 
 
 def see(name, detector, cpu, backdoor=True, **more):
@@ -114,9 +115,10 @@ def test_the_shelf_is_known():
 
 @every_detector
 def test_encoder_and_images_are_left_as_they_were(name, build, cpu):
-    net, data, aux = make_wired().requires_grad_(True), make_scenes(30, 1), make_scenes(160, 2)
+    detector, data, aux = build(name, epochs=1), make_scenes(30, 1), make_scenes(160, 2)
+    net = fitting(detector, make_wired()).requires_grad_(True)
     before, images = copy.deepcopy(net.state_dict()), (data.images.copy(), aux.images.copy())
-    look(build(name, epochs=1), net, cpu, data=data, aux=aux)
+    look(detector, net, cpu, data=data, aux=aux)
     after = net.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
@@ -159,7 +161,7 @@ def test_clean_images_are_not_found(name, build, cpu):
     assert ruling.flagged.mean() <= 0.2
 
 
-@pytest.mark.parametrize("name", [name for name in INPUTS if name != "bdetclip"])  # which needs texts with a meaning
+@pytest.mark.parametrize("name", [name for name in INPUTS if name not in MEANING])
 def test_a_planted_trigger_ranks_above_clean(name, asked):
     value = area(*asked(name))
     if name == "random":
@@ -168,7 +170,7 @@ def test_a_planted_trigger_ranks_above_clean(name, asked):
         assert value > 0.95
 
 
-@pytest.mark.parametrize("name", [name for name in TAUGHT if name not in INNER])
+@pytest.mark.parametrize("name", [name for name in TAUGHT if name not in (*INNER, *MEANING)])
 def test_the_same_images_through_a_clean_encoder_rank_no_higher(name, build, cpu):
     """A trigger-filter's target means nothing there; maps do change with the pixels, hence not those."""
     assert area(*see(name, build(name), cpu, backdoor=False)) < 0.8
@@ -178,7 +180,7 @@ def test_the_same_images_through_a_clean_encoder_rank_no_higher(name, build, cpu
 def test_truth_and_history_change_nothing(name, build, sslbd, tmp_path):
     net, other, aux, told, bare = (str(tmp_path / file) for file in ("net", "other", "aux", "told", "bare"))
     detector, reports = build(name, epochs=1), []
-    kinds.write(nets.save(worded(make_wired(), detector.reads_texts)), net)
+    kinds.write(nets.save(fitting(detector, make_wired())), net)
     kinds.write(make_encoder(seed=9), other)
     kinds.write(make_scenes(120, 2), aux)
     data = plant(make_scenes(30, 1), plugin.parse("trigger", TRIGGER), np.arange(0, 30, 2), "replace", 0)
@@ -209,7 +211,7 @@ def test_truth_and_history_change_nothing(name, build, sslbd, tmp_path):
 def test_a_guard_judges_as_the_detector_did(name, precision, build, cpu, tmp_path):
     cpu = dataclasses.replace(cpu, precision=precision)
     detector, aux = build(name, epochs=1), make_scenes(160, 2)
-    net = nets.save(worded(make_wired(), detector.reads_texts))
+    net = nets.save(fitting(detector, make_wired()))
     reference = make_encoder(seed=9) if detector.needs_reference else None
     case = image_verdict.make_case(make_scenes(40, 1), aux, None, 0.05, 0)
     if reference is not None:
@@ -228,7 +230,7 @@ def test_a_guard_judges_as_the_detector_did(name, precision, build, cpu, tmp_pat
 
 @every_learner
 def test_a_guard_with_tensors_of_something_else_is_refused(name, build, cpu):
-    encoder = nets.save(make_wired())
+    encoder = nets.save(fitting(build(name), make_wired()))
     reference = make_encoder(seed=9) if build(name).needs_reference else None
     wrong = Guard(
         method=str(build(name)), size=SIZE, encoder=encoder.sha256, reference=reference and reference.sha256,

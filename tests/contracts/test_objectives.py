@@ -138,6 +138,12 @@ def clip(objective, learner, images, texts):
     return losses.clip(seen, read, float(learner["text"].logit_scale.detach().exp()))
 
 
+def roclip(objective, learner, images, texts):
+    seen, pool = numbers(learner["projector"](learner["encoder"](images))), numbers(learner["pool"].rows)
+    unit = seen / np.linalg.norm(seen, axis=1, keepdims=True)
+    return losses.clip(seen, pool[(unit @ pool.T).argmax(1)], float(learner["text"].logit_scale.detach().exp()))
+
+
 def rotnet(objective, learner, view):
     turns = [view]
     for _ in range(3):  # counter-clockwise, pixel by pixel: row i, column j comes from row j, column 15 - i
@@ -184,6 +190,7 @@ REFERENCE = {
     "dino": dino,
     "clip": clip,
     "rotnet": rotnet,
+    "roclip": roclip,
     "jigsaw": jigsaw,
     "mae": mae,
 }

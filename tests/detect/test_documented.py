@@ -67,4 +67,11 @@ def test_an_encoder_names_no_file():
 def test_every_key_that_names_a_file_says_so():
     keys = [(shelf, row.name, k) for shelf in plugin.SHELVES for row in plugin.own(shelf).values() for k in row.keys]
     assert [row for row in keys if row[2].name in ("file", "path", "folder", "report") and not row[2].is_path] == []
-    assert {row[1] for row in keys if row[2].is_path} == {"image", "blend", "witness", "trigger-filter", "bdetclip"}
+    assert {row[1] for row in keys if row[2].is_path} == {
+        "image",
+        "blend",
+        "witness",
+        "trigger-filter",
+        "bdetclip",
+        "subspace",
+    }
