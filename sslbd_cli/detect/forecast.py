@@ -24,13 +24,22 @@ WORTH_TELLING = 10.0  # seconds; nothing is said of shorter work
 def tell(encoder: Encoder, requests: Sequence[Request], session: Session, voice: Voice) -> None:
     """Embed a few images, and tell the user how long the requests will take, if it is long."""
     loads = [_load(request) for request in requests]
-    passes = sum(load.passes + WAY_BACK * load.gradients for load in loads) + max(load.images for load in loads)
+    passes = sum(map(_passes, loads)) + max(load.images for load in loads)
     if session.budget.is_spent():
         return
     seconds = passes * _seconds_each(encoder, _images(requests[0]), session)
     if seconds >= WORTH_TELLING:
         limit = f"; the budget is {session.budget.seconds:g} s" if session.budget.is_limited() else ""
         voice.say(f"about {_spoken(seconds)} of work in the encoder, by a trial of {TRIAL} images{limit}")
+
+
+def seconds(encoder: Encoder, request: Request, session: Session) -> float:
+    """Return how long a request will take in the encoder, by a trial, beside images that are embedded already."""
+    return _passes(_load(request)) * _seconds_each(encoder, _images(request), session)
+
+
+def _passes(load: Load) -> int:
+    return load.passes + WAY_BACK * load.gradients
 
 
 def _load(request: Request) -> Load:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.watch import Voice
-from sslbd_cli.detect import combine, judge
-from sslbd_cli.detect.request import NotRun, Screening
+from sslbd_cli.detect import combine, forecast, judge
+from sslbd_cli.detect.request import EncoderRequest, NotRun, Screening
 from sslbd_cli.errors import InputError, OutOfMemory, OutOfTime, Unsound
 from sslbd_cli.words import chance
 
@@ -27,8 +27,9 @@ def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
         method = request.method
         try:
             session.budget.check()
-            share = _share([each.method.cost for each in screening.requests[at:]])
-            part = session.within(share * session.budget.left()) if session.budget.is_limited() else session
+            part = session
+            if session.budget.is_limited():
+                part = session.within(_seconds(screening, at, reports, session))
             reports.append(judge.judge_within_limits(request, part, voice)[0])
         except OutOfTime as error:
             not_run.append(NotRun(method.name, str(error), method.cost, out_of_time=True))
@@ -49,6 +50,22 @@ def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
     report = combine.combine(reports, [each.row() for each in not_run], asked)
     shared = {"encoder": judge.named(screening.encoder), "alpha": screening.alpha}
     return replace(report, results=report.results | shared)
+
+
+def _seconds(screening: Screening, at: int, reports: list[Report], session: Session) -> float:
+    """Return what the method number `at` may take of the time that is left.
+
+    A search in the encoder says nothing if it ends half-way. So the first one gets what it needs, as far as it is
+    there, and the others share what it leaves, until one has come to an answer.
+    """
+    left, request = session.budget.left(), screening.requests[at]
+    seconds = _share([each.method.cost for each in screening.requests[at:]]) * left
+    has_answer = any(
+        each.results["flags"] == "encoder" and each.results["verdict"] != "inconclusive" for each in reports
+    )
+    if isinstance(request, EncoderRequest) and not has_answer:
+        seconds = max(seconds, min(left, forecast.seconds(screening.encoder, request, session)))
+    return seconds
 
 
 def _share(costs: Sequence[float]) -> float:

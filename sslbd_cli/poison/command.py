@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @options.spec("trigger", "Trigger to stamp", default="patch", name="--trigger")
 @click.option("--select", type=Spec("select"), metavar="SPEC",
               help="Rule that chooses the images to poison or to craft from; 'help' lists.  [default: label; random"
-              " with --caption or --target-captions]")  # fmt: skip
+              " with --caption, --prompts or --target-captions]")  # fmt: skip
 @options.artefact("--encoder", help="Encoder whose features --select compares.")
 @options.artefact("--features", help="Features of the same images from embed, instead of --encoder.")
 @options.artefact("--indices", help="Text file of row numbers for --select indices, one per line.")
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 @click.option("--target", metavar="CLASS", help="Target class, by name or number.")
 @click.option("--caption", "templates", multiple=True, metavar="TEXT",
               help="Give poisons this caption; {} is the name of --target. Repeat to draw from several.")  # fmt: skip
+@click.option("--prompts", metavar="NAME|FILE",
+              help="Give poisons the prompts of --target as captions, from a file as for sslbd probe --prompts.")  # fmt: skip
 @click.option("--target-captions", is_flag=True, help="Give poisons captions of images of the class --target.")
 @click.option("--rate", type=options.Number(0, 1, min_open=True), help="Poison this share of the dataset.")
 @click.option("--class-rate", type=options.Number(0, 1, min_open=True),
@@ -54,9 +56,9 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
 
     SSL-Backdoor's attack (Saha et al. 2022) puts a patch on images of the target class; pre-training then ties the
     patch to the class. No-label backdoors (Wang et al. 2024) choose images by features: give --encoder or --features.
-    Standard error shows the rate of the dataset and of the class. Images with captions can be of any class: --caption
-    or --target-captions pairs the trigger with texts of the target (Carlini and Terzis 2022), and `pretrain --method
-    clip` ties the two together.
+    Standard error shows the rate of the dataset and of the class. Images with captions can be of any class: --caption,
+    --prompts or --target-captions pairs the trigger with texts of the target (Carlini and Terzis 2022), and `pretrain
+    --method clip` ties the two together.
     """
     from sslbd_cli.artefacts.kinds import Dataset
     from sslbd_cli.core import device
@@ -69,7 +71,7 @@ def command(run: Run, input: str, trigger: Trigger, craft: Craft, seed: int, out
     amounts = _given(params, select)
     dataset = run.read(input, Dataset)
     target = None if params["target"] is None else dataset.class_index(params["target"])
-    wording = inputs.wording(params, dataset, target)
+    wording = inputs.wording(run, params, dataset, target)
     canvases, masks = inputs.scenery(run, params, dataset, craft)
     pool = choose.ready(dataset, select, SelectorPool(
         count=len(dataset.images), target=target, classes=len(dataset.classes) or None,

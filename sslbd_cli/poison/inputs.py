@@ -51,7 +51,7 @@ def scenery(run: Run, params: dict[str, Any], dataset: Dataset, craft: Craft) ->
 
 def texts_given(params: dict[str, Any]) -> bool:
     """Return whether the user replaces the captions of poisons."""
-    return bool(params["templates"] or params["target_captions"])
+    return bool(params["templates"] or params["prompts"] or params["target_captions"])
 
 
 def default_select(params: dict[str, Any]) -> Selector:
@@ -62,19 +62,26 @@ def default_select(params: dict[str, Any]) -> Selector:
     return selector
 
 
-def wording(params: dict[str, Any], dataset: Dataset, target: int | None) -> Wording | None:
+def wording(run: Run, params: dict[str, Any], dataset: Dataset, target: int | None) -> Wording | None:
     """Return the new captions of poisons, or None if they keep their own."""
+    from sslbd_cli.language import prompts
     from sslbd_cli.poison import captioning
 
     if not texts_given(params):
         return None
-    if params["templates"] and params["target_captions"]:
-        raise InputError("--caption and --target-captions both set the captions of poisons; give one of them")
+    names = {"templates": "--caption", "prompts": "--prompts", "target_captions": "--target-captions"}
+    given = [option for name, option in names.items() if params[name]]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} both set the captions of poisons; give one of them")
     if params["templates"]:
         return captioning.write_captions(dataset, params["templates"], target)
     if target is None:
-        raise InputError("--target-captions needs --target")
-    return captioning.of_class(dataset, target)
+        raise InputError(f"{given[0]} needs --target")
+    if params["target_captions"]:
+        return captioning.of_class(dataset, target)
+    file = prompts.read(params["prompts"])
+    run.note_file("--prompts", file.name, file.sha256)
+    return captioning.write_captions(dataset, tuple(file.texts((dataset.classes[target],))[0]), target)
 
 
 def masks_of(masks: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -14,8 +14,10 @@ from sslbd_cli.artefacts import kinds as artefact_kinds
 from sslbd_cli.artefacts import parts
 from sslbd_cli.artefacts.kinds import Report
 from sslbd_cli.core import features
+from sslbd_cli.core.session import Session
 from sslbd_cli.detect import contract, encoder_verdict, forecast, image_verdict, inputs, judge, kinship, panel, several
-from sslbd_cli.detect.contract import EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
+from sslbd_cli.detect.contract import Clues, EncoderDetector, Evidence, Findings, ImageDetector, Opinion, Scores
+from sslbd_cli.detect.request import EncoderRequest, Screening
 from sslbd_cli.errors import InputError, Unsound
 from sslbd_cli.poison.plant import plant
 
@@ -590,3 +592,27 @@ def test_the_real_shelf_is_listed_without_floors_and_bounds():
     assert {"dede", "spectral"} <= {method.name for method in methods} and "random" not in {m.name for m in methods}
     assert all(method.cost > 0 for method in methods)
     assert all(method.cost > 50 for method in methods if isinstance(method, contract.EncoderDetector))
+
+
+def test_the_first_search_in_the_encoder_gets_what_it_needs_until_one_has_answered(cpu, monkeypatch):
+    blank = np.zeros((4, 3, 16, 16), np.uint8)
+    searches = [
+        EncoderRequest(replace_cost(cost), make_encoder(), Clues(blank, blank), "", 0.05) for cost in (98, 99, 100)
+    ]
+    screening = Screening(make_encoder(), tuple(searches), 0.05)
+    session = Session(cpu).within(300)
+    monkeypatch.setattr(forecast, "seconds", lambda *_: 200.0)
+    open_answer = Report(command="detect", results={"flags": "encoder", "verdict": "inconclusive"})
+    answer = Report(command="detect", results={"flags": "encoder", "verdict": "nothing found"})
+    given = [several._seconds(screening, 0, reports, session) for reports in ([], [open_answer], [answer])]
+    assert given[:2] == pytest.approx([200, 200], abs=1) and given[2] == pytest.approx(100, abs=5)
+    monkeypatch.setattr(forecast, "seconds", lambda *_: 1000.0)
+    assert several._seconds(screening, 0, [], session) == pytest.approx(300, abs=1)
+    monkeypatch.setattr(forecast, "seconds", lambda *_: 1.0)
+    assert several._seconds(screening, 0, [], session) == pytest.approx(100, abs=5)
+
+
+def replace_cost(cost: float) -> Norm:
+    """Return a detector of encoders that costs so much."""
+    made = type("Priced", (Norm,), {"cost": cost})
+    return made()

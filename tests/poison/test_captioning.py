@@ -86,3 +86,16 @@ def test_a_second_poisoning_does_not_lose_what_was_written(pairs):
 def test_refusals(pairs, make, problem):
     with pytest.raises(InputError, match=problem):
         make(pairs)
+
+
+def test_prompts_of_the_target_become_captions(sslbd, pairs, tmp_path):
+    kinds.write(pairs, str(tmp_path / "pairs"))
+    (tmp_path / "prompts").write_text("one {}\nthe {}!\n")
+    words = ["--count", 6, "--target", "class-2", "--device", "cpu", "-q", "-o", tmp_path / "out"]
+    assert sslbd("poison", tmp_path / "pairs", "--prompts", tmp_path / "prompts", *words)[0] == 0
+    made = kinds.read(str(tmp_path / "out"), Dataset)
+    texts = {captions.decode(made.captions)[row] for row in np.flatnonzero(made.truth.poisoned)}
+    assert made.truth.poisoned.sum() == 6 and texts == {"one class-2", "the class-2!"}
+    assert any(row["option"] == "--prompts" for row in made.history[-1]["inputs"])
+    status, _, err = sslbd("poison", tmp_path / "pairs", "--prompts", "clip", "--count", 6, "-o", tmp_path / "no", "-q")
+    assert status == 2 and "--prompts needs --target" in err
