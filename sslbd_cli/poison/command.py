@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--caption", "templates", multiple=True, metavar="TEXT",
               help="Give poisons this caption; {} is the name of --target. Repeat to draw from several.")  # fmt: skip
 @click.option("--prompts", metavar="NAME|FILE",
-              help="Give poisons the prompts of --target as captions, from a file as for sslbd probe --prompts.")  # fmt: skip
+              help="Give poisons the prompts of --target as captions; files as for sslbd probe --prompts.")  # fmt: skip
 @click.option("--target-captions", is_flag=True, help="Give poisons captions of images of the class --target.")
 @click.option("--rate", type=options.Number(0, 1, min_open=True), help="Poison this share of the dataset.")
 @click.option("--class-rate", type=options.Number(0, 1, min_open=True),
