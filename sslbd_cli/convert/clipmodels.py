@@ -100,8 +100,14 @@ def _shaped(keys: dict[str, object], given: dict[str, object], texts: TextTensor
         raise InputError(f"is {what}, which no public model has; give --arch clip:layers={layers} if so")
     model = str(given.get("model", "RN50" if is_resnet else "ViT-B-32"))
     width = int(str(keys["width"]))
-    heads = {} if is_resnet else {"heads": WIDE.get(width) or max(1, width // 64)}
-    text = texts.shape() | {"text_heads": max(1, texts.shape()["text_width"] // 64)} if texts else {}
+    usual = clip.config(model)
+    heads: dict[str, object] = {} if is_resnet else {"heads": WIDE.get(width) or max(1, width // 64)}
+    if "model" in given:  # the shape of its heads stays, whatever their number
+        heads = {} if is_resnet else {"heads": max(1, width // usual["vision_cfg"].get("head_width", 64))}
+    text: dict[str, object] = dict(texts.shape()) if texts else {}
+    if texts:
+        named = usual["text_cfg"]["width"] // usual["text_cfg"]["heads"]
+        text["text_heads"] = max(1, texts.shape()["text_width"] // (named if "model" in given else 64))
     return nets.Clip(model=model, **{**keys, **heads, **text})  # type: ignore[arg-type]
 
 
@@ -126,6 +132,7 @@ def _timm(layout: Layout, inner: State, given: dict[str, object], texts: TextTen
 
 
 def _with_timm(texts: TextTensors) -> Iterator[str]:
-    for name in clip.models():
-        if "timm_model_name" in clip.config(name)["vision_cfg"] and _has_text(name, texts):
+    names = [name for name in clip.models() if "timm_model_name" in clip.config(name)["vision_cfg"]]
+    for name in sorted(names, key=lambda each: "hf_model_name" in clip.config(each)["text_cfg"]):
+        if _has_text(name, texts):
             yield name

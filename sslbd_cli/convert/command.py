@@ -140,10 +140,11 @@ def _export_images(run: Run, path: str, output: str, target: str, normalise: str
 
 
 def _vocabulary(run: Run, path: str) -> bytes:
-    from sslbd_cli.artefacts.files import read_file
+    from sslbd_cli.convert.inputs import read_vocabulary
 
+    vocabulary = read_vocabulary(path)
     run.note_file("--tokeniser", path)
-    return read_file(path)
+    return vocabulary
 
 
 def _import(run: Run, path: str, output: str, wish: ConvertWish, data: Dataset | None) -> None:

@@ -51,6 +51,12 @@ def from_encoder(encoder: Encoder, target: str, pixels: Pixels | None = None) ->
         out = _with_text(out, encoder, arch, target)
     elif target == "open-clip":
         remarks[0] += ", its part .visual"
+    if isinstance(arch, nets.Clip) and arch.act == "gelu_tanh":
+        remarks.append("set approximate='tanh' in each torch.nn.GELU of it")
+    if isinstance(arch, nets.Clip) and target == "open-clip" and not arch.projection:
+        remarks.append("set visual.proj = None before loading: the image tower ends before the projection")
+    if has_text and "text.vocabulary" in encoder.tensors:
+        remarks.append("its tokeniser's vocabulary is not part of the export; keep its tokenizer.json")
     left = [part for part in ("projector", "text") if any(name.startswith(f"{part}.") for name in encoder.tensors)]
     left = [part for part in left if part != "text" or not has_text]
     for part in left:
@@ -204,7 +210,9 @@ def _open_clip(arch: nets.Arch, encoder: Encoder) -> str:
         changes = "".join(f", force_{name}={value}" for name, value in act.items() if value)
         return f"open_clip.create_model('{arch.model}'{changes})"
     made["vision_cfg"]["image_size"] = encoder.size
-    return f"open_clip.{kind}(**{made})"
+    shape = {name: made[name] for name in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
+             if name in made}  # fmt: skip
+    return f"open_clip.{kind}(**{shape})"
 
 
 def _act(arch: nets.Clip) -> str:

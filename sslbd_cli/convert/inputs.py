@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslbd_cli import __version__
+from sslbd_cli.artefacts.files import read_file
 from sslbd_cli.artefacts.kinds import Dataset, Encoder
 from sslbd_cli.cli.run import file_row
 from sslbd_cli.convert import foreign, hints, hub, statedict
@@ -16,6 +17,9 @@ from sslbd_cli.errors import InputError
 
 if TYPE_CHECKING:
     from sslbd_cli.cli.run import Run
+
+
+LARGEST_VOCABULARY = 128 << 20  # bytes of a tokeniser's file; Gemma's has 34 million
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def import_checkpoint(run: Run, path: str, wish: ConvertWish, data: Dataset | No
         place, name = download.path, download.name
         wish = hints.apply(wish, told)
         if download.tokeniser and not wish.vocabulary:
-            wish = replace(wish, vocabulary=Path(download.tokeniser).read_bytes())
+            wish = replace(wish, vocabulary=read_vocabulary(download.tokeniser))
         for remark in (f"reading {name}", *told.remarks):
             run.say(remark)
     label = "standard input" if path == "-" else name
@@ -61,6 +65,13 @@ def import_checkpoint(run: Run, path: str, wish: ConvertWish, data: Dataset | No
     if imported.left_out:
         row["left_out"] = imported.left_out
     return Conversion(imported.encoder, options, row)
+
+
+def read_vocabulary(path: str) -> bytes:
+    """Read a tokeniser's file. Raises InputError if it is too large for one."""
+    if Path(path).is_file() and Path(path).stat().st_size > LARGEST_VOCABULARY:
+        raise InputError(f"{path}: is larger than {LARGEST_VOCABULARY >> 20} MiB, which no tokenizer.json is")
+    return read_file(path)
 
 
 def is_foreign(path: str) -> bool:

@@ -110,8 +110,11 @@ def _pixels(layout: Layout, arch: nets.Arch, inner: State, state: State, place: 
     if wish.normalise:
         return [parse_normalise(wish.normalise)]
     small = layout.family == "resnet" and inner["conv1.weight"].shape[-1] == 3
-    if isinstance(arch, nets.Clip) and "SigLIP" in arch.model:  # of all of open_clip's models, these are not CLIP's
-        return [NORMALISATIONS["half"]]
+    if isinstance(arch, nets.Clip):
+        others = {"siglip": "half", "pe-core": "half", "clipa": "imagenet", "mobileclip": "none"}
+        for word, name in others.items():  # of all of open_clip's models, these do not take CLIP's
+            if word in arch.model.lower():
+                return [NORMALISATIONS[name]]
     usual = layout.small if small else ("clip",) if _is_open_clip(place) and not layout.guess else layout.normalise
     if wish.layout == "auto" and not small:
         hidden = [] if place else _hidden(layout, state)

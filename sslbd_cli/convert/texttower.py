@@ -13,8 +13,6 @@ from sslbd_cli.errors import InputError
 from sslbd_cli.language.tokens import TOKENISERS
 from sslbd_cli.language.tower import TextTower
 
-#: Entries of a vocabulary -> its tokeniser.
-TOKENISER_OF = {clip.VOCABULARY: "clip", 32000: "siglip", 256000: "siglip2"}
 MARKER = "token_embedding.weight"
 
 
@@ -39,9 +37,6 @@ class TextTensors:
         context = len(positions) - ("cls_emb" in self.tensors)
         return {"vocabulary": len(words), "text_width": words.shape[-1], "text_layers": len(blocks), "context": context}
 
-    def tokeniser(self) -> str:
-        return TOKENISER_OF.get(len(self.tensors[MARKER]), "")
-
 
 NONE = TextTensors()
 
@@ -61,6 +56,8 @@ def find(state: State, place: str) -> TextTensors:
                 inner, _ = renamed(rules, f"a text tower of {layout}", inside)
             except InputError as error:
                 return TextTensors(problem=str(error))
+            if inner.get("positional_embedding", inner[MARKER]).ndim != 2:
+                return TextTensors(problem="its text tower's positions are no table")
             return TextTensors(inner, frozenset(outer + name for name in inside))
     return NONE
 
@@ -68,7 +65,7 @@ def find(state: State, place: str) -> TextTensors:
 def build(texts: TextTensors, arch: nets.Clip, vocabulary: bytes) -> TextTower:
     """Build a text tower around its tensors. Raises InputError if they do not fit the model."""
     with torch.device("meta"):
-        tower = TextTower(arch, texts.tokeniser())
+        tower = TextTower(arch)
     expected = {name.removeprefix("tower."): like for name, like in tower.state_dict().items()}
     missing = [name for name in expected if name not in texts.tensors and name != "logit_bias"]
     wrong = [

@@ -58,6 +58,16 @@ def config(model: str) -> Config:
     return copy.deepcopy(known)
 
 
+def tokeniser_of(made: Config) -> str:
+    """Return the name of a configuration's tokeniser (see language/tokens.py), "" if sslbd does not know it."""
+    named = str(made["text_cfg"].get("hf_tokenizer_name") or "")
+    if not named:
+        return "clip" if made["text_cfg"]["vocab_size"] == VOCABULARY else ""
+    entries = {"siglip": 32000, "siglip2": 256000}
+    kind = "siglip2" if "SigLIP2" in named else "siglip" if "SigLIP" in named else ""
+    return kind if entries.get(kind) == made["text_cfg"]["vocab_size"] else ""
+
+
 def image_tower(made: Config, size: int) -> nn.Module:
     """Build the image tower of a configuration: float B,3,size,size to embeddings B,embed_dim, not normalised."""
     vision: Config = {**made["vision_cfg"], "output_tokens": False}

@@ -12,7 +12,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.detect.contract import Evidence
 from sslbd_cli.errors import InputError
-from sslbd_cli.language.tower import TextTower, embed_tokens, project
+from sslbd_cli.language.tower import TextTower, embed_tokens, project, read_texts
 
 
 def tower_of(encoder: ImageEncoder) -> TextTower:
@@ -26,7 +26,7 @@ def tower_of(encoder: ImageEncoder) -> TextTower:
 def text_vectors(encoder: ImageEncoder, texts: Sequence[str], session: Session) -> Tensor:
     """Embed texts by the encoder's text tower: unit vectors, float32 N,K."""
     tower = tower_of(encoder)
-    return embed_tokens(tower, tower.tokenise(texts).ids, session.device, session.memory)
+    return embed_tokens(tower, read_texts(tower, texts, session), session.device, session.memory)
 
 
 def projection_of(encoder: ImageEncoder) -> Tensor:
@@ -45,8 +45,13 @@ def in_joint_space(feats: Tensor, projection: Tensor) -> Tensor:
 
 def pair_vectors(encoder: ImageEncoder, evidence: Evidence, session: Session) -> tuple[Tensor, Tensor]:
     """Return the images and their captions as unit vectors of the joint space, N,K each."""
+    captions = caption_vectors(encoder, evidence, session)
+    feats = embed_once(encoder, evidence.images, session)
+    return project(encoder.parts.get("projector", nn.Identity()), feats), captions
+
+
+def caption_vectors(encoder: ImageEncoder, evidence: Evidence, session: Session) -> Tensor:
+    """Return the captions as unit vectors of the joint space, N,K."""
     if evidence.captions is None:
         raise InputError("the images have no captions, which a detector of pairs needs")
-    feats = embed_once(encoder, evidence.images, session)
-    images = project(encoder.parts.get("projector", nn.Identity()), feats)
-    return images, text_vectors(encoder, evidence.captions, session)
+    return text_vectors(encoder, evidence.captions, session)

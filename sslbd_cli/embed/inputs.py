@@ -17,6 +17,7 @@ def read_prompts(run: Run, path: str, templates: tuple[str, ...]) -> Texts:
 
     from sslbd_cli.artefacts import captions
     from sslbd_cli.artefacts.kinds import Dataset
+    from sslbd_cli.language.prompts import Prompts
     from sslbd_cli.language.texts import Texts
 
     classes = run.read(path, Dataset, "--data").classes
@@ -24,11 +25,10 @@ def read_prompts(run: Run, path: str, templates: tuple[str, ...]) -> Texts:
         raise InputError(f"{path}: has no class names to put into --prompt; give a dataset with classes")
     if odd := [prompt for prompt in templates if "{}" not in prompt]:
         raise InputError(f"--prompt '{odd[0]}': has no {{}} for the class name; put {{}} there")
-    texts = [prompt.replace("{}", name) for name in classes for prompt in templates]
+    texts, numbers = Prompts("--prompt", "", templates=templates).texts(classes)
     if wrong := [text for text in texts if captions.fault(text)]:
         raise InputError(f"--prompt '{wrong[0]}': the text {captions.fault(wrong[0])}")
-    labels = np.repeat(np.arange(len(classes)), len(templates))
-    return Texts(captions.encode(texts), labels, classes)
+    return Texts(captions.encode(texts), np.array(numbers), classes)
 
 
 def read_texts(run: Run, path: str) -> Texts:

@@ -21,6 +21,7 @@ from sslbd_cli.language import tokens
 
 if TYPE_CHECKING:
     from sslbd_cli.core.nets import Clip, ImageEncoder
+    from sslbd_cli.core.session import Session
 
 SHARPEST = math.log(100)  # bound on the log of the logit scale (Radford et al. 2021, section 2.5)
 M = TypeVar("M", bound=nn.Module)
@@ -29,18 +30,20 @@ M = TypeVar("M", bound=nn.Module)
 class TextTower(nn.Module):
     """The text half of a CLIP model: tokens int B,context to vectors float B,D in the joint space, not normalised.
 
-    arch: the model. tokeniser: its name, "" if it is not known. vocabulary: the bytes of the tokeniser's file, if it
-    has one of its own. The logit scale is stored as its logarithm; SigLIP's models have a bias, too.
+    arch: the model. tokeniser: its name, "" if it is not known; None: the model's. vocabulary: the bytes of the
+    tokeniser's file, if it has one of its own. The logit scale is stored as its logarithm; SigLIP's models have a bias,
+    too.
     """
 
     vocabulary: Tensor | None
 
-    def __init__(self, arch: Clip, tokeniser: str = "clip", vocabulary: bytes = b"") -> None:
+    def __init__(self, arch: Clip, tokeniser: str | None = None, vocabulary: bytes = b"") -> None:
         super().__init__()
         made = arch.config()
-        self.arch, self.tokeniser = arch, tokeniser
+        self.arch, self.tokeniser = arch, clip.tokeniser_of(made) if tokeniser is None else tokeniser
         self.tower = arch.text_tower()
         self.context = int(made["text_cfg"]["context_length"])
+        self.entries = int(made["text_cfg"]["vocab_size"])
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Radford et al. 2021, section 2.5
         bias = made.get("init_logit_bias")
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
@@ -67,7 +70,11 @@ class TextTower(nn.Module):
     def tokenise(self, texts: Sequence[str]) -> tokens.Tokens:
         """Return the tokens of texts. Raises InputError without a tokeniser."""
         stored = b"" if self.vocabulary is None else self.vocabulary.cpu().numpy().tobytes()
-        return tokens.tokenise(texts, self.tokeniser, self.context, stored)
+        read = tokens.tokenise(texts, self.tokeniser, self.context, stored)
+        if len(texts) and int(read.ids.max()) >= self.entries:
+            raise InputError(f"its text tower knows {self.entries} tokens, fewer than its tokeniser makes; give another"
+                             " model, or another --tokeniser to sslbd convert")  # fmt: skip
+        return read
 
     @property
     def pad(self) -> int:
@@ -115,24 +122,32 @@ def siglip_loss(logits: Tensor) -> Tensor:
 
 def load_tower(encoder: Encoder) -> TextTower:
     """Build the text tower of an encoder artefact. Raises InputError if there is none, or if it does not fit."""
+    arch, tokeniser = _model(encoder)
     tensors = _part(encoder, "text")
-    if encoder.text is None or not tensors:
-        raise InputError(
-            "the encoder has no text tower; give a CLIP model ('sslbd convert', 'sslbd pretrain --method clip')"
-        )
-    arch = plugin.parse("arch", encoder.text["tower"], paths="refuse")
-    if arch.name != "clip":
-        raise InputError(f"its text tower is said to be of {arch.name}, expected clip")
-    stored = tensors.pop("vocabulary", None)
-    tensors = tensors if stored is None else tensors | {"vocabulary": stored}
+    stored = tensors.get("vocabulary")
     with torch.device("meta"):
-        tower = TextTower(arch, encoder.text["tokeniser"])
+        tower = TextTower(arch, tokeniser)
+        tower.logit_bias = nn.Parameter(torch.empty(())) if "logit_bias" in tensors else None
+    if stored is not None and (stored.ndim != 1 or stored.dtype != np.uint8):
+        raise InputError("its text tower is damaged: the tokeniser's vocabulary is no file")
     tower.set_vocabulary(b"" if stored is None else bytes(len(stored)))
-    _need_fit(tower.state_dict(), tensors)
-    weights = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    expected = tower.state_dict()
+    _need_fit(expected, tensors)
+    weights = {name: torch.from_numpy(np.array(array)).to(expected[name].dtype) for name, array in tensors.items()}
     tower.load_state_dict(weights, assign=True)
     clip.attention_mask(tower.tower)
     return tower.eval()
+
+
+def read_texts(tower: TextTower, texts: Sequence[str], session: Session) -> np.ndarray:
+    """Return the tokens of texts, int32 N,context. Say how many texts are longer than the tower reads."""
+    with session.work(len(texts), "texts", "tokens") as ticker:
+        read = tower.tokenise(texts)
+        ticker.advance(len(texts))
+        if read.cut.any():
+            cut = f"{int(read.cut.sum())} of {len(texts)} texts have more than {tower.context} tokens"
+            ticker.note(f"{cut} and are cut off")
+    return read.ids
 
 
 def load_joint(net: ImageEncoder, encoder: Encoder) -> ImageEncoder:
@@ -153,8 +168,7 @@ def load_projection(encoder: Encoder) -> nn.Module:
 
     Raises InputError without a text tower, or if the map does not fit.
     """
-    tower = load_tower(encoder)
-    out = int(tower.arch.config()["embed_dim"])
+    out = int(_model(encoder)[0].config()["embed_dim"])
     tensors = _part(encoder, "projector")
     if not tensors and encoder.dim == out:
         return nn.Identity()
@@ -162,6 +176,18 @@ def load_projection(encoder: Encoder) -> nn.Module:
     projection = nn.Linear(encoder.dim, out, bias=False)
     projection.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
     return projection.eval()
+
+
+def _model(encoder: Encoder) -> tuple[Clip, str]:
+    """Return the model whose text tower an encoder has, and its tokeniser. Raises InputError if it has none."""
+    if encoder.text is None:
+        raise InputError(
+            "the encoder has no text tower; give a CLIP model ('sslbd convert', 'sslbd pretrain --method clip')"
+        )
+    arch: Clip = plugin.parse("arch", encoder.text["tower"], paths="refuse")
+    if arch.name != "clip":
+        raise InputError(f"its text tower is said to be of {arch.name}, expected clip")
+    return arch, encoder.text["tokeniser"]
 
 
 def _part(encoder: Encoder, part: str) -> dict[str, np.ndarray]:

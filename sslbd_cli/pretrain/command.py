@@ -61,9 +61,12 @@ def command(run: Run, input: str, output: str, seed: int, **params: Any) -> None
     monitor = _monitor(run, params["monitor"], size)
     method = run.ctx.params["method"]
     captions = dataset.need_captions(f"--method {method.name}") if method.captions else None
+    initial = _initial(run, params["init"], size)
+    if initial is not None and initial.text is not None and not method.captions:
+        run.warn(f"--init: {method.name} trains the image tower alone, so the text tower is left out")
     if doubt := training.settle_queue(run.ctx.params, len(dataset.images)):
         run.warn(doubt)
-    setup = _setup(run.ctx.params, size, _initial(run, params["init"], size))
+    setup = _setup(run.ctx.params, size, initial)
     if training.unreached(run.ctx.params):
         run.warn("the training ends before the preset's last milestone, so its learning rate never falls that far")
     if training.is_endless(run.ctx.params):

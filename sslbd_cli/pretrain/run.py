@@ -112,7 +112,7 @@ def build(images: np.ndarray, setup: Pretraining, session: Session) -> ImageEnco
     """
     if setup.initial is not None:
         net = nets.load(setup.initial).train()
-        if has_tower(setup.initial):
+        if has_tower(setup.initial) and setup.objective.captions:
             load_joint(net, setup.initial)
     else:
         mean, std = setup.pixels or channel_statistics(images)

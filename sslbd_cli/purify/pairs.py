@@ -15,7 +15,7 @@ from sslbd_cli.core.nets import ImageEncoder
 from sslbd_cli.core.session import Session
 from sslbd_cli.core.train import Terms, freeze
 from sslbd_cli.errors import InputError
-from sslbd_cli.language.tower import TextTower
+from sslbd_cli.language.tower import TextTower, read_texts
 from sslbd_cli.plugin import key
 from sslbd_cli.purify.contract import EncoderPurifier, Supplies
 from sslbd_cli.purify.repair import training, trial
@@ -76,19 +76,25 @@ class Towers:
         self.module.to(session.device.torch).requires_grad_(True)
         self.recipe = Recipe(size=encoder.size)
         self.original: Towers | None = None
+        blank = torch.zeros(2, text.context, dtype=torch.int64, device=session.device.torch)
         self.rows_at_once = step_rows(encoder, trial(encoder), session)
+        self.texts_at_once = step_rows(text, blank, session)
 
     def take(self, supplies: Supplies, session: Session) -> None:
         """Put the pairs on the device. Raises InputError if the images have no captions."""
         if supplies.captions is None:
             raise InputError("the images have no captions, which a purifier of pairs needs; give --data with captions")
         self.images = session.pool(supplies.images)
-        self.ids = session.pool(self.text.tokenise(supplies.captions).ids)
+        self.ids = session.pool(read_texts(self.text, supplies.captions, session))
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Return images B,3,H,W in the joint space, B,D."""
         vectors: Tensor = self.projector(in_portions(self.encoder, pixels, self.rows_at_once))
         return vectors
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Return tokens int B,L in the joint space, B,D."""
+        return in_portions(self.text, ids, self.texts_at_once)
 
 
 def varied(ids: Tensor, text: TextTower, share: float, gen: torch.Generator) -> Tensor:

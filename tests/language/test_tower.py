@@ -192,6 +192,25 @@ def test_a_stored_tower_keeps_its_vocabulary_and_its_bias(encoder, cpu) -> None:
     assert again.logit_bias is not None and float(again.logit_bias.detach()) == -10
 
 
+def test_stored_weights_of_another_precision_are_read_and_a_bias_is_taken(joint, tower) -> None:
+    half = {
+        key: value.astype(np.float16) if key.startswith("text.tower.ln") else value
+        for key, value in joint.tensors.items()
+    }
+    half |= {"text.logit_bias": np.full((), -3, np.float64)}
+    again = text.load_tower(dataclasses.replace(joint, tensors=half))
+    assert torch.allclose(again(torch.from_numpy(tower.tokenise(TEXTS).ids)), embed(tower, *TEXTS), atol=1e-2)
+    assert again.logit_bias is not None and float(again.logit_bias.detach()) == -3
+
+
+def test_a_vocabulary_of_fewer_tokens_than_the_tokenisers_is_refused() -> None:
+    small = TextTower(dataclasses.replace(ARCH, vocabulary=1000), "clip")
+    with pytest.raises(InputError, match="knows 1000 tokens, fewer than its tokeniser makes"):
+        small.tokenise(["a cat"])
+    assert TextTower(dataclasses.replace(ARCH, vocabulary=1000)).tokeniser == ""
+    assert TextTower(ARCH).tokeniser == "clip"
+
+
 def test_projected_images_are_unit_vectors_of_the_same_width(joint) -> None:
     feats = torch.randn(5, joint.dim)
     got = text.project(text.load_projection(joint), feats)
@@ -211,7 +230,8 @@ DAMAGE = {
     "flat": lambda t: t.update({"text.tower.positional_embedding": np.zeros(5, np.float32)}),
     "other width": lambda t: t.update({"text.tower.token_embedding.weight": np.zeros((9, 64), np.float32)}),
     "extra": lambda t: t.update({"text.blocks": np.zeros(3, np.float32)}),
-    "a bias": lambda t: t.update({"text.logit_bias": np.zeros((), np.float32)}),
+    "no file": lambda t: t.update({"text.vocabulary": np.zeros((), np.uint8)}),
+    "no bytes": lambda t: t.update({"text.vocabulary": np.zeros(3, np.float32)}),
 }
 
 

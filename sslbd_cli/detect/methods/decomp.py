@@ -40,9 +40,9 @@ class Decomp(InputDetector):
     least: float = key(0.0001, "smallest deviation of a head's product that counts", low=1e-9, expert=True)
 
     def learn(self, images: np.ndarray, setting: Setting) -> State:
-        written = torch.cat(list(_heads_of(images, setting)))  # M,H,K
-        means = written.mean(0)
-        products = (written * means).sum(2)
+        sums = [(heads.sum(0), len(heads)) for heads in _heads_of(images, setting)]
+        means = torch.stack([total for total, _ in sums]).sum(0) / sum(count for _, count in sums)  # H,K
+        products = torch.cat([(heads * means).sum(2) for heads in _heads_of(images, setting)])  # M,H
         middle = products.quantile(0.5, dim=0)
         away = (products - middle).abs().quantile(0.5, dim=0) * 1.4826
         return {"means": means, "middle": middle, "spread": away.clamp(min=self.least)}
@@ -82,6 +82,7 @@ class HeadLens:
         block: Any = blocks[-1]
         self.before: nn.Module = block_norm(block)
         attention: Any = block.attn
+        self.scale: Tensor | None = getattr(getattr(block, "ls1", None) or getattr(block, "ls_1", None), "gamma", None)
         if isinstance(attention, nn.MultiheadAttention):
             self.weight, self.bias = attention.in_proj_weight, attention.in_proj_bias
             self.out: Any = attention.out_proj
@@ -90,6 +91,8 @@ class HeadLens:
                 isinstance(getattr(attention, part, nn.Identity()), nn.Identity) for part in ("q_norm", "k_norm")
             ):
                 raise InputError(f"{net.arch.name}: its attention has norms of its own, which is not decomposed")
+            if not hasattr(attention, "qkv") or not _is_nothing(net.encoder, "head"):
+                raise InputError(f"{net.arch.name}: its last block is of a kind that is not decomposed")
             self.weight, self.bias, self.out = attention.qkv.weight, attention.qkv.bias, attention.proj
         self.heads = int(attention.num_heads)
         self.norm: Any = body.ln_post if hasattr(body, "ln_post") else body.norm
@@ -128,10 +131,17 @@ class HeadLens:
         weights = torch.einsum("bqhd,bthd->bht", query, keys).div(split[1] ** 0.5).softmax(2)
         mixed = torch.einsum("bht,bthd->bhd", weights, values)
         parts = torch.einsum("bhd,whd->bhw", mixed, self.out.weight.float().unflatten(1, split))  # B,H,W
+        parts = parts if self.scale is None else parts * self.scale.float()
         deviation = (stream.var(1, unbiased=False) + self.norm.eps).sqrt()[:, None, None]
         normed = (parts - parts.mean(2, keepdim=True)) / deviation * self.norm.weight.float()
         projected = normed if self.proj is None else normed @ self.proj.float()
         return projected / feats.norm(dim=1)[:, None, None].clamp(min=1e-12)
+
+
+def _is_nothing(network: nn.Module, name: str) -> bool:
+    """Return whether a module of open_clip's wrapper of a model of timm does nothing."""
+    module = getattr(network, name, None) if hasattr(network, "trunk") else None
+    return module is None or len(list(module.children())) == 0
 
 
 def _has_class_token(body: Any) -> bool:

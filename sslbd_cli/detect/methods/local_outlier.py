@@ -13,7 +13,7 @@ from sslbd_cli.core.session import Session
 from sslbd_cli.core.similarity import unit
 from sslbd_cli.detect.contract import Evidence, Findings, ImageDetector, Scores
 from sslbd_cli.detect.outliers import neighbours, robust_z
-from sslbd_cli.detect.pairs import pair_vectors
+from sslbd_cli.detect.pairs import caption_vectors, pair_vectors
 from sslbd_cli.errors import InputError
 from sslbd_cli.plugin import key
 
@@ -81,8 +81,9 @@ class LocalOutlier(ImageDetector):
         """Return unit vectors N,D of what is judged."""
         if self.of == "images":
             return unit(embed_once(encoder, evidence.images, session))
-        images, captions = pair_vectors(encoder, evidence, session)
-        return captions if self.of == "captions" else unit(torch.cat([images, captions], dim=1))
+        if self.of == "captions":
+            return caption_vectors(encoder, evidence, session)
+        return unit(torch.cat(pair_vectors(encoder, evidence, session), dim=1))
 
     def measure(self, feats: Tensor) -> Tensor:
         """Score unit features n,D by their neighbourhoods, higher where these are sparser: float32 n."""

@@ -40,9 +40,9 @@ class Subspace(InputDetector):
                            " with two or more for each; empty: ImageNet's classes", is_path=True)  # fmt: skip
     classes: int = key(100, "classes drawn from ImageNet's", low=2, high=1000)
     variance: float = key(0.95, "share of the variance that the subspace keeps", low=0.01, high=1, expert=True)
-    texts: int = key(90, "texts extrapolated for each component", low=1, expert=True)
-    components: int = key(3, "components that samples are drawn from", low=1, expert=True)
-    samples: int = key(15, "samples of a class", low=1, expert=True)
+    texts: int = key(90, "texts extrapolated for each component", low=1, high=1000, expert=True)
+    components: int = key(3, "components that samples are drawn from", low=1, high=100, expert=True)
+    samples: int = key(15, "samples of a class", low=1, high=1000, expert=True)
 
     @property
     def reads_texts(self) -> bool:

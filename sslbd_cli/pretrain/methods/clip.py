@@ -48,9 +48,10 @@ class CLIP(Objective):
         if isinstance(arch, Clip) or "text" in parts:
             self._need_no_shape()
         text = parts.get("text") or TextTower(arch if isinstance(arch, Clip) else self._small_text())
-        projector = parts.get("projector") or (
-            nn.Identity() if isinstance(arch, Clip) else nn.Linear(dim, self.out, bias=False)
-        )
+        assert isinstance(text, TextTower)
+        width = int(text.arch.config()["embed_dim"])
+        is_joint = isinstance(arch, Clip) and dim == width
+        projector = parts.get("projector") or (nn.Identity() if is_joint else nn.Linear(dim, width, bias=False))
         return nn.ModuleDict({"encoder": encoder, "projector": projector, "text": text})
 
     def _need_no_shape(self) -> None:

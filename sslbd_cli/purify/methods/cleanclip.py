@@ -31,11 +31,12 @@ class CleanCLIP(PairPurifier):
 
     def loss(self, towers: Towers, rows: Tensor, gen: torch.Generator) -> Terms:
         batch, ids, text = towers.images.batch(rows), towers.ids.batch(rows), towers.text
-        with torch.no_grad():
-            text.logit_scale.clamp_(max=SHARPEST)
+        if text.logit_bias is None:
+            with torch.no_grad():
+                text.logit_scale.clamp_(max=SHARPEST)
         pixels = torch.cat([batch / 255, augment(batch, towers.recipe, gen)])
         images, image_views = towers.embed(pixels).chunk(2)
-        captions, caption_views = text(torch.cat([ids, varied(ids, text, self.words, gen)])).chunk(2)
+        captions, caption_views = towers.read(torch.cat([ids, varied(ids, text, self.words, gen)])).chunk(2)
         pairs = pair_loss(text, images, captions)
         own = (contrast(text, images, image_views) + contrast(text, captions, caption_views)) / 2
         return {"loss": pairs + self.inmodal * own, "pairs": pairs, "inmodal": own}

@@ -40,9 +40,9 @@ class PAR(PairPurifier):
         assert towers.original is not None
         view, ids = augment(towers.images.batch(rows), towers.recipe, gen), towers.ids.batch(rows)
         towers.text.logit_scale.requires_grad_(False)
-        images, captions = towers.embed(view), towers.text(ids)
+        images, captions = towers.embed(view), towers.read(ids)
         with torch.no_grad():
-            old_images, old_captions = towers.original.embed(view), towers.original.text(ids)
+            old_images, old_captions = towers.original.embed(view), towers.original.read(ids)
         apart = [distance(images, old_images), distance(captions, old_captions)]
         pushed = sum(torch.where(d > self.far, torch.zeros_like(d), d) for d in apart)
         pairs = pair_loss(towers.text, images, captions)
