@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sslbd_cli.detect.contract import Findings, InputDetector, Inspection, Observation, Setting, State
+from sslbd_cli.detect.contract import Observation, Setting, State
 from sslbd_cli.detect.pairs import in_joint_space, projection_of, text_vectors
-from sslbd_cli.errors import InputError
+from sslbd_cli.detect.prompted import PromptedDetector, class_names
 from sslbd_cli.language import prompts as files
-from sslbd_cli.plugin import key
 
 RANDOM_WORDS = 8  # words behind a malignant prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class BDetCLIP(InputDetector):
+class BDetCLIP(PromptedDetector):
     """Flag inputs of a CLIP model that answer alike to texts on a class and to the same texts with random words.
 
     omega = the mean over classes of the cosine with benign prompts minus that with malignant prompts; low means
@@ -33,17 +31,9 @@ class BDetCLIP(InputDetector):
     cue = "which answer alike to texts on a class and to these texts with random words"
     cost = 2
 
-    prompts: str = key("", "prompts of the classes to ask about: a name as for probe --prompts, or a file of lines"
-                           " CLASS<tab>PROMPT; empty: ImageNet's classes", is_path=True)  # fmt: skip
-    classes: int = key(100, "classes drawn from ImageNet's", low=2, high=1000)
-
-    @property
-    def reads_texts(self) -> bool:
-        return True
-
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         gen = setting.session.generator(self.name, "prompts")
-        groups, words = self._groups(gen)
+        groups, words = self.groups(files.read("imagenet-7").templates, 1, gen), class_names()
         chosen = torch.randint(len(words), (len(groups), RANDOM_WORDS), generator=gen)
         tails = [" ".join(words[at] for at in row) for row in chosen.tolist()]
         benign = [text for texts in groups for text in texts]
@@ -57,25 +47,6 @@ class BDetCLIP(InputDetector):
         ]
         return {"apart": (means[0] - means[1]).mean(0), "projection": projection_of(setting.encoder).to(vectors)}
 
-    def _groups(self, gen: torch.Generator) -> tuple[list[list[str]], list[str]]:
-        """Return the benign prompts of each class, and the words that malignant prompts draw from."""
-        import open_clip
-
-        names: list[str] = list(open_clip.IMAGENET_CLASSNAMES)
-        if self.prompts:
-            groups = files.read(self.prompts).by_class()
-            if not groups:
-                raise InputError(f"{self.name}: prompts={Path(self.prompts).name}: expected lines CLASS<tab>PROMPT")
-            return list(groups.values()), names
-        templates = files.read("imagenet-7").templates
-        rows = torch.randperm(len(names), generator=gen)[: self.classes].tolist()
-        return [[text.replace("{}", names[row]) for text in templates] for row in rows], names
-
     def look(self, images: np.ndarray, state: State, setting: Setting) -> Observation:
         vectors = in_joint_space(setting.embed(images), state["projection"])
         return Observation({"score": -(vectors @ state["apart"]).double().cpu().numpy()})
-
-    def explain(self, inspection: Inspection) -> Findings:
-        findings = super().explain(inspection)
-        rules = {"authors": inspection.of_images.score > inspection.of_clean.score.max()}
-        return replace(findings, evaluation=replace(findings.evaluation, rules=rules))

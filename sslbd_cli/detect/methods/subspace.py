@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslbd_cli.detect.contract import Findings, InputDetector, Inspection, Observation, Setting, State
+from sslbd_cli.detect.contract import Observation, Setting, State
 from sslbd_cli.detect.pairs import in_joint_space, projection_of, text_vectors
-from sslbd_cli.errors import InputError
+from sslbd_cli.detect.prompted import PromptedDetector
 from sslbd_cli.language import prompts as files
 from sslbd_cli.plugin import key
 
 RATIOS = 0.85, 1.0  # cosine of an extrapolated text with the class's, relative to that of the text itself
 TRIALS = 128  # draws of an extrapolation
+PLAIN = "a photo of a {}."  # the text that stands for a class
 SPREAD = 0.001  # of the samples around the mean of a component
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subspace(InputDetector):
+class Subspace(PromptedDetector):
     """Flag inputs of a CLIP model that lie far from the texts of the class that they are taken for.
 
     The variants of a class's text span a subspace (principal components of 95 % of their variance). In it, further
@@ -36,42 +36,20 @@ class Subspace(InputDetector):
     cue = "which lie far from the texts of the class that they are taken for"
     cost = 2
 
-    prompts: str = key("", "prompts of the classes: a name as for probe --prompts, or a file of lines CLASS<tab>PROMPT"
-                           " with two or more for each; empty: ImageNet's classes", is_path=True)  # fmt: skip
-    classes: int = key(100, "classes drawn from ImageNet's", low=2, high=1000)
     variance: float = key(0.95, "share of the variance that the subspace keeps", low=0.01, high=1, expert=True)
     texts: int = key(90, "texts extrapolated for each component", low=1, high=1000, expert=True)
     components: int = key(3, "components that samples are drawn from", low=1, high=100, expert=True)
     samples: int = key(15, "samples of a class", low=1, high=1000, expert=True)
 
-    @property
-    def reads_texts(self) -> bool:
-        return True
-
     def learn(self, images: np.ndarray, setting: Setting) -> State:
         gen = setting.session.generator(self.name, "texts")
-        groups = self._groups(gen)
+        groups = self.groups((PLAIN, *files.read("imagenet-7").templates, "a {}.", "{}"), 2, gen)
         vectors = text_vectors(setting.encoder, [text for texts in groups for text in texts], setting.session).cpu()
         parts = vectors.split([len(texts) for texts in groups])
         samples = torch.stack([self._samples(part, gen) for part in parts])  # C,S,K
         state = {"samples": samples, "plain": torch.stack([part[0] for part in parts])}
         state["projection"] = projection_of(setting.encoder).cpu()
         return {name: tensor.to(setting.device.torch) for name, tensor in state.items()}
-
-    def _groups(self, gen: torch.Generator) -> list[list[str]]:
-        """Return each class's texts, the plain one first."""
-        import open_clip
-
-        if self.prompts:
-            groups = files.read(self.prompts).by_class()
-            if not groups or min(len(texts) for texts in groups.values()) < 2:
-                what = f"prompts={Path(self.prompts).name}: expected lines CLASS<tab>PROMPT, two or more for each class"
-                raise InputError(f"{self.name}: {what}")
-            return list(groups.values())
-        names: list[str] = list(open_clip.IMAGENET_CLASSNAMES)
-        templates = ("a photo of a {}.", *files.read("imagenet-7").templates, "a {}.", "{}")
-        rows = torch.randperm(len(names), generator=gen)[: self.classes].tolist()
-        return [[template.replace("{}", names[row]) for template in templates] for row in rows]
 
     def _samples(self, vectors: Tensor, gen: torch.Generator) -> Tensor:
         """Draw samples of a class, S,K, given its texts' unit vectors T,K, the plain one first."""
@@ -114,8 +92,3 @@ class Subspace(InputDetector):
         means, squares = state["samples"].mean(1)[nearest], state["samples"].square().sum(2).mean(1)[nearest]
         score = 1 - 2 * (vectors * means).sum(1) + squares  # the mean of the squared distances from all samples
         return Observation({"score": score.double().cpu().numpy()})
-
-    def explain(self, inspection: Inspection) -> Findings:
-        findings = super().explain(inspection)
-        rules = {"authors": inspection.of_images.score > inspection.of_clean.score.max()}
-        return replace(findings, evaluation=replace(findings.evaluation, rules=rules))

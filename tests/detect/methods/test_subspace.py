@@ -71,5 +71,5 @@ def test_images_at_a_distant_picture_are_suspicious_and_not_through_a_clean_enco
 
 def test_classes_need_two_texts(tmp_path, cpu):
     (tmp_path / "lines").write_text("cat\ta cat\ndog\ta dog\n")
-    with pytest.raises(InputError, match="two or more for each class"):
+    with pytest.raises(InputError, match="2 or more for each class"):
         learned(Honest, tmp_path / "lines", cpu)
