@@ -22,7 +22,8 @@ def judge_all(screening: Screening, session: Session, voice: Voice) -> Report:
 
     Raises InputError if a method that was named, or every method, cannot work on what was given.
     """
-    reports, not_run = [], list(screening.not_run)
+    reports: list[Report] = []
+    not_run = list(screening.not_run)
     for at, request in enumerate(screening.requests):
         method = request.method
         try:

@@ -43,7 +43,7 @@ class BDetCLIP(PromptedDetector):
         owners = torch.tensor([at for at, texts in enumerate(groups) for _ in texts], device=vectors.device)
         means = [
             F.normalize(vectors.new_zeros(len(groups), vectors.shape[1]).index_add_(0, owners, part), dim=1)
-            for part in vectors.split(len(benign))
+            for part in torch.split(vectors, len(benign))
         ]
         return {"apart": (means[0] - means[1]).mean(0), "projection": projection_of(setting.encoder).to(vectors)}
 

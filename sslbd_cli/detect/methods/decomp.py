@@ -123,9 +123,8 @@ class HeadLens:
         count = len(feats)
         tokens, stream = self.tokens[:count].float(), self.stream[:count].float()
         width = tokens.shape[2]
-        query, keys, values = F.linear(
-            tokens, self.weight.float(), None if self.bias is None else self.bias.float()
-        ).split(width, dim=2)
+        bias = None if self.bias is None else self.bias.float()
+        query, keys, values = torch.split(F.linear(tokens, self.weight.float(), bias), width, dim=2)
         split = (self.heads, width // self.heads)
         query, keys, values = query[:, :1].unflatten(2, split), keys.unflatten(2, split), values.unflatten(2, split)
         weights = torch.einsum("bqhd,bthd->bht", query, keys).div(split[1] ** 0.5).softmax(2)
@@ -135,7 +134,8 @@ class HeadLens:
         deviation = (stream.var(1, unbiased=False) + self.norm.eps).sqrt()[:, None, None]
         normed = (parts - parts.mean(2, keepdim=True)) / deviation * self.norm.weight.float()
         projected = normed if self.proj is None else normed @ self.proj.float()
-        return projected / feats.norm(dim=1)[:, None, None].clamp(min=1e-12)
+        shares: Tensor = projected / feats.norm(dim=1)[:, None, None].clamp(min=1e-12)
+        return shares
 
 
 def _is_nothing(network: nn.Module, name: str) -> bool:

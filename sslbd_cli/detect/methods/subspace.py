@@ -45,7 +45,7 @@ class Subspace(PromptedDetector):
         gen = setting.session.generator(self.name, "texts")
         groups = self.groups((PLAIN, *files.read("imagenet-7").templates, "a {}.", "{}"), 2, gen)
         vectors = text_vectors(setting.encoder, [text for texts in groups for text in texts], setting.session).cpu()
-        parts = vectors.split([len(texts) for texts in groups])
+        parts = torch.split(vectors, [len(texts) for texts in groups])
         samples = torch.stack([self._samples(part, gen) for part in parts])  # C,S,K
         state = {"samples": samples, "plain": torch.stack([part[0] for part in parts])}
         state["projection"] = projection_of(setting.encoder).cpu()

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from sslbd_cli.language.tower import clip_loss
 from sslbd_cli.plugin import key
 from sslbd_cli.pretrain.losses import Queue
-from sslbd_cli.pretrain.methods.clip import CLIP, text_tower
+from sslbd_cli.pretrain.pairs import PairObjective, text_tower
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoCLIP(CLIP):
+class RoCLIP(PairObjective):
     """Match images in some epochs with the pool's text nearest to each, not with their own captions (RoCLIP, 2023).
 
     The pool holds the latest texts' vectors, first in, first out. In every `every`-th epoch, beginning with the first,
