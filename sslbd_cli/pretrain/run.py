@@ -82,7 +82,7 @@ def pretrain(
 
     fit = Fit(learner, loss, len(images), setup.plan, session)
     fit.after_step = lambda progress: setup.objective.after_step(learner, progress)
-    fit.begin_epoch = lambda: setup.objective.begin_epoch(learner.train(), fit.epoch)  # type: ignore[func-returns-value]
+    fit.begin_epoch = lambda: setup.objective.begin_epoch(learner.train(), fit.epoch)
     fit.checkpoint = checkpoint
     fit.vet = _collapse_watch(net, images, setup.plan.epochs, session)
     if monitor is not None:

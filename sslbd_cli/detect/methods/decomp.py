@@ -126,7 +126,7 @@ class HeadLens:
         bias = None if self.bias is None else self.bias.float()
         query, keys, values = torch.split(F.linear(tokens, self.weight.float(), bias), width, dim=2)
         split = (self.heads, width // self.heads)
-        query, keys, values = query[:, :1].unflatten(2, split), keys.unflatten(2, split), values.unflatten(2, split)
+        query, keys, values = (part.reshape(count, -1, *split) for part in (query[:, :1], keys, values))
         weights = torch.einsum("bqhd,bthd->bht", query, keys).div(split[1] ** 0.5).softmax(2)
         mixed = torch.einsum("bht,bthd->bhd", weights, values)
         parts = torch.einsum("bhd,whd->bhw", mixed, self.out.weight.float().unflatten(1, split))  # B,H,W
